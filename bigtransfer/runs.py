@@ -1,0 +1,97 @@
+"""A run's folder: what was asked, what was decided, on which machine, and every number on the way. No torch here.
+
+    <run>/
+      config.json      asked and resolved configuration, versions, hardware
+      metrics.jsonl    one JSON object a line, {"step": ..., ...}
+      split.json       which images went where
+      checkpoint/      what a resume needs (train.checkpoint)
+      model.safetensors
+      report.html
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bigtransfer.errors import RunError
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed onto `path`, on error removed.
+
+    A reader, or a machine that dies, therefore sees the old file or the new one, never half of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        # mkstemp makes files private; give the result the mode a plain open() would have given it.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike[str], value: Any) -> None:
+    """Write `value` as indented JSON, atomically."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+class Run:
+    """An open run folder."""
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"Cannot create the run folder {self.folder}: {error.strerror}. Choose another with --out.") from error
+        self._metrics = self.folder / "metrics.jsonl"
+
+    def log(self, step: int, **numbers: Any) -> None:
+        """Append one line to metrics.jsonl; a number that is logged once stays even if the process dies next."""
+        with open(self._metrics, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **numbers}) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Every logged line, oldest first; a torn last line (the machine died in the middle of it) is left out."""
+        return read_metrics(self._metrics)
+
+    def rewind(self, step: int) -> None:
+        """Forget what was logged after `step`: a resumed run will log it again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        with atomic_write(self._metrics) as temporary:
+            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl file, without a torn last one; [] if the file is not there."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    lines = []
+    for line in text.splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            lines.append(json.loads(line))
+    return lines
