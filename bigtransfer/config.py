@@ -1,0 +1,293 @@
+"""One frozen keyword-only dataclass per job: every knob, its default, its help and its check in one place. No torch here.
+
+The command line (`cli`) and the Python API (`bigtransfer.finetune(...)`) are both made from these classes:
+
+    field name           `learning_rate` is the flag `--learning-rate`; a `Positional` field is an argument
+    annotation           str, int, float, bool (`--flag` / `--no-flag`), Literal (choices), `X | None` (None: not given),
+                         tuple[X, ...] (several values), and the checked types below, such as `PositiveInt`
+    string below it      the help text
+    `# --- Title` above  starts a group of flags in the help
+    `check(self)`        what must hold between fields; raises ConfigError naming the flags
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import os
+import re
+import textwrap
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from bigtransfer.errors import ConfigError
+
+T = TypeVar("T")
+
+_POSITIONAL = "positional"
+Positional = Annotated[T, _POSITIONAL]
+"""A field that is given by its place on the command line instead of by a flag."""
+
+
+@dataclass(frozen=True)
+class Must:
+    """A check that travels with a type: the sentence "must be {be}", its test, and how the value is shown in the help."""
+
+    be: str
+    test: Callable[[Any], bool]
+    metavar: str | None = None
+
+
+def seconds(text: str) -> float:
+    """Seconds in a span of time such as "90s", "10m", "1.5h" or "1h30m"; ConfigError if `text` is no such span."""
+    if not re.fullmatch(_SPAN, text.strip()):
+        raise ConfigError(f"{text!r} is not a span of time. Write it like 90s, 10m, 1.5h or 1h30m.")
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([\d.]+)([smhd])", text))
+
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_SPAN = r"(\d+(\.\d+)?[smhd])+"
+
+PositiveInt = Annotated[int, Must("1 or more", lambda value: value >= 1)]
+Count = Annotated[int, Must("0 or more", lambda value: value >= 0)]
+Positive = Annotated[float, Must("more than 0", lambda value: 0 < value < float("inf"))]
+NotNegative = Annotated[float, Must("0 or more", lambda value: 0 <= value < float("inf"))]
+Share = Annotated[float, Must("0 or more and less than 1", lambda value: 0 <= value < 1)]
+Span = Annotated[
+    str,
+    Must("a span of time such as 90s, 10m or 1h30m", lambda value: bool(re.fullmatch(_SPAN, value.strip())), "TIME"),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Field:
+    """One knob of a job, as the command line needs it."""
+
+    name: str
+    type: Callable[[str], Any]
+    """str, int, float or bool: of the value, or of each value if `several`."""
+    default: Any
+    """`dataclasses.MISSING` if the value must be given."""
+    help: str
+    group: str | None
+    positional: bool
+    several: bool
+    optional: bool
+    """None is a legal value: nothing was asked."""
+    choices: tuple[Any, ...] | None
+    must: Must | None
+
+    @property
+    def flag(self) -> str:
+        """What a user types: "--learning-rate", or "DATA" for a positional."""
+        return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
+
+    def accept(self, value: Any) -> Any:
+        """`value` in the field's type (paths become str, lists tuples, int float); ConfigError if it does not fit."""
+        if value is None and self.optional:
+            return None
+        if self.several:
+            if isinstance(value, (str, os.PathLike)):
+                value = (value,)
+            return tuple(self._accept_one(one) for one in value)
+        return self._accept_one(value)
+
+    def _accept_one(self, value: Any) -> Any:
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if self.type is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if self.choices is not None:
+            if value not in self.choices:
+                raise ConfigError(f"{self.flag} must be one of {', '.join(map(str, self.choices))}, not {value!r}.")
+        elif type(value) is not self.type:
+            raise ConfigError(f"{self.flag} must be {_NAMES[self.type]}, not {value!r}.")
+        if self.must is not None and not self.must.test(value):
+            raise ConfigError(f"{self.flag} must be {self.must.be}, not {value!r}.")
+        return value
+
+
+_NAMES: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
+
+
+class Config:
+    """Base of the configurations: on creation every value is brought to its field's type and checked."""
+
+    def __post_init__(self) -> None:
+        for field in fields_of(type(self)):
+            object.__setattr__(self, field.name, field.accept(getattr(self, field.name)))
+        self.check()
+
+    def check(self) -> None:
+        """Raise ConfigError, naming the flags, where fields contradict each other."""
+
+
+def fields_of(config_class: type) -> list[Field]:
+    """The fields of a configuration class in the order of its source, with help texts and groups read from there."""
+    notes = _notes(config_class)
+    hints = typing.get_type_hints(config_class, include_extras=True)
+    return [
+        Field(name=field.name, default=field.default, **_unfold(hints[field.name]), **notes[field.name])
+        for field in dataclasses.fields(config_class)
+    ]
+
+
+def _unfold(hint: Any) -> dict[str, Any]:
+    """What an annotation says: its parts Positional, Must, None, tuple and Literal, from the outside in."""
+    found: dict[str, Any] = {"positional": False, "several": False, "optional": False, "choices": None, "must": None}
+    while True:
+        origin = typing.get_origin(hint)
+        if origin is Annotated:
+            for extra in hint.__metadata__:
+                if extra == _POSITIONAL:
+                    found["positional"] = True
+                elif isinstance(extra, Must):
+                    found["must"] = extra
+            hint = hint.__origin__
+        elif origin in (typing.Union, types.UnionType):
+            (hint,) = (part for part in typing.get_args(hint) if part is not type(None))
+            found["optional"] = True
+        elif origin is tuple:
+            hint = typing.get_args(hint)[0]
+            found["several"] = True
+        elif origin is Literal:
+            found["choices"] = typing.get_args(hint)
+            hint = type(found["choices"][0])
+        else:
+            return {**found, "type": hint}
+
+
+def _notes(config_class: type) -> dict[str, dict[str, Any]]:
+    """Field name -> its help (the string below it) and group (the nearest `# --- Title` above it)."""
+    notes: dict[str, dict[str, Any]] = {}
+    for owner in reversed(config_class.__mro__):
+        if not dataclasses.is_dataclass(owner):
+            continue
+        source = textwrap.dedent(inspect.getsource(owner))
+        lines = source.splitlines()
+        body = typing.cast(ast.ClassDef, ast.parse(source).body[0]).body
+        for statement, following in zip(body, [*body[1:], None], strict=True):
+            if not (isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)):
+                continue
+            text = ""
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                text = inspect.cleandoc(str(following.value.value))
+            titles = (re.fullmatch(r"\s*# --- (.+)", line) for line in reversed(lines[: statement.lineno]))
+            group = next((title.group(1) for title in titles if title), None)
+            notes[statement.target.id] = {"help": text, "group": group}
+    return notes
+
+
+def _forbid(config: Any, names: tuple[str, ...], why: str) -> None:
+    """ConfigError if any of the fields `names` was given another value than its default."""
+    for field in fields_of(type(config)):
+        if field.name in names and getattr(config, field.name) != field.default:
+            raise ConfigError(f"{field.flag} {why}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Config):
+    """Adapt a pre-trained network to your own images.
+
+    Give it a folder with one sub-folder of images per class; the rest is decided by the BiT-HyperRule from the number
+    and the size of your images, printed, and saved with the run. The same command again resumes an interrupted run.
+    """
+
+    data: Positional[str]
+    """Your images: a folder with one sub-folder per class, a folder with train/, val/, test/ parts of that kind, a CSV or
+    Parquet table, WebDataset shards, or the name of a public data set (cifar10, flowers102, hf:user/name, ...)."""
+    model: str = "bit-t-r26x1"
+    """The network to start from: a name from `bit models`, a model file, a run folder, or an architecture (r50x1) together
+    with --no-pretrained."""
+    out: str | None = None
+    """Folder of the run: model, numbers, report. Default: runs/DATA-MODEL."""
+
+    # --- Data
+    image_column: str | None = None
+    """Column of a table that holds the images or their paths. Default: found by its usual names."""
+    label_column: str | None = None
+    """Column of a table that holds the class. Default: found by its usual names."""
+    examples_per_class: PositiveInt | None = None
+    """Train on this many images of each class, drawn at random with --seed. Default: all."""
+    val_fraction: Share | None = None
+    """Share of the training images to hold out for validation, class by class; 0 holds out none. Default: 0.1 if the data
+    set has neither a validation nor a test part, else 0."""
+    split_file: str | None = None
+    """Repeat the split of an earlier run: its split.json."""
+    skip_bad_images: bool = False
+    """Leave unreadable images out (they are listed) instead of stopping before the training."""
+
+    # --- Rule (each unset value is decided by the BiT-HyperRule)
+    variant: Literal["code", "paper"] = "code"
+    """Which published form of the rule: that of the released code, with which the published weights were measured (480 px,
+    warm-up), or that of the paper's text (384 px, no warm-up)."""
+    budget: Span | None = None
+    """Time to spend on training, such as 90s, 10m or 2h: a few steps are timed on this machine, and steps, batch and
+    resolution are chosen to fit. Default: the full rule, which is made for a big GPU."""
+    steps: PositiveInt | None = None
+    """Optimizer steps."""
+    batch_size: PositiveInt | None = None
+    """Images per step."""
+    learning_rate: Positive | None = None
+    """Highest learning rate of the schedule."""
+    resize: PositiveInt | None = None
+    """Images are resized to this many pixels square before the random crop."""
+    crop: PositiveInt | None = None
+    """Side of the random crop in pixels, and the size at which the model is used afterwards."""
+    mixup_alpha: NotNegative | None = None
+    """Strength of MixUp, the blending of pairs of training images; 0 turns it off."""
+    random_crop: bool = True
+    """Crop at random places in training. Turn it off if the place of things decides the class."""
+    flip: bool = True
+    """Mirror training images at random. Turn it off if left and right decide the class."""
+
+    # --- Training
+    linear: Literal["none", "closed", "sgd"] = "none"
+    """Train only a linear classifier on the frozen network: solved exactly within seconds (closed), or by the rule's steps
+    (sgd). none trains all weights, which is usually more accurate."""
+    pretrained: bool = True
+    """Start from the pre-trained weights; --no-pretrained starts from random ones, to compare."""
+    seed: Count = 0
+    """Decides everything random: the same seed repeats the run."""
+
+    # --- Machine
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the computation; auto takes bf16 where it pays."""
+    micro_batch: PositiveInt | None = None
+    """Images computed at a time; the result is the same for any value. Default: what fits into memory."""
+    compile: bool = False
+    """Compile the network first: minutes of waiting, then faster steps. Worth it on a GPU."""
+    workers: Count | None = None
+    """Processes that read and decode images. Default: as many as the machine has cores to spare."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """Keep the decoded images in memory; auto does so where they fit."""
+    antialias: bool = True
+    """Average over the source area when shrinking images, as Pillow does. The original TensorFlow code did not."""
+
+    # --- Progress
+    eval_every: PositiveInt | None = None
+    """Validate after every so many steps. Default: ten times per run."""
+    checkpoint_every: Span = "5m"
+    """Save what a resume needs at least this often, and whenever the run is interrupted."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run folder too."""
+
+    def check(self) -> None:
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise ConfigError(f"--crop {self.crop} does not fit into --resize {self.resize}.")
+        if self.split_file is not None:
+            _forbid(self, ("examples_per_class", "val_fraction"), "has no effect with --split-file, which fixes the split")
+        if self.linear == "closed":
+            _forbid(
+                self,
+                ("budget", "steps", "batch_size", "learning_rate", "mixup_alpha", "eval_every"),
+                "has no effect with --linear closed, which solves the classifier without steps",
+            )
+        if self.linear != "none" and not self.pretrained:
+            raise ConfigError("--linear needs the pre-trained weights; leave out --no-pretrained.")
