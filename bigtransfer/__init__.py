@@ -1,0 +1,34 @@
+"""Big Transfer (BiT) for PyTorch: pre-trained image classifiers, fine-tuned by one rule.
+
+The public names below are loaded when first used, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["BitError", "__version__"]
+
+_HOMES = {
+    "BitError": "errors",
+}
+"""Public name -> the module that defines it."""
+
+if TYPE_CHECKING:
+    from bigtransfer.errors import BitError as BitError
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'bigtransfer' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"bigtransfer.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

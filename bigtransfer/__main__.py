@@ -1,0 +1,7 @@
+"""`python -m bigtransfer` is the command `bit`."""
+
+import sys
+
+from bigtransfer.cli import main
+
+sys.exit(main())
