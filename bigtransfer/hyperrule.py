@@ -1,0 +1,166 @@
+"""The BiT-HyperRule: facts about a task in, a complete training recipe out. Pure functions, no torch.
+
+Source: arXiv 1912.11370 section 3.3 and the released code (google-research/big_transfer, `bit_hyperrule.py`). The two disagree in
+three places, so there are two variants:
+
+                         paper (text)                       code (released; what the published numbers were made with)
+    warm-up              none mentioned: none               100 steps (small), 500 (medium, large)
+    learning rate / 10   after 30, 60, 90 % of the steps    small after steps 200, 300, 400 (40, 60, 80 %); else 30, 60, 90 %
+    images >= 96 x 96    448 -> 384; R152x4 512 -> 480      512 -> 480 for every network
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bigtransfer.errors import ConfigError
+
+Variant = Literal["paper", "code"]
+
+BASE_LEARNING_RATE = 0.003
+BATCH_SIZE = 512
+MOMENTUM = 0.9
+SMALL_BELOW = 20_000
+"""Tasks with fewer training images are small: 500 steps, no MixUp."""
+MEDIUM_BELOW = 500_000
+"""Tasks with fewer training images are medium: 10,000 steps; the others large: 20,000 steps."""
+LOW_RESOLUTION_AREA = 96 * 96
+"""Images with fewer pixels than this are resized to 160 and cropped to 128."""
+
+# Size class -> (steps, warm-up, steps after which the learning rate falls tenfold): the released code's "supports".
+_CODE_SCHEDULE = {
+    "small": (500, 100, (200, 300, 400)),
+    "medium": (10_000, 500, (3_000, 6_000, 9_000)),
+    "large": (20_000, 500, (6_000, 12_000, 18_000)),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything the training loop needs to know; made by `recipe` (transfer) or `upstream` (pre-training)."""
+
+    steps: int
+    """Optimizer steps."""
+    batch_size: int
+    """Images per optimizer step; smaller sets repeat their images within a batch."""
+    resize: int
+    """Both sides are resized to this, px, ignoring the aspect ratio."""
+    crop: int
+    """Side of the random square crop that the network sees in training, px; evaluation resizes straight to it."""
+    mixup_alpha: float = 0.0
+    """MixUp draws one lambda ~ Beta(alpha, alpha) per step; 0: no MixUp."""
+    base_learning_rate: float = BASE_LEARNING_RATE
+    warmup: int = 0
+    """Steps of linear warm-up from 0."""
+    decays: tuple[int, ...] = ()
+    """The learning rate is divided by 10 on every step number greater than each of these."""
+    schedule: Literal["staircase", "cosine"] = "staircase"
+    """cosine (pre-training only): half a cosine from the base rate to 0 over the steps after the warm-up."""
+    momentum: float = MOMENTUM
+    weight_decay: float = 0.0
+    """L2 penalty on kernels and the head's weights, added to their gradients; biases and norms have none."""
+    variant: str = "code"
+    size_class: str = ""
+    notes: tuple[str, ...] = ()
+    """What was decided and why, and what a time budget gave up; sentences for people."""
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0 as in the released code: step 0 of a warm-up has rate 0, and
+        the step whose number equals a decay mark still has the higher rate. ValueError outside 0 <= step < steps."""
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step {step} is outside 0..{self.steps - 1}")
+        if step < self.warmup:
+            return self.base_learning_rate * step / self.warmup
+        if self.schedule == "cosine":
+            progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+            return self.base_learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+        return self.base_learning_rate * 0.1 ** sum(mark < step for mark in self.decays)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> Recipe:
+        """The inverse of `to_dict`, also after a round trip through JSON."""
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+
+
+def size_class(num_examples: int) -> Literal["small", "medium", "large"]:
+    """The HyperRule's size of a task by its number of training images."""
+    return "small" if num_examples < SMALL_BELOW else "medium" if num_examples < MEDIUM_BELOW else "large"
+
+
+def resolution(height: int, width: int, variant: Variant = "code", architecture: str = "") -> tuple[int, int]:
+    """(resize, crop) in px for images of this native size; `architecture` ("r152x4") matters to the paper's variant only."""
+    if height * width < LOW_RESOLUTION_AREA:
+        return 160, 128
+    if variant == "paper" and architecture != "r152x4":
+        return 448, 384
+    return 512, 480
+
+
+def recipe(num_examples: int, height: int, width: int, variant: Variant = "code", *, architecture: str = "") -> Recipe:
+    """The BiT-HyperRule for a task with `num_examples` training images of `height` x `width` px (the typical native size).
+
+    variant: "paper" or "code", see the module's table. architecture: "r152x4" has its own resolution in the paper.
+    ConfigError on counts below 1 or an unknown variant.
+    """
+    if num_examples < 1 or height < 1 or width < 1:
+        raise ConfigError(f"The HyperRule needs at least one image of at least 1 x 1 px, not {num_examples} of {height} x {width}.")
+    if variant not in ("paper", "code"):
+        raise ConfigError(f"Unknown HyperRule variant {variant!r}: choose 'paper' or 'code'.")
+    size = size_class(num_examples)
+    steps, warmup, decays = _CODE_SCHEDULE[size]
+    if variant == "paper":
+        warmup, decays = 0, (steps * 3 // 10, steps * 6 // 10, steps * 9 // 10)
+    resize, crop = resolution(height, width, variant, architecture)
+    mixup = 0.0 if size == "small" else 0.1
+    return Recipe(
+        steps=steps,
+        batch_size=BATCH_SIZE,
+        resize=resize,
+        crop=crop,
+        mixup_alpha=mixup,
+        warmup=warmup,
+        decays=decays,
+        variant=variant,
+        size_class=size,
+        notes=(
+            f"{num_examples:,} training images make this a {size} task: {steps:,} steps, {'no MixUp' if not mixup else 'MixUp 0.1'}.",
+            f"Images of about {width} x {height} px are "
+            + ("small" if height * width < LOW_RESOLUTION_AREA else "large")
+            + f": resized to {resize}, cropped to {crop} px.",
+        ),
+    )
+
+
+def upstream(
+    num_examples: int,
+    epochs: float,
+    *,
+    batch_size: int = 4096,
+    crop: int = 224,
+    learning_rate: float | None = None,
+    warmup: int = 5_000,
+    decay_epochs: tuple[float, ...] = (30, 60, 80),
+    schedule: Literal["staircase", "cosine"] = "staircase",
+    weight_decay: float = 1e-4,
+) -> Recipe:
+    """The paper's pre-training recipe (section 3.3): rate 0.03 x batch / 256 unless given, 5,000 steps of warm-up, a tenth after 30, 60
+    and 80 of 90 epochs, weight decay 1e-4, no MixUp. `decay_epochs` has no effect on the cosine schedule."""
+    per_epoch = num_examples / batch_size
+    return Recipe(
+        steps=max(1, round(epochs * per_epoch)),
+        batch_size=batch_size,
+        resize=crop,
+        crop=crop,
+        base_learning_rate=0.03 * batch_size / 256 if learning_rate is None else learning_rate,
+        warmup=warmup,
+        decays=tuple(round(epoch * per_epoch) for epoch in decay_epochs) if schedule == "staircase" else (),
+        schedule=schedule,
+        weight_decay=weight_decay,
+        variant="upstream",
+    )
