@@ -1,0 +1,222 @@
+"""What a classifier's answers are worth, as a state that adds: any split of the images gives the same numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigtransfer.errors import DataError, WeightsError
+
+CALIBRATION_BINS = 15
+"""Equal-width bins of the calibration error (the number of Guo et al., arXiv 1706.04599)."""
+
+Z95 = 1.959963984540054
+"""97.5 % quantile of the normal distribution: half-width of a 95 % interval, in standard deviations."""
+
+_RECORD = np.dtype(
+    [
+        ("index", np.int64),
+        ("true", np.int64),
+        ("predicted", np.int64),
+        ("rank", np.int64),
+        ("probability", np.float64),
+        ("nll", np.float64),
+        ("entropy", np.float64),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class PerClass:
+    """Arrays `(classes,)`. NaN where undefined: precision of a class never predicted, recall of one without images,
+    F1 of one with neither."""
+
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+    support: np.ndarray
+    """Images of the class, int64."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Arrays `(CALIBRATION_BINS,)`; bin b holds the images whose top probability is in (b, b + 1] / CALIBRATION_BINS."""
+
+    count: np.ndarray
+    confidence: np.ndarray
+    """Mean top probability in the bin; NaN in an empty one."""
+    accuracy: np.ndarray
+    """Share of correct answers in the bin; NaN in an empty one."""
+
+
+class Classification:
+    """One record for each image seen, from which every number is computed on demand.
+
+    States of disjoint images add with `+`. Sums are exactly rounded (`math.fsum`) and ties are broken by the lower class
+    index, so the numbers depend neither on batch sizes nor on the order or the number of states added. Records, not a
+    confusion matrix, because the matrix of a 21,843-class head would need 3.8 GB.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.num_classes = num_classes
+        self._parts: list[np.ndarray] = []
+
+    def update(self, logits: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+        """Add images: logits float `(n, classes)`, labels int `(n,)`, indices int `(n,)`: each image's place in its set
+        (default: counted on from what is there). Raises DataError for a label outside the classes, WeightsError for
+        logits that are not finite."""
+        if logits.ndim != 2 or logits.shape[1] != self.num_classes:
+            raise DataError(f"Expected logits of shape (n, {self.num_classes}), got {tuple(logits.shape)}.")
+        logits = logits.detach().cpu().double()
+        labels = labels.detach().cpu().long()
+        if not torch.isfinite(logits).all():
+            raise WeightsError("The model's logits are not finite: its weights are damaged or its training diverged.")
+        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < self.num_classes):
+            raise DataError(
+                f"Labels {int(labels.min())} to {int(labels.max())} do not fit the model's {self.num_classes} classes."
+            )
+        log_probability = logits.log_softmax(1)
+        own = logits.gather(1, labels[:, None])
+        before = torch.arange(self.num_classes) < labels[:, None]
+        records = np.empty(len(labels), _RECORD)
+        records["index"] = np.arange(len(self), len(self) + len(labels)) if indices is None else indices.cpu().numpy()
+        records["true"] = labels.numpy()
+        records["rank"] = ((logits > own) | ((logits == own) & before)).sum(1).numpy()
+        # NumPy's argmax promises the first of equal values, torch's does not.
+        records["predicted"] = logits.numpy().argmax(1)
+        records["probability"] = log_probability.amax(1).exp().numpy()
+        records["nll"] = -log_probability.gather(1, labels[:, None])[:, 0].numpy()
+        records["entropy"] = torch.special.entr(log_probability.exp()).sum(1).numpy()
+        self._parts.append(records)
+
+    def __add__(self, other: Classification) -> Classification:
+        if self.num_classes != other.num_classes:
+            raise DataError(f"States of {self.num_classes} and {other.num_classes} classes do not add.")
+        total = Classification(self.num_classes)
+        total._parts = self._parts + other._parts
+        return total
+
+    def __len__(self) -> int:
+        """Images seen."""
+        return sum(len(part) for part in self._parts)
+
+    @property
+    def records(self) -> np.ndarray:
+        """One row per image, ordered by `index`: `index`, `true`, `predicted` (class numbers), `rank` (classes scored
+        above the true one: 0 is right), `probability` (of the predicted class), `nll` and `entropy` (nats)."""
+        if len(self._parts) != 1:
+            self._parts = [np.concatenate(self._parts) if self._parts else np.empty(0, _RECORD)]
+        return np.sort(self._parts[0], order="index", kind="stable")
+
+    def _mean(self, values: np.ndarray) -> float:
+        return math.fsum(values.tolist()) / len(values) if len(values) else math.nan
+
+    def top(self, k: int) -> float:
+        """Share of images whose true class is among the `k` highest scores (NaN without images)."""
+        return self._mean(self.records["rank"] < k)
+
+    @property
+    def top1(self) -> float:
+        return self.top(1)
+
+    @property
+    def top5(self) -> float:
+        return self.top(5)
+
+    @property
+    def top1_interval(self) -> tuple[float, float]:
+        """95 % Wilson score interval of top-1: the true accuracies that would not make this result surprising, if the
+        images are an independent sample. Good for few images and near 0 or 1, where mean +- 2 sd is not."""
+        n = len(self)
+        if n == 0:
+            return 0.0, 1.0
+        p = self.top1
+        centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+        half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
+        return max(0.0, centre - half), min(1.0, centre + half)
+
+    @property
+    def nll(self) -> float:
+        """Mean negative log-likelihood of the true class, nats (the cross-entropy loss)."""
+        return self._mean(self.records["nll"])
+
+    @property
+    def mean_per_class(self) -> float:
+        """Mean recall of the classes that have images: every class counts the same, however common."""
+        recall = self.per_class().recall
+        return self._mean(recall[~np.isnan(recall)])
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: mean over images of |accuracy - mean top probability| of the image's bin, 0 to 1
+        (Guo et al., arXiv 1706.04599, equation 3; `CALIBRATION_BINS` bins of equal width, closed on the right)."""
+        bins = self.calibration()
+        full = bins.count > 0
+        if not full.any():
+            return math.nan
+        gap = bins.count[full] * np.abs(bins.accuracy[full] - bins.confidence[full])
+        return math.fsum(gap.tolist()) / len(self)
+
+    def calibration(self) -> Calibration:
+        """Accuracy against confidence, bin by bin: what a reliability diagram draws."""
+        records = self.records
+        place = np.clip(np.ceil(records["probability"] * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+        right = records["rank"] == 0
+        members = [place == b for b in range(CALIBRATION_BINS)]
+        return Calibration(
+            count=np.bincount(place, minlength=CALIBRATION_BINS),
+            confidence=np.array([self._mean(records["probability"][member]) for member in members]),
+            accuracy=np.array([self._mean(right[member]) for member in members]),
+        )
+
+    def per_class(self) -> PerClass:
+        """Precision, recall, F1 and support of every class."""
+        records = self.records
+        right = records["true"][records["rank"] == 0]
+        hits = np.bincount(right, minlength=self.num_classes)
+        support = np.bincount(records["true"], minlength=self.num_classes)
+        predicted = np.bincount(records["predicted"], minlength=self.num_classes)
+        with np.errstate(invalid="ignore"):
+            return PerClass(hits / predicted, hits / support, 2 * hits / (support + predicted), support)
+
+    def confusion(self) -> np.ndarray:
+        """int64 `(classes, classes)`: row the true class, column the predicted one. Dense: 8 * classes**2 bytes."""
+        records = self.records
+        cells = np.bincount(records["true"] * self.num_classes + records["predicted"], minlength=self.num_classes**2)
+        return cells.reshape(self.num_classes, self.num_classes)
+
+    def confused(self) -> list[tuple[int, int, int]]:
+        """Every confusion that happened, as (true, predicted, images), most frequent first."""
+        records = self.records
+        wrong = records["rank"] > 0
+        pairs, counts = np.unique(
+            np.stack([records["true"][wrong], records["predicted"][wrong]], 1), axis=0, return_counts=True
+        )
+        order = np.argsort(-counts, kind="stable")
+        return [(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order]
+
+    def named(self, prefix: str) -> dict[str, float]:
+        """The headline numbers as `{"<prefix>/top1": ..., ...}`, for `metrics.jsonl` and a model card."""
+        names = ("top1", "top5", "mean_per_class", "nll", "ece")
+        return {f"{prefix}/{name}": getattr(self, name) for name in names}
+
+
+def evaluate(
+    predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]]
+) -> Classification:
+    """Measure `predict` (uint8 images `(n, c, h, w)` -> logits `(n, classes)`) on batches of (images, labels, indices), as
+    `data.loader.eval_batches` gives them. Raises DataError if there is not a single image."""
+    total: Classification | None = None
+    for images, labels, indices in batches:
+        logits = predict(images)
+        if total is None:
+            total = Classification(logits.shape[1])
+        total.update(logits, labels, indices)
+    if total is None:
+        raise DataError("There is no image to evaluate on.")
+    return total

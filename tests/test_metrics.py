@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from sklearn import metrics as sk
+
+from bigtransfer.errors import DataError, WeightsError
+from bigtransfer.evals import Classification, evaluate
+
+
+def sample(n=997, classes=7, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes - 1, (n,), generator=generator)  # the last class never occurs
+    logits = torch.randn(n, classes, generator=generator) + 1.5 * torch.nn.functional.one_hot(labels, classes)
+    logits[:, 0] -= 100  # and class 0 is never predicted
+    return logits, labels
+
+
+def state(logits, labels, indices=None):
+    result = Classification(logits.shape[1])
+    result.update(logits, labels, indices)
+    return result
+
+
+def everything(result):
+    per_class, bins = result.per_class(), result.calibration()
+    return [result.named("x"), result.top1_interval, result.confusion().tolist(), result.records.tolist(), result.confused()] + [
+        values.tolist() for values in (*vars(per_class).values(), *vars(bins).values())
+    ]
+
+
+def test_numbers_agree_with_scikit_learn():
+    logits, labels = sample()
+    result = state(logits, labels)
+    scores = logits.double().softmax(1).numpy()
+    predicted = scores.argmax(1)
+    classes = np.arange(7)
+    assert result.top1 == sk.accuracy_score(labels, predicted)
+    assert result.top5 == pytest.approx(sk.top_k_accuracy_score(labels, scores, k=5, labels=classes), abs=1e-15)
+    assert result.nll == pytest.approx(-np.log(scores[np.arange(len(labels)), labels]).mean(), rel=1e-12)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scikit-learn's word on classes that were predicted but never occur
+        assert result.mean_per_class == pytest.approx(sk.balanced_accuracy_score(labels, predicted), rel=1e-12)
+    np.testing.assert_array_equal(result.confusion(), sk.confusion_matrix(labels, predicted, labels=classes))
+    expected = sk.precision_recall_fscore_support(labels, predicted, labels=classes, zero_division=np.nan)
+    for ours, theirs in zip(vars(result.per_class()).values(), expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
+    assert np.isnan(result.per_class().recall[6]) and np.isnan(result.per_class().precision[0])
+
+
+def test_calibration_error_agrees_with_a_loop_over_the_definition():
+    logits, labels = sample()
+    scores = logits.double().softmax(1).numpy()
+    confidence, right = scores.max(1), scores.argmax(1) == labels.numpy()
+    total = 0.0
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
+        if inside.any():
+            total += inside.sum() / len(labels) * abs(right[inside].mean() - confidence[inside].mean())
+    result = state(logits, labels)
+    assert result.ece == pytest.approx(total, rel=1e-10)
+    assert result.ece > 0.01
+    assert result.calibration().count.sum() == len(labels)
+
+
+def test_entropy_and_probability_are_those_of_the_softmax():
+    logits, labels = sample(20)
+    scores = logits.double().softmax(1).numpy()
+    records = state(logits, labels).records
+    np.testing.assert_allclose(records["probability"], scores.max(1), rtol=1e-12)
+    np.testing.assert_allclose(records["entropy"], -(scores * np.log(scores)).sum(1), rtol=1e-9)
+
+
+def test_any_split_and_order_give_exactly_the_same_numbers():
+    logits, labels = sample()
+    whole = state(logits, labels, torch.arange(997))
+    order = torch.randperm(997, generator=torch.Generator().manual_seed(1))
+    total = Classification(7)
+    for part in order.split(61):
+        total = state(logits[part], labels[part], part) + total
+    np.testing.assert_equal(everything(total), everything(whole))
+
+
+@pytest.mark.parametrize(("right", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (7, 10, 0.3968, 0.8922), (1000, 1000, 0.9962, 1)])
+def test_wilson_interval_matches_published_values(right, n, low, high):
+    # Wilson intervals without continuity correction, as statsmodels' proportion_confint(method="wilson") prints them.
+    logits = torch.tensor([[1.0, 0.0]] * right + [[0.0, 1.0]] * (n - right))
+    assert state(logits, torch.zeros(n, dtype=torch.long)).top1_interval == pytest.approx((low, high), abs=5e-5)
+
+
+def test_ties_count_for_the_lower_class():
+    result = state(torch.zeros(3, 3), torch.tensor([0, 1, 2]))
+    assert result.top1 == 1 / 3
+    assert result.top(2) == 2 / 3
+    assert result.records["predicted"].tolist() == [0, 0, 0]
+
+
+def test_few_classes_and_no_images():
+    assert state(torch.tensor([[0.0, 1.0]]), torch.tensor([0])).top5 == 1
+    empty = Classification(3)
+    assert len(empty) == 0 and math.isnan(empty.top1) and math.isnan(empty.ece)
+    assert empty.top1_interval == (0, 1)
+    assert empty.confusion().sum() == 0 and empty.confused() == []
+
+
+def test_confused_pairs_are_the_confusion_matrix_off_the_diagonal():
+    result = state(*sample())
+    matrix = result.confusion()
+    np.fill_diagonal(matrix, 0)
+    pairs = result.confused()
+    assert sum(count for *_, count in pairs) == matrix.sum() > 0
+    assert all(matrix[true, predicted] == count for true, predicted, count in pairs)
+    assert [count for *_, count in pairs] == sorted((count for *_, count in pairs), reverse=True)
+
+
+def test_bad_labels_and_logits_are_told():
+    with pytest.raises(DataError, match="3 classes"):
+        state(torch.zeros(1, 3), torch.tensor([3]))
+    with pytest.raises(WeightsError, match="not finite"):
+        state(torch.tensor([[0.0, math.nan]]), torch.tensor([0]))
+    with pytest.raises(DataError, match="do not add"):
+        Classification(2) + Classification(3)
+
+
+def test_evaluate_is_the_same_for_any_batch_size():
+    logits, labels = sample(50)
+    images = torch.arange(50, dtype=torch.uint8).reshape(50, 1, 1, 1)
+    indices = torch.arange(50)
+
+    def predict(batch):
+        return logits[batch.flatten().long()]
+
+    results = [
+        evaluate(predict, zip(images.split(size), labels.split(size), indices.split(size), strict=True)) for size in (1, 7, 50)
+    ]
+    for result in results[1:]:
+        np.testing.assert_equal(everything(result), everything(results[0]))
+    assert results[0].top1 == state(logits, labels).top1
+    with pytest.raises(DataError, match="no image"):
+        evaluate(predict, [])
