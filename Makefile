@@ -1,0 +1,72 @@
+# What CI runs, you run: `make demo`, `make test`, `make check`. The first call installs what it needs into .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RUN := $(VENV)/.installed-run
+DEV := $(VENV)/.installed-dev
+
+.PHONY: help setup demo test test-all check format bench docs lock clean
+help:
+	@echo "make demo      see it work: fine-tune the bundled network on handwritten digits (offline, minutes)"
+	@echo "make test      the tests, but for the slow ones; make test-all: all"
+	@echo "make check     formatting, lint, types, layering"
+	@echo "make setup     install for development into .venv"
+	@echo "make bench     the quick benchmarks; docs: rebuild the generated pages; lock: renew requirements/*.txt; clean"
+
+setup: $(DEV)
+
+demo: $(RUN)
+	$(BIN)/bit demo
+
+test: $(DEV)
+	$(BIN)/python -m pytest -q -m "not slow"
+
+test-all: $(DEV)
+	$(BIN)/python -m pytest -q
+
+check: $(DEV)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+	$(BIN)/lint-imports
+
+format: $(DEV)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(DEV)
+	$(BIN)/python benchmarks/run.py
+
+docs: $(DEV)
+	$(BIN)/python docs/build.py
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "bigtransfer needs Python 3.11 or newer; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "Python's venv module is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip install -q uv || \
+	  { echo "Cannot install 'uv' from the package index. Is the network there?"; \
+	    echo "Without it: install torch and this folder (pip install -e '.[dev]') into an environment of your own,"; \
+	    echo "then run 'bit demo' and 'pytest' in it."; exit 1; }
+
+# pip is not used for the rest: uv installs exactly the locked versions, many times faster.
+$(RUN): requirements/run.txt pyproject.toml | $(BIN)/uv
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements/run.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+$(DEV): requirements/dev.txt $(RUN)
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements/dev.txt
+	@touch $@
+
+LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -c requirements/constraints.txt \
+  --no-annotate --no-header --no-emit-index-url -q
+lock: | $(BIN)/uv
+	$(LOCK) --extra demo -o requirements/run.txt
+	$(LOCK) --extra dev -c requirements/run.txt -o requirements/dev.txt
+
+clean:
+	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
