@@ -12,7 +12,9 @@ import difflib
 import importlib
 import inspect
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -80,19 +82,20 @@ def _run(arguments: list[str]) -> int:
     command, *rest = arguments
     if command not in commands():
         raise ConfigError(f"There is no command {command!r}.{_suggestion(command, commands())} `bit --help` lists them.")
-    try:
-        asked = parse(command, rest)
-    except SystemExit as exit:  # argparse has printed the help
-        return int(exit.code or 0)
+    if "-h" in rest or "--help" in rest:
+        print(_explanation(command), end="")
+        return 0
+    asked = parse(command, rest)
     return importlib.import_module(f"bigtransfer.jobs.{command}").run(asked) or 0
 
 
 def parse(command: str, arguments: Sequence[str]) -> config.Config:
-    """The configuration that these arguments ask for; ConfigError if they are wrong, SystemExit after --help."""
+    """The configuration that these arguments ask for; ConfigError if they are wrong."""
     chosen = config_class(command)
     assert chosen is not None, command
-    fields = config.fields_of(chosen)
-    parser = _parser(command, chosen, fields)
+    parser = _Parser(prog=f"bit {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    for field in config.fields_of(chosen):
+        _add(parser, field)
     values, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].partition("=")[0]
@@ -110,73 +113,32 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message[:1].upper()}{message[1:]}. `{self.prog} --help` explains the arguments.")
 
 
-class _Help(argparse.RawDescriptionHelpFormatter):
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=30)
-
-
-def _parser(command: str, chosen: type[config.Config], fields: list[config.Field]) -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog=f"bit {command}",
-        description=inspect.getdoc(chosen),
-        formatter_class=_Help,
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
-    )
-    groups: dict[str | None, Any] = {None: parser}
-    for field in fields:
-        if field.group not in groups:
-            groups[field.group] = parser.add_argument_group(field.group)
-        _add(groups[field.group], field)
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error (also BIT_DEBUG=1).")
-    return parser
-
-
-def _add(group: Any, field: config.Field) -> None:
+def _add(parser: argparse.ArgumentParser, field: config.Field) -> None:
     """One field as an argparse argument. The configuration class itself knows the defaults and checks the values."""
-    options: dict[str, Any] = {"help": _help(field)}
     required = field.default is dataclasses.MISSING
+    options: dict[str, Any] = {}
     if field.type is bool:
         options["action"] = argparse.BooleanOptionalAction
     else:
         options["type"] = _reader(field.type)
-        if field.choices is not None:
-            options["choices"] = field.choices
-        else:
-            options["metavar"] = _metavar(field)
+        options["metavar"] = field.flag
         if field.several:
-            options["nargs"] = "+" if required or not field.positional else "*"
+            options["nargs"] = "*" if field.positional and not required else "+"
         elif field.positional and not required:
             options["nargs"] = "?"
-    if not field.positional:
-        group.add_argument(field.flag, dest=field.name, required=required, **options)
+    if field.positional:
+        parser.add_argument(field.name, **options)
     else:
-        group.add_argument(field.name, **options)
+        parser.add_argument(field.flag, dest=field.name, required=required, **options)
 
 
 def _reader(type_: Any) -> Any:
     def read(text: str) -> Any:
         return type_(text)
 
-    # argparse names the function in "invalid ... value".
+    # argparse puts the function's name into "invalid ... value".
     read.__name__ = {int: "whole number", float: "number"}.get(type_, "text")
     return read
-
-
-def _metavar(field: config.Field) -> str:
-    if field.must is not None and field.must.metavar is not None:
-        return field.must.metavar
-    if field.positional:
-        return field.name.upper()
-    return {int: "N", float: "X"}.get(field.type, field.name.rpartition("_")[2].upper())  # pyright: ignore
-
-
-def _help(field: config.Field) -> str:
-    text = " ".join(field.help.split())
-    if field.default not in (None, dataclasses.MISSING, ()):
-        shown = {True: "on", False: "off"}[field.default] if field.type is bool else field.default
-        text += f" (default: {shown})"
-    return text.replace("%", "%%")
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
@@ -185,13 +147,80 @@ def _suggestion(word: str, known: Sequence[str]) -> str:
 
 
 def _overview() -> str:
-    lines = ["usage: bit COMMAND [ARGUMENTS]   (bit COMMAND --help explains one, bit --version)", ""]
-    lines += ["Big Transfer: fine-tune pre-trained image classifiers by one rule.", "", _START]
+    """The text of `bit --help`."""
+    lines = ["usage: bit COMMAND ...     (`bit COMMAND --help` explains a command; bit --version)", ""]
+    lines += ["Big Transfer: pre-trained image classifiers, fine-tuned on your images by one rule.", "", _START]
     for title, names in GROUPS.items():
         lines.append(f"{title}:")
         for name in names:
             chosen = config_class(name)
             if chosen is not None:
-                lines.append(f"  {name:<10} {(inspect.getdoc(chosen) or '').splitlines()[0]}")
+                lines.append(f"  {name:<10} {_doc(chosen)[0]}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _explanation(command: str) -> str:
+    """The text of `bit COMMAND --help`."""
+    chosen = config_class(command)
+    assert chosen is not None, command
+    width = min(shutil.get_terminal_size().columns, 110)
+    fields = config.fields_of(chosen)
+    usage = " ".join(_shown(field) for field in fields if field.positional)
+    lines = [f"usage: bit {command} {usage} [FLAGS]".replace("  ", " ")]
+    for paragraph in _doc(chosen):
+        lines += ["", paragraph if paragraph.startswith(" ") else _fill(paragraph, width)]
+    # Groups in the order of their first field; arguments and flags without a title come first.
+    groups: dict[str, list[config.Field]] = {}
+    for field in fields:
+        groups.setdefault("Arguments" if field.positional else field.group or "Flags", []).append(field)
+    for title, members in groups.items():
+        lines += ["", f"{title}:"]
+        for field in members:
+            lines += _entry(_shown(field), _help(field), width)
+    lines += ["", "Also: --debug shows the traceback of an error (or set BIT_DEBUG=1)."]
+    return "\n".join(lines) + "\n"
+
+
+def _doc(chosen: type[config.Config]) -> list[str]:
+    """The paragraphs of a configuration's docstring; the first is the command's summary."""
+    return (inspect.getdoc(chosen) or "").split("\n\n")
+
+
+def _shown(field: config.Field) -> str:
+    """An argument as the help names it: "DATA", "FILES...", "--steps N", "--variant code|paper", "--[no-]flip"."""
+    if field.positional:
+        shown = field.flag + ("..." if field.several else "")
+        return shown if field.default is dataclasses.MISSING else f"[{shown}]"
+    if field.type is bool:
+        return field.flag if field.default is False else field.flag.replace("--", "--[no-]", 1)
+    if field.choices is not None:
+        value = "|".join(map(str, field.choices))
+    elif field.must is not None and field.must.metavar is not None:
+        value = field.must.metavar
+    else:
+        value = {int: "N", float: "X"}.get(field.type, field.name.rpartition("_")[2].upper())  # pyright: ignore
+    return f"{field.flag} {value}" + (" ..." if field.several else "")
+
+
+def _help(field: config.Field) -> str:
+    if field.default in (None, dataclasses.MISSING, (), ""):
+        return field.help  # it says itself what happens if nothing is given
+    if field.type is bool:
+        return f"{field.help} (default: on)" if field.default else field.help
+    default = " ".join(map(str, field.default)) if field.several else field.default
+    return f"{field.help} (default: {default})"
+
+
+def _entry(name: str, text: str, width: int) -> list[str]:
+    """One argument and its explanation in two columns."""
+    column = 30
+    body = _fill(text, width - column).splitlines()
+    first = f"  {name}"
+    if len(first) + 2 > column:
+        return [first, *(" " * column + line for line in body)]
+    return [first.ljust(column) + body[0], *(" " * column + line for line in body[1:])] if body else [first]
+
+
+def _fill(text: str, width: int) -> str:
+    return textwrap.fill(" ".join(text.split()), max(width, 30), break_on_hyphens=False, break_long_words=False)
