@@ -148,8 +148,9 @@ class ResNetV2(nn.Module):
         return maps
 
     def features(self, x: Tensor) -> Tensor:
-        """Pooled features `(n, 2048 * width)` in float32: what the head sees."""
-        return self.norm(self.maps(x)[-1]).float().mean(dim=(2, 3))
+        """Pooled features `(n, 2048 * width)` in the head's dtype: what the head sees."""
+        last = self.norm(self.maps(x)[-1])
+        return last.mean(dim=(2, 3), dtype=torch.promote_types(last.dtype, torch.float32))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

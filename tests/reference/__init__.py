@@ -1,0 +1,1 @@
+"""Independent float64 references; nothing here imports torch or bigtransfer."""
