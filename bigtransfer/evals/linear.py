@@ -1,0 +1,194 @@
+"""The linear probe: the best linear classifier on frozen features, solved exactly instead of trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bigtransfer.data.augment import normalize
+from bigtransfer.errors import DataError
+from bigtransfer.model import ResNetV2
+
+FEWSHOT_PENALTY = 2.0**10
+"""The fixed penalty of the linear few-shot evaluation that big_vision uses for monitoring (`fewshot_lsr`)."""
+
+_GRID = 10.0 ** torch.linspace(-4, 1, 21, dtype=torch.float64)
+"""Penalties tried, in units of the features' mean squared singular value."""
+
+_ROWS = 8192
+"""Images whose features are brought to float64 at a time."""
+
+_JUDGED = 4096
+"""The most images that penalty and temperature are chosen by."""
+
+_RANK = 1e-12
+"""Squared singular values below this share of the largest are rounding errors."""
+
+_FLOOR = 0.1
+"""Standard deviations are taken to be at least this share of their root mean square: of few images, a feature that is nearly
+always zero would otherwise be blown up without bound the first time it is not."""
+
+_ONE_SHOT_TEMPERATURE = 0.1
+"""Where the data cannot tell, because no class has two images: a score difference of 1 becomes 10 nats. A convention."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted linear classifier and how it was found."""
+
+    head: nn.Linear
+    """Raw features `(n, features)` -> logits, float32: takes the place of `ResNetV2.head`."""
+    penalty: float
+    """Ridge penalty on the weights for standardized features."""
+    temperature: float
+    """What the regression's scores are divided by to become logits."""
+    leave_one_out_top1: float
+    """Accuracy on the training images when each is judged by the classifier fitted without it; NaN if it cannot be known
+    because no class has two images."""
+
+
+def extract_features(
+    model: ResNetV2,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    device: torch.device | str,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Pooled features float32 `(n, features)` and labels int64 `(n,)`, both on the CPU, of batches of (uint8 images, labels,
+    indices) as `data.loader.eval_batches` gives them. dtype: of the network's computation. Raises DataError if there is no
+    image."""
+    features, labels = [], []
+    training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            for images, batch_labels, _ in batches:
+                features.append(model.features(normalize(images.to(device), dtype)).cpu())
+                labels.append(batch_labels)
+    finally:
+        model.train(training)
+    if not features:
+        raise DataError("There is no image to extract features from.")
+    # Outside inference_mode, so that the result is an ordinary tensor.
+    return torch.cat(features).clone(), torch.cat(labels)
+
+
+@torch.no_grad()
+def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | None = None) -> Probe:
+    """Ridge regression of one-hot targets on standardized features, with a free intercept; all sums in float64.
+
+    features float `(n, d)`, labels int `(n,)` in 0..num_classes-1, for any n and d; O(n d min(n, d)) operations and O(d min(n, d))
+    memory beside the features. Raises DataError without images or with labels outside the classes.
+
+    penalty: added to the diagonal of the features' Gram matrix. None chooses it, from a grid, together with the temperature
+    (below). `FEWSHOT_PENALTY` gives big_vision's fixed protocol: its targets of +-1 are a linear map of one-hot ones and its
+    bias column of 100 is as good as a free intercept, so the predicted classes are the same.
+
+    Regression scores are not logits: they are divided by a temperature. Penalty and temperature are those whose softmax of
+    the leave-one-out scores has the least negative log-likelihood, with targets smoothed as in Platt (1999) so that perfect
+    scores do not ask for infinite confidence. Leave-one-out (each image judged without itself) is exact in closed form, but
+    for the standardization, which keeps using all images. Only images of classes with at least two can be judged so; where
+    there are none, both values are conventions.
+    """
+    n, d = features.shape
+    if n == 0:
+        raise DataError("A linear classifier needs at least one image.")
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise DataError(f"Labels {int(labels.min())} to {int(labels.max())} do not fit {num_classes} classes.")
+    labels = labels.to(features.device)
+    counts = torch.bincount(labels, minlength=num_classes)
+    prior = counts.double() / n  # the mean of the targets
+    mean, scale = _standardization(features)
+
+    def standardized(rows: slice | Tensor) -> Tensor:
+        return (features[rows].double() - mean) * scale
+
+    # X = U S V^T from the smaller of the two Gram matrices; `basis` = V / S, so that U = X basis and W = basis (S W').
+    spans = [slice(start, start + _ROWS) for start in range(0, n, _ROWS)]
+    if n <= d:
+        x = standardized(slice(None))
+        squares, u = torch.linalg.eigh(x @ x.T)
+        kept = squares > _RANK * squares.max()
+        squares = squares[kept]
+        basis = x.T @ (u[:, kept] / squares)
+    else:
+        gram = torch.zeros(d, d, dtype=torch.float64, device=features.device)
+        for span in spans:
+            chunk = standardized(span)
+            gram += chunk.T @ chunk
+        squares, v = torch.linalg.eigh(gram)
+        kept = squares > _RANK * squares.max()
+        squares = squares[kept]
+        basis = v[:, kept] / squares.sqrt()
+
+    projected = torch.zeros(len(squares), num_classes, dtype=torch.float64, device=features.device)  # U^T Y
+    for span in spans:
+        onehot = nn.functional.one_hot(labels[span], num_classes).double()
+        projected += (standardized(span) @ basis).T @ (onehot - prior)
+
+    # Leave-one-out scores for any penalty, of (a sample of) the images that can be judged: residual / (1 - leverage).
+    judged = (counts[labels] > 1).nonzero()[:, 0]
+    judged = judged[:: max(1, math.ceil(len(judged) / _JUDGED))]
+    u = standardized(judged) @ basis
+    own = nn.functional.one_hot(labels[judged], num_classes).double()
+
+    def left_out(penalty: float) -> Tensor:
+        shrink = squares / (squares + penalty)
+        leverage = 1 / n + u.square() @ shrink
+        return own - (own - prior - u @ (shrink[:, None] * projected)) / (1 - leverage).clamp_min(1e-9)[:, None]
+
+    # The mean squared singular value; with a single image, or all alike, there is none.
+    unit = float(squares.mean()) if len(squares) else 1.0
+    temperature, right = _ONE_SHOT_TEMPERATURE, math.nan
+    if len(judged):
+        best = math.inf
+        for candidate in (unit * _GRID).tolist() if penalty is None else [penalty]:
+            scores = left_out(candidate)
+            fitted, error = _temperature(scores, labels[judged])
+            if error < best:
+                best, penalty, temperature = error, candidate, fitted
+                right = float((scores.argmax(1) == labels[judged]).double().mean())
+    elif penalty is None:
+        penalty = unit
+    assert penalty is not None
+    solution = basis @ ((squares / (squares + penalty))[:, None] * projected)
+
+    weight = scale[:, None] * solution / temperature
+    head = nn.Linear(d, num_classes, device=features.device)
+    head.weight.copy_(weight.T)
+    head.bias.copy_(prior / temperature - mean @ weight)
+    return Probe(head, float(penalty), temperature, right)
+
+
+def _standardization(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation (population, at least `_FLOOR`) of each feature, float64 `(d,)`."""
+    chunks = features.split(_ROWS)
+    mean = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(features)
+    variance = torch.stack([(chunk.double() - mean).square().sum(0) for chunk in chunks]).sum(0) / len(features)
+    # Images that are all alike differ by rounding only, which must not be scaled up either.
+    floor = torch.maximum(_FLOOR * variance.mean().sqrt(), torch.finfo(torch.float32).eps * mean.square().mean().sqrt())
+    std = torch.maximum(variance.sqrt(), floor)
+    return mean, 1 / torch.where(std > 0, std, 1.0)
+
+
+def _temperature(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The temperature at which softmax(scores / temperature) has the least cross-entropy with the smoothed labels, and
+    that cross-entropy.
+
+    In b = 1 / temperature the cross-entropy is convex: its slope, mean of (expected - target score), has one root."""
+    smooth = 1 / (len(labels) + 2)
+    target = (1 - smooth) * scores.gather(1, labels[:, None])[:, 0] + smooth * scores.mean(1)
+    low, high = 1e-2, 1e4
+    middle = 1.0
+    for _ in range(24):
+        expected = ((middle * scores).softmax(1) * scores).sum(1)
+        if float((expected - target).mean()) < 0:
+            low = middle
+        else:
+            high = middle
+        middle = math.sqrt(low * high)
+    error = torch.logsumexp(middle * scores, 1) - middle * target
+    return 1 / middle, float(error.mean())

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression, Ridge
+
+from bigtransfer.errors import DataError
+from bigtransfer.evals import Classification, linear
+from bigtransfer.model import ResNetV2
+
+
+def sample(n, d, classes=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    centres = torch.randn(classes, d, generator=generator)
+    spread = 1 + torch.rand(d, generator=generator)
+    return 5 + spread * (centres[labels] + 2 * torch.randn(n, d, generator=generator)), labels
+
+
+def standardize(features):
+    features = features.double().numpy()
+    return (features - features.mean(0)) / features.std(0)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 12), (20, 50), (30, 30)])
+def test_weights_are_those_of_scikit_learns_ridge_regression(n, d):
+    features, labels = sample(n, d)
+    probe = linear.fit(features, labels, 3, penalty=7.0)
+    ridge = Ridge(alpha=7.0).fit(standardize(features), np.eye(3)[labels])
+    scores = probe.head(features).double().detach().numpy() * probe.temperature
+    np.testing.assert_allclose(scores, ridge.predict(standardize(features)), atol=2e-5)
+
+
+@pytest.mark.parametrize(("n", "d"), [(40, 8), (25, 60)])
+def test_leave_one_out_is_what_refitting_without_each_image_gives(n, d):
+    features, labels = sample(n, d)
+    x, targets = standardize(features), np.eye(3)[labels]
+    scores = []
+    for i in range(n):
+        others = np.arange(n) != i
+        scores.append(Ridge(alpha=9.0).fit(x[others], targets[others]).predict(x[i : i + 1])[0])
+    scores = np.array(scores)
+    probe = linear.fit(features, labels, 3, penalty=9.0)
+    assert probe.leave_one_out_top1 == np.mean(scores.argmax(1) == labels.numpy())
+
+    def error(temperature):
+        z = scores / temperature
+        z = z - np.log(np.exp(z).sum(1, keepdims=True))
+        target = np.eye(3)[labels] * (1 - 1 / (n + 2)) + 1 / (3 * (n + 2))
+        return -(target * z).sum(1).mean()
+
+    grid = np.geomspace(probe.temperature / 3, probe.temperature * 3, 2001)
+    best = grid[np.argmin([error(temperature) for temperature in grid])]
+    assert probe.temperature == pytest.approx(best, rel=2e-3)
+
+
+def test_fixed_penalty_predicts_what_big_visions_protocol_does():
+    features, labels = sample(90, 200, classes=5)
+    new, _ = sample(400, 200, classes=5, seed=1)
+    mean, std = features.double().mean(0), features.double().std(0, correction=0) + 1e-5
+    with_bias = [torch.cat([(f.double() - mean) / std, torch.full((len(f), 1), 100.0)], 1) for f in (features, new)]
+    x = with_bias[0]
+    targets = 2 * torch.nn.functional.one_hot(labels, 5).double() - 1
+    weight = torch.linalg.solve(x.T @ x + 1024 * torch.eye(201, dtype=torch.float64), x.T @ targets)
+    theirs = (with_bias[1] @ weight).argmax(1)
+    ours = linear.fit(features, labels, 5, penalty=linear.FEWSHOT_PENALTY).head(new).argmax(1)
+    assert torch.equal(ours, theirs)
+    assert len(theirs.unique()) == 5
+
+
+def test_chosen_probe_beats_logistic_regression_on_digits_and_its_probabilities_are_calibrated():
+    pixels, labels = (torch.from_numpy(array) for array in load_digits(return_X_y=True))
+    projection = torch.randn(64, 512, generator=torch.Generator().manual_seed(0)) / 8
+    features = torch.relu(pixels.float() @ projection)
+    train = torch.arange(0, len(labels), 4)
+    test = torch.arange(1, len(labels), 4)
+    probe = linear.fit(features[train], labels[train], 10)
+    result = Classification(10)
+    result.update(probe.head(features[test]), labels[test])
+    baseline = LogisticRegression(max_iter=2000).fit(pixels[train] / 16, labels[train]).score(pixels[test] / 16, labels[test])
+    assert result.top1 > baseline > 0.9
+    assert result.ece < 0.03
+    assert result.nll < 0.15
+    assert abs(probe.leave_one_out_top1 - result.top1) < 0.03
+
+
+def test_one_image_per_class_and_degenerate_sets():
+    features, labels = torch.eye(4, 9), torch.arange(4)
+    probe = linear.fit(features, labels, 4)
+    assert math.isnan(probe.leave_one_out_top1)
+    assert torch.equal(probe.head(features).argmax(1), labels)
+    for same in (linear.fit(torch.ones(3, 5), torch.tensor([1, 1, 0]), 2), linear.fit(torch.ones(1, 5), torch.tensor([1]), 2)):
+        logits = same.head(torch.ones(1, 5))
+        assert torch.isfinite(logits).all() and logits.argmax() == 1
+
+
+def test_a_nearly_constant_feature_does_not_blow_up():
+    features, labels = sample(40, 6)
+    features[:, 0] = 0
+    features[0, 0] = 1e-4
+    head = linear.fit(features, labels, 3).head
+    changed = features[:1].clone()
+    changed[0, 0] = 1
+    assert (head(changed) - head(features[:1])).abs().max() < 10
+
+
+def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
+    features, labels = sample(100, 10)
+    whole = linear.fit(features, labels, 3, penalty=1.0).head(features)
+    monkeypatch.setattr(linear, "_ROWS", 33)
+    torch.testing.assert_close(linear.fit(features, labels, 3, penalty=1.0).head(features), whole)
+
+
+def test_bad_labels_are_told():
+    with pytest.raises(DataError, match="2 classes"):
+        linear.fit(torch.zeros(2, 3), torch.tensor([0, 2]), 2)
+    with pytest.raises(DataError, match="at least one"):
+        linear.fit(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), 2)
+
+
+def test_extracted_features_are_what_the_head_sees_and_the_probe_fits_there():
+    torch.manual_seed(0)
+    model = ResNetV2((1, 1, 1, 1), 1, 3).train()
+    images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    indices = torch.arange(5)
+    batches = zip(images.split(2), labels.split(2), indices.split(2), strict=True)
+    features, found = linear.extract_features(model, batches, "cpu")
+    assert model.training
+    assert features.dtype == torch.float32 and features.shape == (5, 2048) and torch.equal(found, labels)
+    with torch.no_grad():
+        expected = model.features((images.float() - 127.5) / 127.5)
+    torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
+    model.head = linear.fit(features, labels, 3, penalty=1e-3).head
+    assert torch.equal(model((images.float() - 127.5) / 127.5).argmax(1), labels)
+    with pytest.raises(DataError, match="no image"):
+        linear.extract_features(model, [], "cpu")
