@@ -81,7 +81,9 @@ def _run(arguments: list[str]) -> int:
         return 0
     command, *rest = arguments
     if command not in commands():
-        raise ConfigError(f"There is no command {command!r}.{_suggestion(command, commands())} `bit --help` lists them.")
+        raise ConfigError(
+            f"There is no command {command!r}.{_suggestion(command, commands())} `bit --help` lists them."
+        )
     if "-h" in rest or "--help" in rest:
         print(_explanation(command), end="")
         return 0
@@ -102,7 +104,9 @@ def parse(command: str, arguments: Sequence[str]) -> config.Config:
         if not flag.startswith("-"):
             raise ConfigError(f"`bit {command}` has no use for {flag!r}. `bit {command} --help` shows what it takes.")
         flags = [option for action in parser._actions for option in action.option_strings]
-        raise ConfigError(f"`bit {command}` has no flag {flag}.{_suggestion(flag, flags)} `bit {command} --help` lists them.")
+        raise ConfigError(
+            f"`bit {command}` has no flag {flag}.{_suggestion(flag, flags)} `bit {command} --help` lists them."
+        )
     return chosen(**vars(values))
 
 

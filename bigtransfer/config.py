@@ -90,11 +90,11 @@ class Field:
         """`value` in the field's type (paths become str, lists tuples, int float); ConfigError if it does not fit."""
         if value is None and self.optional:
             return None
-        if self.several:
-            if isinstance(value, (str, os.PathLike)):
-                value = (value,)
-            return tuple(self._accept_one(one) for one in value)
-        return self._accept_one(value)
+        if not self.several:
+            return self._accept_one(value)
+        if not isinstance(value, (tuple, list)):
+            value = (value,)
+        return tuple(self._accept_one(one) for one in value)
 
     def _accept_one(self, value: Any) -> Any:
         if isinstance(value, os.PathLike):
@@ -282,7 +282,9 @@ class FinetuneConfig(Config):
         if self.resize is not None and self.crop is not None and self.crop > self.resize:
             raise ConfigError(f"--crop {self.crop} does not fit into --resize {self.resize}.")
         if self.split_file is not None:
-            _forbid(self, ("examples_per_class", "val_fraction"), "has no effect with --split-file, which fixes the split")
+            _forbid(
+                self, ("examples_per_class", "val_fraction"), "has no effect with --split-file, which fixes the split"
+            )
         if self.linear == "closed":
             _forbid(
                 self,
@@ -309,3 +311,82 @@ class DemoConfig(Config):
     """Images of each digit to learn from."""
     seed: Count = 0
     """Decides which images are learnt from, and everything else that is random."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Config):
+    """Train a network from random weights on a large labelled set, to be fine-tuned later.
+
+    The recipe is the paper's (SGD, 0.03 x batch / 256, weight decay 1e-4, random-area crops); the same command again resumes
+    an interrupted run.
+    """
+
+    data: Positional[str]
+    """The upstream images, in any form that `bit finetune` reads; a val/ part is measured on the way."""
+    model: str = "r50x1"
+    """Architecture: r26x1, r50x1, r50x3, r101x1, r101x3, r152x2, r152x4."""
+    name: str | None = None
+    """Name of the resulting model, written into its file. Default: the run folder's."""
+    out: str | None = None
+    """Folder of the run. Default: runs/DATA-MODEL."""
+    class_names: str | None = None
+    """Tab-separated file of folder name and readable class name, one class a line."""
+    upstream: str | None = None
+    """What the images are, in words, for the model's card. Default: the data set's name."""
+    skip_bad_images: bool = False
+    """Leave unreadable images out (they are listed) instead of stopping before the training."""
+
+    # --- Recipe
+    epochs: Positive = 90.0
+    """Passes over the images."""
+    batch_size: PositiveInt = 4096
+    """Images per step."""
+    learning_rate: Positive | None = None
+    """Highest learning rate. Default: 0.03 x batch size / 256."""
+    warmup: Count = 5000
+    """Steps of linear warm-up."""
+    schedule: Literal["staircase", "cosine"] = "staircase"
+    """How the learning rate falls: a tenth at each of --decay-epochs, or half a cosine to 0."""
+    decay_epochs: tuple[float, ...] = (30.0, 60.0, 80.0)
+    """Epochs after which the staircase falls."""
+    weight_decay: NotNegative = 1e-4
+    """L2 penalty on kernels and the head's matrix (not on biases and norms)."""
+    crop: PositiveInt = 224
+    """Side of the training crops, px."""
+    eval_size: PositiveInt | None = None
+    """Side at which images are shown for validation and afterwards, px. Default: --crop. Things look larger in random-area crops, so
+    about 1.3 x --crop often measures better."""
+    min_area: Share = 0.05
+    """Smallest part of an image's area that a random crop takes."""
+    norm: Literal["gn", "bn"] = "gn"
+    """Normalization: GroupNorm, or BatchNorm for the paper's ablation."""
+    weight_standardization: bool = True
+    """Standardize kernels; off for the paper's ablation."""
+    seed: Count = 0
+    """Decides everything random: the same seed repeats the run."""
+
+    # --- Machine
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the computation; auto takes bf16 where it pays."""
+    micro_batch: PositiveInt | None = None
+    """Images computed at a time. Default: what fits into memory."""
+    compile: bool = False
+    """Compile the network first."""
+    workers: Count | None = None
+    """Processes that read and decode images. Default: as many as the machine has cores to spare."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """Keep the decoded images in memory; auto does so where they fit."""
+
+    # --- Progress
+    eval_every: PositiveInt | None = None
+    """Validate after every so many steps. Default: ten times per run."""
+    checkpoint_every: Span = "5m"
+    """Save what a resume needs at least this often, and whenever the run is interrupted."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run folder too."""
+
+    def check(self) -> None:
+        if self.schedule == "cosine":
+            _forbid(self, ("decay_epochs",), "has no effect with --schedule cosine")

@@ -17,7 +17,7 @@ import pytest
 
 import bigtransfer
 from bigtransfer import cli, config
-from bigtransfer.config import Config, ConfigError, FinetuneConfig, PositiveInt, Positional, Share, Span
+from bigtransfer.config import Config, ConfigError, FinetuneConfig, Positional, PositiveInt, Share, Span
 from tests.conftest import REPOSITORY
 
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors", "tqdm", "sklearn")
@@ -87,12 +87,18 @@ def bit(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_values_reach_the_configuration_in_their_types(sample) -> None:
-    asked = cli.parse(
-        "sample",
-        "a b --rate 2 --count 3 --share 0 --within 1h30m --mode slow --sizes 4 5 6 --no-mirror --loud".split(),
-    )
+    line = "a b --rate 2 --count 3 --share 0 --within 1h30m --mode slow --sizes 4 5 6 --no-mirror --loud"
+    asked = cli.parse("sample", line.split())
     assert asked == SampleConfig(
-        files=("a", "b"), rate=2.0, count=3, share=0.0, within="1h30m", mode="slow", sizes=(4, 5, 6), mirror=False, loud=True
+        files=("a", "b"),
+        rate=2.0,
+        count=3,
+        share=0.0,
+        within="1h30m",
+        mode="slow",
+        sizes=(4, 5, 6),
+        mirror=False,
+        loud=True,
     )
     assert isinstance(asked.rate, float)  # type: ignore[attr-defined]
 
@@ -135,11 +141,15 @@ def test_a_wrong_type_from_python_is_named() -> None:
         SampleConfig(files=("a",), count=1.5)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=re.escape("--mirror must be True or False, not 1")):
         SampleConfig(files=("a",), mirror=1)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=re.escape("FILES must be text, not 3")):
+        SampleConfig(files=3)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=re.escape("--count must be a whole number, not True")):
         SampleConfig(files=("a",), count=True)
 
 
-@pytest.mark.parametrize(("text", "length"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("1h30m", 5400), (" 2d ", 172800)])
+@pytest.mark.parametrize(
+    ("text", "length"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("1h30m", 5400), (" 2d ", 172800)]
+)
 def test_spans_of_time(text: str, length: float) -> None:
     assert config.seconds(text) == length
 
@@ -279,7 +289,11 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(
-        [sys.executable, "-m", "bigtransfer", "--help"], stdout=writing, stderr=subprocess.PIPE, cwd=REPOSITORY, check=False
+        [sys.executable, "-m", "bigtransfer", "--help"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        cwd=REPOSITORY,
+        check=False,
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
