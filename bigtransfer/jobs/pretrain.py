@@ -1,0 +1,144 @@
+"""`bit pretrain`: a network from random weights on a large labelled set."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bigtransfer import data, evals, hyperrule, runs, weights
+from bigtransfer.catalog import InputSpec, ModelCard, architecture
+from bigtransfer.config import PretrainConfig, seconds
+from bigtransfer.data import checks
+from bigtransfer.data.augment import InceptionCrop, normalize
+from bigtransfer.data.loader import TrainLoader, eval_batches
+from bigtransfer.errors import DataError
+from bigtransfer.jobs import training
+from bigtransfer.model import build
+from bigtransfer.train import checkpoint, loop
+
+
+def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str, ...]:
+    """The class names that the tab-separated file `path` gives for the data set's own; the same names without a file."""
+    if path is None:
+        return folder_names
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"--class-names {path}: {error.strerror}") from error
+    table = dict(line.split("\t")[:2] for line in lines if "\t" in line)
+    missing = [name for name in folder_names if name not in table]
+    if missing:
+        raise DataError(f"--class-names {path} has no line for {len(missing)} classes, such as {', '.join(missing[:5])}.")
+    return tuple(table[name] for name in folder_names)
+
+
+def run(config: PretrainConfig) -> int:
+    """Train, or go on training, and save the model; 0 when done, 128 + signal when stopped by one."""
+    device = training.pick_device(config.device)
+    splits = data.open_dataset(config.data)
+    train_set, val_set = splits.train, splits.val or splits.test
+    names = readable_names(train_set.class_names, config.class_names)
+    arch = dataclasses.replace(
+        architecture(config.model), norm=config.norm, weight_standardization=config.weight_standardization
+    )
+    recipe = hyperrule.upstream(
+        len(train_set),
+        config.epochs,
+        batch_size=config.batch_size,
+        crop=config.crop,
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        decay_epochs=config.decay_epochs,
+        schedule=config.schedule,
+        weight_decay=config.weight_decay,
+    )
+    spec = InputSpec(size=config.eval_size or config.crop)
+    dtype = loop.compute_dtype(config.precision, device)
+
+    torch.manual_seed(config.seed)
+    model = build(arch, len(names)).to(device, memory_format=torch.channels_last)
+    state = loop.new_state(model, recipe)
+
+    run = runs.Run(training.run_folder(config.out, config.data, config.model))
+    facts: dict[str, Any] = {
+        "recipe": recipe.to_dict(),
+        "seed": config.seed,
+        "architecture": dataclasses.asdict(arch),
+        "images": len(train_set),
+        "min_area": config.min_area,
+    }
+    resumed = training.resume(run, state, facts)
+    runs.write_json(
+        run.folder / "config.json",
+        {
+            "command": "pretrain",
+            "asked": dataclasses.asdict(config),
+            "resolved": {"device": str(device), "dtype": str(dtype), **facts},
+            "recipe": recipe.to_dict(),
+            "environment": training.environment(device),
+            "data": {"train": len(train_set), "val": len(val_set) if val_set else 0, "classes": len(names)},
+        },
+    )
+    print(
+        f"{config.model} ({sum(p.numel() for p in model.parameters()):,} parameters) on {len(train_set):,} images of {len(names)} classes: "
+        f"{recipe.steps:,} steps of {recipe.batch_size}, {config.crop} px, {str(dtype).removeprefix('torch.')} on {device}"
+        + (f", from step {state.step}" if resumed else "")
+    )
+    if not resumed:
+        train_set, _ = checks.check(train_set, skip_bad=config.skip_bad_images)
+    loader = TrainLoader(
+        train_set,
+        InceptionCrop(size=config.crop, min_area=config.min_area),
+        batch_size=recipe.batch_size,
+        seed=config.seed,
+        cache=config.cache,
+        workers=training.spare_workers() if config.workers is None else config.workers,
+        progress=True,
+    )
+
+    def validate() -> dict[str, float]:
+        assert val_set is not None
+        return evals.evaluate(predict, eval_batches(val_set, spec, 256), len(names)).named("val")
+
+    @torch.inference_mode()
+    def predict(images: torch.Tensor) -> torch.Tensor:
+        model.eval()
+        return model(normalize(images.to(device), dtype))
+
+    outcome = training.train(
+        run,
+        state,
+        loader,
+        recipe,
+        facts=facts,
+        device=device,
+        dtype=dtype,
+        micro_batch=config.micro_batch or loop.fitting_micro_batch(model, config.crop, dtype, device, recipe.batch_size),
+        compile=config.compile,
+        validate=None if val_set is None else validate,
+        eval_every=config.eval_every or max(1, recipe.steps // 10),
+        checkpoint_seconds=seconds(config.checkpoint_every),
+        tensorboard=config.tensorboard,
+    )
+    if not outcome.finished:
+        print(f"Stopped after step {state.step} of {recipe.steps}; the same command goes on from there.")
+        return 128 + (outcome.signal or 0)
+    checkpoint.save(run.folder, state, facts)
+    measured = [line for line in run.metrics() if "val/top1" in line]
+    card = ModelCard(
+        name=config.name or run.folder.name,
+        architecture=arch,
+        num_classes=len(names),
+        input=spec,
+        class_names=names,
+        upstream=config.upstream or config.data,
+        source="bit pretrain",
+        recipe=recipe.to_dict(),
+        metrics={key: value for key, value in measured[-1].items() if key != "step"} if measured else {},
+    )
+    weights.save(run.folder / "model.safetensors", model, card)
+    print(f"Saved {run.folder / 'model.safetensors'}" + (f": val top-1 {card.metrics['val/top1']:.2%}" if measured else ""))
+    return 0
