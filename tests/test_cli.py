@@ -220,7 +220,7 @@ def test_every_command_explains_every_knob(command: str, capsys: pytest.CaptureF
     assert cli.main([command, "--help"]) == 0
     shown = capsys.readouterr().out
     assert [field.flag for field in fields if field.flag not in shown.replace("[no-]", "")] == []
-    summary = shown.split("\n\n")[1]
+    summary = " ".join(shown.split("\n\n")[1].split())
     assert summary.endswith(".")
     assert summary in cli._overview()
 

@@ -1,0 +1,110 @@
+"""`bit demo`: from a folder of images to a classifier, on real handwritten digits that scikit-learn ships."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from bigtransfer.config import DemoConfig, FinetuneConfig
+from bigtransfer.data import open_dataset
+from bigtransfer.errors import ConfigError, RunError
+from bigtransfer.evals.metrics import wilson
+from bigtransfer.jobs import finetune
+
+TEST_PER_CLASS = 50
+MARKER = "written-by-bit-demo.txt"
+
+
+def run(config: DemoConfig) -> int:
+    """Write the images, train, compare. Needs scikit-learn; ConfigError without."""
+    out = _fresh(Path(config.out))
+    images = out / "digits"
+    write_digits(images, config.examples_per_class, config.seed)
+    learnt, tested = 10 * config.examples_per_class, 10 * TEST_PER_CLASS
+    print(f"{images}: {learnt} handwritten digits to learn from, {tested} others to be tested on,")
+    print("as PNG files of 8 x 8 px in one folder per class: just what a folder of your own photos would be.\n")
+
+    rows = []
+    for name, title, pretrained in (
+        ("pretrained", "bit-t-r26x1, fine-tuned", True),
+        ("random", "the same network from random weights", False),
+    ):
+        asked = FinetuneConfig(
+            data=str(images),
+            out=str(out / name),
+            budget=config.budget,
+            flip=False,  # a mirrored digit is another sign
+            seed=config.seed,
+            pretrained=pretrained,
+        )
+        print(f"$ {_command(asked)}\n", flush=True)
+        rows.append((title, finetune.finetune(asked).metrics["test_top1"]))
+        print()
+    rows.append(("a linear classifier on the pixels", linear_on_pixels(images)))
+
+    print(f"Correct on the {tested} images that none of them had seen (95 % interval):")
+    for title, accuracy in rows:
+        low, high = wilson(accuracy, tested)
+        print(f"  {title:<38}{accuracy:7.1%}   ({low:.1%} to {high:.1%})")
+    print(f"\nThe report, to open in a browser: {out / 'pretrained' / 'report.html'}")
+    print("Next, with your own images, one folder per class:\n  bit finetune path/to/photos --budget 10m")
+    return 0
+
+
+def _fresh(out: Path) -> Path:
+    """The demo's folder, without what an earlier demo left; RunError if it holds anything else."""
+    if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise RunError(f"{out} exists and is not from an earlier demo. Choose another folder with --out.")
+    for name in ("digits", "pretrained", "random"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARKER).write_text("`bit demo` made this folder and overwrites it.\n", encoding="utf-8")
+    return out
+
+
+def write_digits(folder: Path, per_class: int, seed: int) -> None:
+    """Write `per_class` images of each digit to folder/train/DIGIT and 50 others to folder/test/DIGIT, as 8 x 8 grey PNG.
+
+    Source: scikit-learn's `load_digits`, the 1,797 images of the test part of UCI's optical handwritten digits. ConfigError if
+    there are not that many.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ConfigError("`bit demo` needs scikit-learn for its images: pip install 'bigtransfer[demo]'") from error
+    digits = load_digits()
+    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # counts of 0..16
+    random = np.random.default_rng(seed)
+    for label in range(10):
+        chosen = random.permutation(np.flatnonzero(digits.target == label))
+        if per_class + TEST_PER_CLASS > len(chosen):
+            raise ConfigError(f"--examples-per-class can be {len(chosen) - TEST_PER_CLASS} at most for this data set.")
+        for part, indices in (("train", chosen[:per_class]), ("test", chosen[per_class:][:TEST_PER_CLASS])):
+            home = folder / part / str(label)
+            home.mkdir(parents=True)
+            for index in indices:
+                Image.fromarray(pixels[index]).save(home / f"{index:04}.png")
+
+
+def linear_on_pixels(folder: Path) -> float:
+    """Test accuracy of scikit-learn's logistic regression on the raw pixels of the same files."""
+    from sklearn.linear_model import LogisticRegression
+
+    splits = open_dataset(folder, channels=1)
+    (train, labels), (test, truth) = (
+        (np.stack([part.read(i).ravel() / 255 for i in range(len(part))]), part.labels)
+        for part in (splits.train, splits.test)
+    )
+    return float(LogisticRegression(max_iter=1000).fit(train, labels).score(test, truth))
+
+
+def _command(asked: FinetuneConfig) -> str:
+    """The command line that asks for the same."""
+    words = ["bit", "finetune", asked.data, "--out", str(asked.out), "--budget", str(asked.budget), "--no-flip"]
+    words += ["--seed", str(asked.seed)] if asked.seed else []
+    words += [] if asked.pretrained else ["--no-pretrained"]
+    return shlex.join(words)
