@@ -7,6 +7,7 @@ shortcut that starts from the pre-activated input.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
@@ -34,7 +35,7 @@ class StdConv2d(nn.Conv2d):
     """A bias-free convolution whose kernel is standardized at each use (`ops.standardize`)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, ops.standardize(self.weight).to(input.dtype), None)
+        return self._conv_forward(input, ops.standardize(self.weight, dtype=input.dtype), None)
 
 
 class GroupNormReLU(nn.GroupNorm):
@@ -173,3 +174,19 @@ def build(name: str | Architecture, num_classes: int, *, device: str | torch.dev
             norm=arch.norm,
             weight_standardization=arch.weight_standardization,
         )
+
+
+@torch.no_grad()
+def fold(network: ResNetV2, dtype: torch.dtype = torch.float32) -> ResNetV2:
+    """The same function for inputs of `dtype`, with the standardized kernels stored: nothing is left to standardize at each call.
+
+    Bit for bit the result of `network` in eval mode. For inference only: the copy's kernels are not the trained parameters.
+    """
+    arch = dataclasses.replace(network.architecture, weight_standardization=False)
+    folded = build(arch, network.num_classes, device="meta")
+    tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    for name, module in network.named_modules():
+        if isinstance(module, StdConv2d):
+            tensors[f"{name}.weight"] = ops.standardize(module.weight).to(dtype)
+    folded.load_state_dict(tensors, assign=True)
+    return folded.eval().requires_grad_(False)

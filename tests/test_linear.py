@@ -81,7 +81,9 @@ def test_chosen_probe_beats_logistic_regression_on_digits_and_its_probabilities_
     probe = linear.fit(features[train], labels[train], 10)
     result = Classification(10)
     result.update(probe.head(features[test]), labels[test])
-    baseline = LogisticRegression(max_iter=2000).fit(pixels[train] / 16, labels[train]).score(pixels[test] / 16, labels[test])
+    baseline = (
+        LogisticRegression(max_iter=2000).fit(pixels[train] / 16, labels[train]).score(pixels[test] / 16, labels[test])
+    )
     assert result.top1 > baseline > 0.9
     assert result.ece < 0.03
     assert result.nll < 0.15
@@ -93,7 +95,10 @@ def test_one_image_per_class_and_degenerate_sets():
     probe = linear.fit(features, labels, 4)
     assert math.isnan(probe.leave_one_out_top1)
     assert torch.equal(probe.head(features).argmax(1), labels)
-    for same in (linear.fit(torch.ones(3, 5), torch.tensor([1, 1, 0]), 2), linear.fit(torch.ones(1, 5), torch.tensor([1]), 2)):
+    for same in (
+        linear.fit(torch.ones(3, 5), torch.tensor([1, 1, 0]), 2),
+        linear.fit(torch.ones(1, 5), torch.tensor([1]), 2),
+    ):
         logits = same.head(torch.ones(1, 5))
         assert torch.isfinite(logits).all() and logits.argmax() == 1
 

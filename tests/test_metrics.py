@@ -28,9 +28,13 @@ def state(logits, labels, indices=None):
 
 def everything(result):
     per_class, bins = result.per_class(), result.calibration()
-    return [result.named("x"), result.top1_interval, result.confusion().tolist(), result.records.tolist(), result.confused()] + [
-        values.tolist() for values in (*vars(per_class).values(), *vars(bins).values())
-    ]
+    return [
+        result.named("x"),
+        result.top1_interval,
+        result.confusion().tolist(),
+        result.records.tolist(),
+        result.confused(),
+    ] + [values.tolist() for values in (*vars(per_class).values(), *vars(bins).values())]
 
 
 def test_numbers_agree_with_scikit_learn():
@@ -85,7 +89,9 @@ def test_any_split_and_order_give_exactly_the_same_numbers():
     np.testing.assert_equal(everything(total), everything(whole))
 
 
-@pytest.mark.parametrize(("right", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (7, 10, 0.3968, 0.8922), (1000, 1000, 0.9962, 1)])
+@pytest.mark.parametrize(
+    ("right", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (7, 10, 0.3968, 0.8922), (1000, 1000, 0.9962, 1)]
+)
 def test_wilson_interval_matches_published_values(right, n, low, high):
     # Wilson intervals without continuity correction, as statsmodels' proportion_confint(method="wilson") prints them.
     logits = torch.tensor([[1.0, 0.0]] * right + [[0.0, 1.0]] * (n - right))
@@ -135,7 +141,8 @@ def test_evaluate_is_the_same_for_any_batch_size():
         return logits[batch.flatten().long()]
 
     results = [
-        evaluate(predict, zip(images.split(size), labels.split(size), indices.split(size), strict=True)) for size in (1, 7, 50)
+        evaluate(predict, zip(images.split(size), labels.split(size), indices.split(size), strict=True))
+        for size in (1, 7, 50)
     ]
     for result in results[1:]:
         np.testing.assert_equal(everything(result), everything(results[0]))

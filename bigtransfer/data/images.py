@@ -83,12 +83,17 @@ def decode(
         if at_least is not None and image.format in ("JPEG", "MPO"):
             height, width = at_least[::-1] if _orientation(image) >= 5 else at_least
             image.draft(None, (width, height))
-        image.load()
-        upright = _UNTRANSPOSE.get(_orientation(image))
-        flat = _to_8_bits(image, channels)
-        if upright is not None:
-            flat = flat.transpose(upright)
-        pixels = np.asarray(flat)
+        return from_pillow(image, channels)
+
+
+def from_pillow(image: Image.Image, channels: int = 3) -> Pixels:
+    """The pixels of an image that Pillow has opened or made, by the rules of `decode`; Pillow's own errors where it is damaged."""
+    image.load()
+    upright = _UNTRANSPOSE.get(_orientation(image))
+    flat = _to_8_bits(image, channels)
+    if upright is not None:
+        flat = flat.transpose(upright)
+    pixels = np.asarray(flat)
     return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
 
 
@@ -200,6 +205,15 @@ def _lab_to_rgb(image: Image.Image) -> Image.Image:
     result = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")  # pyright: ignore[reportArgumentType]
     assert result is not None  # only in-place conversion returns nothing
     return result
+
+
+def with_channels(image: Pixels, channels: int) -> Pixels:
+    """The image with 3 channels (grey repeated) or 1 (luma)."""
+    if image.shape[2] == channels:
+        return image
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    return np.asarray(Image.fromarray(image).convert("L"))[:, :, None]
 
 
 def resize(

@@ -76,7 +76,7 @@ class Classification:
         labels = labels.detach().cpu().long()
         if not torch.isfinite(logits).all():
             raise WeightsError("The model's logits are not finite: its weights are damaged or its training diverged.")
-        if len(labels) and not (0 <= int(labels.min()) and int(labels.max()) < self.num_classes):
+        if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= self.num_classes):
             raise DataError(
                 f"Labels {int(labels.min())} to {int(labels.max())} do not fit the model's {self.num_classes} classes."
             )
@@ -206,9 +206,7 @@ class Classification:
         return {f"{prefix}/{name}": getattr(self, name) for name in names}
 
 
-def evaluate(
-    predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]]
-) -> Classification:
+def evaluate(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Classification:
     """Measure `predict` (uint8 images `(n, c, h, w)` -> logits `(n, classes)`) on batches of (images, labels, indices), as
     `data.loader.eval_batches` gives them. Raises DataError if there is not a single image."""
     total: Classification | None = None

@@ -1,0 +1,253 @@
+"""The one inference path: `bit predict`, `bit evaluate`, the report and the Python API all go through `Predictor`."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from bigtransfer import weights
+from bigtransfer.catalog import ModelCard
+from bigtransfer.data import images as image_ops
+from bigtransfer.data.augment import normalize
+from bigtransfer.errors import ConfigError, ImageError, RunError, TrainingError
+from bigtransfer.model import ResNetV2, fold
+from bigtransfer.train.loop import Precision, compute_dtype
+
+_BATCH_PIXELS = 2**23
+"""Input pixels computed at a time unless the caller says otherwise: 36 images of 480 px."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the model says about one image, or why the image cannot be read."""
+
+    name: str
+    """The image's path, or "image 3" for the fourth of those given without one."""
+    class_names: tuple[str, ...]
+    probabilities: np.ndarray | None
+    """float32 `(classes,)`, sum 1; None if the image cannot be read."""
+    features: np.ndarray | None = None
+    """float32 `(features,)`: the pooled features, if asked for."""
+    error: str | None = None
+    """Why the image cannot be read; None if it can."""
+
+    def top(self, k: int = 5) -> list[tuple[str, float]]:
+        """The `k` most probable classes (or all, if fewer) with their probabilities; [] if the image cannot be read."""
+        if self.probabilities is None:
+            return []
+        order = np.argsort(-self.probabilities, kind="stable")[:k]
+        return [(self.class_names[i], float(self.probabilities[i])) for i in order]
+
+    @property
+    def label(self) -> str | None:
+        """The most probable class."""
+        return next((label for label, _ in self.top(1)), None)
+
+    @property
+    def probability(self) -> float | None:
+        """Its probability."""
+        return next((probability for _, probability in self.top(1)), None)
+
+    def __repr__(self) -> str:
+        answer = f"error={self.error!r}" if self.error else f"label={self.label!r}, probability={self.probability:.3f}"
+        return f"Prediction(name={self.name!r}, {answer})"
+
+
+class Predictor:
+    """A model ready to be used: eval mode, kernels standardized once, the input prepared as the model's card says.
+
+    device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest one present. precision: "fp32", "bf16", or "auto": bfloat16
+    where the hardware multiplies it natively, else float32.
+    """
+
+    def __init__(
+        self, model: ResNetV2, card: ModelCard, *, device: str | None = None, precision: Precision = "auto"
+    ) -> None:
+        self.card = card
+        self.device = choose_device(device)
+        self.dtype = compute_dtype(precision, self.device)
+        self.class_names = card.class_names or tuple(map(str, range(card.num_classes)))
+        """By class number; the numbers themselves if the model knows no names."""
+        self._model = fold(model, self.dtype).to(device=self.device, memory_format=torch.channels_last)
+
+    @classmethod
+    def load(
+        cls, model: str | os.PathLike[str], *, device: str | None = None, precision: Precision = "auto"
+    ) -> Predictor:
+        """`model`: a model file, a run folder, or a name from `bit models` (downloaded if it is not there yet)."""
+        path = Path(model)
+        if path.is_dir():
+            path = path / "model.safetensors"
+            if not path.is_file():
+                raise RunError(
+                    f"{model} holds no model.safetensors: if it is a run's folder, the run has not finished; "
+                    "repeat its command to resume it."
+                )
+            model = path
+        network, card = weights.load(model)
+        return cls(network, card, device=device, precision=precision)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """uint8 `(n, channels, size, size)` -> float32 `(n, classes)` on the CPU."""
+        return self._forward(images)[1]
+
+    def features(self, images: Any, *, batch_size: int | None = None) -> np.ndarray:
+        """Pooled features float32 `(n, features)` of images in any form that `predict` takes. Unlike there, an image that
+        cannot be read raises ImageError, for a row must not go missing."""
+        rows = []
+        for prediction in self.stream(images, features=True, batch_size=batch_size):
+            if prediction.error is not None:
+                raise ImageError(prediction.name, prediction.error)
+            rows.append(prediction.features)
+        return np.stack(rows) if rows else np.empty((0, self._model.num_features), np.float32)
+
+    def predict(self, images: Any, *, batch_size: int | None = None) -> list[Prediction]:
+        """One prediction per image, in order.
+
+        images: one image or an iterable of them, each a path, the bytes of a file, a Pillow image, a uint8 array `(h, w)` or
+        `(h, w, channels)`, or a uint8 tensor `(channels, h, w)`. One that cannot be read gives a `Prediction` with an `error`;
+        the others go on.
+        """
+        return list(self.stream(images, batch_size=batch_size))
+
+    def stream(self, images: Any, *, features: bool = False, batch_size: int | None = None) -> Iterator[Prediction]:
+        """`predict` for any number of images: yields as it goes, and decodes the next batch while one is computed.
+
+        features: also fill in `Prediction.features`.
+        """
+        size = batch_size or max(1, min(256, _BATCH_PIXELS // self.card.input.size**2))
+        sources = iter(enumerate(_as_iterable(images)))
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+
+            def submit() -> list[tuple[str, Future[np.ndarray]]]:
+                chunk = list(itertools.islice(sources, size))
+                return [(_name(source, i), pool.submit(self._prepare, source, _name(source, i))) for i, source in chunk]
+
+            waiting = deque([submit(), submit()])
+            while current := waiting.popleft():
+                yield from self._predict_batch(current, features)
+                waiting.append(submit())
+
+    def _prepare(self, source: Any, name: str) -> np.ndarray:
+        return image_ops.prepare(_pixels(source, name, self.card.architecture.in_chans), self.card.input)
+
+    def _predict_batch(self, batch: list[tuple[str, Future[np.ndarray]]], features: bool) -> Iterator[Prediction]:
+        ready: list[np.ndarray] = []
+        errors: dict[int, str] = {}
+        for i, (_, future) in enumerate(batch):
+            try:
+                ready.append(future.result())
+            except ImageError as error:
+                errors[i] = error.reason
+        if ready:
+            pooled, logits = self._forward(torch.from_numpy(np.stack(ready)).permute(0, 3, 1, 2))
+            rows = zip(logits.softmax(1).numpy(), pooled.numpy(), strict=True)
+        else:
+            rows = iter(())
+        for i, (name, _) in enumerate(batch):
+            if i in errors:
+                yield Prediction(name, self.class_names, None, error=errors[i])
+            else:
+                probabilities, row = next(rows)
+                yield Prediction(name, self.class_names, probabilities, features=row if features else None)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 `(n, channels, size, size)` -> pooled features and logits, float32 on the CPU. Where a GPU's memory does not
+        suffice the batch is computed in halves, down to single images."""
+        try:
+            with torch.inference_mode():
+                pooled = self._model.features(normalize(images.to(self.device, non_blocking=True), self.dtype))
+                logits = self._model.head(pooled)
+            # Cloned outside: tensors made in inference mode could not be used with autograd.
+            return pooled.cpu().clone(), logits.cpu().clone()
+        except torch.OutOfMemoryError:
+            pass  # outside the handler the traceback no longer keeps the batch's memory
+        if len(images) == 1:
+            raise TrainingError(
+                f"Not enough memory on {self.device} for a single image of {images.shape[-1]} px. Use --device cpu."
+            )
+        halves = [self._forward(half) for half in images.tensor_split(2)]
+        return torch.cat([pooled for pooled, _ in halves]), torch.cat([logits for _, logits in halves])
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, or the fastest one present if None; ConfigError if it is not there."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    with contextlib.suppress(RuntimeError):  # torch: not a device's name
+        device = torch.device(name)
+        count = {
+            "cpu": 1,
+            "cuda": torch.cuda.device_count(),
+            "mps": int(torch.backends.mps.is_available()),
+        }.get(device.type, 0)
+        if (device.index or 0) < count:
+            return device
+        if device.type in ("cuda", "mps"):
+            raise ConfigError(
+                f"There is no device {name} here: torch sees {count} of that kind. --device cpu always works."
+            )
+    raise ConfigError(f"{name!r} is no device that is supported; choose cpu, cuda, cuda:N or mps.")
+
+
+def _as_iterable(images: Any) -> Iterable[Any]:
+    single = isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image))
+    if isinstance(images, Tensor):
+        single = images.ndim == 3
+    elif isinstance(images, np.ndarray):
+        single = images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4)
+    return (images,) if single else images
+
+
+def _name(source: Any, position: int) -> str:
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    return getattr(source, "filename", "") or f"image {position}"
+
+
+def _pixels(source: Any, name: str, channels: int) -> image_ops.Pixels:
+    """uint8 `(h, w, channels)` of an image in any of the forms that `Predictor.predict` takes."""
+    if isinstance(source, (str, os.PathLike)):
+        return image_ops.decode(source, name, channels)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return image_ops.decode(bytes(source), name, channels)
+    if isinstance(source, Tensor):
+        if source.ndim == 3:
+            source = source.permute(1, 2, 0)
+        source = source.cpu().numpy()
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape:
+            raise ConfigError(
+                f"{name}: expected uint8 pixels, as an array (h, w) or (h, w, channels) or a tensor (channels, h, w), got "
+                f"{source.dtype} of shape {source.shape}."
+            )
+        if source.ndim == 3 and source.shape[2] == channels:
+            return np.ascontiguousarray(source)
+        if source.ndim == 3 and source.shape[2] == 1:
+            source = source[:, :, 0]
+        try:
+            source = Image.fromarray(source)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{name}: {source.shape[2]} channels; the model takes {channels}.") from error
+    if isinstance(source, Image.Image):
+        try:
+            return image_ops.from_pillow(source, channels)
+        except Exception as error:  # A lazily opened file fails only here, in as many ways as there are decoders.
+            raise ImageError(name, f"it is damaged ({error})") from error
+    raise ConfigError(
+        f"{name}: {type(source).__name__} is no image; give a path, bytes, a Pillow image, an array or a tensor."
+    )
