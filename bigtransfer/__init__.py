@@ -10,15 +10,21 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["BitError", "__version__"]
+__all__ = ["BitError", "Predictor", "Recipe", "__version__", "recipe"]
 
 _HOMES = {
     "BitError": "errors",
+    "Predictor": "predictor",
+    "Recipe": "hyperrule",
+    "recipe": "hyperrule",
 }
 """Public name -> the module that defines it."""
 
 if TYPE_CHECKING:
     from bigtransfer.errors import BitError as BitError
+    from bigtransfer.hyperrule import Recipe as Recipe
+    from bigtransfer.hyperrule import recipe as recipe
+    from bigtransfer.predictor import Predictor as Predictor
 
 
 def __getattr__(name: str) -> Any:
