@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import functools
+import importlib.resources
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.errors import ConfigError, UnknownModel, WeightsError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,3 +124,295 @@ class ModelCard:
             return cls(**record)
         except (KeyError, TypeError, ValueError) as error:
             raise WeightsError(f"The model file's description cannot be read: {error}") from error
+
+
+# --- The published models
+
+_BUCKET = "https://storage.googleapis.com/bit_models/"
+_HUB = "https://huggingface.co/timm/{}/resolve/main/model.safetensors"
+
+VTAB_TASKS: Mapping[str, tuple[int, int]] = {
+    "caltech101": (102, 384),
+    "cifar100": (100, 128),
+    "clevr-count": (8, 384),
+    "clevr-distance": (6, 384),
+    "diabetic_retinopathy": (5, 384),
+    "dmlab": (6, 384),
+    "dsprites-orientation": (16, 128),
+    "dsprites-xpos": (16, 128),
+    "dtd": (47, 384),
+    "eurosat": (10, 128),
+    "kitti-distance": (4, 384),
+    "oxford_flowers102": (102, 384),
+    "oxford_iiit_pet": (37, 384),
+    "patch_camelyon": (2, 384),
+    "resisc45": (45, 384),
+    "smallnorb-azimuth": (18, 384),
+    "smallnorb-elevation": (9, 384),
+    "sun397": (397, 384),
+    "svhn": (10, 128),
+}
+"""VTAB-1k task, as the released files spell it -> (classes, px of the paper's rule; R152x4 takes 480 for 384)."""
+
+VTAB_ARCHITECTURES = ("r50x1", "r101x1", "r50x3", "r101x3", "r152x4")
+VTAB_RUNS = (0, 1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A model that anyone can have: its card, and where its weights are."""
+
+    card: ModelCard
+    addresses: tuple[str, ...] = ()
+    """The same weights, best source first; () if they are part of this package."""
+    bundled: str = ""
+    """File in bigtransfer/pretrained, if they are."""
+    labels: str = ""
+    """Whose classes the head has, a name for `class_names`; "" if they have no names here."""
+    aliases: tuple[str, ...] = ()
+    """Other names that mean this model: timm's, with its older ones, and transformers'."""
+
+    @property
+    def file_stem(self) -> str:
+        """Name of the authors' file without its suffix, such as "BiT-M-R50x1"."""
+        return (self.addresses[0] if self.addresses else self.bundled).rpartition("/")[2].rpartition(".")[0]
+
+
+_TIMM_SCORES: Mapping[str, tuple[float, float, float]] = {
+    # timm tag -> ImageNet-1k top-1 and top-5, top-1 with the ReaL labels; measured by timm on the released files with
+    # exactly the input that the card states (timm, results/results-imagenet.csv and results-imagenet-real.csv).
+    "resnetv2_50x1_bit.goog_in21k_ft_in1k": (80.386, 95.694, 86.464),
+    "resnetv2_50x3_bit.goog_in21k_ft_in1k": (83.982, 97.130, 88.400),
+    "resnetv2_101x1_bit.goog_in21k_ft_in1k": (82.332, 96.524, 87.678),
+    "resnetv2_101x3_bit.goog_in21k_ft_in1k": (84.430, 97.380, 88.445),
+    "resnetv2_152x2_bit.goog_in21k_ft_in1k": (84.468, 97.432, 88.710),
+    "resnetv2_152x4_bit.goog_in21k_ft_in1k": (84.936, 97.456, 88.567),
+    "resnetv2_50x1_bit.goog_distilled_in1k": (82.820, 96.526, 87.798),
+    "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k": (82.918, 96.568, 87.491),
+    "resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k_384": (83.858, 97.130, 88.144),
+}
+
+
+def _record(
+    name: str,
+    arch: str,
+    num_classes: int,
+    size: int,
+    file: str,
+    upstream: str,
+    *,
+    mode: Literal["square", "aspect"] = "aspect",
+    crop_pct: float = 1.0,
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear",
+    antialias: bool = True,
+    labels: str = "",
+    timm: str = "",
+    aliases: tuple[str, ...] = (),
+    metrics: Mapping[str, float] | None = None,
+) -> Published:
+    if timm in _TIMM_SCORES:
+        top1, top5, real = _TIMM_SCORES[timm]
+        metrics = {"imagenet top-1": top1 / 100, "imagenet top-5": top5 / 100, "imagenet-real top-1": real / 100}
+    if timm:
+        aliases = (timm, f"timm/{timm}", f"hf-hub:timm/{timm}", *aliases)
+    return Published(
+        card=ModelCard(
+            name=name,
+            architecture=ARCHITECTURES[arch],
+            num_classes=num_classes,
+            input=InputSpec(size=size, mode=mode, crop_pct=crop_pct, interpolation=interpolation, antialias=antialias),
+            upstream=upstream,
+            licence="apache-2.0",
+            source=_BUCKET + file,
+            metrics=metrics or {},
+        ),
+        addresses=(_BUCKET + file, *((_HUB.format(timm),) if timm else ())),
+        labels=labels,
+        aliases=aliases,
+    )
+
+
+@functools.cache
+def published() -> Mapping[str, Published]:
+    """Every published model by its name, bundled ones first.
+
+    The input of a card is the one its stated accuracy was measured with; where none is published it is the resolution
+    of the paper's rule (VTAB) or that of the pre-training (BiT-S, BiT-M).
+    """
+    records = [
+        Published(
+            card=ModelCard(
+                name="bit-t-r26x1",
+                architecture=ARCHITECTURES["r26x1"],
+                num_classes=200,
+                input=InputSpec(size=64),
+                upstream="Tiny-ImageNet-200",
+                licence="apache-2.0",
+                source="part of this package; made by `bit pretrain`",
+            ),
+            bundled="bit-t-r26x1.safetensors",
+        )
+    ]
+    published_architectures = [name for name in ARCHITECTURES if name != "r26x1"]
+    for arch in published_architectures:
+        stem = f"R{arch[1:]}"
+        records.append(
+            _record(
+                f"bit-s-{arch}",
+                arch,
+                1000,
+                224,
+                f"BiT-S-{stem}.npz",
+                "ImageNet-1k",
+                crop_pct=0.875,
+                labels="imagenet-1k",
+            )
+        )
+    for arch in published_architectures:
+        stem, timm = f"R{arch[1:]}", f"resnetv2_{arch[1:]}_bit"
+        records.append(
+            _record(
+                f"bit-m-{arch}",
+                arch,
+                21843,
+                224,
+                f"BiT-M-{stem}.npz",
+                "ImageNet-21k",
+                crop_pct=0.875,
+                labels="imagenet-21k",
+                timm=f"{timm}.goog_in21k",
+                aliases=(f"{timm}m_in21k",),
+            )
+        )
+    for arch in published_architectures:
+        stem, timm = f"R{arch[1:]}", f"resnetv2_{arch[1:]}_bit"
+        records.append(
+            _record(
+                f"bit-m-{arch}-ilsvrc2012",
+                arch,
+                1000,
+                480 if arch == "r152x4" else 448,
+                f"BiT-M-{stem}-ILSVRC2012.npz",
+                "ImageNet-21k, then ImageNet-1k",
+                labels="imagenet-1k",
+                timm=f"{timm}.goog_in21k_ft_in1k",
+                aliases=(f"{timm}m", *(("google/bit-50", "hf-hub:google/bit-50") if arch == "r50x1" else ())),
+            )
+        )
+    records.append(
+        _record(
+            "bit-m-r50x1-cifar10",
+            "r50x1",
+            10,
+            128,
+            "BiT-M-R50x1-CIFAR10.npz",
+            "ImageNet-21k, then CIFAR-10",
+            mode="square",
+            labels="cifar10",
+            metrics={"cifar10 top-1": 0.9761},  # the authors' PyTorch colab
+        )
+    )
+    for size in (224, 160):
+        records.append(
+            _record(
+                f"bit-distilled-r50x1-{size}",
+                "r50x1",
+                1000,
+                size,
+                f"distill/R50x1_{size}.npz",
+                "ImageNet-1k, distilled from bit-teacher-r152x2",
+                crop_pct=0.875,
+                interpolation="bicubic",
+                labels="imagenet-1k",
+                timm="resnetv2_50x1_bit.goog_distilled_in1k" if size == 224 else "",
+                aliases=("resnetv2_50x1_bit_distilled",) if size == 224 else (),
+                metrics={"imagenet top-1": 0.805},  # arXiv 2106.05237; the one for 224 px comes from timm's table
+            )
+        )
+    for size in (224, 384):
+        suffix = "_384" if size == 384 else ""
+        records.append(
+            _record(
+                f"bit-teacher-r152x2-{size}",
+                "r152x2",
+                1000,
+                size,
+                f"distill/R152x2_T_{size}.npz",
+                "ImageNet-21k, then ImageNet-1k",
+                crop_pct=1.0 if size == 384 else 0.875,
+                interpolation="bicubic",
+                labels="imagenet-1k",
+                timm=f"resnetv2_152x2_bit.goog_teacher_in21k_ft_in1k{suffix}",
+                aliases=(f"resnetv2_152x2_bit_teacher{suffix}",),
+            )
+        )
+    for arch in VTAB_ARCHITECTURES:
+        for task, (classes, size) in VTAB_TASKS.items():
+            for run in VTAB_RUNS:
+                records.append(
+                    _record(
+                        f"bit-m-{arch}-vtab-{task}-run{run}",
+                        arch,
+                        classes,
+                        480 if (arch, size) == ("r152x4", 384) else size,
+                        f"vtab/BiT-M-R{arch[1:]}-run{run}-{task}.npz",
+                        f"ImageNet-21k, then 1000 images of {task} (VTAB-1k)",
+                        mode="square",
+                        antialias=False,
+                        labels=task if task in _TRANSFER_LABELS else "",
+                    )
+                )
+    return {record.card.name: record for record in records}
+
+
+@functools.cache
+def _by_any_name() -> Mapping[str, Published]:
+    names = {}
+    for name, record in published().items():
+        names.update(dict.fromkeys((name, *record.aliases), record))
+    return names
+
+
+def find(name: str) -> Published | None:
+    """The published model of that name or alias, in any case; None if there is none."""
+    return _by_any_name().get(name.lower())
+
+
+def get(name: str) -> Published:
+    """The published model of that name or alias; UnknownModel, with the nearest names, if there is none."""
+    found = find(name)
+    if found is None:
+        raise UnknownModel(name, published())
+    return found
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names of the published models that match a shell pattern, or contain it if it has no wildcard ("vtab")."""
+    if not any(character in pattern for character in "*?["):
+        pattern = f"*{pattern}*"
+    return [name for name in published() if fnmatch.fnmatchcase(name, pattern.lower())]
+
+
+_TRANSFER_LABELS = ("caltech101", "cifar10", "cifar100", "eurosat", "oxford_flowers102", "oxford_iiit_pet", "svhn")
+
+
+@functools.cache
+def class_names(labels: str) -> tuple[str, ...] | None:
+    """Class names in the order of the published heads; None where no package ships them.
+
+    labels: "imagenet-1k" (from torchvision), "imagenet-21k" (all 21,843; WordNet lemmas, so several names per class and
+    some classes with the same ones) or a transfer task of `Published.labels`. Read when asked for: the first costs an
+    import of torchvision, the others a few milliseconds.
+    """
+    if labels == "imagenet-1k":
+        from torchvision.models import ResNet50_Weights
+
+        return tuple(ResNet50_Weights.DEFAULT.meta["categories"])
+    folder = importlib.resources.files("bigtransfer") / "classes"
+    if labels == "imagenet-21k":
+        import lzma
+
+        return tuple(lzma.decompress((folder / "imagenet-21k.txt.xz").read_bytes()).decode().splitlines())
+    if labels in _TRANSFER_LABELS:
+        return tuple(json.loads((folder / "transfer.json").read_text(encoding="utf-8"))[labels])
+    return None

@@ -1,0 +1,328 @@
+"""Networks from and to files: `load` and `save` ours, `load` and `export` every form in which BiT weights are published."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import logging
+import math
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from bigtransfer import catalog, model
+from bigtransfer.catalog import InputSpec, ModelCard, Published
+from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, WeightsError
+from bigtransfer.model import ResNetV2
+from bigtransfer.weights import configs, fetch, formats, names
+
+__all__ = ["describe", "export", "load", "save"]
+
+_log = logging.getLogger(__name__)
+
+Form = Literal["bit", "timm", "transformers", "npz", "torch"]
+Dtype = Literal["float32", "float16", "bfloat16"]
+
+
+def load(
+    name_or_file: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    pretrained: bool = True,
+    offline: bool | None = None,
+) -> tuple[ResNetV2, ModelCard]:
+    """A network in float32 on the CPU, in evaluation mode, and its card.
+
+    name_or_file: a name from `catalog.list_models()` (or timm's name for it), a weight file of any published form, a run
+    folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://...), or, without pretrained, an
+    architecture ("r50x1"). A catalogue name wins over a file of that name; write ./name for the file.
+
+    num_classes: None keeps the head; another number than the file's replaces it by a fresh one of zeros; 0 leaves it out.
+    in_chans: None keeps the input; another number adapts the first convolution: one channel gets the sum of the kernels,
+    more get them repeated (r, g, b, r, ...) and scaled by old / new. pretrained False: random weights, nothing downloaded.
+    offline: True forbids downloads; None: as `$BIT_OFFLINE` says.
+
+    Raises UnknownModel; DownloadError; WeightsError if a file is damaged, holds no BiT network, or not a whole one.
+    """
+    for flag, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
+        if value is not None and value < least:
+            raise ConfigError(f"{flag} must be {least} or more, not {value}.")
+    if not pretrained:
+        card = _untrained(name_or_file)
+        card = _adapted(card, num_classes, in_chans)
+        return model.build(card.architecture, card.num_classes).eval(), card
+    with _opened(name_or_file, offline) as (contents, translation, card):
+        stored = card
+        card = _adapted(card, num_classes, in_chans)
+        network = model.build(card.architecture, card.num_classes, device="meta")
+        keep_head = card.num_classes == stored.num_classes
+        state = {}
+        for name, stored_name in translation.names.items():
+            if keep_head or not name.startswith("head."):
+                tensor = translation.layout.our_value(name, contents.read(stored_name))
+                state[name] = tensor.float().contiguous() if tensor.is_floating_point() else tensor
+    if not keep_head and card.num_classes:
+        state["head.weight"] = torch.zeros(card.num_classes, network.num_features)
+        state["head.bias"] = torch.zeros(card.num_classes)
+    state["root.weight"] = _adapt_input(state["root.weight"], card.architecture.in_chans)
+    network.load_state_dict(state, assign=True)
+    return network.eval(), card
+
+
+def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
+    """The card that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
+    if (record := _named(name_or_file)) is not None and _local(record) is None:
+        return _with_class_names(record)
+    with _opened(name_or_file, offline=True) as (_, _, card):
+        return card
+
+
+def location(record: Published) -> Literal["bundled", "cached", "download", "missing"]:
+    """Where the weights of a published model are now; "missing" is a bundled one that this installation lacks."""
+    if _local(record) is None:
+        return "missing" if record.bundled else "download"
+    return "bundled" if record.bundled else "cached"
+
+
+def save(path: str | os.PathLike[str], network: nn.Module, card: ModelCard, *, dtype: Dtype | None = None) -> None:
+    """Write a model file: safetensors with the card in its header, atomically.
+
+    dtype: how the numbers are stored, None and "float32" as they are computed; half the size otherwise. float16 is exact to
+    3 digits only for numbers above 6e-5 (kernels may be smaller: standardization makes their scale arbitrary), bfloat16 to
+    2 digits for all. Raises WeightsError if the card describes another network.
+    """
+    formats.write_safetensors(path, _state(network, card, dtype), {formats.HEADER_KEY: card.to_json()})
+
+
+def export(
+    path: str | os.PathLike[str], network: nn.Module, card: ModelCard, form: Form, *, dtype: Dtype | None = None
+) -> None:
+    """Write a network in a form that others read; `load` reads each back.
+
+    form           path
+    "bit"          a file: `save`
+    "npz"          a .npz file, as the authors published theirs (no dtype)
+    "torch"        a .pth.tar file, as the authors' PyTorch code saves and resumes (no dtype)
+    "timm"         a file for `checkpoint_path=` (.safetensors, else `torch.save`), or, without a suffix, a folder for
+                   `timm.create_model("local-dir:...")`
+    "transformers" a folder for `BitForImageClassification.from_pretrained` and `BitImageProcessor.from_pretrained`
+
+    Raises WeightsError if the form cannot hold the network (other normalization than BiT's).
+    """
+    path = Path(path)
+    if form == "bit":
+        save(path, network, card, dtype=dtype)
+        return
+    layout = names.LAYOUTS[form]
+    theirs = names.export(card.architecture, card.num_classes, form)
+    state = _state(network, card, dtype)
+    tensors = ((theirs[name], layout.their_value(name, tensor).contiguous()) for name, tensor in state.items())
+    if form == "npz":
+        formats.write_npz(path, tensors)
+    elif form == "torch":
+        # As DataParallel names them; their code resumes from `step` with the optimizer's state, of which there is none.
+        formats.write_torch(
+            path, {"step": 0, "model": {f"module.{name}": tensor for name, tensor in tensors}, "optim": {}}
+        )
+    elif form == "timm" and path.suffix in (".bin", ".pth", ".pt", ".tar"):
+        formats.write_torch(path, dict(tensors))
+    elif form == "timm" and path.suffix == ".safetensors":
+        formats.write_safetensors(path, dict(tensors), {"format": "pt"})
+    else:
+        write_config = configs.write_timm if form == "timm" else configs.write_transformers
+        write_config(path, card)
+        formats.write_safetensors(path / "model.safetensors", dict(tensors), {"format": "pt"})
+
+
+# --- Cards
+
+
+def _untrained(name_or_file: str | os.PathLike[str]) -> ModelCard:
+    """The card of a network that starts from random weights."""
+    known = catalog.ARCHITECTURES.get(os.fspath(name_or_file).lower())
+    if known is not None:
+        return ModelCard(
+            name=os.fspath(name_or_file).lower(), architecture=known, num_classes=1000, input=InputSpec(size=224)
+        )
+    card = describe(name_or_file)
+    return dataclasses.replace(card, upstream="", source="random weights", licence="", recipe=None, metrics={})
+
+
+def _adapted(card: ModelCard, num_classes: int | None, in_chans: int | None) -> ModelCard:
+    if num_classes not in (None, card.num_classes):
+        card = dataclasses.replace(card, num_classes=num_classes, class_names=None, metrics={})
+    if in_chans not in (None, card.architecture.in_chans):
+        architecture = dataclasses.replace(card.architecture, in_chans=in_chans)
+        card = dataclasses.replace(card, architecture=architecture, metrics={})
+    return card
+
+
+def _adapt_input(kernel: Tensor, in_chans: int) -> Tensor:
+    """The first convolution's kernel (out, old, 7, 7) for another number of channels.
+
+    As in timm. Standardization cancels the scale within the network; it matters for weight decay and for other programs.
+    """
+    old = kernel.shape[1]
+    if in_chans == old:
+        return kernel
+    if in_chans == 1:
+        return kernel.sum(dim=1, keepdim=True)
+    repeated = kernel.repeat(1, math.ceil(in_chans / old), 1, 1)[:, :in_chans]
+    return (repeated * (old / in_chans)).contiguous()
+
+
+def _with_class_names(record: Published) -> ModelCard:
+    return dataclasses.replace(record.card, class_names=catalog.class_names(record.labels))
+
+
+def _card(contents: formats.Contents, translation: names.Translation, record: Published | None) -> ModelCard:
+    """The card of a file that does not carry one: the catalogue's if it is a published file, else what can be known."""
+    path, described = contents.path, contents.described
+    if described.pixels:
+        _log.warning(
+            "%s expects pixels with %s. Here they are always scaled to [-1, 1], so its own predictions will be off; "
+            "fine-tuning makes up for it.",
+            path,
+            described.pixels,
+        )
+    if record is None:
+        # The authors' files are known by their names, wherever they were downloaded to.
+        record = next((known for known in catalog.published().values() if known.file_stem == path.stem), None)
+        if record is not None and (record.card.architecture, record.card.num_classes) != (
+            translation.architecture,
+            translation.num_classes,
+        ):
+            record = None
+    if record is not None:
+        card = _with_class_names(record)
+        if (card.architecture, card.num_classes) != (translation.architecture, translation.num_classes):
+            raise WeightsError(
+                f"{path} holds {translation.num_classes} classes and units {translation.architecture.units} at width "
+                f"{translation.architecture.width}, which is not {card.name}."
+            )
+        return card
+    class_names = described.class_names
+    if class_names is not None and len(class_names) != translation.num_classes:
+        class_names = None
+    whole = path.parent if path.name in formats.IN_FOLDERS else path
+    return ModelCard(
+        name=re.sub(r"\.(pth|safetensors|npz|bin|pt|tar)$", "", whole.name),
+        architecture=translation.architecture,
+        num_classes=translation.num_classes,
+        input=described.input or InputSpec(size=224),
+        class_names=class_names,
+        licence=described.licence,
+        source=f"{whole} ({translation.layout.name} form"
+        + ("" if described.input else "; the input size is not recorded there: 224 px assumed")
+        + ")",
+    )
+
+
+# --- Finding files
+
+
+def _named(name_or_file: str | os.PathLike[str]) -> Published | None:
+    return catalog.find(name_or_file) if isinstance(name_or_file, str) else None
+
+
+def _local(record: Published) -> Path | None:
+    """The file of a published model, if it is on this machine."""
+    if record.bundled:
+        file = importlib.resources.files("bigtransfer") / "pretrained" / record.bundled
+        with importlib.resources.as_file(file) as path:
+            return path if path.is_file() else None
+    return next((path for address in record.addresses if (path := fetch.cache_path(address)).is_file()), None)
+
+
+@contextmanager
+def _opened(
+    name_or_file: str | os.PathLike[str], offline: bool | None
+) -> Iterator[tuple[formats.Contents, names.Translation, ModelCard]]:
+    record = _named(name_or_file)
+    path = _find(name_or_file, offline) if record is None else _find_published(record, offline)
+    with formats.open_weights(path) as contents:
+        stated = contents.card
+        translation = names.translate(contents.shapes, str(contents.path), stated.architecture if stated else None)
+        if stated is not None and stated.num_classes != translation.num_classes:
+            raise WeightsError(
+                f"{contents.path}: its card speaks of {stated.num_classes} classes, its head has {translation.num_classes}."
+            )
+        yield contents, translation, stated or _card(contents, translation, record)
+
+
+def _find_published(record: Published, offline: bool | None) -> Path:
+    local = _local(record)
+    if local is not None:
+        return local
+    if record.bundled:
+        raise WeightsError(f"This installation lacks the bundled file pretrained/{record.bundled}; install it again.")
+    problems = []
+    for address in record.addresses:
+        try:
+            return fetch.fetch(address, no_network=offline)
+        except DownloadError as error:
+            problems.append(str(error))
+    raise DownloadError("\n".join(problems))
+
+
+def _find(name_or_file: str | os.PathLike[str], offline: bool | None) -> Path:
+    text = os.fspath(name_or_file)
+    if text.startswith(("https://", "http://")):
+        return fetch.fetch(text, no_network=offline)
+    if text.startswith("hf-hub:"):
+        return _from_hub(text.removeprefix("hf-hub:"), offline)
+    path = Path(text).expanduser()
+    if path.exists():
+        return path
+    if text.lower() in catalog.ARCHITECTURES:
+        near = ", ".join(name for name in catalog.published() if name.endswith(f"-{text.lower()}"))
+        raise WeightsError(f"{text} is an architecture, without weights (pretrained=False). With weights: {near}.")
+    if path.suffix in formats.SUFFIXES or os.sep in text or isinstance(name_or_file, Path):
+        raise WeightsError(f"There is no file or folder {text}.")
+    raise UnknownModel(text, catalog.published())
+
+
+def _from_hub(repository: str, offline: bool | None) -> Path:
+    """The folder of a hub repository in the cache, with its weights and the JSON files beside them."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", repository):
+        raise ConfigError(f"hf-hub:{repository} should be hf-hub:user/name or hf-hub:user/name@revision.")
+    name, _, revision = repository.partition("@")
+    base = f"https://huggingface.co/{name}/resolve/{revision or 'main'}/"
+    for file in ("config.json", "preprocessor_config.json"):
+        try:
+            fetch.fetch(base + file, no_network=offline, progress=False)
+        except DownloadError as error:
+            _log.info("%s", error)  # neither is needed; without the weights there is an error below
+    try:
+        return fetch.fetch(base + "model.safetensors", no_network=offline)
+    except DownloadError as error:
+        try:
+            return fetch.fetch(base + "pytorch_model.bin", no_network=offline)
+        except DownloadError:
+            raise error from None
+
+
+def _state(network: nn.Module, card: ModelCard, dtype: Dtype | None) -> dict[str, Tensor]:
+    """The network's tensors, contiguous on the CPU, after checking that the card speaks of this network."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    expected = names.shapes(card.architecture, card.num_classes)
+    if {name: tuple(tensor.shape) for name, tensor in state.items()} != expected:
+        raise WeightsError(
+            f"The card of {card.name} ({card.architecture}, {card.num_classes} classes) is of another network."
+        )
+    if dtype not in (None, "float32"):
+        for name, tensor in state.items():
+            if tensor.is_floating_point():
+                state[name] = tensor.to(getattr(torch, dtype))
+                if not state[name].isfinite().all():
+                    raise WeightsError(
+                        f"{name} has numbers that {dtype} cannot hold. Store the model as float32 or bfloat16."
+                    )
+    return state

@@ -1,0 +1,228 @@
+"""What timm and transformers keep in JSON beside the tensors (network, classes, preprocessing), from and to our card."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
+from bigtransfer.errors import WeightsError
+from bigtransfer.runs import write_json
+
+_BILINEAR, _BICUBIC = 2, 3
+"""Pillow's numbers for its filters, which transformers stores."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What the JSON files of a folder say about the network in it; None where they say nothing."""
+
+    input: InputSpec | None = None
+    class_names: tuple[str, ...] | None = None
+    licence: str = ""
+    pixels: str = ""
+    """How its pixels are scaled, if not to [-1, 1]."""
+
+
+def read(folder: Path) -> Description:
+    """The description in a timm or transformers folder (an empty one if there is none, as in a run folder).
+
+    Raises WeightsError if the files say that the network in the folder is not BiT's.
+    """
+    config = _json(folder / "config.json")
+    if config.get("model_type") is not None:
+        return _read_transformers(folder, config)
+    if str(config.get("architecture", "")).startswith("resnetv2_"):
+        return _read_timm(config)
+    return Description()
+
+
+# --- transformers
+
+
+def write_transformers(folder: Path, card: ModelCard) -> None:
+    """config.json and preprocessor_config.json for `BitForImageClassification` and `BitImageProcessor`.
+
+    The width goes into `embedding_size` and `hidden_sizes`: transformers applies its own `width_factor` to some of the
+    layers only, so that any value but 1 builds a network that cannot run.
+    """
+    arch, spec = card.architecture, card.input
+    labels = card.class_names or [f"LABEL_{index}" for index in range(card.num_classes)]
+    config: dict[str, Any] = {
+        "architectures": ["BitForImageClassification" if card.num_classes else "BitModel"],
+        "model_type": "bit",
+        "num_channels": arch.in_chans,
+        "embedding_size": 64 * arch.width,
+        "hidden_sizes": [256 * arch.width * 2**block for block in range(4)],
+        "depths": list(arch.units),
+        "layer_type": "preactivation",
+        "hidden_act": "relu",
+        "global_padding": None,
+        "num_groups": 32,
+        "embedding_dynamic_padding": False,
+        "output_stride": 32,
+        "width_factor": 1,
+        "torch_dtype": "float32",
+    }
+    if card.num_classes:
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        config["label2id"] = {label: index for index, label in enumerate(labels)}
+    short = math.floor(spec.size / spec.crop_pct)
+    square = {"height": spec.size, "width": spec.size}
+    processor = {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": square if spec.mode == "square" else {"shortest_edge": short},
+        "resample": _BICUBIC if spec.interpolation == "bicubic" else _BILINEAR,
+        "do_center_crop": spec.mode == "aspect",
+        "crop_size": square,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * arch.in_chans,
+        "image_std": [0.5] * arch.in_chans,
+        "do_convert_rgb": arch.in_chans == 3,
+    }
+    write_json(folder / "config.json", config)
+    write_json(folder / "preprocessor_config.json", processor)
+
+
+_TRANSFORMERS_BIT = {
+    "layer_type": "preactivation",
+    "hidden_act": "relu",
+    "global_padding": None,
+    "num_groups": 32,
+    "embedding_dynamic_padding": False,
+    "output_stride": 32,
+    "width_factor": 1,
+}
+
+
+def _read_transformers(folder: Path, config: Mapping[str, Any]) -> Description:
+    if config["model_type"] != "bit":
+        raise WeightsError(f"{folder} holds a transformers model of type {config['model_type']!r}, not BiT's 'bit'.")
+    for key, ours in _TRANSFORMERS_BIT.items():
+        if config.get(key, ours) != ours:
+            raise WeightsError(f"{folder}/config.json: {key} is {config[key]!r}; a BiT network has {ours!r}.")
+    class_names = None
+    id2label = config.get("id2label")
+    if isinstance(id2label, Mapping) and all(str(index) in id2label for index in range(len(id2label))):
+        class_names = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
+        if class_names == tuple(f"LABEL_{index}" for index in range(len(class_names))):
+            class_names = None
+    processor = _json(folder / "preprocessor_config.json")
+    if not processor:
+        return Description(class_names=class_names)
+    size, crop = _sides(processor.get("size")), _sides(processor.get("crop_size"))
+    filter_ = "bicubic" if processor.get("resample", _BICUBIC) == _BICUBIC else "bilinear"
+    spec = None
+    if size and crop and processor.get("do_center_crop", True):
+        spec = InputSpec(size=crop, mode="aspect", crop_pct=min(1.0, crop / size), interpolation=filter_)
+    elif size:
+        spec = InputSpec(size=size, mode="square", interpolation=filter_)
+    return Description(
+        input=spec,
+        class_names=class_names,
+        pixels=_pixels(processor.get("image_mean"), processor.get("image_std")),
+    )
+
+
+def _sides(size: Any) -> int | None:
+    """Shorter side in one of the ways in which transformers has written it over the years."""
+    if isinstance(size, Mapping):
+        size = size.get("shortest_edge") or min(size.get("height") or 0, size.get("width") or 0)
+    return int(size) if isinstance(size, (int, float)) and size > 0 else None
+
+
+# --- timm
+
+
+def timm_name(architecture: Architecture) -> str | None:
+    """timm's name of a published architecture, such as "resnetv2_50x1_bit"; None for others."""
+    for name, known in ARCHITECTURES.items():
+        if (known.units, known.width) == (architecture.units, architecture.width) and name != "r26x1":
+            return f"resnetv2_{name[1:]}_bit"
+    return None
+
+
+def write_timm(folder: Path, card: ModelCard) -> None:
+    """config.json for `timm.create_model("local-dir:FOLDER")` and for timm's folders on the hub."""
+    arch, spec = card.architecture, card.input
+    name = timm_name(arch)
+    if name is None:
+        raise WeightsError(
+            f"timm has no name for a network of {arch.units} units at width {arch.width}, which its folders need. "
+            "Write one file instead (a destination that ends in .safetensors)."
+        )
+    config: dict[str, Any] = {
+        "architecture": name,
+        "num_classes": card.num_classes,
+        "num_features": arch.num_features,
+        "pretrained_cfg": {
+            "tag": "bigtransfer",
+            "custom_load": False,
+            "input_size": [arch.in_chans, spec.size, spec.size],
+            "pool_size": [math.ceil(spec.size / 32)] * 2,
+            "fixed_input_size": False,
+            "interpolation": spec.interpolation,
+            "crop_pct": spec.crop_pct,
+            "crop_mode": "squash" if spec.mode == "square" else "center",
+            "mean": [0.5] * arch.in_chans,
+            "std": [0.5] * arch.in_chans,
+            "num_classes": card.num_classes,
+            "first_conv": "stem.conv",
+            "classifier": "head.fc",
+            "license": card.licence,
+        },
+    }
+    if arch.in_chans != 3:
+        config["model_args"] = {"in_chans": arch.in_chans}
+    if card.class_names:
+        config["label_names"] = list(card.class_names)
+    write_json(folder / "config.json", config)
+
+
+def _read_timm(config: Mapping[str, Any]) -> Description:
+    pretrained = config.get("pretrained_cfg", config)
+    labels = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
+    size = (pretrained.get("input_size") or [0])[-1]
+    squash = pretrained.get("crop_mode") == "squash"
+    return Description(
+        input=InputSpec(
+            size=size,
+            mode="square" if squash else "aspect",
+            crop_pct=1.0 if squash else pretrained.get("crop_pct") or 0.875,
+            interpolation="bilinear" if pretrained.get("interpolation") == "bilinear" else "bicubic",
+        )
+        if size
+        else None,
+        class_names=tuple(map(str, labels)) if isinstance(labels, Sequence) else None,
+        licence=pretrained.get("license") or "",
+        pixels=_pixels(pretrained.get("mean"), pretrained.get("std")),
+    )
+
+
+# --- Both
+
+
+def _pixels(mean: Any, std: Any) -> str:
+    if any(abs(number - 0.5) > 1e-6 for number in (*(mean or ()), *(std or ()))):
+        return f"mean {mean}, std {std}"
+    return ""
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in that file; {} if there is no file."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} cannot be read: {error}.") from error
+    if not isinstance(found, dict):
+        raise WeightsError(f"{path} should hold a JSON object.")
+    return found

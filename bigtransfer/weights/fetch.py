@@ -1,0 +1,384 @@
+"""Downloads that arrive whole or not at all: resumed, verified, shared between processes, and kept in a cache folder.
+
+The cache (`$BIT_CACHE`, else ~/.cache/bigtransfer) mirrors addresses, so that a file fetched by hand has an obvious place:
+https://host/a/b.npz is <cache>/host/a/b.npz. `$BIT_OFFLINE=1` forbids the network. `$HF_ENDPOINT` replaces
+https://huggingface.co, as in huggingface_hub. Proxies come from the usual `http_proxy`, `https_proxy`.
+
+What a file is checked against, whichever the server states: its length, the hash of Google's buckets (`x-goog-hash`: MD5, or
+CRC-32C where there is no MD5), and that of the Hugging Face hub (`x-linked-etag`: SHA-256; else its etag: git's SHA-1).
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import socket
+import ssl
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from email.message import Message
+from pathlib import Path
+from typing import IO, Any
+
+import filelock
+from tqdm import tqdm
+
+from bigtransfer import __version__, runs
+from bigtransfer.errors import DownloadError
+from bigtransfer.weights import crc32c
+
+TIMEOUT = 30.0
+"""Seconds without a byte after which a connection counts as dropped."""
+ATTEMPTS = 5
+"""Tries in a row that may bring nothing new before giving up; after each, waiting doubles from `BACKOFF` seconds."""
+BACKOFF = 1.0
+_CHUNK = 1 << 20
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept."""
+    return Path(os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer").expanduser()
+
+
+def offline() -> bool:
+    """Whether `$BIT_OFFLINE` forbids the network."""
+    return os.environ.get("BIT_OFFLINE", "").lower() not in ("", "0", "false", "no")
+
+
+def cache_path(address: str) -> Path:
+    """The file in the cache that is, or will be, the download of `address`."""
+    parts = urllib.parse.urlsplit(address)
+    names = [name for name in urllib.parse.unquote(parts.path).split("/") if name not in ("", ".", "..")]
+    if parts.query:
+        names[-1:] = [f"{hashlib.sha256(parts.query.encode()).hexdigest()[:12]}-{name}" for name in names[-1:]]
+    safe = [re.sub(r"[^\w.@+=-]", "_", name) for name in (parts.netloc.rpartition("@")[2], *names)]
+    return cache_folder().joinpath(*safe)
+
+
+def fetch(address: str, *, no_network: bool | None = None, progress: bool = True) -> Path:
+    """The file at `address`, from the cache or downloaded into it.
+
+    no_network: True: only from the cache; None: as `$BIT_OFFLINE` says. progress: a bar on stderr if that is a terminal.
+    Raises DownloadError, which names the address and what to do: the file can always be put into the cache by hand.
+    """
+    if not address.startswith(("https://", "http://")):
+        raise DownloadError(f"{address} is not an http or https address.")
+    target = cache_path(address)
+    if target.is_file():
+        return target
+    if offline() if no_network is None else no_network:
+        raise DownloadError(
+            f"{address} is not in the cache, and downloads are switched off (offline). Switch them on (unset BIT_OFFLINE), "
+            f"or download it elsewhere and put it at {target}"
+        )
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _only_one(target, address):
+            if not target.is_file():
+                _Download(address, target, progress).run()
+    except OSError as error:
+        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+        raise DownloadError(
+            f"Cannot keep {address} in {target.parent}: {reason}. Make room there or set BIT_CACHE to another folder."
+        ) from error
+    return target
+
+
+@contextlib.contextmanager
+def _only_one(target: Path, address: str) -> Iterator[None]:
+    """One process downloads; others wait for it, and then find the file."""
+    lock = filelock.FileLock(target.with_name(f".{target.name}.lock"))
+    try:
+        lock.acquire(timeout=1)
+    except filelock.Timeout:
+        with tqdm(desc=f"Waiting for another process to download {address}", bar_format="{desc}", disable=None):
+            lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Retry(Exception):
+    """This attempt failed in a way that the next may not."""
+
+    def __init__(self, reason: str, wait: float = 0.0) -> None:
+        super().__init__(reason)
+        self.wait = wait
+
+
+@dataclass
+class _Partial:
+    """What is known about the file whose first bytes lie in the .part file."""
+
+    validator: str = ""
+    """Etag or date for If-Range: the rest must be of the same version. Without one nothing is resumed."""
+    size: int | None = None
+    """Of the whole file, bytes."""
+    digests: dict[str, str] | None = None
+    """Algorithm -> hex digest of the whole file."""
+
+
+class _Download:
+    def __init__(self, address: str, target: Path, progress: bool) -> None:
+        self.address = address
+        self.target = target
+        self.part = target.with_name(f".{target.name}.part")
+        self.state = target.with_name(f".{target.name}.part.json")
+        self.progress = progress
+        self.partial = _Partial()
+        self.corrupt = 0
+
+    def run(self) -> None:
+        self._recall()
+        failures, reason = 0, ""
+        while failures < ATTEMPTS:
+            had = self._have()
+            try:
+                self._attempt()
+                self._verify()
+                break
+            except _Retry as retry:
+                reason = str(retry)
+                failures = 1 if self._have() > had else failures + 1
+                if failures < ATTEMPTS:
+                    time.sleep(max(retry.wait, BACKOFF * 2 ** (failures - 1)))
+        else:
+            raise self._error(
+                f"{reason} ({ATTEMPTS} attempts)", "What has arrived is kept; try again to go on from there."
+            )
+        os.replace(self.part, self.target)
+        self.state.unlink(missing_ok=True)
+
+    # --- One request
+
+    def _attempt(self) -> None:
+        """Ask for what is missing and append it to the part file."""
+        have = self._have()
+        if have and have == self.partial.size:
+            return
+        if have and not self.partial.validator:
+            self._forget()
+            have = 0
+        headers = {"User-Agent": f"bigtransfer/{__version__}", "Accept-Encoding": "identity"}
+        if have:
+            headers |= {"Range": f"bytes={have}-", "If-Range": self.partial.validator}
+        address = self.address
+        if endpoint := os.environ.get("HF_ENDPOINT"):
+            address = re.sub(r"^https://huggingface\.co(?=/)", endpoint.rstrip("/"), address)
+        redirects = _Redirects()
+        opener = urllib.request.build_opener(redirects)
+        try:
+            response = opener.open(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
+        except urllib.error.HTTPError as error:
+            with error:
+                self._refused(error)
+        except urllib.error.URLError as error:
+            self._unreachable(error.reason)
+        except (TimeoutError, http.client.HTTPException, ConnectionError) as error:
+            raise _Retry(_reason(error)) from error
+        else:
+            with response:
+                self._receive(response, redirects, have)
+
+    def _refused(self, error: urllib.error.HTTPError) -> None:
+        if error.code == 416:
+            self._forget()
+            raise _Retry("the server has less of the file than was kept of it")
+        if error.code in (408, 425, 429) or error.code >= 500:
+            after = error.headers.get("Retry-After", "")
+            raise _Retry(
+                f"the server answered {error.code} {error.reason}", float(min(int(after), 60)) if after.isdigit() else 0
+            )
+        advice = {
+            401: "It needs a login.",
+            403: "The server does not give it to everybody; perhaps it was withdrawn.",
+            404: "There is no such file; perhaps it was withdrawn, or the name is wrong.",
+        }.get(error.code, "")
+        raise self._error(f"the server answered {error.code} {error.reason}", advice) from error
+
+    def _unreachable(self, reason: Any) -> None:
+        if isinstance(reason, socket.gaierror):
+            host = urllib.parse.urlsplit(self.address).hostname
+            raise self._error(
+                f"the name {host} cannot be resolved", "Is this machine connected to the internet?"
+            ) from reason
+        if isinstance(reason, ssl.SSLCertVerificationError):
+            raise self._error(
+                f"the server's certificate is not trusted ({reason.verify_message})",
+                "Behind a company proxy, set SSL_CERT_FILE to its certificates.",
+            ) from reason
+        if isinstance(reason, Exception):
+            raise _Retry(_reason(reason)) from reason
+        raise self._error(str(reason))  # a redirect that was not followed
+
+    def _receive(self, response: Any, redirects: _Redirects, have: int) -> None:
+        headers: Message = response.headers
+        if response.status == 206:
+            start, size = _content_range(headers)
+            if start != have or self.partial.size not in (None, size):
+                self._forget()
+                raise _Retry("the server resumed at another place than asked")
+        else:  # the server ignores ranges, or has another version now
+            self._forget()
+            have, size = 0, _length(headers)
+            if "text/html" in headers.get("Content-Type", ""):
+                raise self._error("the server sent a web page instead of the file", "Is there a login page in between?")
+            self.partial = _Partial(_validator(headers), size, _digests(headers, redirects.linked_etag))
+            self._remember()
+            if size is not None and size > shutil.disk_usage(self.part.parent).free:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        with (
+            open(self.part, "ab" if have else "wb") as file,
+            tqdm(
+                desc=self.target.name,
+                total=size,
+                initial=have,
+                unit="B",
+                unit_scale=True,
+                unit_divisor=1024,
+                disable=None if self.progress else True,
+            ) as bar,
+        ):
+            self._copy(response, file, bar)
+        if size is not None and self._have() != size:
+            if self._have() > size:
+                self._forget()
+            raise _Retry(f"the connection ended after {self._have()} of {size} bytes")
+
+    def _copy(self, response: Any, file: IO[bytes], bar: Any) -> None:
+        while True:
+            try:
+                chunk = response.read(_CHUNK)
+            except (OSError, http.client.HTTPException) as error:
+                raise _Retry(_reason(error)) from error
+            if not chunk:
+                return
+            file.write(chunk)
+            bar.update(len(chunk))
+
+    # --- Integrity
+
+    def _verify(self) -> None:
+        """Compare the complete part file with what the server said of it; a wrong one is dropped and fetched once more."""
+        wanted = self.partial.digests or {}
+        for algorithm, found in _hash(self.part, wanted).items():
+            if found != wanted[algorithm]:
+                self._forget()
+                self.corrupt += 1
+                message = f"it arrived damaged: its {algorithm} is {found}, the server states {wanted[algorithm]}"
+                if self.corrupt > 1:
+                    raise self._error(f"twice {message}", "Something on the way changes it.")
+                raise _Retry(message)
+
+    # --- The part file
+
+    def _have(self) -> int:
+        return self.part.stat().st_size if self.part.exists() else 0
+
+    def _recall(self) -> None:
+        """Go on from an earlier process's part, if it can be known that the rest will be of the same file."""
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            self.partial = _Partial(**json.loads(self.state.read_text(encoding="utf-8")))
+        if not self.partial.validator:
+            self._forget()
+
+    def _remember(self) -> None:
+        runs.write_json(self.state, vars(self.partial))
+
+    def _forget(self) -> None:
+        self.part.unlink(missing_ok=True)
+        self.state.unlink(missing_ok=True)
+        self.partial = _Partial()
+
+    def _error(self, reason: str, advice: str = "") -> DownloadError:
+        return DownloadError(
+            f"Cannot download {self.address}: {reason}. {advice}{' ' if advice else ''}"
+            f"You can also get it by hand and put it at {self.target}"
+        )
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follows redirects, keeping what the hub says about the file before it sends us to its storage."""
+
+    linked_etag = ""
+
+    def redirect_request(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
+    ) -> urllib.request.Request | None:
+        self.linked_etag = headers.get("X-Linked-Etag") or self.linked_etag
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"it redirects to an insecure address, {newurl}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return f"nothing came for {TIMEOUT:g} seconds"
+    return f"the connection failed ({error or type(error).__name__})"
+
+
+def _validator(headers: Message) -> str:
+    etag = headers.get("ETag", "")
+    return etag if etag.startswith('"') else headers.get("Last-Modified", "")  # weak etags do not count
+
+
+def _length(headers: Message) -> int | None:
+    text = headers.get("Content-Length", "")
+    return int(text) if text.isdigit() else None
+
+
+def _content_range(headers: Message) -> tuple[int | None, int | None]:
+    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", "").strip())
+    return (int(found[1]), int(found[2])) if found else (None, None)
+
+
+def _digests(headers: Message, linked_etag: str) -> dict[str, str]:
+    """Algorithm -> hex digest that the server states; {} if it states none."""
+    stated = {}
+    for header in headers.get_all("x-goog-hash", []):
+        for item in header.split(","):
+            algorithm, _, value = item.strip().partition("=")
+            with contextlib.suppress(ValueError):
+                stated[algorithm] = base64.b64decode(value, validate=True).hex()
+    if "md5" in stated:
+        return {"md5": stated["md5"]}
+    if "crc32c" in stated:
+        return {"crc32c": stated["crc32c"]}
+    etag = (linked_etag or headers.get("X-Linked-Etag") or "").strip('"').lower()
+    if re.fullmatch(r"[0-9a-f]{64}", etag):
+        return {"sha256": etag}
+    etag = headers.get("ETag", "").strip('"').lower()
+    if headers.get("X-Repo-Commit") and re.fullmatch(r"[0-9a-f]{40}", etag):
+        return {"git-sha1": etag}
+    return {}
+
+
+def _hash(path: Path, algorithms: dict[str, str]) -> dict[str, str]:
+    """Algorithm -> hex digest of the file."""
+    if not algorithms:
+        return {}
+    (algorithm,) = algorithms
+    crc = 0
+    name = "sha1" if algorithm == "git-sha1" else algorithm
+    digest = hashlib.new(name, usedforsecurity=False) if algorithm != "crc32c" else None
+    if algorithm == "git-sha1" and digest is not None:
+        digest.update(b"blob %d\0" % path.stat().st_size)
+    with open(path, "rb") as file:
+        while chunk := file.read(4 * _CHUNK):
+            if digest is None:
+                crc = crc32c.update(chunk, crc)
+            else:
+                digest.update(chunk)
+    return {algorithm: f"{crc:08x}" if digest is None else digest.hexdigest()}

@@ -1,0 +1,231 @@
+"""Weight files of every kind as one thing: the shapes of their tensors, read first, and a way to read each.
+
+A kind is recognised by the first bytes, not by the file's name. Nothing is ever unpickled beyond tensors
+(`torch.load(weights_only=True)`, `allow_pickle=False`), and tensors are read one by one: a network of 4 GB needs no 8.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import os
+import pickle
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from bigtransfer import runs
+from bigtransfer.catalog import ModelCard
+from bigtransfer.errors import WeightsError
+from bigtransfer.weights import configs
+
+HEADER_KEY = "bigtransfer"
+"""Key of the model card in a safetensors header."""
+
+IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
+SUFFIXES = (".safetensors", ".npz", ".bin", ".pth", ".pt", ".tar")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """An opened weight file."""
+
+    path: Path
+    shapes: Mapping[str, tuple[int, ...]]
+    """Tensor name, as stored -> shape."""
+    read: Callable[[str], Tensor]
+    """One tensor as stored, on the CPU, never a view of the file; WeightsError if the file is damaged there."""
+    card: ModelCard | None = None
+    """The card in its header, if it is a model file of ours."""
+    described: configs.Description = configs.Description()  # noqa: RUF009 - frozen
+    """What JSON files beside it say."""
+
+
+@contextlib.contextmanager
+def open_weights(path: str | os.PathLike[str]) -> Iterator[Contents]:
+    """Open a weight file, or the one in a folder (a run, a transformers or timm folder). WeightsError if it is none."""
+    path = Path(path)
+    if path.is_dir():
+        path = _in_folder(path)
+    described = configs.read(path.parent) if path.name in IN_FOLDERS else configs.Description()
+    with contextlib.ExitStack() as stack:
+        try:
+            kind = _kind(path)
+            shapes, read, card = kind(path, stack)
+        except WeightsError:
+            raise
+        except FileNotFoundError as error:
+            raise WeightsError(f"There is no file {path}.") from error
+        except OSError as error:
+            raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+        yield Contents(path, shapes, _guarded(path, read), card, described)
+
+
+def _in_folder(folder: Path) -> Path:
+    for name in IN_FOLDERS:
+        if (folder / name).is_file():
+            return folder / name
+    if list(folder.glob("*.index.json")):
+        raise WeightsError(f"{folder}: weights split over several files are not supported; save them as one file.")
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in SUFFIXES)
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise WeightsError(f"{folder} holds {len(files)} weight files; name the one you mean, such as {files[0]}.")
+    if (folder / "metrics.jsonl").exists():
+        raise WeightsError(f"The run {folder} has no model.safetensors yet: it has not finished. Resume it first.")
+    raise WeightsError(f"The folder {folder} holds no model (no {IN_FOLDERS[0]}).")
+
+
+_Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor], "ModelCard | None"]
+
+
+def _kind(path: Path) -> Callable[[Path, contextlib.ExitStack], _Opened]:
+    with open(path, "rb") as file:
+        start = file.read(256)
+    if not start:
+        raise WeightsError(f"{path} is empty. Download or save it again.")
+    if start.startswith(b"version https://git-lfs.github.com"):
+        raise WeightsError(f"{path} is only a Git LFS pointer; `git lfs pull` in its repository gets the weights.")
+    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
+        raise WeightsError(f"{path} is a web page, not weights: its download went wrong. Download it again.")
+    if start.startswith(b"\x89HDF"):
+        raise WeightsError(f"{path} is a TensorFlow .h5 file. Use the .npz file of the same model instead.")
+    if start.startswith(b"PK\x03\x04"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.namelist()
+        except (zipfile.BadZipFile, ValueError) as error:
+            raise _damaged(path, error) from error
+        return _open_torch if any(entry.endswith("data.pkl") for entry in entries) else _open_npz
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and length < 100_000_000:
+        return _open_safetensors
+    if start[:1] == b"\x80":  # a bare pickle: torch.save before version 1.6
+        return _open_torch
+    raise WeightsError(f"{path} is no weight file that is known here (safetensors, .npz, PyTorch).")
+
+
+def _damaged(path: Path, error: BaseException) -> WeightsError:
+    detail = str(error).strip().splitlines()
+    return WeightsError(
+        f"{path} is damaged or incomplete ({detail[0] if detail else type(error).__name__}). Download or save it again."
+    )
+
+
+def _guarded(path: Path, read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
+    def guarded(name: str) -> Tensor:
+        try:
+            tensor = read(name)
+        except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
+            raise _damaged(path, error) from error
+        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+            raise WeightsError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers.")
+        return tensor
+
+    return guarded
+
+
+def _open_safetensors(path: Path, stack: contextlib.ExitStack) -> _Opened:
+    try:
+        file = stack.enter_context(safetensors.safe_open(path, "pt"))
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        header = (file.metadata() or {}).get(HEADER_KEY)
+    except safetensors.SafetensorError as error:
+        raise _damaged(path, error) from error
+    return shapes, file.get_tensor, None if header is None else ModelCard.from_json(header)
+
+
+def _open_npz(path: Path, stack: contextlib.ExitStack) -> _Opened:
+    archive = stack.enter_context(zipfile.ZipFile(path))
+    entries: dict[str, zipfile.ZipInfo] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for entry in archive.infolist():
+        name = entry.filename.removesuffix(".npy")
+        try:
+            with archive.open(entry) as file:
+                version = np.lib.format.read_magic(file)
+                read_header = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read_header(file)
+                start = file.tell()
+        except (ValueError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
+            raise _damaged(path, error) from error
+        if dtype.hasobject:
+            raise WeightsError(
+                f"{path}: {name} holds pickled objects, which are never loaded because they can run code."
+            )
+        if start + math.prod(shape) * dtype.itemsize != entry.file_size:
+            raise _damaged(
+                path, ValueError(f"{name} has {entry.file_size} bytes, which its shape {shape} does not need")
+            )
+        entries[name], shapes[name] = entry, tuple(shape)
+
+    def read(name: str) -> Tensor:
+        with archive.open(entries[name]) as file:
+            array = np.lib.format.read_array(file, allow_pickle=False)
+        if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # how NumPy stores JAX's bfloat16
+            return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+
+    return shapes, read, None
+
+
+def _open_torch(path: Path, stack: contextlib.ExitStack) -> _Opened:
+    try:
+        # timm's checkpoints keep their command line in a Namespace, which is only attributes.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except pickle.UnpicklingError as error:
+        if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
+            raise WeightsError(
+                f"{path} holds Python objects besides tensors. It is not loaded, because unpickling them could run any code. "
+                "Save the state_dict alone, or as safetensors."
+            ) from error
+        raise _damaged(path, error) from error
+    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise _damaged(path, error) from error
+    state = loaded
+    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):  # timm's and the authors' checkpoints
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            state = loaded[key]
+            break
+    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        raise WeightsError(
+            f"{path} holds no state dict: a mapping of names to tensors, or one under 'model' or 'state_dict'."
+        )
+    # clone: the tensors lie in the memory-mapped file, which somebody may replace.
+    return {name: tuple(tensor.shape) for name, tensor in state.items()}, lambda name: state[name].clone(), None
+
+
+# --- Writing
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write contiguous tensors atomically; `metadata` becomes the header's."""
+    with runs.atomic_write(path) as temporary:
+        safetensors.torch.save_file(dict(tensors), temporary, metadata=dict(metadata))
+
+
+def write_npz(path: str | os.PathLike[str], tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write an uncompressed .npz atomically, holding one tensor at a time."""
+    with runs.atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+        for name, tensor in tensors:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, tensor.contiguous().numpy(), allow_pickle=False)
+
+
+def write_torch(path: str | os.PathLike[str], value: Any) -> None:
+    """`torch.save`, atomically."""
+    with runs.atomic_write(path) as temporary:
+        torch.save(value, temporary)

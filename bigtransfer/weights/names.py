@@ -1,0 +1,270 @@
+"""One table of parameter names, used both ways and strictly: ours <-> the forms in which BiT weights are published.
+
+    npz           the authors' NumPy files: HWIO kernels, head (1, 1, features, classes)
+    big_vision    the same group's later code: HWIO kernels, vectors (1, 1, 1, c), head (features, classes)
+    torch         the authors' PyTorch checkpoints (`bit.pth.tar`): head (classes, features, 1, 1)
+    timm          `resnetv2_*_bit`: head (classes, features, 1, 1)
+    transformers  `BitForImageClassification`: head (classes, features), as ours
+
+Strict: a tensor that is missing, that nothing uses, that comes twice or has another shape is an error that names it.
+Only a head may be absent, as a whole; the network then gives features.
+
+Source: the loaders of google-research/big_transfer, google-research/big_vision, timm and transformers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bigtransfer import model
+from bigtransfer.catalog import Architecture
+from bigtransfer.errors import WeightsError
+
+LayoutName = Literal["bit", "npz", "big_vision", "torch", "timm", "transformers"]
+_FOREIGN = ("npz", "big_vision", "torch", "timm", "transformers")
+
+# fmt: off
+_NETWORK = {
+    # ours -> npz, big_vision, torch, timm, transformers
+    "root.weight": ("resnet/root_block/standardized_conv2d/kernel", "root_block/conv_root/kernel",
+                    "root.conv.weight", "stem.conv.weight", "bit.embedder.convolution.weight"),
+    "norm.weight": ("resnet/group_norm/gamma", "norm-pre-head/scale", "head.gn.weight", "norm.weight", "bit.norm.weight"),
+    "norm.bias":   ("resnet/group_norm/beta",  "norm-pre-head/bias",  "head.gn.bias",   "norm.bias",   "bit.norm.bias"),
+    "head.weight": ("resnet/head/conv2d/kernel", "head/kernel", "head.conv.weight", "head.fc.weight", "classifier.1.weight"),
+    "head.bias":   ("resnet/head/conv2d/bias",   "head/bias",   "head.conv.bias",   "head.fc.bias",   "classifier.1.bias"),
+}
+# Before the parts of a unit: its block and number, {b} and {u} from 0, {B} and {U} from 1.
+_UNIT = ("resnet/block{B}/unit{U:02d}/", "block{B}/unit{U:02d}/",
+         "body.block{B}.unit{U:02d}.", "stages.{b}.blocks.{u}.", "bit.encoder.stages.{b}.layers.{u}.")
+_IN_UNIT = {
+    # {k} is 1, 2, 3 where {a} is a, b, c
+    "norm{k}.weight": ("{a}/group_norm/gamma",       "gn{k}/scale",    "gn{k}.weight",   "norm{k}.weight", "norm{k}.weight"),
+    "norm{k}.bias":   ("{a}/group_norm/beta",        "gn{k}/bias",     "gn{k}.bias",     "norm{k}.bias",   "norm{k}.bias"),
+    "conv{k}.weight": ("{a}/standardized_conv2d/kernel", "conv{k}/kernel", "conv{k}.weight", "conv{k}.weight", "conv{k}.weight"),
+    "proj.weight":    ("a/proj/standardized_conv2d/kernel", "conv_proj/kernel",
+                       "downsample.weight", "downsample.conv.weight", "downsample.conv.weight"),
+}
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One form: what its tensors are called and how their values lie."""
+
+    name: LayoutName
+    their_value: Callable[[str, Tensor], Tensor]
+    """Our name and tensor -> the tensor as the form holds it."""
+    our_value: Callable[[str, Tensor], Tensor]
+    """The inverse; a tensor whose shape it cannot be is passed through, for the shape check to complain about."""
+    canonical: Callable[[str], str]
+    """A name as some file spells it -> as the table does."""
+
+    def their_name(self, ours: str) -> str:
+        """What this form calls our parameter `ours`. Works for every name of a network with GroupNorm."""
+        if self.name == "bit":
+            return ours
+        column = _FOREIGN.index(self.name)
+        if ours in _NETWORK:
+            return _NETWORK[ours][column]
+        _, block, unit, part = ours.split(".", 3)
+        b, u, k = int(block), int(unit), int((re.findall(r"\d", part) or [1])[0])
+        row = _IN_UNIT[re.sub(r"\d", "{k}", part)]
+        return (_UNIT[column] + row[column]).format(b=b, u=u, B=b + 1, U=u + 1, k=k, a="abc"[k - 1])
+
+
+def _hwio_to_ours(ours: str, tensor: Tensor) -> Tensor:
+    if ours == "head.weight":
+        if tensor.ndim == 4 and tensor.shape[:2] == (1, 1):
+            tensor = tensor[0, 0]
+        return tensor.T if tensor.ndim == 2 else tensor
+    if ours.endswith(("conv1.weight", "conv2.weight", "conv3.weight", "proj.weight", "root.weight")):
+        return tensor.permute(3, 2, 0, 1) if tensor.ndim == 4 else tensor
+    if tensor.ndim == 4 and tensor.shape[:3] == (1, 1, 1):
+        return tensor[0, 0, 0]
+    return tensor
+
+
+def _ours_to_npz(ours: str, tensor: Tensor) -> Tensor:
+    if ours == "head.weight":
+        return tensor.T[None, None]
+    return tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor
+
+
+def _ours_to_big_vision(ours: str, tensor: Tensor) -> Tensor:
+    if ours == "head.weight":
+        return tensor.T
+    if ours == "head.bias":
+        return tensor
+    return tensor.permute(2, 3, 1, 0) if tensor.ndim == 4 else tensor[None, None, None]
+
+
+def _conv_head_to_ours(ours: str, tensor: Tensor) -> Tensor:
+    if ours == "head.weight" and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+        return tensor[:, :, 0, 0]
+    return tensor
+
+
+def _ours_to_conv_head(ours: str, tensor: Tensor) -> Tensor:
+    return tensor[:, :, None, None] if ours == "head.weight" else tensor
+
+
+def _same(ours: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _spelled_npz(name: str) -> str:
+    # Some files number their convolutions as TensorFlow did; TF2's head is a dense layer.
+    return re.sub(r"/standardized_conv2d_\d+/", "/standardized_conv2d/", name).replace("/head/dense/", "/head/conv2d/")
+
+
+def _spelled_torch(name: str) -> str:
+    # DistributedDataParallel (the authors' checkpoints have it) and torch.compile wrap the module.
+    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
+
+
+def _spelled_transformers(name: str) -> str:
+    # BitModel saved without the classifier has no prefix.
+    return f"bit.{name}" if name.startswith(("embedder.", "encoder.", "norm.")) else name
+
+
+LAYOUTS: Mapping[LayoutName, Layout] = {
+    layout.name: layout
+    for layout in (
+        Layout("bit", _same, _same, _spelled_torch),
+        Layout("npz", _ours_to_npz, _hwio_to_ours, _spelled_npz),
+        Layout("big_vision", _ours_to_big_vision, _hwio_to_ours, lambda name: name.removeprefix("params/")),
+        Layout("torch", _ours_to_conv_head, _conv_head_to_ours, _spelled_torch),
+        Layout("timm", _ours_to_conv_head, _conv_head_to_ours, _spelled_torch),
+        Layout("transformers", _same, _same, _spelled_transformers),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Translation:
+    """How the tensors of one file become a network: nothing missing, nothing left over, every shape right."""
+
+    layout: Layout
+    architecture: Architecture
+    num_classes: int
+    """0: the file has no head."""
+    names: Mapping[str, str]
+    """Ours -> the file's, in the order of the network's state dict."""
+
+
+def shapes(architecture: Architecture, num_classes: int) -> dict[str, tuple[int, ...]]:
+    """Our parameter and buffer names with their shapes, in the order of the network's state dict."""
+    network = model.build(architecture, num_classes, device="meta")
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def translate(
+    found: Mapping[str, tuple[int, ...]], where: str, architecture: Architecture | None = None
+) -> Translation:
+    """Recognise a file by the names and shapes of its tensors.
+
+    found: name -> shape as stored. where: the file, for messages. architecture: as the file states it; None infers it from
+    the tensors. Raises WeightsError, listing the tensors that are missing, unknown, doubled or of another shape.
+    """
+    layout = _recognise(found, where)
+    spelled: dict[str, str] = {}
+    for name in found:
+        other = spelled.setdefault(layout.canonical(name), name)
+        if other != name:
+            raise WeightsError(f"{where}: {other} and {name} are the same tensor of a BiT network.")
+
+    if layout.name == "big_vision":
+        # Training state beside the parameters: declared absent.
+        spelled = {name: raw for name, raw in spelled.items() if not name.startswith(("opt/", "extra/"))}
+    our_shape = {
+        ours: tuple(layout.our_value(ours, torch.empty(found[spelled[theirs]], device="meta")).shape)
+        for ours in ("root.weight", "head.weight", "head.bias")
+        if (theirs := layout.their_name(ours)) in spelled
+    }
+    if architecture is None:
+        architecture = _infer(layout, spelled, our_shape, where)
+    num_classes = our_shape["head.weight"][0] if our_shape.get("head.weight") else 0
+    if not num_classes and "head.bias" in our_shape:
+        num_classes = our_shape["head.bias"][0]  # half a head: the other half is reported as missing
+
+    expected = {layout.their_name(ours): (ours, shape) for ours, shape in shapes(architecture, num_classes).items()}
+    missing, unused = [name for name in expected if name not in spelled], spelled.keys() - expected.keys()
+    if missing or unused:
+        parts = [f"{_count(missing, 'tensor')} missing: {_some(missing)}"] if missing else []
+        if unused:
+            parts.append(f"{_count(unused, 'tensor')} that a BiT network has no use for: {_some(sorted(unused))}")
+        raise WeightsError(f"{where} is not a whole BiT network ({layout.name} names): {'; '.join(parts)}.")
+    wrong = []
+    for theirs, (ours, shape) in expected.items():
+        stored = found[spelled[theirs]]
+        if tuple(layout.our_value(ours, torch.empty(stored, device="meta")).shape) != shape:
+            wanted = tuple(layout.their_value(ours, torch.empty(shape, device="meta")).shape)
+            wrong.append(f"{spelled[theirs]} is {tuple(stored)} and should be {wanted}")
+    if wrong:
+        raise WeightsError(f"{where}: {_count(wrong, 'tensor')} of another shape than the network's: {_some(wrong)}.")
+    return Translation(
+        layout, architecture, num_classes, {ours: spelled[theirs] for theirs, (ours, _) in expected.items()}
+    )
+
+
+def export(architecture: Architecture, num_classes: int, layout_name: LayoutName) -> dict[str, str]:
+    """Our names -> theirs for a whole network, in state-dict order; WeightsError if the form cannot hold that network."""
+    if layout_name != "bit" and (architecture.norm != "gn" or not architecture.weight_standardization):
+        raise WeightsError(
+            f"The {layout_name} form is for BiT's own networks; this one has other normalization "
+            f"({architecture.norm}, weight standardization {'on' if architecture.weight_standardization else 'off'})."
+        )
+    layout = LAYOUTS[layout_name]
+    return {ours: layout.their_name(ours) for ours in shapes(architecture, num_classes)}
+
+
+def _recognise(found: Collection[str], where: str) -> Layout:
+    # Every form calls the first convolution by a name of its own.
+    fitting = [
+        layout
+        for layout in LAYOUTS.values()
+        if any(layout.canonical(name) == layout.their_name("root.weight") for name in found)
+    ]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise WeightsError(f"{where} mixes the names of several forms: {', '.join(layout.name for layout in fitting)}.")
+    roots = ", ".join(layout.their_name("root.weight") for layout in LAYOUTS.values())
+    raise WeightsError(
+        f"{where} holds no BiT network: none of its {_count(found, 'tensor')} is the first convolution ({roots}). "
+        f"It holds {_some(found) or 'nothing'}."
+    )
+
+
+def _infer(
+    layout: Layout, spelled: Collection[str], our_shape: Mapping[str, tuple[int, ...]], where: str
+) -> Architecture:
+    root = our_shape["root.weight"]
+    if len(root) != 4 or root[0] == 0 or root[0] % 64 or root[1] == 0:
+        name = layout.their_name("root.weight")
+        raise WeightsError(f"{where}: {name} has the shape {root}; BiT's is (64 * width, channels, 7, 7).")
+    parts = {part.format(k=k) for part in _IN_UNIT for k in (1, 2, 3)}
+    units = []
+    for block in range(4):
+        count = 0
+        while any(layout.their_name(f"blocks.{block}.{count}.{part}") in spelled for part in parts):
+            count += 1
+        units.append(max(count, 1))  # a block without units is reported as missing its first
+    batch_norm = "norm.running_mean" in spelled
+    return Architecture(units=tuple(units), width=root[0] // 64, in_chans=root[1], norm="bn" if batch_norm else "gn")
+
+
+def _count(things: Collection[object], noun: str) -> str:
+    return f"{len(things)} {noun}{'' if len(things) == 1 else 's'}"
+
+
+def _some(names: Iterable[str], limit: int = 6) -> str:
+    names = list(names)
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
