@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from bigtransfer import catalog, model
+from bigtransfer.ops import native
 from tests.reference import network
 from tests.reference.ops import Array
 
@@ -15,7 +16,7 @@ TINY = (1, 1, 1, 1)
 
 
 def state_of(params: network.Params) -> dict[str, torch.Tensor]:
-    """Our parameter names for the authors' ones (a second, independent copy of the map in `bigtransfer.weights.names`)."""
+    """Our parameter names for the authors' ones (independent of `bigtransfer.weights.names`)."""
     state = {}
     for name, value in params.items():
         parts = name.removeprefix("resnet/").split("/")
@@ -68,13 +69,11 @@ def nhwc(x: torch.Tensor) -> torch.Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-# (1, 1) and (2, 3) leave groups of two to four numbers to normalize, which can amplify a rounding error a thousandfold: only
-# float64 can tell right from wrong there.
-@pytest.mark.parametrize(
-    ("size", "bound"),
-    [((1, 1), 1e-2), ((2, 3), 1e-2), ((7, 8), 1e-5), ((31, 31), 1e-5), ((32, 32), 1e-5), ((64, 64), 1e-5), ((97, 65), 1e-5)],
-)
-def test_logits_at_any_size(size: tuple[int, int], bound: float) -> None:
+@pytest.mark.parametrize("size", [(1, 1), (2, 3), (7, 8), (31, 31), (32, 32), (64, 64), (97, 65)])
+def test_logits_at_any_size(size: tuple[int, int]) -> None:
+    # At 1 to 6 pixels, groups of two to four numbers are normalized, which can amplify a rounding error a thousandfold.
+    # Our own kernels bear it; torch's group_norm does not, so without a compiler only float64 tells right from wrong.
+    bound = 1e-5 if native.library() or min(size) > 2 else 1e-2
     params = network.random_params()
     images = images_of(1, *size)
     expected = network.logits(params, images)
@@ -100,7 +99,7 @@ def test_r50x1() -> None:
     assert sum(value.size for value in params.values()) == 25_549_352  # published count
     images = images_of(1, 64, 64)
     with torch.inference_mode():
-        assert relative(ours(params, units)(tensor_of(images)), network.logits(params, images)) <= 1.5e-5
+        assert relative(ours(params, units)(tensor_of(images)), network.logits(params, images)) <= 1e-5
 
 
 @pytest.mark.parametrize("channels", [1, 4])
@@ -231,5 +230,7 @@ def test_gradients() -> None:
 
 def test_backbone_parameters_are_all_but_the_head() -> None:
     net = model.ResNetV2(TINY, num_classes=3)
-    names = {name for name, parameter in net.named_parameters() if any(parameter is p for p in net.backbone_parameters())}
+    names = {
+        name for name, parameter in net.named_parameters() if any(parameter is p for p in net.backbone_parameters())
+    }
     assert {name for name, _ in net.named_parameters()} - names == {"head.weight", "head.bias"}

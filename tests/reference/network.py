@@ -39,7 +39,7 @@ class Network:
         return ops.max_pool(np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))), 3, 2)
 
     def _unit(self, x: Array, scope: str, stride: int) -> Array:
-        """Three times norm, ReLU, convolution; the stride sits on the 3x3, the projection reads the pre-activated input."""
+        """Three times norm, ReLU, convolution; stride on the 3x3; the projection reads the pre-activated input."""
         shortcut = x
         x = self._norm_relu(x, f"{scope}/a")
         if f"{scope}/a/proj/standardized_conv2d/kernel" in self.params:

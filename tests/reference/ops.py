@@ -12,7 +12,7 @@ Array = NDArray[np.float64]
 
 
 def conv2d(x: Array, kernel: Array, stride: int = 1, padding: int = 0) -> Array:
-    """Cross-correlation of x `(n, h, w, in)` with kernel `(kh, kw, in, out)`, zeros around: one matrix product of patches."""
+    """Cross-correlation of x `(n, h, w, in)` with kernel `(kh, kw, in, out)`, zeros around: patches times kernel."""
     kh, kw, inputs, outputs = kernel.shape
     x = np.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(x, (kh, kw), axis=(1, 2))[:, ::stride, ::stride]
