@@ -1,6 +1,6 @@
 """Data sets: opening them in every form, decoding, checking and splitting."""
 
-from bigtransfer.data.forms import open_dataset
+from bigtransfer.data.forms import cache_folder, open_dataset, open_images
 from bigtransfer.data.sources import ImageSet, Splits, native_size
 
-__all__ = ["ImageSet", "Splits", "native_size", "open_dataset"]
+__all__ = ["ImageSet", "Splits", "cache_folder", "native_size", "open_dataset", "open_images"]

@@ -1,186 +1,161 @@
-"""From what the user typed to `Splits`: recognises each form of data set and reads its layout. `docs/data.md` shows every form."""
+"""From what the user typed to `Splits`: recognises the form of a data set. `docs/data.md` shows every form with an example."""
 
 from __future__ import annotations
 
+import difflib
+import glob
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from bigtransfer.data import images
-from bigtransfer.data.sources import Files, ImageSet, Splits, Store
+from bigtransfer.data import images, named, shards, tables
+from bigtransfer.data.layout import Found, build, from_paths
+from bigtransfer.data.sources import Files, ImageSet, Splits
+from bigtransfer.data.tables import Columns
 from bigtransfer.errors import DataError
-
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
 
 
 def open_dataset(
     spec: str | os.PathLike[str],
     *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
     class_names: Sequence[str] | None = None,
     channels: int = 3,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Splits:
-    """The data set that `spec` names, in its own splits; see `docs/data.md` for all forms.
+    """The data set that `spec` names, in its own splits. Nothing is decoded here, and no split is made up (see `data.splits`).
 
-    `class_names`: number the labels by this list (say, a model's classes) instead of by the sorted names found; the data may then
-    hold fewer classes, but none that is not listed. `channels`: 3 (RGB) or 1 (grey).
-    Class names are sorted by code point, as Python sorts strings. Nothing is decoded here. Raises DataError.
+    spec: a folder (of class folders; of train/val/test folders of those; of images without classes; of Parquet files or tar
+    shards; written by `datasets`' save_to_disk), a .csv, .tsv or .parquet table, a .tar file or a pattern of tar shards such as
+    `shards/train-{000..009}.tar`, `hf:<owner>/<name>` from the Hugging Face hub, or one of `named.NAMES`. What exists on disk
+    goes before a name.
+    image_column, label_column, split_column: columns of a table; by default those with usual names (`tables.Columns`).
+    class_names: number the labels by this list, say a model's classes, instead of by the names found; the data may then lack
+    classes, but have none that is not listed.
+    channels: 3 (RGB) or 1 (grey). cache: where downloads and conversions are kept; default `cache_folder()`.
+
+    Raises DataError if there is no such data set or it is not understood.
     """
+    columns = Columns(image=image_column, label=label_column, split=split_column)
+    found = _find(str(spec), columns, cache_folder() if cache is None else Path(cache), hub_cache=cache)
+    return build(found, class_names, channels)
+
+
+def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3) -> ImageSet:
+    """Images without labels, from files (of any name), folders (all images below) and patterns, in that order; each file once.
+
+    The names of the set are the paths as given. Raises DataError for what does not exist or has no images.
+    """
+    paths: dict[str, None] = {}
+    for source in map(os.path.expanduser, map(str, sources)):
+        if os.path.isdir(source):
+            found = [os.path.join(source, path) for path in _walk(Path(source))[0]]
+            if not found:
+                raise DataError(f"There are no images in {source}.")
+        elif os.path.exists(source):
+            found = [source]
+        else:
+            found = [path for path in sorted(glob.glob(source, recursive=True)) if os.path.isfile(path)]
+            if not found:
+                raise DataError(f"There is no image, folder or match for {source}.")
+        paths.update(dict.fromkeys(found))
+    return ImageSet(Files(Path.cwd(), paths), np.arange(len(paths), dtype=np.int64), None, (), channels)
+
+
+def cache_folder() -> Path:
+    """Where downloaded and converted data sets are kept: $BIGTRANSFER_CACHE/data, by default ~/.cache/bigtransfer/data."""
+    base = os.environ.get("BIGTRANSFER_CACHE") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bigtransfer"
+    )
+    return Path(base).expanduser() / "data"
+
+
+def _find(spec: str, columns: Columns, cache: Path, hub_cache: str | os.PathLike[str] | None) -> Found:
     path = Path(spec).expanduser()
     if path.is_dir():
-        return _folder(path, class_names, channels)
-    raise DataError(f"There is no data set {str(spec)!r}: no such folder.")
+        return _folder(path, columns, cache)
+    if path.is_file():
+        return _files([path], columns, cache)
+    if spec.startswith("hf:"):
+        return tables.hub_dataset(spec.removeprefix("hf:"), columns, None if hub_cache is None else Path(hub_cache))
+    if any(character in spec for character in "*?[{"):
+        return _files(shards.expand(spec), columns, cache)
+    if spec in named.NAMES:
+        return named.open_named(spec, cache)
+    near = difflib.get_close_matches(spec, named.NAMES, n=2)
+    hint = f"Did you mean {' or '.join(near)}?" if near else f"Names of data sets: {', '.join(named.NAMES)}."
+    raise DataError(f"There is no file or folder {spec}, and no data set of that name. {hint}")
 
 
-def _folder(root: Path, class_names: Sequence[str] | None, channels: int) -> Splits:
+def _files(paths: Sequence[Path], columns: Columns, cache: Path) -> Found:
+    """A table, or tar files."""
+    endings = {_ending(path) for path in paths}
+    if endings <= {".csv", ".tsv"} and len(paths) == 1:
+        return tables.text_table(paths[0], columns)
+    if endings <= {".parquet"}:
+        return tables.parquet_tables(paths, columns, cache)
+    if endings <= {".tar"}:
+        return shards.tar_files(paths, columns.label, cache)
+    if ".zip" in endings:
+        raise DataError(f"{paths[0]} is a ZIP file; unpack it and give the folder.")
+    if endings <= images.extensions():
+        raise DataError(f"{paths[0]} is a single image, not a data set. To classify it: bit predict MODEL {paths[0]}")
+    raise DataError(f"{paths[0]} is not a kind of data set known here: a folder, .csv, .tsv, .parquet or .tar.")
+
+
+def _ending(path: Path) -> str:
+    return ".tar" if path.name.lower().endswith(shards.TAR_ENDINGS) else path.suffix.lower()
+
+
+def _folder(root: Path, columns: Columns, cache: Path) -> Found:
+    if (root / "dataset_dict.json").is_file() or (
+        (root / "dataset_info.json").is_file() and (root / "state.json").is_file()
+    ):
+        return tables.saved_dataset(root, columns)
     paths, folders, ignored = _walk(root)
-    return _from_paths(paths, folders, ignored, Files(root, paths), str(root), class_names, channels)
+    if not paths:
+        for ending in (".parquet", ".tar"):
+            files = sorted(path for path in root.rglob("*") if _ending(path) == ending)
+            if files:
+                return _files(files, columns, cache)
+    return from_paths(Files(root, paths), paths, folders, ignored, str(root))
 
 
 def _walk(root: Path) -> tuple[list[str], list[str], Counter[str]]:
-    """Image paths below `root` (relative, forward slashes, sorted), its direct sub-folders, and how many other files of each ending."""
+    """Image paths below `root` (relative, forward slashes, sorted), its direct sub-folders, and the other files by kind.
+
+    Hidden files and folders are passed over; symbolic links are followed, except back into a folder that is being read.
+    """
     endings = images.extensions()
     paths: list[str] = []
+    folders: list[str] = []
     ignored: Counter[str] = Counter()
-    seen = set()
 
-    def visit(folder: str, prefix: str) -> None:
-        identity = os.stat(folder)
-        if (identity.st_dev, identity.st_ino) in seen:  # a symbolic link back up: would never end
+    def visit(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+        facts = os.stat(folder)
+        identity = (facts.st_dev, facts.st_ino)
+        if identity in above:  # a symbolic link back up: following it would never end
             return
-        seen.add((identity.st_dev, identity.st_ino))
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+            ending = os.path.splitext(entry.name)[1].lower()
             if entry.name.startswith(".") or entry.name == "__MACOSX":
-                if not entry.is_dir():
-                    ignored["hidden"] += 1
+                ignored["hidden"] += entry.is_file()
             elif entry.is_dir():
-                visit(entry.path, f"{prefix}{entry.name}/")
-            elif os.path.splitext(entry.name)[1].lower() in endings:
+                if not prefix:
+                    folders.append(entry.name)
+                visit(entry.path, f"{prefix}{entry.name}/", (*above, identity))
+            elif ending in endings:
                 paths.append(prefix + entry.name)
             else:
-                ignored[os.path.splitext(entry.name)[1].lower() or "no ending"] += 1
+                ignored[ending or "without ending"] += 1
 
     try:
-        visit(str(root), "")
-        folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+        visit(str(root), "", ())
     except OSError as error:
         raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
-    return paths, [name for name in folders if name != "__MACOSX"], ignored
-
-
-def _from_paths(
-    paths: Sequence[str],
-    folders: Sequence[str],
-    ignored: Counter[str],
-    store: Store,
-    where: str,
-    class_names: Sequence[str] | None,
-    channels: int,
-) -> Splits:
-    """Splits and labels read off relative paths: `[<split>/]<class>/.../<file>` or bare files."""
-    notes = ()
-    if ignored:
-        found = ", ".join(f"{count} {ending}" for ending, count in ignored.most_common(6))
-        notes = (f"Ignored {sum(ignored.values())} files in {where} that are not images ({found}).",)
-    if not paths:
-        raise DataError(f"{where} holds no images. {' '.join(notes)}".rstrip())
-    parts: dict[str, dict[int, str | None]] = {}
-    """split -> row -> class name."""
-    tops = {top for top, slash, _ in (path.partition("/") for path in paths) if slash}
-    if _is_split_layout(paths, tops, where):
-        for row, path in enumerate(paths):
-            top, _, rest = path.partition("/")
-            parts.setdefault(_SPLIT_NAMES[top.lower()], {})[row] = rest.partition("/")[0] if "/" in rest else None
-        folders = []
-    else:
-        parts["train"] = {row: path.partition("/")[0] if "/" in path else None for row, path in enumerate(paths)}
-    for split, rows in parts.items():
-        loose = [row for row, name in rows.items() if name is None]
-        if loose and len(loose) < len(rows):
-            raise DataError(
-                f"In {where}{'' if len(parts) == 1 else f' ({split})'} images lie beside folders of images, such as {paths[loose[0]]}. "
-                "Put every image into the folder of its class, or give a folder of images without sub-folders if there are no classes."
-            )
-    empty = sorted(set(folders) - tops)
-    if empty and tops:
-        raise DataError(f"Class folders without an image in {where}: {_listed(empty)}. Fill or remove them.")
-    return build(store, parts, where, class_names, channels, notes)
-
-
-def _is_split_layout(paths: Sequence[str], tops: set[str], where: str) -> bool:
-    splits = sorted(top for top in tops if top.lower() in _SPLIT_NAMES)
-    others = sorted(tops - set(splits))
-    has_classes = any(path.partition("/")[0] in splits and path.count("/") >= 2 for path in paths)
-    if not splits or (others and not has_classes):
-        return False  # e.g. classes called "train" and "car"
-    meant = [_SPLIT_NAMES[top.lower()] for top in splits]
-    if others:
-        raise DataError(
-            f"{where} has the split folders {_listed(splits)} beside {_listed(others)}. Move the others away, "
-            f"or, if all of them are classes, rename {_listed(splits)}."
-        )
-    if len(set(meant)) < len(meant):
-        raise DataError(f"{where} has two folders for one split: {_listed(splits)}. Keep one of them.")
-    if "train" not in meant:
-        raise DataError(
-            f"{where} has {_listed(splits)} but no train folder. Give the folder {where}/{splits[0]} itself to use it alone."
-        )
-    return True
-
-
-def build(
-    store: Store,
-    parts: dict[str, dict[int, str | None]],
-    where: str,
-    class_names: Sequence[str] | None,
-    channels: int,
-    notes: tuple[str, ...] = (),
-) -> Splits:
-    """Splits from `{split: {row of the store: class name, or None for unlabelled}}`; checks the class names."""
-    found = {split: {name for name in rows.values() if name is not None} for split, rows in parts.items()}
-    if class_names is None:
-        names = tuple(sorted(found["train"]))
-        if len(names) == 1:
-            raise DataError(
-                f"{where} has one class only, {names[0]!r}: there is nothing to tell apart. Give a folder with one sub-folder per class."
-            )
-    else:
-        names = tuple(class_names)
-        found = {"the given class names": set(names), **found}
-    (reference, known), *others = found.items()
-    for split, some in others:
-        extra = sorted(some - known)
-        if extra:
-            missing = sorted(known - some)
-            also = f" It lacks {_listed(missing)}." if missing and class_names is None else ""
-            raise DataError(
-                f"{where}: {split} has classes that {reference} does not have: {_listed(extra)}.{also} Make the names agree."
-            )
-        missing = sorted(known - some)
-        if missing and some and class_names is None:
-            notes += (f"No images of {_listed(missing)} in {split}.",)
-    number = {name: label for label, name in enumerate(names)}
-    sets = {}
-    for split, rows in parts.items():
-        labelled = [name for name in rows.values() if name is not None]
-        labels = np.array([number[name] for name in labelled], dtype=np.int64) if len(labelled) == len(rows) else None
-        sets[split] = ImageSet(
-            store, np.fromiter(rows, np.int64, len(rows)), labels, names if labels is not None else (), channels
-        )
-    return Splits(sets["train"], sets.get("val"), sets.get("test"), notes)
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+    return paths, folders, +ignored

@@ -10,6 +10,7 @@ import functools
 import io
 import math
 import os
+import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -114,16 +115,25 @@ def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[Image
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         if not data:
             raise ImageError(name, "the file is empty (0 bytes)")
-        with warnings.catch_warnings():
-            # Pillow's remarks on odd metadata and large images; ours are the errors below.
-            warnings.filterwarnings("ignore", module=r"PIL\.")
-            warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(data), formats=formats()) as image:
-                yield image
+        with _without_warnings():
+            image = Image.open(io.BytesIO(data), formats=formats())
+        with image:
+            yield image
     except (ImageError, ConfigError):
         raise
     except Exception as error:  # A decoder fed with damaged bytes may raise anything.
         raise ImageError(name, _reason(error, data)) from error
+
+
+_quiet = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Pillow's remarks on odd metadata and on large images are of no use here. One thread at a time, as filters are global."""
+    with _quiet, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _reason(error: Exception, data: bytes) -> str:
@@ -160,7 +170,8 @@ def _reason(error: Exception, data: bytes) -> str:
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1..8; 1 (upright) also where the EXIF data are damaged."""
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        with _without_warnings():
+            value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Damaged metadata must not cost the image.
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
@@ -191,9 +202,9 @@ def _numbers_to_grey(image: Image.Image) -> Image.Image:
         values.astype(np.float64), nan=0.0, posinf=np.finfo(np.float32).max, neginf=np.finfo(np.float32).min
     )
     low, high = values.min(), values.max()
-    if image.mode == "F" and 0 <= low and high <= 1:
+    if image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255
-    elif image.mode == "I" and 0 <= low and high <= 65535 and (high > 255 or image.format == "PPM"):
+    elif image.mode == "I" and low >= 0 and high <= 65535 and (high > 255 or image.format == "PPM"):
         values = np.floor(values / 256)
     elif low < 0 or high > 255:
         values = (values - low) * (255 / (high - low or 1))

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -83,6 +83,129 @@ class Files:
             return self.path(row).read_bytes()
         except OSError as error:
             raise ImageError(str(self.path(row)), f"the file cannot be read ({error.strerror})") from error
+
+
+class TarFiles:
+    """Members of uncompressed tar files, read in place by their offsets."""
+
+    def __init__(
+        self,
+        tars: Sequence[Path],
+        tar: Iterable[int],
+        offset: Iterable[int],
+        length: Iterable[int],
+        names: Iterable[str],
+    ) -> None:
+        self.tars = tuple(tars)
+        self._tar, self._offset, self._length = (np.fromiter(values, np.int64) for values in (tar, offset, length))
+        self._names = Strings(names)
+
+    def name(self, row: int) -> str:
+        return self._names[row]
+
+    def read(self, row: int, channels: int) -> Pixels:
+        return images.decode(self.data(row), self._place(row), channels)
+
+    def size(self, row: int) -> tuple[int, int]:
+        return images.size(self.data(row), self._place(row))
+
+    def data(self, row: int) -> bytes:
+        try:
+            with open(self.tars[self._tar[row]], "rb", buffering=0) as file:
+                file.seek(self._offset[row])
+                return file.read(self._length[row])
+        except OSError as error:
+            raise ImageError(self._place(row), f"the file cannot be read ({error.strerror})") from error
+
+    def _place(self, row: int) -> str:
+        return f"{self.tars[self._tar[row]]}: {self.name(row)}"
+
+
+class ArrowRows:
+    """Encoded images in a column of Arrow files (streams, as Hugging Face `datasets` writes them), mapped into memory."""
+
+    def __init__(self, files: Sequence[Path], column: str, names: Iterable[str], root: Path) -> None:
+        self.files = tuple(files)
+        self._column = column
+        self._names = Strings(names)
+        self._root = root
+        self._rows: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}
+
+    def name(self, row: int) -> str:
+        return self._names[row]
+
+    def read(self, row: int, channels: int) -> Pixels:
+        return images.decode(self.data(row), self._place(row), channels)
+
+    def size(self, row: int) -> tuple[int, int]:
+        return images.size(self.data(row), self._place(row))
+
+    def data(self, row: int) -> bytes:
+        if self._rows is None:
+            import pyarrow
+
+            columns = [arrow_table(file).column(self._column) for file in self.files]
+            self._rows = pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks])
+        value = self._rows[row].as_py()
+        if isinstance(value, dict):  # the form of an `Image` feature: the file's bytes, or where the file is
+            content, path = value.get("bytes"), value.get("path")
+            if content is None and path is not None:
+                try:
+                    return (self._root / path).read_bytes()
+                except OSError as error:
+                    raise ImageError(self._place(row), f"{path} cannot be read ({error.strerror})") from error
+            value = content
+        if value is None:
+            raise ImageError(self._place(row), "this row has no image")
+        return value
+
+    def _place(self, row: int) -> str:
+        return f"{self._root}: {self.name(row)}"
+
+
+def arrow_table(file: Path) -> Any:
+    """The pyarrow table in an Arrow stream file, mapped into memory, not read."""
+    import pyarrow
+
+    with pyarrow.memory_map(str(file)) as source:
+        return pyarrow.ipc.open_stream(source).read_all()
+
+
+class Arrays:
+    """Images of one size as pixels, in `.npy` files of uint8 `(n, height, width, channels)`, mapped into memory."""
+
+    def __init__(self, files: Sequence[Path], names: Iterable[str]) -> None:
+        self.files = tuple(files)
+        self._names = Strings(names)
+        self._parts: list[np.ndarray] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_parts": None}  # NumPy would pickle a mapped array with all its pixels
+
+    def _pixels(self, row: int) -> Pixels:
+        if self._parts is None:
+            self._parts = [np.load(file, mmap_mode="r", allow_pickle=False) for file in self.files]
+        for part in self._parts:
+            if row < len(part):
+                return np.array(part[row])
+            row -= len(part)
+        raise IndexError(row)
+
+    def name(self, row: int) -> str:
+        return self._names[row]
+
+    def read(self, row: int, channels: int) -> Pixels:
+        return images.with_channels(self._pixels(row), channels)
+
+    def size(self, row: int) -> tuple[int, int]:
+        height, width = self._pixels(row).shape[:2]
+        return height, width
+
+    def data(self, row: int) -> bytes:
+        return self._pixels(row).tobytes()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,95 @@
+"""Finding what is wrong with the images of a data set before hours of training depend on them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from bigtransfer.data.layout import listed
+from bigtransfer.data.sources import ImageSet
+from bigtransfer.errors import DataError, ImageError, UnreadableImages
+
+T = TypeVar("T")
+
+
+def check(
+    images: ImageSet, *, skip_bad: bool = False, workers: int | None = None, progress: bool = False
+) -> tuple[ImageSet, list[ImageError]]:
+    """The set without the images that cannot be decoded, and the reason for each of those.
+
+    Raises UnreadableImages, which lists all of them, if there are any and not `skip_bad`; DataError if a class loses its last image.
+    `workers` and `progress` as in `find_unreadable`.
+    """
+    bad = _unreadable(images, workers, progress)
+    errors = list(bad.values())
+    if not bad:
+        return images, errors
+    if not skip_bad:
+        raise UnreadableImages(errors, len(images))
+    kept = images.subset(np.setdiff1d(np.arange(len(images)), list(bad)))
+    lost = (
+        np.array([], dtype=np.int64)
+        if images.labels is None
+        else np.flatnonzero((images.class_counts() > 0) & (kept.class_counts() == 0))
+    )
+    if len(lost) or not len(kept):
+        what = f"no image of {listed(images.class_names[label] for label in lost)}" if len(lost) else "no image"
+        raise DataError(f"{what[0].upper()}{what[1:]} can be read. {UnreadableImages(errors, len(images))}")
+    return kept, errors
+
+
+def find_unreadable(images: ImageSet, workers: int | None = None, progress: bool = False) -> list[ImageError]:
+    """Decodes every image once and returns an error for each that cannot be, in the set's order.
+
+    workers: decoding threads (Pillow decodes outside of Python's lock); None: one per core. progress: show a bar on stderr.
+    """
+    return list(_unreadable(images, workers, progress).values())
+
+
+def find_duplicates(one: ImageSet, other: ImageSet, workers: int | None = None) -> list[tuple[str, str]]:
+    """Pairs of names (in `one`, in `other`) of images that are the same byte for byte: they make a validation result too good.
+
+    Images that cannot be read are passed over.
+    """
+    first = dict(zip(_for_each(one, _digest, workers), range(len(one)), strict=True))
+    first.pop(None, None)
+    matches = ((first.get(digest), j) for j, digest in enumerate(_for_each(other, _digest, workers)))
+    return [(one.name(i), other.name(j)) for i, j in matches if i is not None]
+
+
+def _unreadable(images: ImageSet, workers: int | None, progress: bool) -> dict[int, ImageError]:
+    found = _for_each(images, _decode_error, workers, "Checking images" if progress else None)
+    return {i: error for i, error in enumerate(found) if error is not None}
+
+
+def _decode_error(images: ImageSet, i: int) -> ImageError | None:
+    try:
+        images.read(i)
+    except ImageError as error:
+        # Without its frames, which hold the image's bytes.
+        return error.with_traceback(None)
+    return None
+
+
+def _digest(images: ImageSet, i: int) -> bytes | None:
+    try:
+        return hashlib.blake2b(images.data(i), digest_size=16).digest()
+    except ImageError:
+        return None
+
+
+def _for_each(
+    images: ImageSet, job: Callable[[ImageSet, int], T], workers: int | None, title: str | None = None
+) -> list[T]:
+    workers = (
+        workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1
+    )
+    with ThreadPoolExecutor(workers) as pool:
+        results = pool.map(lambda i: job(images, i), range(len(images)))
+        return list(tqdm(results, title, len(images), unit="img", disable=title is None, leave=False))

@@ -1,0 +1,120 @@
+"""Who learns and who is asked: validation splits, few images per class, and the file that repeats them.
+
+Every choice depends on the seed, the labels and the order of the set alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from bigtransfer.data.layout import listed
+from bigtransfer.data.sources import ImageSet, Splits
+from bigtransfer.errors import ConfigError, DataError
+from bigtransfer.runs import write_json
+
+
+def hold_out(images: ImageSet, fraction: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+    """(train, val): `fraction` of the images, drawn class by class in proportion, are held out for validation.
+
+    `val` has `round(fraction * len(images))` images (at least 1), but never the last of a class: every class stays in `train`. The
+    set must be labelled. ConfigError if `fraction` is not within (0, 1); DataError if no class has two images.
+    """
+    if not 0 < fraction < 1:
+        raise ConfigError(f"The validation share must lie between 0 and 1, not {fraction}.")
+    generator = np.random.default_rng(seed)
+    members = _members(images, generator)
+    counts = np.array([len(rows) for rows in members])
+    if counts.max(initial=0) < 2:
+        raise DataError(
+            "No class has two images, so none can be held out for validation. Add images, or turn validation off."
+        )
+    room = np.maximum(counts - 1, 0)
+    exact = fraction * counts
+    take = np.minimum(np.floor(exact).astype(np.int64), room)
+    # What the rounding down left over goes, one each, to the classes that lost most by it; equal ones in random order.
+    wanted = max(1, round(fraction * len(images)))
+    order = generator.permutation(len(counts))
+    order = order[np.argsort(-(exact - take)[order], kind="stable")]
+    open_classes = order[take[order] < room[order]]
+    take[open_classes[: max(0, wanted - int(take.sum()))]] += 1
+    chosen = np.concatenate([rows[:count] for rows, count in zip(members, take, strict=True)])
+    rest = np.setdiff1d(np.arange(len(images)), chosen)
+    return images.subset(rest), images.subset(np.sort(chosen))
+
+
+def per_class(images: ImageSet, k: int, seed: int = 0, allow_fewer: bool = False) -> ImageSet:
+    """`k` images of every class, drawn without replacement; those of a smaller `k` with the same seed are among them.
+
+    A class with fewer than `k` images gives all it has if `allow_fewer`, else DataError names it. The set must be labelled.
+    """
+    if k < 1:
+        raise ConfigError(f"At least 1 image per class is needed, not {k}.")
+    members = _members(images, np.random.default_rng(seed))
+    short = [f"{name} ({len(rows)})" for name, rows in zip(images.class_names, members, strict=True) if len(rows) < k]
+    if short and not allow_fewer:
+        raise DataError(
+            f"Not every class has {k} training images: {listed(short)}. Ask for fewer per class, or add images."
+        )
+    return images.subset(np.sort(np.concatenate([rows[:k] for rows in members])))
+
+
+def _members(images: ImageSet, generator: np.random.Generator) -> list[np.ndarray]:
+    """The indices of each class in random order; classes in label order."""
+    if images.labels is None:
+        raise DataError(
+            "These images have no labels, so they cannot be split by class. Put them into one folder per class."
+        )
+    return [generator.permutation(np.flatnonzero(images.labels == label)) for label in range(len(images.class_names))]
+
+
+def save_split(path: str | os.PathLike[str], splits: Splits) -> None:
+    """Writes which images are in which split as JSON, `{"train": [name, ...], "val": ..., "test": ...}`, atomically."""
+    write_json(path, {part: _names(images) for part, images in _parts(splits).items()})
+
+
+def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
+    """The splits that `save_split` wrote, out of the images of all splits of `data` (as `open_dataset` gives them).
+
+    Images that the file does not name are left out. Raises DataError if the file is not readable, or names images that are gone.
+    """
+    path = Path(path)
+    try:
+        wanted = json.loads(path.read_text(encoding="utf-8"))
+        parts = {part: list(map(str, wanted[part])) for part in ("train", "val", "test") if wanted.get(part)}
+        parts["train"]  # every split file has one
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{path} is not a split file as a run writes it (split.json): {error}") from error
+    sets = list(_parts(data).values())
+    unlabelled = [np.full(len(images), -1) if images.labels is None else images.labels for images in sets]
+    pool = ImageSet(
+        data.train.store,
+        np.concatenate([images.rows for images in sets]),
+        np.concatenate(unlabelled),
+        data.train.class_names,
+        data.train.channels,
+    )
+    index = {name: i for i, name in enumerate(_names(pool))}
+    chosen: dict[str, ImageSet] = {}
+    for part, names in parts.items():
+        gone = [name for name in names if name not in index]
+        if gone:
+            raise DataError(f"{path} names {len(gone)} images that the data set does not have: {listed(gone)}.")
+        images = pool.subset([index[name] for name in names])
+        chosen[part] = images
+    twice = set(parts["train"]) & {name for part, names in parts.items() if part != "train" for name in names}
+    if twice:
+        raise DataError(f"{path} has images in train and in another split: {listed(sorted(twice))}.")
+    return Splits(**chosen, notes=data.notes)
+
+
+def _parts(splits: Splits) -> dict[str, ImageSet]:
+    named = {"train": splits.train, "val": splits.val, "test": splits.test}
+    return {part: images for part, images in named.items() if images is not None}
+
+
+def _names(images: ImageSet) -> list[str]:
+    return [images.name(i) for i in range(len(images))]

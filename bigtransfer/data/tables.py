@@ -1,0 +1,255 @@
+"""Data sets that are tables: CSV and Parquet files, and Hugging Face `datasets`, saved or from the hub."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bigtransfer.data.layout import Found, Label, Part, listed, split_of, split_of_file
+from bigtransfer.data.sources import ArrowRows, Files, arrow_table
+from bigtransfer.errors import DataError
+from bigtransfer.runs import atomic_write
+
+_USUAL_IMAGE = ("image", "img", "path", "image_path", "file", "file_name", "filename", "filepath")
+_USUAL_LABEL = ("label", "class", "class_name", "category", "target", "fine_label")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of a table hold what; None: the first of the usual names that the table has."""
+
+    image: str | None = None
+    """Paths, relative to the table's folder or absolute; in Parquet and `datasets` also the images themselves."""
+    label: str | None = None
+    split: str | None = None
+    """Rows say train, val or test. None: the column "split" if there is one, else all rows are train."""
+
+
+def text_table(path: Path, columns: Columns) -> Found:
+    """A CSV or TSV file with a header line; the separator is a comma, semicolon or tab, whichever the header has most of."""
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
+        ) from error
+    header = text.partition("\n")[0]
+    reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=header.count))
+    rows = [row for row in reader if row]
+    if len(rows) < 2:
+        raise DataError(f"{path} has no rows below its header line.")
+    names, rows = rows[0], rows[1:]
+    for line, row in enumerate(rows, start=2):
+        if len(row) != len(names):
+            raise DataError(f"{path}, row {line}: {len(row)} values for {len(names)} columns ({listed(names)}).")
+    return _of_paths(path, columns, {name: [row[i] for row in rows] for i, name in enumerate(names)})
+
+
+def parquet_tables(paths: Sequence[Path], columns: Columns, cache: Path) -> Found:
+    """Parquet files of paths, or of the images themselves; files called train-*, validation-*, test-* are those splits."""
+    parquet = _require("pyarrow.parquet", "pyarrow", "bigtransfer[parquet]")
+    where = str(paths[0] if len(paths) == 1 else paths[0].parent)
+    try:
+        schema = parquet.read_schema(paths[0])
+        image = _pick(columns.image, _IMAGE, schema.names, _features(schema), where)
+        if str(schema.field(image).type) in ("string", "large_string"):
+            tables = [parquet.read_table(path) for path in paths]
+            if len(tables) > 1:
+                raise DataError(f"{where}: several Parquet files of paths; give one, with a split column.")
+            return _of_paths(paths[0], columns, tables[0].to_pydict())
+        files = [_as_arrow(path, cache) for path in paths]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{where} cannot be read as Parquet: {error}") from error
+    splits = [split_of_file(path) for path in paths]
+    return _of_images(files, splits, _features(schema), columns, where, paths[0].parent)
+
+
+def saved_dataset(folder: Path, columns: Columns) -> Found:
+    """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
+    _require("pyarrow", "pyarrow", "bigtransfer[parquet]")
+    try:
+        if (folder / "dataset_dict.json").is_file():
+            names = json.loads((folder / "dataset_dict.json").read_text())["splits"]
+            parts = {name: folder / name for name in names}
+        else:
+            parts = {"train": folder}
+        files, splits, features = [], [], {}
+        for name, part in parts.items():
+            features = json.loads((part / "dataset_info.json").read_text())["features"]
+            shards = json.loads((part / "state.json").read_text())["_data_files"]
+            files += [part / shard["filename"] for shard in shards]
+            splits += [_known_split(name, str(folder))] * len(shards)
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{folder} looks like a saved Hugging Face data set but cannot be read: {error}") from error
+    return _of_images(files, splits, features, columns, str(folder), folder)
+
+
+def hub_dataset(name: str, columns: Columns, cache: Path | None) -> Found:
+    """`<owner>/<name>[:<configuration>][@<revision>]` from the Hugging Face hub, or a local folder `datasets` understands."""
+    datasets = _require("datasets", "datasets", "bigtransfer[datasets]")
+    match = re.fullmatch(r"(?P<path>[^@:]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?", name)
+    if match is None:
+        raise DataError(f"hf:{name} is not of the form hf:<owner>/<name>[:<configuration>][@<revision>].")
+    try:
+        loaded = datasets.load_dataset(
+            match["path"], match["config"], revision=match["revision"], cache_dir=None if cache is None else str(cache)
+        )
+    except Exception as error:  # The library raises dozens of kinds, from the network's to the parsers'.
+        raise DataError(f"The Hugging Face data set {name!r} cannot be loaded: {error}") from error
+    files, splits = [], []
+    for split, part in loaded.items():
+        if split_of(str(split)) is None:
+            continue  # e.g. "unsupervised"
+        shards = [Path(file["filename"]) for file in part.cache_files]
+        files += shards
+        splits += [split_of(str(split))] * len(shards)
+    if not files:
+        raise DataError(f"hf:{name} has no train, validation or test split; it has {listed(map(str, loaded))}.")
+    features = next(iter(loaded.values())).features.to_dict()
+    return _of_images(files, splits, features, columns, f"hf:{name}", files[0].parent)
+
+
+def _of_paths(path: Path, columns: Columns, table: dict[str, list[Any]]) -> Found:
+    """A table of paths."""
+    image_column = _pick(columns.image, _IMAGE, list(table), {}, str(path))
+    label_column = _pick(columns.label, _LABEL, list(table), {}, str(path))
+    split_column = columns.split or ("split" if "split" in table else None)
+    images = [str(value) for value in table[image_column]]
+    labels: list[Label] = list(table[label_column])
+    splits = ["train"] * len(images)
+    if split_column is not None:
+        splits = table[_pick(split_column, _SPLIT, list(table), {}, str(path))]
+    if all(isinstance(label, str) and re.fullmatch(r"0|[1-9]\d*", label) for label in labels):
+        labels = [int(str(label)) for label in labels]
+    seen: dict[str, Label] = {}
+    parts: dict[str, Part] = {}
+    for row, (image, label, split) in enumerate(zip(images, labels, splits, strict=True)):
+        if image in seen:
+            raise DataError(
+                f"{path} lists {image} twice, with labels {seen[image]!r} and {label!r}. Every image has one row."
+            )
+        seen[image] = label
+        if label == "" or label is None:
+            raise DataError(f"{path} gives {image} no label.")
+        part = split_of(str(split).strip())
+        if part is None:
+            raise DataError(
+                f"{path}: {image} is in split {split!r}; only train, val (valid, validation) and test are known."
+            )
+        parts.setdefault(part, Part()).add(row, label)
+    first = path.parent / images[0]
+    if not first.is_file():
+        raise DataError(
+            f"{path} lists {images[0]}, but there is no file {first}. Paths are relative to the table's own folder."
+        )
+    return Found(Files(path.parent, images), parts, str(path))
+
+
+def _of_images(
+    files: Sequence[Path],
+    splits: Sequence[str | None],
+    features: dict[str, Any],
+    columns: Columns,
+    where: str,
+    root: Path,
+) -> Found:
+    """Arrow files that hold the images themselves; `features` is the `datasets` description of the columns, {} if there is none."""
+    tables = [arrow_table(file) for file in files]
+    schema = tables[0].schema
+    image = _pick(columns.image, _IMAGE, schema.names, features, where)
+    label = _pick(columns.label, _LABEL, schema.names, features, where)
+    class_names = features.get(label, {}).get("names")
+    parts: dict[str, Part] = {}
+    names: list[str] = []
+    for table, split in zip(tables, splits, strict=True):
+        part = parts.setdefault(split or "train", Part())
+        for value in table.column(label).to_pylist():
+            if value == -1:  # how `datasets` marks a withheld label
+                value = None
+            elif class_names is not None and value is not None:
+                value = class_names[value]
+            names.append(f"{split or 'train'}/{len(part.rows):06d}")
+            part.add(len(names) - 1, value)
+    return Found(ArrowRows(files, image, names, root), parts, where, tuple(class_names) if class_names else None)
+
+
+@dataclass(frozen=True)
+class _Kind:
+    usual: tuple[str, ...]
+    feature: str
+    """Its type in a `datasets` description."""
+    flag: str
+
+
+_IMAGE = _Kind(_USUAL_IMAGE, "Image", "--image-column")
+_LABEL = _Kind(_USUAL_LABEL, "ClassLabel", "--label-column")
+_SPLIT = _Kind((), "", "--split-column")
+
+
+def _pick(asked: str | None, kind: _Kind, names: Sequence[str], features: dict[str, Any], where: str) -> str:
+    """The column asked for; else the only one declared to be of that kind; else the first with a usual name. DataError if none."""
+    if asked is None:
+        declared = [
+            name
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == kind.feature
+        ]
+        usual = [name for name in kind.usual if name in names]
+        if len(declared) == 1 or usual:
+            return declared[0] if len(declared) == 1 else usual[0]
+    elif asked in names:
+        return asked
+    what = f"no column {asked!r}" if asked else f"none of the columns {', '.join(kind.usual)}"
+    raise DataError(f"{where} has {what}; it has {listed(names)}. Name the right one with {kind.flag}.")
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What `datasets` writes into a Parquet file about its columns, {} if nothing."""
+    try:
+        return json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+    except (KeyError, ValueError):
+        return {}
+
+
+def _known_split(name: str, where: str) -> str:
+    split = split_of(name)
+    if split is None:
+        raise DataError(f"{where} has a split called {name!r}; only train, validation and test are known.")
+    return split
+
+
+def _as_arrow(path: Path, cache: Path) -> Path:
+    """The Parquet file as an Arrow stream in the cache, where single rows can be read; written the first time only."""
+    import pyarrow
+    import pyarrow.parquet
+
+    file = cache / "arrow" / f"{fingerprint(path)}.arrow"
+    if not file.exists():
+        with (
+            atomic_write(file) as temporary, pyarrow.parquet.ParquetFile(path) as source, pyarrow.OSFile(str(temporary), "wb") as sink,
+            pyarrow.ipc.new_stream(sink, source.schema_arrow) as stream,
+        ):
+            for batch in source.iter_batches(batch_size=256):
+                stream.write_batch(batch)
+    return file
+
+
+def fingerprint(path: Path) -> str:
+    """Changes whenever the file is another one: its place, size and time of change."""
+    facts = path.stat()
+    key = f"{os.path.realpath(path)}\0{facts.st_size}\0{facts.st_mtime_ns}"
+    return hashlib.sha256(os.fsencode(key)).hexdigest()[:32]
+
+
+def _require(module: str, package: str, extra: str) -> Any:
+    try:
+        return __import__(module, fromlist=["_"])
+    except ImportError as error:
+        raise DataError(f"This kind of data set needs the package {package}: pip install '{extra}'") from error
