@@ -9,7 +9,6 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ from bigtransfer import weights
 from bigtransfer.catalog import ModelCard
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.augment import normalize
-from bigtransfer.errors import ConfigError, ImageError, RunError, TrainingError
+from bigtransfer.errors import ConfigError, ImageError, TrainingError
 from bigtransfer.model import ResNetV2, fold
 from bigtransfer.train.loop import Precision, compute_dtype
 
 _BATCH_PIXELS = 2**23
-"""Input pixels computed at a time unless the caller says otherwise: 36 images of 480 px."""
+"""Input pixels computed at a time by default: 36 images of 480 px."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +33,7 @@ class Prediction:
     """What the model says about one image, or why the image cannot be read."""
 
     name: str
-    """The image's path, or "image 3" for the fourth of those given without one."""
+    """The image's path or given name; else "image 3" for the fourth."""
     class_names: tuple[str, ...]
     probabilities: np.ndarray | None
     """float32 `(classes,)`, sum 1; None if the image cannot be read."""
@@ -80,22 +79,15 @@ class Predictor:
         self.dtype = compute_dtype(precision, self.device)
         self.class_names = card.class_names or tuple(map(str, range(card.num_classes)))
         """By class number; the numbers themselves if the model knows no names."""
+        self.batch_size = max(1, min(256, _BATCH_PIXELS // card.input.size**2))
+        """Images computed at a time unless the caller says otherwise."""
         self._model = fold(model, self.dtype).to(device=self.device, memory_format=torch.channels_last)
 
     @classmethod
     def load(
         cls, model: str | os.PathLike[str], *, device: str | None = None, precision: Precision = "auto"
     ) -> Predictor:
-        """`model`: a model file, a run folder, or a name from `bit models` (downloaded if it is not there yet)."""
-        path = Path(model)
-        if path.is_dir():
-            path = path / "model.safetensors"
-            if not path.is_file():
-                raise RunError(
-                    f"{model} holds no model.safetensors: if it is a run's folder, the run has not finished; "
-                    "repeat its command to resume it."
-                )
-            model = path
+        """`model`: whatever `weights.load` takes: a model file, a run folder, a name from `bit models` (downloaded if need be)."""
         network, card = weights.load(model)
         return cls(network, card, device=device, precision=precision)
 
@@ -117,8 +109,8 @@ class Predictor:
         """One prediction per image, in order.
 
         images: one image or an iterable of them, each a path, the bytes of a file, a Pillow image, a uint8 array `(h, w)` or
-        `(h, w, channels)`, or a uint8 tensor `(channels, h, w)`. One that cannot be read gives a `Prediction` with an `error`;
-        the others go on.
+        `(h, w, channels)`, a uint8 tensor `(channels, h, w)`, or a function that returns one of these (called from a thread).
+        A pair (name, image) names it. One that cannot be read gives a `Prediction` with an `error`; the others go on.
         """
         return list(self.stream(images, batch_size=batch_size))
 
@@ -127,13 +119,13 @@ class Predictor:
 
         features: also fill in `Prediction.features`.
         """
-        size = batch_size or max(1, min(256, _BATCH_PIXELS // self.card.input.size**2))
+        size = batch_size or self.batch_size
         sources = iter(enumerate(_as_iterable(images)))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
 
             def submit() -> list[tuple[str, Future[np.ndarray]]]:
-                chunk = list(itertools.islice(sources, size))
-                return [(_name(source, i), pool.submit(self._prepare, source, _name(source, i))) for i, source in chunk]
+                chunk = [_named(source, i) for i, source in itertools.islice(sources, size)]
+                return [(name, pool.submit(self._prepare, source, name)) for name, source in chunk]
 
             waiting = deque([submit(), submit()])
             while current := waiting.popleft():
@@ -205,7 +197,7 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def _as_iterable(images: Any) -> Iterable[Any]:
-    single = isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image))
+    single = isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image)) or callable(images)
     if isinstance(images, Tensor):
         single = images.ndim == 3
     elif isinstance(images, np.ndarray):
@@ -213,14 +205,19 @@ def _as_iterable(images: Any) -> Iterable[Any]:
     return (images,) if single else images
 
 
-def _name(source: Any, position: int) -> str:
+def _named(source: Any, position: int) -> tuple[str, Any]:
+    """The name of an image and the image."""
+    if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], str):
+        return source
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    return getattr(source, "filename", "") or f"image {position}"
+        return os.fspath(source), source
+    return getattr(source, "filename", "") or f"image {position}", source
 
 
 def _pixels(source: Any, name: str, channels: int) -> image_ops.Pixels:
     """uint8 `(h, w, channels)` of an image in any of the forms that `Predictor.predict` takes."""
+    if callable(source):
+        source = source()
     if isinstance(source, (str, os.PathLike)):
         return image_ops.decode(source, name, channels)
     if isinstance(source, (bytes, bytearray, memoryview)):
