@@ -102,6 +102,8 @@ def size(source: bytes | str | os.PathLike[str], name: str) -> tuple[int, int]:
     """Height and width of the upright image in px, from its header: nothing is decoded. Raises ImageError as `decode` does."""
     with _opened(source, name) as image:
         width, height = image.size
+        if image.format == "TIFF":  # whose `size` is of the upright image in newer Pillow versions only
+            width, height = (image.tag_v2[tag] for tag in (256, 257))  # pyright: ignore[reportAttributeAccessIssue]
         # Asking Pillow for the EXIF data of a PNG that shows none up to here would decode the whole of it.
         sideways = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
     return (width, height) if sideways else (height, width)
@@ -198,9 +200,10 @@ def _numbers_to_grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
         return Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
-    values = np.nan_to_num(
-        values.astype(np.float64), nan=0.0, posinf=np.finfo(np.float32).max, neginf=np.finfo(np.float32).min
-    )
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        known = values[np.isfinite(values)]
+        values = np.nan_to_num(values, nan=0.0, posinf=known.max(initial=0.0), neginf=known.min(initial=0.0))
     low, high = values.min(), values.max()
     if image.mode == "F" and low >= 0 and high <= 1:
         values = values * 255

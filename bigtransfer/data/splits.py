@@ -5,6 +5,7 @@ Every choice depends on the seed, the labels and the order of the set alone.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -89,14 +90,10 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a split file as a run writes it (split.json): {error}") from error
     sets = list(_parts(data).values())
-    unlabelled = [np.full(len(images), -1) if images.labels is None else images.labels for images in sets]
-    pool = ImageSet(
-        data.train.store,
-        np.concatenate([images.rows for images in sets]),
-        np.concatenate(unlabelled),
-        data.train.class_names,
-        data.train.channels,
-    )
+    # All splits of a data set share its store, so one set can hold them all for a moment; -1 stands for "unlabelled".
+    labels = [np.full(len(images), -1) if images.labels is None else images.labels for images in sets]
+    rows = np.concatenate([images.rows for images in sets])
+    pool = dataclasses.replace(data.train, rows=rows, labels=np.concatenate(labels))
     index = {name: i for i, name in enumerate(_names(pool))}
     chosen: dict[str, ImageSet] = {}
     for part, names in parts.items():
@@ -104,7 +101,8 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
         if gone:
             raise DataError(f"{path} names {len(gone)} images that the data set does not have: {listed(gone)}.")
         images = pool.subset([index[name] for name in names])
-        chosen[part] = images
+        assert images.labels is not None
+        chosen[part] = dataclasses.replace(images, labels=None, class_names=()) if (images.labels < 0).any() else images
     twice = set(parts["train"]) & {name for part, names in parts.items() if part != "train" for name in names}
     if twice:
         raise DataError(f"{path} has images in train and in another split: {listed(sorted(twice))}.")

@@ -1,0 +1,458 @@
+"""From file bytes to pixels, and to the size of a model's input."""
+
+from __future__ import annotations
+
+import io
+import math
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image, ImageCms
+
+from bigtransfer.catalog import InputSpec
+from bigtransfer.data import images
+from bigtransfer.errors import ConfigError, ImageError
+
+from .data_makers import encoded, pattern
+
+ORIENTATION = 0x0112
+
+
+def exif(orientation: int) -> bytes:
+    tags = Image.Exif()
+    tags[ORIENTATION] = orientation
+    return tags.tobytes()
+
+
+def stored(image: np.ndarray, orientation: int) -> np.ndarray:
+    """What a camera held in that orientation stores of the upright picture (EXIF 2.3, tag 0x0112: where row 0 and column 0 are)."""
+    return {
+        1: image,
+        2: image[:, ::-1],
+        3: image[::-1, ::-1],
+        4: image[::-1],
+        5: image.swapaxes(0, 1),
+        6: np.rot90(image, 1),  # row 0 is the right-hand side
+        7: image[::-1, ::-1].swapaxes(0, 1),
+        8: np.rot90(image, -1),  # row 0 is the left-hand side
+    }[orientation]
+
+
+# --- Formats and modes
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Pillow takes leave of some
+def test_every_format_that_pillow_writes_is_read_back() -> None:
+    Image.init()
+    checked = set()
+    for kind in sorted(set(Image.SAVE) & set(images.formats())):
+        for mode in ("RGB", "L", "1", "F"):
+            try:
+                data = encoded(Image.fromarray(pattern(32, 32)).convert(mode), kind)
+            except (OSError, ValueError, SystemError):  # this format has no such mode
+                continue
+            decoded = images.decode(data, kind)
+            assert decoded.dtype == np.uint8 and decoded.shape == (32, 32, 3), kind
+            assert images.size(data, kind) == (32, 32), kind
+            checked.add(kind)
+    assert checked >= {
+        "BMP",
+        "DIB",
+        "GIF",
+        "ICO",
+        "JPEG",
+        "MSP",
+        "PCX",
+        "PNG",
+        "PPM",
+        "SGI",
+        "TGA",
+        "TIFF",
+        "WEBP",
+        "XBM",
+    }
+
+
+def test_lossless_formats_give_the_very_pixels() -> None:
+    picture = pattern(13, 17)
+    for kind, options in (
+        ("PNG", {}),
+        ("BMP", {}),
+        ("TIFF", {"compression": "tiff_lzw"}),
+        ("PPM", {}),
+        ("WEBP", {"lossless": True}),
+    ):
+        np.testing.assert_array_equal(images.decode(encoded(picture, kind, **options), "x"), picture)
+
+
+def test_jpeg_is_what_pillow_decodes() -> None:
+    data = encoded(pattern(37, 53), "JPEG", quality=80)
+    np.testing.assert_array_equal(images.decode(data, "x"), np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_grey_and_bilevel() -> None:
+    grey = pattern(9, 11)[:, :, 0]
+    np.testing.assert_array_equal(images.decode(encoded(grey), "x"), np.repeat(grey[:, :, None], 3, axis=2))
+    np.testing.assert_array_equal(images.decode(encoded(grey), "x", channels=1), grey[:, :, None])
+    bits = grey > 128
+    for data in (encoded(Image.fromarray(bits)), encoded(Image.fromarray(bits), "TIFF", compression="group4")):
+        np.testing.assert_array_equal(images.decode(data, "x", channels=1)[:, :, 0], bits * np.uint8(255))
+
+
+def test_one_channel_is_luma() -> None:
+    picture = pattern(9, 11)
+    luma = picture @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(images.decode(encoded(picture), "x", channels=1)[:, :, 0] - luma).max() <= 1
+
+
+def test_transparency_lies_over_white() -> None:
+    colour, alpha = np.array([200, 40, 0]), np.array([0, 64, 128, 255])
+    rgba = np.concatenate([np.broadcast_to(colour, (1, 4, 3)), alpha[None, :, None]], axis=2).astype(np.uint8)
+    expected = np.rint(255 + (colour - 255) * (alpha / 255)[:, None])
+    for kind in ("PNG", "TIFF", "TGA"):
+        assert np.abs(images.decode(encoded(rgba, kind), "x")[0] - expected).max() <= 1, kind
+    grey_alpha = Image.fromarray(np.stack([np.full((1, 4), 200), alpha[None]], axis=2).astype(np.uint8), "LA")
+    assert np.abs(images.decode(encoded(grey_alpha), "x")[0, :, 0] - np.rint(255 - 55 * alpha / 255)).max() <= 1
+
+
+def test_palette_with_and_without_transparency() -> None:
+    indices = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    indices.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    plain = images.decode(encoded(indices), "x")[0].tolist()
+    assert plain == [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+    for transparency in (1, bytes([255, 0, 255])):  # one index, or an alpha value for each
+        clear = images.decode(encoded(indices, transparency=transparency), "x")[0].tolist()
+        assert clear == [[10, 20, 30], [255, 255, 255], [70, 80, 90]]
+
+
+def test_a_colour_declared_transparent_becomes_white() -> None:
+    picture = np.array([[[1, 2, 3], [9, 9, 9]]], np.uint8)
+    assert images.decode(encoded(picture, transparency=(1, 2, 3)), "x")[0].tolist() == [[255, 255, 255], [9, 9, 9]]
+
+
+def test_cmyk_ycbcr_and_lab_become_rgb() -> None:
+    picture = Image.fromarray(pattern(16, 16))
+    cmyk = picture.convert("CMYK")
+    for kind in ("TIFF", "JPEG"):
+        decoded = images.decode(encoded(cmyk, kind), "x").astype(int)
+        assert np.abs(decoded - np.asarray(cmyk.convert("RGB"))).mean() < 8, kind
+    lab_profile, rgb_profile = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    lab = ImageCms.profileToProfile(picture, rgb_profile, lab_profile, outputMode="LAB")
+    assert np.abs(images.decode(encoded(lab, "TIFF"), "x").astype(int) - pattern(16, 16)).mean() < 4
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bits_are_scaled_not_clipped(kind: str) -> None:
+    values = np.array([[0, 255, 256, 300, 32768, 65280, 65535]], np.uint16)
+    decoded = images.decode(encoded(Image.fromarray(values), kind), "x", channels=1)
+    assert decoded[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255, 255]
+
+
+def test_big_endian_16_bits() -> None:
+    values = np.array([[0, 256, 65535]], ">u2")
+    header = b"P5 3 1 65535\n"
+    assert images.decode(header + values.tobytes(), "x", channels=1)[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_12_bit_tiff_uses_its_own_range() -> None:
+    # Two 12-bit values in three bytes: 0x000 and 0xFFF; a minimal little-endian TIFF around them.
+    import struct
+
+    entries = [
+        (256, 3, 1, 2),
+        (257, 3, 1, 1),
+        (258, 3, 1, 12),
+        (259, 3, 1, 1),
+        (262, 3, 1, 1),
+        (273, 4, 1, 8),
+        (277, 3, 1, 1),
+        (278, 3, 1, 1),
+        (279, 4, 1, 3),
+    ]
+    ifd = (
+        struct.pack("<H", len(entries))
+        + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+        + struct.pack("<I", 0)
+    )
+    data = b"II*\0" + struct.pack("<I", 12) + b"\x00\x0f\xff\0" + ifd
+    assert images.decode(data, "x", channels=1)[0, :, 0].tolist() == [0, 255]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.0, 0.5, 1.0], [0, 128, 255]),
+        ([0.0, 100.4, 255.0], [0, 100, 255]),
+        ([-1.0, 0.0, 1.0], [0, 128, 255]),
+        ([0.0, float("nan"), 1.0], [0, 0, 255]),
+        ([0.0, float("inf"), 1.0], [0, 255, 255]),
+        ([3.0, 3.0, 3.0], [3, 3, 3]),
+    ],
+)
+def test_float_tiff(values: list[float], expected: list[int]) -> None:
+    data = encoded(Image.fromarray(np.array([values], np.float32)), "TIFF")
+    assert images.decode(data, "x", channels=1)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0, 7, 255], [0, 7, 255]),
+        ([0, 256, 65535], [0, 1, 255]),
+        ([-5, 0, 5], [0, 128, 255]),
+        ([0, 0, 10**9], [0, 0, 255]),
+    ],
+)
+def test_32_bit_integers(values: list[int], expected: list[int]) -> None:
+    data = encoded(Image.fromarray(np.array([values], np.int32)), "TIFF")
+    assert images.decode(data, "x", channels=1)[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
+def test_first_frame_of_an_animation(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime", "blue")]
+    options = {"lossless": True} if kind == "WEBP" else {}
+    data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    assert images.decode(data, "x")[0, 0].tolist() == [255, 0, 0]
+
+
+# --- Orientation
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(kind: str, orientation: int) -> None:
+    upright = pattern(24, 40)
+    options = {"JPEG": {"quality": 100, "subsampling": 0}, "WEBP": {"lossless": True}}.get(kind, {})
+    data = encoded(np.ascontiguousarray(stored(upright, orientation)), kind, exif=exif(orientation), **options)
+    decoded = images.decode(data, "x")
+    assert decoded.shape == upright.shape
+    assert np.abs(decoded.astype(int) - upright).max() <= (6 if kind == "JPEG" else 0)
+    assert images.size(data, "x") == (24, 40)
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_nonsense_orientation_is_ignored(orientation: int) -> None:
+    picture = pattern(6, 9)
+    np.testing.assert_array_equal(images.decode(encoded(picture, exif=exif(orientation)), "x"), picture)
+
+
+def test_damaged_exif_does_not_cost_the_image() -> None:
+    data = encoded(pattern(6, 9), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12")
+    assert images.decode(data, "x").shape == (6, 9, 3)
+    assert images.size(data, "x") == (6, 9)
+
+
+# --- What cannot be read
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "empty"),
+        (bytes(1000), "all zero"),
+        (b"hello, world", "not in an image format"),
+        (b"<!DOCTYPE html><html>404</html>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pillow-heif"),
+        (b"\x89PNG\r\n\x1a\n", "truncated|damaged|not in an image format"),
+    ],
+)
+def test_reasons(data: bytes, reason: str) -> None:
+    for function in (images.decode, images.size):
+        with pytest.raises(ImageError, match=reason) as caught:
+            function(data, "cat.jpg")
+        assert caught.value.name == "cat.jpg"
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_truncated_files_say_so(kind: str) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8), kind)
+    with pytest.raises(ImageError, match="truncated|damaged|not in an image format"):
+        images.decode(data[: len(data) // 2], "x")
+    if kind in ("JPEG", "PNG", "BMP"):
+        with pytest.raises(ImageError, match="truncated"):
+            images.decode(data[: len(data) // 2], "x")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "TGA", "ICO"])
+def test_any_damage_gives_an_image_or_an_image_error(kind: str) -> None:
+    generator = np.random.default_rng(0)
+    data = np.frombuffer(encoded(pattern(20, 20), kind), np.uint8)
+    for _ in range(40):
+        damaged = data.copy()
+        damaged[generator.integers(0, len(data), 3)] = generator.integers(0, 256, 3)
+        try:
+            assert images.decode(damaged.tobytes(), "x").dtype == np.uint8
+        except ImageError as error:
+            assert error.reason
+
+
+def test_missing_file_and_folder(tmp_path) -> None:
+    with pytest.raises(ImageError, match="no such file"):
+        images.decode(tmp_path / "none.png", "none.png")
+    with pytest.raises(ImageError, match="cannot be read"):
+        images.decode(tmp_path, "folder")
+
+
+def test_a_decompression_bomb_is_refused_by_its_header(monkeypatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert images.decode(encoded(pattern(10, 19)), "x").shape == (10, 19, 3)  # over the warning, under the error
+    with pytest.raises(ImageError, match="too many pixels"):
+        images.decode(encoded(pattern(15, 15)), "x")
+
+
+def test_one_pixel() -> None:
+    picture = np.array([[[1, 2, 3]]], np.uint8)
+    decoded = images.decode(encoded(picture), "x")
+    np.testing.assert_array_equal(decoded, picture)
+    for mode in ("square", "aspect"):
+        prepared = images.prepare(decoded, InputSpec(size=8, mode=mode, crop_pct=0.875))
+        assert prepared.shape == (8, 8, 3) and (prepared == picture).all()
+
+
+def test_100_megapixels_whole_and_reduced() -> None:
+    picture = Image.new("L", (12_500, 8_000), 77)
+    data = encoded(picture, "JPEG")
+    assert images.size(data, "x") == (8_000, 12_500)
+    assert images.decode(data, "x", channels=1).shape == (8_000, 12_500, 1)
+    small = images.decode(data, "x", channels=1, at_least=(448, 448))
+    assert small.shape == (1_000, 1_563, 1)
+    assert np.abs(small.astype(int) - 77).max() <= 1
+
+
+def test_at_least_follows_the_orientation_and_changes_nothing_else() -> None:
+    upright = pattern(80, 400)
+    data = encoded(np.ascontiguousarray(stored(upright, 6)), "JPEG", quality=95, exif=exif(6))
+    reduced = images.decode(data, "x", at_least=(20, 100))
+    assert reduced.shape == (20, 100, 3)
+    assert np.abs(reduced.astype(int) - images.resize(upright, 20, 100)).mean() < 8
+    assert images.decode(data, "x", at_least=(81, 400)).shape == (80, 400, 3)
+    png = encoded(upright)
+    np.testing.assert_array_equal(images.decode(png, "x", at_least=(1, 1)), upright)
+
+
+def test_other_channel_counts_are_refused() -> None:
+    with pytest.raises(ConfigError, match="1 or 3"):
+        images.decode(encoded(pattern(2, 2)), "x", channels=4)
+
+
+def test_extensions() -> None:
+    assert {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".tga"} <= images.extensions()
+    assert images.extensions().isdisjoint({".pdf", ".eps", ".txt", ".mp4", ".h5"})
+
+
+# --- Resizing
+
+
+def kernel(x: float, interpolation: str) -> float:
+    x = abs(x)
+    if interpolation == "bilinear":
+        return max(0.0, 1 - x)
+    if x < 1:  # Keys' cubic with a = -0.5
+        return 1.5 * x**3 - 2.5 * x**2 + 1
+    return -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2 if x < 2 else 0.0
+
+
+def matrix(n: int, length: int, interpolation: str, antialias: bool) -> np.ndarray:
+    """float64 (length, n): rows of filter weights; half-pixel centres; taps outside are dropped and the rest scaled to sum 1."""
+    scale = max(n / length, 1.0) if antialias else 1.0
+    rows = [
+        [kernel((j + 0.5 - (i + 0.5) * n / length) / scale, interpolation) for j in range(n)] for i in range(length)
+    ]
+    weights = np.array(rows)
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+SIZES = [
+    (20, 30, 7, 11),
+    (7, 11, 20, 30),
+    (32, 32, 160, 128),
+    (40, 25, 13, 60),
+    (5, 5, 5, 9),
+    (1, 1, 4, 3),
+    (1, 9, 6, 2),
+]
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("antialias", [True, False])
+@pytest.mark.parametrize("sizes", SIZES)
+def test_resize_against_float64(interpolation, antialias: bool, sizes: tuple[int, int, int, int]) -> None:
+    h, w, height, width = sizes
+    picture = np.random.default_rng(0).integers(0, 256, (h, w, 3), dtype=np.uint8)
+    rows, columns = matrix(h, height, interpolation, antialias), matrix(w, width, interpolation, antialias)
+    expected = np.einsum("ia,jb,abc->ijc", rows, columns, picture.astype(np.float64)).clip(0, 255)
+    resized = images.resize(picture, height, width, interpolation, antialias)
+    assert resized.dtype == np.uint8 and resized.shape == (height, width, 3)
+    difference = np.abs(resized - expected).max()
+    # Pillow rounds after each of its two passes (and clips in between, which bicubic overshoot feels); without antialias: once.
+    bound = 0.501 if not antialias else 1.01 if interpolation == "bilinear" else 40
+    assert difference <= bound
+    if antialias and interpolation == "bicubic":
+        assert np.abs(resized - expected).mean() < 2
+
+
+def test_known_values_without_antialias() -> None:
+    # Half-pixel centres: 4 -> 2 samples between pixels 0|1 and 2|3; 2 -> 4 repeats the edges.
+    row = np.array([0, 100, 200, 60], np.uint8)[None, :, None]
+    assert images.resize(row, 1, 2, "bilinear", False)[0, :, 0].tolist() == [50, 130]
+    assert images.resize(row[:, :2], 1, 4, "bilinear", False)[0, :, 0].tolist() == [0, 25, 75, 100]
+    # 8 -> 2 looks at two pixels each, and misses the bright ones that antialias would average in.
+    sparse = np.array([255, 0, 0, 255, 255, 0, 0, 255], np.uint8)[None, :, None]
+    assert images.resize(sparse, 1, 2, "bilinear", False)[0, :, 0].tolist() == [0, 0]
+    assert images.resize(sparse, 1, 2, "bilinear", True)[0, :, 0].min() > 80
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resize_keeps_channels_and_an_equal_size(channels: int) -> None:
+    picture = pattern(10, 12)[:, :, :channels]
+    for antialias in (True, False):
+        np.testing.assert_array_equal(images.resize(picture, 10, 12, "bicubic", antialias), picture)
+        assert images.resize(picture, 5, 6, "bilinear", antialias).shape == (5, 6, channels)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_antialias_is_pillow(interpolation) -> None:
+    picture = Image.fromarray(pattern(61, 47, seed=3))
+    expected = np.asarray(picture.resize((20, 33), getattr(Image.Resampling, interpolation.upper())))
+    np.testing.assert_array_equal(images.resize(np.asarray(picture), 33, 20, interpolation, True), expected)
+
+
+# --- Evaluation input
+
+
+@pytest.mark.parametrize("crop_pct", [1.0, 0.95, 0.875])
+@pytest.mark.parametrize("size", [24, 33])
+@pytest.mark.parametrize("native", [(40, 60), (60, 40), (33, 33), (7, 90), (91, 64), (16, 17)])
+def test_aspect_is_torchvisions_resize_and_centre_crop(native: tuple[int, int], size: int, crop_pct: float) -> None:
+    from torchvision import transforms
+
+    picture = pattern(*native)
+    for interpolation in ("bilinear", "bicubic"):
+        theirs = transforms.Compose(
+            [
+                transforms.Resize(
+                    math.floor(size / crop_pct), getattr(transforms.InterpolationMode, interpolation.upper())
+                ),
+                transforms.CenterCrop(size),
+            ]
+        )(Image.fromarray(picture))
+        ours = images.prepare(
+            picture, InputSpec(size=size, mode="aspect", crop_pct=crop_pct, interpolation=interpolation)
+        )
+        np.testing.assert_array_equal(ours, np.asarray(theirs))
+
+
+def test_square_ignores_the_aspect_ratio() -> None:
+    from torchvision import transforms
+
+    picture = pattern(30, 50)
+    ours = images.prepare(picture, InputSpec(size=24))
+    np.testing.assert_array_equal(ours, np.asarray(transforms.Resize((24, 24))(Image.fromarray(picture))))
+    plain = images.prepare(picture, InputSpec(size=24, antialias=False))
+    np.testing.assert_array_equal(plain, images.resize(picture, 24, 24, "bilinear", False))
