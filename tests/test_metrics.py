@@ -149,3 +149,4 @@ def test_evaluate_is_the_same_for_any_batch_size():
     assert results[0].top1 == state(logits, labels).top1
     with pytest.raises(DataError, match="no image"):
         evaluate(predict, [])
+    assert len(evaluate(predict, [], 7)) == 0

@@ -215,10 +215,14 @@ class Classification:
         return {f"{prefix}/{name}": getattr(self, name) for name in names}
 
 
-def evaluate(predict: Callable[[Tensor], Tensor], batches: Iterable[tuple[Tensor, Tensor, Tensor]]) -> Classification:
+def evaluate(
+    predict: Callable[[Tensor], Tensor],
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    num_classes: int | None = None,
+) -> Classification:
     """Measure `predict` (uint8 images `(n, c, h, w)` -> logits `(n, classes)`) on batches of (images, labels, indices), as
-    `data.loader.eval_batches` gives them. Raises DataError if there is not a single image."""
-    total: Classification | None = None
+    `data.loader.eval_batches` gives them. num_classes: None takes it from the logits; then DataError if there is no image."""
+    total = None if num_classes is None else Classification(num_classes)
     for images, labels, indices in batches:
         logits = predict(images)
         if total is None:
