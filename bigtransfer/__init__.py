@@ -10,21 +10,34 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["BitError", "Predictor", "Recipe", "__version__", "recipe"]
+__all__ = [
+    "BitError",
+    "Predictor",
+    "Recipe",
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_model",
+    "recipe",
+]
 
 _HOMES = {
     "BitError": "errors",
     "Predictor": "predictor",
     "Recipe": "hyperrule",
+    "create_model": "api",
+    "list_models": "catalog",
+    "load_model": "api",
     "recipe": "hyperrule",
 }
 """Public name -> the module that defines it."""
 
 if TYPE_CHECKING:
-    from bigtransfer.errors import BitError as BitError
-    from bigtransfer.hyperrule import Recipe as Recipe
-    from bigtransfer.hyperrule import recipe as recipe
-    from bigtransfer.predictor import Predictor as Predictor
+    from bigtransfer.api import create_model, load_model
+    from bigtransfer.catalog import list_models
+    from bigtransfer.errors import BitError
+    from bigtransfer.hyperrule import Recipe, recipe
+    from bigtransfer.predictor import Predictor
 
 
 def __getattr__(name: str) -> Any:
