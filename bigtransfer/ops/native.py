@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bigtransfer.runs import atomic_write
 
@@ -147,6 +146,15 @@ def _call(name: str, *arguments: Tensor | float | None) -> None:
     getattr(library(), name)(*values, torch.get_num_threads())
 
 
+def _refuse_second_derivatives() -> None:
+    # Inside a backward pass gradients are recorded only for create_graph=True. (once_differentiable would let a gradient
+    # through as a constant where the incoming one is constant.)
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "The fused CPU operations have no second derivative; set BIT_NATIVE=0 for create_graph=True."
+        )
+
+
 class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -158,8 +166,8 @@ class _Standardize(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        _refuse_second_derivatives()
         kernel, stats = ctx.saved_tensors
         contiguous = kernel.is_contiguous()
         grad = grad.contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
@@ -182,8 +190,8 @@ class _GroupNormReLU(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
+        _refuse_second_derivatives()
         x, weight, bias, stats = ctx.saved_tensors
         n, channels, h, w = x.shape
         grad = grad.contiguous(memory_format=torch.channels_last)
