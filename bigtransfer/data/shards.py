@@ -6,7 +6,6 @@ import bz2
 import contextlib
 import glob
 import gzip
-import itertools
 import json
 import lzma
 import os
@@ -34,13 +33,13 @@ _LABELS = ("cls", "json", "txt")
 
 def expand(pattern: str) -> list[Path]:
     """The files of a pattern with `{000..009}`, `{a,b}`, `*`, `?` and `[...]`; DataError if one that is spelled out is not there."""
-    paths = []
+    paths: dict[Path, None] = {}
     for spelled in _braces(pattern):
         found = sorted(glob.glob(os.path.expanduser(spelled)))
         if not found:
             raise DataError(f"There is no file {spelled}.")
-        paths += map(Path, found)
-    return paths
+        paths.update(dict.fromkeys(map(Path, found)))
+    return list(paths)
 
 
 def _braces(pattern: str) -> list[str]:
@@ -53,7 +52,7 @@ def _braces(pattern: str) -> list[str]:
         first, last = match[1], match[2]
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [before + choice + rest for choice, rest in itertools.product(choices, _braces(after))]
+    return [spelled for choice in choices for spelled in _braces(before + choice + after)]
 
 
 def tar_files(paths: Sequence[Path], label_key: str | None, cache: Path) -> Found:

@@ -1,0 +1,198 @@
+"""Validation splits, few images per class, split files, and the checks before training."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigtransfer.data import ImageSet, Splits, open_dataset
+from bigtransfer.data.checks import check, find_duplicates, find_unreadable
+from bigtransfer.data.sources import Files
+from bigtransfer.data.splits import hold_out, load_split, per_class, save_split
+from bigtransfer.errors import ConfigError, DataError, UnreadableImages
+
+from .data_makers import class_folders, encoded, pattern, write
+
+
+def labelled(*counts: int, seed: int = 0) -> ImageSet:
+    """A set with that many images of each class, in mixed order; the files do not exist."""
+    labels = np.random.default_rng(seed).permutation(np.repeat(np.arange(len(counts)), counts))
+    store = Files("nowhere", (f"{i}.png" for i in range(len(labels))))
+    return ImageSet(store, np.arange(len(labels)), labels, tuple(f"class{i}" for i in range(len(counts))))
+
+
+def names(images: ImageSet | None) -> list[str]:
+    assert images is not None
+    return [images.name(i) for i in range(len(images))]
+
+
+# --- hold_out
+
+
+@pytest.mark.parametrize("counts", [(10, 10), (100, 50, 3), (1, 1, 40), (2, 2, 2, 2), (7,) * 30, (1000, 1)])
+@pytest.mark.parametrize("fraction", [0.05, 0.1, 0.25, 0.5, 0.9])
+def test_hold_out_is_stratified_and_keeps_every_class(counts: tuple[int, ...], fraction: float) -> None:
+    images = labelled(*counts)
+    train, val = hold_out(images, fraction, seed=1)
+    assert sorted(names(train) + names(val)) == sorted(names(images))
+    assert (train.class_counts() >= 1).all()
+    room = np.maximum(np.array(counts) - 1, 0)
+    exact = fraction * np.array(counts)
+    if (exact <= room).all():
+        assert len(val) == max(1, round(fraction * len(images)))
+    assert (np.abs(val.class_counts() - exact)[exact <= room] <= 1).all()
+    assert names(val) == [name for name in names(images) if name in set(names(val))]  # the set's order
+
+
+def test_hold_out_depends_on_the_seed_alone() -> None:
+    images = labelled(20, 30, 40)
+    first, again, other = (hold_out(images, 0.2, seed=seed)[1] for seed in (5, 5, 6))
+    assert names(first) == names(again) != names(other)
+
+
+def test_hold_out_draws_evenly() -> None:
+    images = labelled(6, 6)
+    drawn = [name for seed in range(300) for name in names(hold_out(images, 1 / 6, seed)[1])]
+    counts = np.unique(drawn, return_counts=True)[1]
+    assert len(counts) == 12 and counts.sum() == 600 and counts.min() > 25 and counts.max() < 80  # 50 each expected
+
+
+def test_hold_out_refuses() -> None:
+    for fraction in (0, 1, -0.1, 1.5):
+        with pytest.raises(ConfigError, match="between 0 and 1"):
+            hold_out(labelled(5, 5), fraction)
+    with pytest.raises(DataError, match="No class has two images"):
+        hold_out(labelled(1, 1), 0.5)
+    with pytest.raises(DataError, match="no labels"):
+        hold_out(ImageSet(Files(".", ["a"]), np.arange(1), None, ()), 0.5)
+
+
+# --- per_class
+
+
+def test_per_class_takes_k_of_each() -> None:
+    images = labelled(10, 20, 5)
+    some = per_class(images, 5, seed=3)
+    assert some.class_counts().tolist() == [5, 5, 5] and some.class_names == images.class_names
+    assert len(set(names(some))) == 15
+    assert names(some) == names(per_class(images, 5, seed=3)) != names(per_class(images, 5, seed=4))
+    assert set(names(per_class(images, 2, seed=3))) < set(names(some))  # a smaller k is part of a larger one
+
+
+def test_classes_with_too_few_images() -> None:
+    images = labelled(10, 3, 1)
+    with pytest.raises(DataError, match=r"class1 \(3\), class2 \(1\)"):
+        per_class(images, 5)
+    assert per_class(images, 5, allow_fewer=True).class_counts().tolist() == [5, 3, 1]
+    with pytest.raises(ConfigError, match="At least 1"):
+        per_class(images, 0)
+
+
+# --- Split files
+
+
+def test_a_split_file_repeats_the_split(tmp_path: Path) -> None:
+    class_folders(tmp_path / "d" / "train", {"cat": 6, "dog": 6})
+    class_folders(tmp_path / "d" / "test", {"cat": 1, "dog": 2})
+    data = open_dataset(tmp_path / "d")
+    train, val = hold_out(data.train, 0.25)
+    save_split(tmp_path / "run" / "split.json", Splits(per_class(train, 2), val, data.test))
+    assert set(json.loads((tmp_path / "run" / "split.json").read_text())) == {"train", "val", "test"}
+
+    class_folders(tmp_path / "d" / "train", {"ant": 1, "cat": 9})  # a new class and new images move every index
+    loaded = load_split(tmp_path / "run" / "split.json", open_dataset(tmp_path / "d"))
+    assert (
+        names(loaded.train) == names(per_class(train, 2))
+        and names(loaded.val) == names(val)
+        and names(loaded.test) == names(data.test)
+    )
+    assert loaded.train.class_names == ("ant", "cat", "dog") and loaded.train.labels.tolist() == [1, 1, 2, 2]
+
+    (tmp_path / "d" / "test" / "dog" / "001.png").unlink()
+    with pytest.raises(DataError, match=r"names 1 images that the data set does not have: test/dog/001\.png"):
+        load_split(tmp_path / "run" / "split.json", open_dataset(tmp_path / "d"))
+
+
+def test_a_split_file_with_an_unlabelled_test_part(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", {"cat": 2, "dog": 2})
+    write(tmp_path / "test" / "1.png")
+    data = open_dataset(tmp_path)
+    save_split(tmp_path / "split.json", data)
+    loaded = load_split(tmp_path / "split.json", data)
+    assert loaded.test is not None and loaded.test.labels is None and names(loaded.test) == ["test/1.png"]
+    assert loaded.train.labels is not None and loaded.val is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"train": 3}', '{"val": ["a"]}', '{"train": []}'])
+def test_files_that_are_no_split_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "split.json").write_text(text)
+    with pytest.raises(DataError, match=r"split\.json is not a split file"):
+        load_split(tmp_path / "split.json", Splits(labelled(2, 2)))
+
+
+def test_a_split_file_must_not_mix_train_and_test(tmp_path: Path) -> None:
+    (tmp_path / "split.json").write_text('{"train": ["0.png", "1.png"], "test": ["1.png"]}')
+    with pytest.raises(DataError, match=r"in train and in another split: 1\.png"):
+        load_split(tmp_path / "split.json", Splits(labelled(2, 2)))
+
+
+# --- Checks
+
+
+def damaged(root: Path) -> ImageSet:
+    class_folders(root, {"cat": 4, "dog": 3})
+    (root / "cat" / "001.png").write_bytes(b"")
+    (root / "cat" / "003.png").write_bytes(encoded(pattern(64, 64))[:500])
+    (root / "dog" / "002.png").write_bytes(b"<html></html>")
+    return open_dataset(root).train
+
+
+def test_every_bad_image_is_found_with_its_reason(tmp_path: Path) -> None:
+    images = damaged(tmp_path)
+    for workers in (1, 4):
+        errors = find_unreadable(images, workers=workers)
+        assert [error.name for error in errors] == [
+            str(tmp_path / name) for name in ("cat/001.png", "cat/003.png", "dog/002.png")
+        ]
+        assert [next(word for word in ("empty", "truncated", "web page") if word in error.reason) for error in errors]
+
+
+def test_check_stops_or_skips(tmp_path: Path, capsys) -> None:
+    images = damaged(tmp_path)
+    with pytest.raises(UnreadableImages, match="3 of 7 images cannot be read") as caught:
+        check(images)
+    assert len(caught.value.images) == 3 and "--skip-bad-images" in str(caught.value)
+    kept, errors = check(images, skip_bad=True, progress=True)
+    assert names(kept) == ["cat/000.png", "cat/002.png", "dog/000.png", "dog/001.png"] and len(errors) == 3
+    assert kept.labels.tolist() == [0, 0, 1, 1]
+    assert "Checking images" in capsys.readouterr().err
+    assert check(kept) == (kept, [])
+
+
+def test_a_class_must_not_vanish(tmp_path: Path) -> None:
+    images = open_dataset(class_folders(tmp_path, {"cat": 2, "dog": 1})).train
+    (tmp_path / "dog" / "000.png").write_bytes(b"")
+    with pytest.raises(DataError, match="No image of dog can be read"):
+        check(images, skip_bad=True)
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    images = open_dataset(class_folders(tmp_path, {"cat": 3, "dog": 3})).train
+    (tmp_path / "dog" / "001.png").write_bytes((tmp_path / "cat" / "002.png").read_bytes())
+    (tmp_path / "dog" / "002.png").unlink()
+    cats, dogs = images.subset([0, 1, 2]), images.subset([3, 4, 5])
+    assert find_duplicates(cats, dogs) == [("cat/002.png", "dog/001.png")]
+    assert find_duplicates(cats, cats.subset([1])) == [("cat/001.png", "cat/001.png")]
+
+
+def test_trashnet_is_whole(shared_data: Path) -> None:
+    images = open_dataset(shared_data / "trashnet.tar").train
+    train, val = hold_out(images, 0.1)
+    assert len(val) == 253
+    assert find_unreadable(val) == []
+    few = per_class(train, 10)
+    assert few.class_counts().tolist() == [10] * 6
+    assert find_duplicates(few, val) == []

@@ -1,0 +1,254 @@
+"""CSV, TSV and Parquet tables, and Hugging Face `datasets`."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bigtransfer.data import open_dataset
+from bigtransfer.errors import DataError, ImageError
+
+from .data_makers import class_folders, encoded, pattern, write
+
+
+def table(root: Path, text: str, name: str = "table.csv") -> Path:
+    """A table beside the images img/0.png .. img/3.png."""
+    for number in range(4):
+        write(root / "img" / f"{number}.png", seed=number)
+    (root / name).write_text(text, encoding="utf-8")
+    return root / name
+
+
+# --- CSV
+
+
+def test_csv_with_usual_names(tmp_path: Path) -> None:
+    data = open_dataset(table(tmp_path, "image,label\nimg/2.png,dog\nimg/0.png,cat\nimg/1.png,dog\n"))
+    assert data.val is None and data.train.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [1, 0, 1]
+    assert [data.train.name(i) for i in range(3)] == ["img/2.png", "img/0.png", "img/1.png"]
+    np.testing.assert_array_equal(data.train.read(0), pattern(12, 16, seed=2))
+
+
+@pytest.mark.parametrize("header", ["file_name;class", "path\tcategory", "filename,target"])
+def test_separators_and_other_usual_names(tmp_path: Path, header: str) -> None:
+    separator = next(character for character in ";\t," if character in header)
+    text = f"{header}\n" + "".join(f"img/{i}.png{separator}{'ab'[i % 2]}\n" for i in range(4))
+    data = open_dataset(table(tmp_path, text, "table.tsv" if separator == "\t" else "table.csv"))
+    assert data.train.labels.tolist() == [0, 1, 0, 1]
+
+
+def test_named_columns_splits_quotes_bom_and_windows_lines(tmp_path: Path) -> None:
+    text = '\ufefffoto,"wo, genau",art,part\r\n' + "".join(
+        f'img/{i}.png,"x, y",{kind},{part}\r\n'
+        for i, (kind, part) in enumerate(zip("abba", ("train", "Valid", "TRAIN", "test"), strict=True))
+    )
+    data = open_dataset(table(tmp_path, text), image_column="foto", label_column="art", split_column="part")
+    assert data.val is not None and data.test is not None
+    assert data.train.labels.tolist() == [0, 1] and data.val.labels.tolist() == [1] and data.test.labels.tolist() == [0]
+    assert data.test.name(0) == "img/3.png"
+
+
+def test_a_column_called_split_is_used(tmp_path: Path) -> None:
+    text = "image,label,split\nimg/0.png,a,train\nimg/1.png,b,train\nimg/2.png,a,validation\n"
+    data = open_dataset(table(tmp_path, text))
+    assert data.val is not None and len(data.val) == 1 and data.notes == ("val has no images of b.",)
+
+
+def test_numbers_as_labels_sort_by_value(tmp_path: Path) -> None:
+    data = open_dataset(table(tmp_path, "image,label\nimg/0.png,10\nimg/1.png,9\nimg/2.png,100\n"))
+    assert data.train.class_names == ("9", "10", "100")
+    data = open_dataset(table(tmp_path, "image,label\nimg/0.png,10\nimg/1.png,9\nimg/2.png,x\n"))
+    assert data.train.class_names == ("10", "9", "x")
+
+
+def test_absolute_paths(tmp_path: Path) -> None:
+    where = write(tmp_path / "elsewhere" / "x.png")
+    data = open_dataset(table(tmp_path / "t", f"image,label\n{where},a\nimg/1.png,b\n"))
+    assert data.train.name(0) == str(where) and data.train.read(0).shape == (12, 16, 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments", "message"),
+    [
+        ("image,label\n", {}, "no rows"),
+        ("", {}, "no rows"),
+        ("a,b\nimg/0.png,x\n", {}, "none of the columns image, .*it has a, b.*--image-column"),
+        ("image,b\nimg/0.png,x\n", {}, "none of the columns label, .*--label-column"),
+        ("image,label\nimg/0.png,x\n", {"label_column": "kind"}, "no column 'kind'.*--label-column"),
+        ("image,label\nimg/0.png,x\n", {"split_column": "part"}, "no column 'part'.*--split-column"),
+        ("image,label\nimg/0.png,x\nimg/1.png,y,z\n", {}, "row 3: 3 values for 2 columns"),
+        ("image,label\nimg/0.png,x\nimg/0.png,y\n", {}, "lists img/0.png twice, with labels 'x' and 'y'"),
+        ("image,label\nimg/0.png,x\nimg/1.png,\n", {}, "gives img/1.png no label"),
+        ("image,label,split\nimg/0.png,x,foo\n", {}, "in split 'foo'"),
+        ("image,label\n0.png,x\n1.png,y\n", {}, "relative to the table's own folder"),
+        ("image,label\nimg/0.png,x\nimg/1.png,x\n", {}, "one class only, 'x'"),
+        ("image,label,split\nimg/0.png,x,val\nimg/1.png,y,val\n", {}, "no train split"),
+        (
+            "image,label,split\nimg/0.png,x,train\nimg/1.png,y,train\nimg/2.png,z,test\n",
+            {},
+            "test has classes that are not in train: z",
+        ),
+    ],
+)
+def test_errors_say_what_is_wrong(tmp_path: Path, text: str, arguments: dict[str, str], message: str) -> None:
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(table(tmp_path, text), **arguments)
+    assert "table.csv" in str(caught.value)
+
+
+def test_a_table_that_is_not_text(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(b"image,label\n\xff\xfe\n")
+    with pytest.raises(DataError, match="not UTF-8"):
+        open_dataset(tmp_path / "t.csv")
+
+
+# --- Parquet
+
+
+def image_rows(count: int, offset: int = 0) -> list[dict[str, object]]:
+    return [{"bytes": encoded(pattern(12, 16, seed=offset + i)), "path": f"{i}.png"} for i in range(count)]
+
+
+def test_parquet_of_paths(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table(tmp_path, "")
+    columns = {
+        "path": ["img/0.png", "img/1.png", "img/2.png"],
+        "label": [3, 20, 3],
+        "split": ["train", "train", "test"],
+    }
+    parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
+    data = open_dataset(tmp_path / "t.parquet")
+    assert data.train.class_names == ("3", "20") and data.train.labels.tolist() == [0, 1]
+    assert data.test is not None and data.test.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("plain_bytes", [False, True])
+def test_parquet_of_images(tmp_path: Path, plain_bytes: bool) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for file, offset in (("train-00000-of-00002", 0), ("train-00001-of-00002", 3), ("validation-00000-of-00001", 6)):
+        rows = image_rows(3, offset)
+        images = [row["bytes"] for row in rows] if plain_bytes else rows
+        (tmp_path / "data").mkdir(exist_ok=True)
+        parquet.write_table(
+            arrow.table({"img": images, "label": ["b", "a", "b"]}), tmp_path / "data" / f"{file}.parquet"
+        )
+    for spec in (tmp_path, tmp_path / "data", f"{tmp_path}/data/*.parquet"):
+        data = open_dataset(spec, cache=tmp_path / "cache")
+        assert data.val is not None and len(data.train) == 6 and len(data.val) == 3
+        assert data.train.labels.tolist() == [1, 0, 1] * 2
+        assert [data.train.name(i) for i in (0, 5)] == ["train/000000", "train/000005"] and data.val.name(
+            0
+        ) == "val/000000"
+        np.testing.assert_array_equal(data.train.read(4), pattern(12, 16, seed=4))
+        np.testing.assert_array_equal(pickle.loads(pickle.dumps(data.val)).read(1), pattern(12, 16, seed=7))
+    assert len(list((tmp_path / "cache" / "arrow").iterdir())) == 3  # converted once
+
+
+def test_parquet_with_a_description_by_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features(
+        {
+            "pixels": datasets.Image(),
+            "fine": datasets.ClassLabel(names=["zebra", "ant"]),
+            "coarse": datasets.ClassLabel(names=["x", "y"]),
+        }
+    )
+    made = datasets.Dataset.from_dict(
+        {"pixels": image_rows(3), "fine": [0, 1, 0], "coarse": [1, 1, 0]}, features=features
+    )
+    made.to_parquet(tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=r"has none of the columns label.*it has pixels, fine, coarse.*--label-column"):
+        open_dataset(tmp_path / "t.parquet", cache=tmp_path / "cache")
+    data = open_dataset(tmp_path / "t.parquet", label_column="fine", cache=tmp_path / "cache")
+    assert data.train.class_names == ("zebra", "ant") and data.train.labels.tolist() == [0, 1, 0]
+
+
+def test_damaged_parquet(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "t.parquet").write_bytes(b"PAR1 not really PAR1")
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        open_dataset(tmp_path / "t.parquet")
+
+
+def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "pyarrow.parquet", None)
+    (tmp_path / "t.parquet").write_bytes(b"PAR1")
+    with pytest.raises(DataError, match=r"pip install 'bigtransfer\[parquet\]'"):
+        open_dataset(tmp_path / "t.parquet")
+
+
+# --- Hugging Face datasets
+
+
+def test_saved_datasets(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["zebra", "ant"])})
+    parts = {
+        name: datasets.Dataset.from_dict({"image": image_rows(4, offset), "label": labels}, features=features)
+        for name, offset, labels in (("train", 0, [0, 1, 1, 0]), ("validation", 4, [1, 0, 1, 0]), ("test", 8, [-1] * 4))
+    }
+    parts["train"] = parts["train"].select([3, 2, 1, 0])  # a view, which saving writes out
+    datasets.DatasetDict(parts).save_to_disk(tmp_path / "dict", num_shards={"train": 2, "validation": 1, "test": 1})
+    data = open_dataset(tmp_path / "dict")
+    assert data.val is not None and data.test is not None and data.test.labels is None
+    assert data.train.class_names == ("zebra", "ant") and data.train.labels.tolist() == [0, 1, 1, 0]
+    np.testing.assert_array_equal(data.train.read(0), pattern(12, 16, seed=3))
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(data.val)).read(3), pattern(12, 16, seed=7))
+    assert data.test.size(1) == (12, 16) and data.test.name(1) == "test/000001"
+
+    parts["validation"].save_to_disk(tmp_path / "single")
+    assert open_dataset(tmp_path / "single").train.labels.tolist() == [1, 0, 1, 0]
+
+
+def test_a_row_without_image_is_an_image_error(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["zebra", "ant"])})
+    rows = [None, {"bytes": b"", "path": None}, *image_rows(1)]
+    datasets.Dataset.from_dict({"image": rows, "label": [0, 1, 1]}, features=features).save_to_disk(tmp_path / "d")
+    images = open_dataset(tmp_path / "d").train
+    with pytest.raises(ImageError, match="no image"):
+        images.read(0)
+    with pytest.raises(ImageError, match="empty"):
+        images.read(1)
+    assert images.read(2).shape == (12, 16, 3)
+
+
+def test_damaged_saved_dataset(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    with pytest.raises(DataError, match="looks like a saved Hugging Face data set"):
+        open_dataset(tmp_path)
+
+
+def test_through_the_datasets_library(tmp_path: Path) -> None:
+    pytest.importorskip("datasets")
+    for split in ("train", "test"):
+        class_folders(tmp_path / "local" / split, {"cat": 2, "dog": 2})
+    data = open_dataset(f"hf:{tmp_path / 'local'}", cache=tmp_path / "cache")
+    assert data.test is not None and data.train.class_names == ("cat", "dog")
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(data.train.read(3), pattern(12, 16, seed=3))
+
+
+def test_hub_errors_are_ours(tmp_path: Path, monkeypatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    with pytest.raises(DataError, match=r"Hugging Face data set .* cannot be loaded"):
+        open_dataset(f"hf:{tmp_path / 'none'}", cache=tmp_path)
+    asked = {}
+
+    def load_dataset(*arguments, **named):
+        asked.update(arguments=arguments, **named)
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match="no network"):
+        open_dataset("hf:owner/name:plain@v2")
+    assert asked == {"arguments": ("owner/name", "plain"), "revision": "v2", "cache_dir": None}
+    monkeypatch.setitem(__import__("sys").modules, "datasets", None)
+    with pytest.raises(DataError, match=r"pip install 'bigtransfer\[datasets\]'"):
+        open_dataset("hf:owner/name")
