@@ -390,3 +390,165 @@ class PretrainConfig(Config):
     def check(self) -> None:
         if self.schedule == "cosine":
             _forbid(self, ("decay_epochs",), "has no effect with --schedule cosine")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """Measure a model on labelled images.
+
+    Prints accuracy with its 95% interval, precision and recall of the classes, what is confused with what, and how far the
+    model's probabilities can be trusted. Images and model are matched by the names of their classes.
+    """
+
+    model: Positional[str]
+    """A model file, a run folder, or a name from `bit models`."""
+    data: Positional[str]
+    """Labelled images in any form that `bit finetune` reads."""
+    split: Literal["auto", "train", "val", "test"] = "auto"
+    """Which part of the data; auto takes the test part, else the validation part, else all images."""
+    subset: bool = False
+    """Accept images of only some of the model's classes. The model still chooses among all it knows."""
+    skip_bad_images: bool = False
+    """Take unreadable images as a matter of course; otherwise they are left out as well, but the exit status is 1."""
+    image_column: str | None = None
+    """Column of a table that holds the images or their paths. Default: found by its usual names."""
+    label_column: str | None = None
+    """Column of a table that holds the class. Default: found by its usual names."""
+
+    # --- Output
+    json: str | None = None
+    """File for all numbers as JSON: with the confusion matrix and the prediction for each image."""
+    out: str | None = None
+    """Folder for the same as evaluation.json, and report.html to look at."""
+
+    # --- Machine
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the computation; auto takes bf16 where it pays."""
+    batch_size: PositiveInt | None = None
+    """Images computed at a time. Default: by their size."""
+    workers: PositiveInt | None = None
+    """Threads that read and decode images. Default: one for each core."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Config):
+    """Say what is on images.
+
+    Unreadable images are reported and the others go on; the exit status is then 1.
+    """
+
+    model: Positional[str]
+    """A model file, a run folder, or a name from `bit models`."""
+    images: Positional[tuple[str, ...]]
+    """Image files, folders (all images below them), patterns such as "photos/*.jpg", addresses (http://, https://), or - for
+    a list of these on standard input, one a line."""
+
+    # --- Output
+    top_k: PositiveInt = 5
+    """How many classes to give for each image, the most probable first."""
+    format: Literal["table", "csv", "jsonl"] = "table"
+    """A table to read, comma-separated values, or one JSON object a line."""
+    out: str | None = None
+    """File to write to instead of the terminal."""
+    probabilities: bool = False
+    """Also give the probability of every class (CSV: a column for each; JSONL: an object)."""
+    features: str | None = None
+    """File (.npz) for the pooled features: arrays `names` and `features`, float32 (images, features), of the readable images."""
+
+    # --- Machine
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the computation; auto takes bf16 where it pays."""
+    batch_size: PositiveInt | None = None
+    """Images computed at a time. Default: by their size."""
+
+    def check(self) -> None:
+        if self.probabilities and self.format == "table":
+            raise ConfigError("--probabilities needs --format csv or jsonl.")
+        if self.features is not None and not self.features.endswith(".npz"):
+            raise ConfigError(f"--features writes NumPy's .npz; give a name that ends so, not {self.features!r}.")
+        if not self.images:
+            raise ConfigError("No images given.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(Config):
+    """Write a run's report.html anew.
+
+    For a run that was interrupted, or after an update. The pictures are read from the data set where it still is.
+    """
+
+    run: Positional[str]
+    """Folder of the run."""
+    data: str | None = None
+    """Where the images are now. Default: where the run found them."""
+
+
+_WEIGHT_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "bit": (".safetensors",),
+    "npz": (".npz",),
+    "torch": (".tar", ".pth", ".pt"),
+    "timm": (".safetensors", ".bin", ".pth", ".pt", ".tar"),
+    "transformers": (),
+}
+"""Form -> how its file is called; timm may also be a folder, transformers always is one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvertConfig(Config):
+    """Write a model in the form that other software reads, or read any published form into a model file.
+
+    What is written is read back and compared before the command says that it is done.
+    """
+
+    source: Positional[str]
+    """The model: a name from `bit models`, a run folder, a file of the authors (.npz, bit.pth.tar), of timm or of bigtransfer,
+    a transformers or timm folder, or hf-hub:user/name."""
+    destination: Positional[str]
+    """File or folder to write. transformers: a folder; timm: a file (.safetensors, .pth) or a folder; npz: a .npz file; torch:
+    a .pth.tar file; bit: a .safetensors file."""
+    to: Literal["bit", "timm", "transformers", "npz", "torch"] = "bit"
+    """Form: bit is bigtransfer's own, npz and torch are those of the authors' code."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the stored weights; the 16-bit ones halve the size and lose digits."""
+    overwrite: bool = False
+    """Replace what is at the destination."""
+    offline: bool = False
+    """Never download (also BIT_OFFLINE=1)."""
+
+    def check(self) -> None:
+        known = {suffix for suffixes in _WEIGHT_SUFFIXES.values() for suffix in suffixes}
+        suffix = os.path.splitext(self.destination)[1]
+        fitting = _WEIGHT_SUFFIXES[self.to]
+        is_file = suffix in known
+        if (is_file and suffix not in fitting) or (not is_file and self.to in ("bit", "npz", "torch")):
+            wanted = f"should end in {' or '.join(fitting)}" if fitting else "should be a folder"
+            raise ConfigError(f"{self.destination} {wanted} with --to {self.to}.")
+        if self.to in ("npz", "torch"):
+            _forbid(self, ("dtype",), f"has no effect with --to {self.to}, which stores float32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsConfig(Config):
+    """List the models that can be used by name.
+
+    Without a pattern, the many models fine-tuned on VTAB-1k are shown as one line per architecture.
+    """
+
+    pattern: Positional[str] = ""
+    """Only names that contain this text, or match this shell pattern ("bit-m-*x3")."""
+    json: bool = False
+    """Print JSON with all that is known about each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InfoConfig(Config):
+    """All that is known about one model; nothing is downloaded."""
+
+    model: Positional[str]
+    """A name from `bit models`, a model file of any form, or a run folder."""
+    json: bool = False
+    """Print JSON."""

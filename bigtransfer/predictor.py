@@ -81,7 +81,7 @@ class Predictor:
         """By class number; the numbers themselves if the model knows no names."""
         self.batch_size = max(1, min(256, _BATCH_PIXELS // card.input.size**2))
         """Images computed at a time unless the caller says otherwise."""
-        self._model = fold(model, self.dtype).to(device=self.device, memory_format=torch.channels_last)
+        self._model = fold(model, self.dtype).to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def load(
@@ -197,12 +197,14 @@ def choose_device(name: str | None) -> torch.device:
 
 
 def _as_iterable(images: Any) -> Iterable[Any]:
-    single = isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image)) or callable(images)
+    """The images one by one, whether one was given or many."""
     if isinstance(images, Tensor):
-        single = images.ndim == 3
-    elif isinstance(images, np.ndarray):
-        single = images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4)
-    return (images,) if single else images
+        return (images,) if images.ndim == 3 else images
+    if isinstance(images, np.ndarray):
+        return (images,) if images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4) else images
+    if isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image)) or callable(images):
+        return (images,)
+    return images
 
 
 def _named(source: Any, position: int) -> tuple[str, Any]:

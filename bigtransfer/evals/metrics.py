@@ -25,7 +25,7 @@ _DENSE_CLASSES = 1000
 """Up to so many classes a written evaluation holds the whole confusion matrix."""
 
 Z95 = 1.959963984540054
-"""97.5 % quantile of the normal distribution: half-width of a 95 % interval, in standard deviations."""
+"""97.5 % quantile of the normal distribution: half-width of a 95% interval, in standard deviations."""
 
 _RECORD = np.dtype(
     [
@@ -238,7 +238,7 @@ def describe(result: Classification, class_names: Sequence[str], worst: int = 10
     by F1."""
     low, high = result.top1_interval
     lines = [
-        f"top-1 accuracy     {result.top1:7.2%}   (95 % interval {low:.2%} to {high:.2%}, {len(result)} images)",
+        f"top-1 accuracy     {result.top1:7.2%}   (95% interval {low:.2%} to {high:.2%}, {len(result)} images)",
         f"mean per class     {result.mean_per_class:7.2%}",
         f"calibration error  {result.ece:7.2%}   (negative log-likelihood {result.nll:.4f})",
     ]

@@ -1,0 +1,153 @@
+"""`bit evaluate`: a model measured on labelled images."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from bigtransfer import evals, report, runs
+from bigtransfer.config import EvaluateConfig
+from bigtransfer.data import ImageSet, Splits, open_dataset
+from bigtransfer.data.loader import EvalBatch, eval_batches
+from bigtransfer.errors import DataError, ImageError
+from bigtransfer.predictor import Predictor
+
+
+def run(config: EvaluateConfig) -> int:
+    """Measure, print, and write what was asked for. Exit status 1 if images could not be read and that was not expected."""
+    predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
+    splits = open_dataset(
+        config.data,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        channels=predictor.card.architecture.in_chans,
+    )
+    for note in splits.notes:
+        print(f"note: {note}", file=sys.stderr)
+    split, images = choose_split(splits, config.split)
+    images = match_classes(images, predictor.card.class_names, predictor.card.num_classes, config.subset)
+    print(
+        f"{predictor.card.name} on {config.data} ({split}): {len(images)} images of {len(images.class_names)} classes"
+    )
+
+    result, unreadable = measure(predictor, images, batch_size=config.batch_size, workers=config.workers, progress=True)
+    print(f"\n{evals.describe(result, images.class_names)}")
+    if unreadable:
+        print(f"\n{len(unreadable)} images cannot be read and are left out:")
+        print("\n".join(f"  {error}" for error in unreadable[:10]))
+        if len(unreadable) > 10:
+            print(f"  ... and {len(unreadable) - 10} more")
+
+    record = evals.as_record(
+        result, images, split=split, model=predictor.card.name, data=config.data, unreadable=unreadable
+    )
+    if config.json is not None:
+        evals.write_record(config.json, record)
+        print(f"\nall numbers: {config.json}")
+    if config.out is not None:
+        folder = Path(config.out)
+        evals.write_record(folder / "evaluation.json", record)
+        runs.write_json(folder / "config.json", {"asked": dataclasses.asdict(config)})
+        print(f"\nreport: {report.write(folder, images)}")
+    return 1 if unreadable and not config.skip_bad_images else 0
+
+
+def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:
+    """The part of the data to measure on, and what to call it; DataError if it is not there or has no labels."""
+    parts = {"train": splits.train, "val": splits.val, "test": splits.test}
+    if asked == "auto":
+        name = next((name for name in ("test", "val") if parts[name] is not None), "train")
+        shown = name if name != "train" else "all images"
+    else:
+        name = shown = asked
+    chosen = parts[name]
+    if chosen is None:
+        present = ", ".join(part for part, images in parts.items() if images is not None)
+        raise DataError(f"The data set has no {name} part, only {present}. Choose with --split.")
+    if chosen.labels is None:
+        raise DataError(
+            "These images have no labels to compare with. To see what the model says: bit predict MODEL IMAGES"
+        )
+    return shown, chosen
+
+
+def match_classes(
+    images: ImageSet, class_names: Sequence[str] | None, num_classes: int, subset: bool = False
+) -> ImageSet:
+    """The set with its labels renumbered as in the model, matched by class name.
+
+    class_names: the model's; None if it knows none: the numbers of the labels must then be the model's own. subset: the set
+    may lack some of the model's classes. Raises DataError listing the differences.
+    """
+    assert images.labels is not None
+    if class_names is None:
+        if len(images.class_names) != num_classes and not (subset and len(images.class_names) < num_classes):
+            raise DataError(
+                f"The model has {num_classes} classes without names, the data {len(images.class_names)}: they do not match."
+            )
+        padding = tuple(map(str, range(len(images.class_names), num_classes)))
+        return dataclasses.replace(images, class_names=images.class_names + padding)
+    number = {name: i for i, name in enumerate(class_names)}
+    unknown = [name for name in images.class_names if name not in number]
+    present = set(images.class_names)
+    missing = [name for name in class_names if name not in present]
+    if unknown or (missing and not subset):
+        lines = ["The classes of the data are not those of the model."]
+        if unknown:
+            lines.append(f"  only in the data: {_listed(unknown)}")
+        if missing:
+            lines.append(f"  only in the model: {_listed(missing)}")
+        lines.append(
+            "Rename the classes of the data (the folders, or the label column) to the model's."
+            if unknown
+            else "If the data are meant to have only some of the model's classes, pass --subset."
+        )
+        raise DataError("\n".join(lines))
+    labels = np.array([number[name] for name in images.class_names], dtype=np.int64)[images.labels]
+    return dataclasses.replace(images, labels=labels, class_names=tuple(class_names))
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return ", ".join(names[:10]) + more
+
+
+def measure(
+    predictor: Predictor,
+    images: ImageSet,
+    *,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    progress: bool = False,
+) -> tuple[evals.Classification, list[ImageError]]:
+    """The predictor's answers on a labelled set, and the images that cannot be read (they are left out).
+
+    Raises DataError if none can be read."""
+    seen = np.zeros(len(images), dtype=bool)
+
+    def batches() -> Iterator[EvalBatch]:
+        size = batch_size or predictor.batch_size
+        with tqdm(total=len(images), unit="img", disable=None if progress else True, leave=False) as bar:
+            for batch in eval_batches(images, predictor.card.input, size, workers=workers, skip_bad=True):
+                seen[batch.indices.numpy()] = True
+                yield batch
+                bar.update(len(batch.labels))
+
+    result = evals.evaluate(predictor.logits, batches())
+    return result, _reasons(images, np.flatnonzero(~seen))
+
+
+def _reasons(images: ImageSet, indices: np.ndarray) -> list[ImageError]:
+    """Why those images cannot be read: the loader only leaves them out."""
+    reasons = []
+    for i in indices:
+        try:
+            images.read(int(i))
+        except ImageError as error:
+            reasons.append(error)
+    return reasons

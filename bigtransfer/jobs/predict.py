@@ -1,0 +1,166 @@
+"""`bit predict`: what is on images."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import functools
+import http.client
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+import numpy as np
+from tqdm import tqdm
+
+from bigtransfer import __version__
+from bigtransfer.config import PredictConfig
+from bigtransfer.data.forms import open_images
+from bigtransfer.errors import ImageError
+from bigtransfer.predictor import Prediction, Predictor
+from bigtransfer.runs import atomic_write
+
+MAX_DOWNLOAD = 64 * 2**20
+"""Largest image fetched from an address, bytes."""
+
+TIMEOUT = 20.0
+"""Seconds without a word from a server after which it is given up."""
+
+
+def run(config: PredictConfig) -> int:
+    """Predict and write in the format asked for. Exit status 1 if some image could not be read."""
+    predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
+    sources = list(_sources(config.images))
+    names: list[str] = []
+    features: list[np.ndarray] = []
+    errors = 0
+    with contextlib.ExitStack() as stack:
+        if config.out is None:
+            stream, shown = sys.stdout, sys.stdout.isatty()
+        else:
+            path = stack.enter_context(atomic_write(config.out))
+            stream, shown = stack.enter_context(open(path, "w", encoding="utf-8", newline="")), False
+        write = _writer(config, stream, predictor.class_names, [_text(source) for source in sources])
+        predictions = predictor.stream(sources, features=config.features is not None, batch_size=config.batch_size)
+        # A progress bar would tear up rows that scroll by.
+        for prediction in tqdm(
+            predictions, total=len(sources), unit="img", disable=True if shown else None, leave=False
+        ):
+            write(prediction)
+            errors += prediction.error is not None
+            if prediction.features is not None:
+                names.append(prediction.name)
+                features.append(prediction.features)
+    if config.features is not None:
+        width = predictor.card.architecture.num_features
+        stacked = np.stack(features) if features else np.empty((0, width), np.float32)
+        with atomic_write(config.features) as path, open(path, "wb") as file:
+            np.savez(file, names=np.array(names, dtype=np.str_), features=stacked)
+    if errors:
+        print(f"{errors} of {len(sources)} images cannot be read", file=sys.stderr)
+    return 1 if errors else 0
+
+
+def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], bytes]]]:
+    """Every image asked for: paths, and addresses with the function that fetches them. Raises DataError for what is not there."""
+    for item in asked:
+        if item == "-":
+            yield from _sources([line for line in map(str.strip, sys.stdin) if line not in ("", "-")])
+        elif item.startswith(("http://", "https://")):
+            yield item, functools.partial(fetch, item)
+        else:
+            images = open_images([item])
+            yield from (images.name(i) for i in range(len(images)))
+
+
+def fetch(address: str) -> bytes:
+    """The bytes behind an http or https address, at most `MAX_DOWNLOAD`. Raises ImageError if it cannot be had."""
+    request = urllib.request.Request(address, headers={"User-Agent": f"bigtransfer/{__version__}"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+            data = response.read(MAX_DOWNLOAD + 1)
+            expected = int(response.headers.get("Content-Length") or len(data))
+    except urllib.error.HTTPError as error:
+        with error:
+            raise ImageError(address, f"the server answered {error.code} {error.reason}") from error
+    except TimeoutError as error:
+        raise ImageError(address, f"no answer within {TIMEOUT:g} seconds") from error
+    except urllib.error.URLError as error:
+        reason = getattr(error.reason, "strerror", None) or error.reason
+        raise ImageError(address, f"the server cannot be reached ({reason})") from error
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        raise ImageError(address, f"the download failed ({error or type(error).__name__})") from error
+    if len(data) > MAX_DOWNLOAD:
+        raise ImageError(address, f"it is larger than {MAX_DOWNLOAD // 2**20} MB")
+    if len(data) < expected:
+        raise ImageError(address, f"the connection broke off after {len(data)} of {expected} bytes")
+    return data
+
+
+def _text(source: str | tuple[str, Any]) -> str:
+    """The name of a source as it can be printed: a file name that is not UTF-8 holds lone surrogates."""
+    name = source if isinstance(source, str) else source[0]
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def _writer(
+    config: PredictConfig, stream: TextIO, class_names: Sequence[str], names: Sequence[str]
+) -> Callable[[Prediction], None]:
+    """The function that writes one prediction."""
+    top_k = min(config.top_k, len(class_names))
+    if config.format == "jsonl":
+        return functools.partial(_write_json, stream, _keys(class_names) if config.probabilities else None, top_k)
+    if config.format == "csv":
+        rows = csv.writer(stream, lineterminator="\n")
+        header = ["image", "label", "probability"]
+        header += [f"{title}_{k}" for k in range(2, top_k + 1) for title in ("label", "probability")]
+        rows.writerow([*header, *(_keys(class_names) if config.probabilities else ()), "error"])
+        return functools.partial(_write_row, rows, len(class_names) if config.probabilities else 0, top_k)
+    image_width = min(60, max([5, *map(len, names)]))
+    label_width = min(40, max([5, *map(len, class_names)]))
+    print(f"{'image':<{image_width}}  {'class':<{label_width}}  probability", file=stream)
+    return functools.partial(_write_line, stream, image_width, label_width, top_k)
+
+
+def _keys(class_names: Sequence[str]) -> list[str]:
+    """The class names, told apart by class number where two are equal (ImageNet has two cranes)."""
+    count = Counter(class_names)
+    return [f"{name} #{i}" if count[name] > 1 else name for i, name in enumerate(class_names)]
+
+
+def _write_json(stream: TextIO, keys: Sequence[str] | None, top_k: int, prediction: Prediction) -> None:
+    record: dict[str, Any] = {"image": _text(prediction.name)}
+    if prediction.probabilities is None:
+        record["error"] = prediction.error
+    else:
+        record |= {"label": prediction.label, "probability": prediction.probability}
+        record["top"] = [{"label": label, "probability": p} for label, p in prediction.top(top_k)]
+        if keys is not None:
+            record["probabilities"] = dict(zip(keys, prediction.probabilities.tolist(), strict=True))
+    print(json.dumps(record, ensure_ascii=False), file=stream)
+
+
+def _write_row(rows: Any, columns: int, top_k: int, prediction: Prediction) -> None:
+    if prediction.probabilities is None:
+        rows.writerow([_text(prediction.name), *[""] * (2 * top_k + columns), prediction.error])
+        return
+    values = [value for label, p in prediction.top(top_k) for value in (label, f"{p:.6g}")]
+    values += [f"{p:.6g}" for p in prediction.probabilities[:columns]]
+    rows.writerow([_text(prediction.name), *values, ""])
+
+
+def _write_line(stream: TextIO, image_width: int, label_width: int, top_k: int, prediction: Prediction) -> None:
+    name = _text(prediction.name)
+    if len(name) > image_width:
+        name = "..." + name[3 - image_width :]
+    if prediction.error is not None:
+        print(f"{name:<{image_width}}  cannot be read: {prediction.error}", file=stream)
+        return
+    (label, probability), *others = prediction.top(top_k)
+    rest = ", ".join(f"{other} {p:.1%}" for other, p in others if p >= 0.0005)
+    line = f"{name:<{image_width}}  {label:<{label_width}}  {probability:11.1%}"
+    print(f"{line}   {rest}".rstrip(), file=stream)

@@ -1,0 +1,39 @@
+"""`bit report`: a run's report.html, written anew."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bigtransfer import report
+from bigtransfer.config import ReportConfig
+from bigtransfer.data import ImageSet, open_dataset
+from bigtransfer.errors import DataError, RunError
+
+
+def run(config: ReportConfig) -> None:
+    """Write the report, with pictures if the data set can be opened."""
+    folder = Path(config.run)
+    if not folder.is_dir():
+        raise RunError(f"There is no run folder {folder}.")
+    print(report.write(folder, _images(folder, config.data)))
+
+
+def _images(folder: Path, data: str | None) -> list[ImageSet]:
+    """All parts of the run's data set, or of the one at `data`."""
+    asked = report.read_json(folder / "config.json", dict).get("asked", {})
+    where = data or asked.get("data")
+    if where is None:
+        return []
+    columns = {key: asked[key] for key in ("image_column", "label_column") if asked.get(key)}
+    try:
+        splits = open_dataset(where, **columns)
+    except DataError as error:
+        if data is not None:
+            raise
+        print(
+            f"note: no pictures, for the images are not there any more; --data tells where they are. ({error})",
+            file=sys.stderr,
+        )
+        return []
+    return [part for part in (splits.train, splits.val, splits.test) if part is not None]
