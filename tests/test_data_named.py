@@ -245,7 +245,8 @@ def test_without_network(tmp_path: Path, monkeypatch) -> None:
 
     monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", fail)
     with pytest.raises(
-        DataError, match=r"pets is not in .*pets and cannot be downloaded .*Name or service not known.* Copy that folder"
+        DataError,
+        match=r"pets is not in .*pets and cannot be downloaded .*Name or service not known.* Copy that folder",
     ):
         open_dataset("pets", cache=tmp_path)
     assert not (tmp_path / "pets" / ".complete").exists()
@@ -258,14 +259,17 @@ def test_a_folder_that_lost_its_files(tmp_path: Path, name: str) -> None:
         open_dataset(name, cache=tmp_path)
 
 
+def test_offline(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("BIT_OFFLINE", "1")
+    with pytest.raises(DataError, match="unset BIT_OFFLINE"):
+        open_dataset("pets", cache=tmp_path)
+
+
 def test_the_cache_folder_follows_the_environment(tmp_path: Path, monkeypatch) -> None:
     from bigtransfer.data import cache_folder
 
-    monkeypatch.setenv("BIGTRANSFER_CACHE", str(tmp_path))
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path / "data"
     complete(tmp_path / "data", "eurosat")
     with pytest.raises(DataError, match=str(tmp_path)):
         open_dataset("eurosat")
-    monkeypatch.delenv("BIGTRANSFER_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "bigtransfer" / "data"

@@ -68,11 +68,8 @@ def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3)
 
 
 def cache_folder() -> Path:
-    """Where downloaded and converted data sets are kept: $BIGTRANSFER_CACHE/data, by default ~/.cache/bigtransfer/data."""
-    base = os.environ.get("BIGTRANSFER_CACHE") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "bigtransfer"
-    )
-    return Path(base).expanduser() / "data"
+    """Where downloaded and converted data sets are kept: `$BIT_CACHE/data`, else ~/.cache/bigtransfer/data."""
+    return Path(os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer").expanduser() / "data"
 
 
 def _find(spec: str, columns: Columns, cache: Path, hub_cache: str | os.PathLike[str] | None) -> Found:

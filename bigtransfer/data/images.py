@@ -130,6 +130,16 @@ def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[Image
 _quiet = threading.Lock()
 
 
+def _renew_lock() -> None:
+    """A process forked while another thread held the lock would wait for it forever."""
+    global _quiet
+    _quiet = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
     """Pillow's remarks on odd metadata and on large images are of no use here. One thread at a time, as filters are global."""
@@ -158,7 +168,7 @@ def _reason(error: Exception, data: bytes) -> str:
             return "it is a web page, not an image"
         if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in head):
             return "it is an SVG drawing; convert it to PNG first"
-        if data[4:8] == b"ftyp" and data[8:12] in (b"heic", b"heix", b"mif1", b"msf1", b"hevc"):
+        if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc") and "HEIF" not in formats():
             return "it is a HEIC photo; install the package pillow-heif to read it"
         if not any(data):
             return f"its {len(data)} bytes are all zero"
@@ -191,7 +201,8 @@ def _to_8_bits(image: Image.Image, channels: int) -> Image.Image:
         image = Image.alpha_composite(back, front).convert("RGB")
     elif image.mode not in ("1", "L", "RGB"):
         image = image.convert("RGB")
-    return image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _numbers_to_grey(image: Image.Image) -> Image.Image:

@@ -7,6 +7,7 @@ came over the network is unpickled (CIFAR is therefore fetched in its authors' b
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +34,11 @@ def open_named(name: str, cache: Path) -> Found:
     folder = cache / name
     complete = folder / ".complete"
     if not complete.exists():
+        if os.environ.get("BIT_OFFLINE", "").lower() not in ("", "0", "false", "no"):
+            raise DataError(
+                f"The data set {name} is not in {folder}, and downloads are switched off (offline). Switch them on (unset BIT_OFFLINE), "
+                "or copy that folder from another machine."
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
             _SETS[name].fetch(folder)
