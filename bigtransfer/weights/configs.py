@@ -121,7 +121,7 @@ def _read_transformers(folder: Path, config: Mapping[str, Any]) -> Description:
     filter_ = "bicubic" if processor.get("resample", _BICUBIC) == _BICUBIC else "bilinear"
     spec = None
     if size and crop and processor.get("do_center_crop", True):
-        spec = InputSpec(size=crop, mode="aspect", crop_pct=min(1.0, crop / size), interpolation=filter_)
+        spec = InputSpec(size=crop, mode="aspect", crop_pct=_share(crop, size), interpolation=filter_)
     elif size:
         spec = InputSpec(size=size, mode="square", interpolation=filter_)
     return Description(
@@ -129,6 +129,12 @@ def _read_transformers(folder: Path, config: Mapping[str, Any]) -> Description:
         class_names=class_names,
         pixels=_pixels(processor.get("image_mean"), processor.get("image_std")),
     )
+
+
+def _share(crop: int, size: int) -> float:
+    """The crop_pct for which `floor(crop / crop_pct)` is `size` again: a rounded quotient can miss it by one."""
+    share = min(1.0, crop / size)
+    return share if math.floor(crop / share) == size else math.nextafter(share, 0)
 
 
 def _sides(size: Any) -> int | None:

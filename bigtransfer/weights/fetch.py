@@ -155,9 +155,8 @@ class _Download:
                 if failures < ATTEMPTS:
                     time.sleep(max(retry.wait, BACKOFF * 2 ** (failures - 1)))
         else:
-            raise self._error(
-                f"{reason} ({ATTEMPTS} attempts)", "What has arrived is kept; try again to go on from there."
-            )
+            kept = "What has arrived is kept; try again to go on from there." if self._have() else ""
+            raise self._error(f"{reason} ({ATTEMPTS} attempts)", kept)
         os.replace(self.part, self.target)
         self.state.unlink(missing_ok=True)
 

@@ -182,10 +182,12 @@ def _open_npz(path: Path, stack: contextlib.ExitStack) -> _Opened:
 
 
 def _open_torch(path: Path, stack: contextlib.ExitStack) -> _Opened:
+    # Memory-mapping needs a path, but for a path torch.load trusts the name: x.safetensors would not be read as what it is.
+    mmap = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
     try:
         # timm's checkpoints keep their command line in a Namespace, which is only attributes.
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+            loaded = torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
             raise WeightsError(

@@ -14,6 +14,7 @@ Source: the loaders of google-research/big_transfer, google-research/big_vision,
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -158,7 +159,8 @@ class Translation:
     """Ours -> the file's, in the order of the network's state dict."""
 
 
-def shapes(architecture: Architecture, num_classes: int) -> dict[str, tuple[int, ...]]:
+@functools.lru_cache(maxsize=32)
+def shapes(architecture: Architecture, num_classes: int) -> Mapping[str, tuple[int, ...]]:
     """Our parameter and buffer names with their shapes, in the order of the network's state dict."""
     network = model.build(architecture, num_classes, device="meta")
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}

@@ -1,0 +1,56 @@
+"""`bit convert`: a model from any published form into another, read back before it counts as done."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from bigtransfer import weights
+from bigtransfer.config import ConvertConfig
+from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.weights import configs
+
+
+def run(config: ConvertConfig) -> None:
+    destination = Path(config.destination)
+    if destination.exists() and not config.overwrite and not (destination.is_dir() and not any(destination.iterdir())):
+        raise ConfigError(f"{destination} exists already. Choose another destination, or pass --overwrite.")
+    network, card = weights.load(config.source, offline=config.offline or None)
+    print(f"{config.source}: {card.name}, {card.num_parameters:,} parameters, {card.num_classes:,} classes", flush=True)
+    if destination.is_file() != bool(destination.suffix) and destination.exists():
+        raise ConfigError(
+            f"{destination} is a {'file' if destination.is_file() else 'folder'} already; remove it first."
+        )
+    weights.export(destination, network, card, config.to, dtype=config.dtype)
+
+    written, _ = weights.load(destination)
+    for name, tensor in network.state_dict().items():
+        stored = tensor.to(getattr(torch, config.dtype)).to(tensor.dtype) if tensor.is_floating_point() else tensor
+        if not torch.equal(written.state_dict()[name], stored):
+            raise WeightsError(
+                f"{destination} does not hold what was written to it ({name} differs). Is the disk sound?"
+            )
+    count = len(network.state_dict())
+    print(f"{destination}: {_size(destination)} in {config.to} form, all {count} tensors read back and identical")
+    if note := _use(config, card.num_classes, configs.timm_name(card.architecture)):
+        print(f"Use it:\n  {note}")
+
+
+def _size(path: Path) -> str:
+    files = [file for file in path.iterdir() if file.is_file()] if path.is_dir() else [path]
+    return f"{sum(file.stat().st_size for file in files) / 1e6:,.1f} MB"
+
+
+def _use(config: ConvertConfig, num_classes: int, timm_name: str | None) -> str:
+    where = config.destination
+    if config.to == "bit":
+        return f"bit predict {where} IMAGES"
+    if config.to == "transformers":
+        return f'transformers.AutoModelForImageClassification.from_pretrained("{where}")'
+    if config.to == "timm" and os.path.isdir(where):
+        return f'timm.create_model("local-dir:{where}", pretrained=True)'
+    if config.to == "timm" and timm_name:
+        return f'timm.create_model("{timm_name}", checkpoint_path="{where}", num_classes={num_classes})'
+    return ""

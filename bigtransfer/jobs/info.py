@@ -1,0 +1,113 @@
+"""`bit info`: one model's card, for people."""
+
+from __future__ import annotations
+
+import json
+import math
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+from bigtransfer import catalog, weights
+from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
+from bigtransfer.config import InfoConfig
+from bigtransfer.weights import fetch
+
+_WIDTH = 100
+
+
+def run(config: InfoConfig) -> None:
+    card = weights.describe(config.model)
+    if config.json:
+        print(
+            json.dumps(
+                json.loads(card.to_json()) | {"num_parameters": card.num_parameters}, indent=1, ensure_ascii=False
+            )
+        )
+        return
+    print(card.name)
+    lines = list(_lines(card, config.model))
+    indent = max(len(title) for title, _ in lines) + 4
+    for title, text in lines:
+        print(
+            textwrap.fill(
+                text,
+                _WIDTH,
+                initial_indent=f"  {title}".ljust(indent),
+                subsequent_indent=" " * indent,
+                break_long_words=False,
+                break_on_hyphens=False,
+            )
+        )
+
+
+def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
+    yield "architecture", _architecture(card.architecture)
+    yield "parameters", f"{card.num_parameters:,} ({card.num_parameters * 4 / 1e6:,.0f} MB in float32)"
+    yield "classes", _classes(card)
+    yield "input", _input(card.input, card.architecture.in_chans)
+    if card.upstream:
+        yield "trained on", card.upstream
+    for name, value in card.metrics.items():
+        yield name, f"{100 * value:.2f} %" if _is_share(name, value) else f"{value:g}"
+    if card.recipe:
+        yield "recipe", ", ".join(f"{key} {value}" for key, value in card.recipe.items() if value is not None)
+    yield "licence", card.licence or "not stated"
+    if card.source:
+        yield "source", card.source
+    record = catalog.find(model)
+    if record is None:
+        path = Path(model)
+        if path.is_file():
+            yield "file", f"{path} ({path.stat().st_size / 1e6:,.1f} MB)"
+        return
+    if record.aliases:
+        yield "also called", ", ".join(record.aliases)
+    place = weights.location(record)
+    if place == "cached":
+        yield "weights", "downloaded, in " + str(fetch.cache_folder())
+    else:
+        yield (
+            "weights",
+            {"bundled": "part of this package", "missing": "missing here"}.get(
+                place, f"downloaded on first use, into {fetch.cache_folder()}"
+            ),
+        )
+
+
+def _architecture(arch: Architecture) -> str:
+    known = next(
+        (name for name, other in ARCHITECTURES.items() if (other.units, other.width) == (arch.units, arch.width)), ""
+    )
+    norm = {"gn": "GroupNorm", "bn": "BatchNorm"}[arch.norm]
+    standardized = "with" if arch.weight_standardization else "without"
+    return (
+        f"{known}{': ' if known else ''}{'-'.join(map(str, arch.units))} residual units, width x{arch.width}, {norm} "
+        f"{standardized} weight standardization, {arch.num_features:,} features"
+    )
+
+
+def _classes(card: ModelCard) -> str:
+    if not card.num_classes:
+        return "none: the network gives features"
+    if not card.class_names:
+        return f"{card.num_classes:,} (names unknown)"
+    shown, names = 6, card.class_names
+    if len(names) <= shown + 1:
+        return f"{card.num_classes:,}: {'; '.join(names)}"
+    return f"{card.num_classes:,}: {'; '.join(names[:shown])}; ... {names[-1]}"
+
+
+def _input(spec: InputSpec, channels: int) -> str:
+    colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    if spec.mode == "square":
+        how = f"both sides resized to {spec.size}, whatever the aspect ratio"
+    else:
+        short = math.floor(spec.size / spec.crop_pct)
+        how = f"shorter side resized to {short}, then the centre {spec.size} x {spec.size}"
+    antialias = "" if spec.antialias else ", without antialiasing"
+    return f"{spec.size} x {spec.size} px, {colour} in [-1, 1]; {how} ({spec.interpolation}{antialias})"
+
+
+def _is_share(name: str, value: float) -> bool:
+    return 0 <= value <= 1 and any(word in name for word in ("top", "accuracy", "ece", "mean_per_class"))

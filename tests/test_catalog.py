@@ -1,0 +1,200 @@
+"""A walk over every published model: its record, its network, its names in every form."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from bigtransfer import catalog, model
+from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
+from bigtransfer.errors import UnknownModel, WeightsError
+from bigtransfer.weights import names
+
+PUBLISHED = catalog.published()
+
+COUNTS = {
+    # architecture -> parameters with 1,000 and with 21,843 classes; tensors in the authors' files
+    "r50x1": (25_549_352, 68_256_659, 153),
+    "r50x3": (217_319_080, 345_399_315, 153),
+    "r101x1": (44_541_480, 87_248_787, 306),
+    "r101x3": (387_934_888, 516_015_123, 306),
+    "r152x2": (236_335_208, 321_728_979, 459),
+    "r152x4": (936_533_224, 1_107_299_923, 459),
+}
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_networks_have_the_published_sizes(name: str) -> None:
+    small, large, tensors = COUNTS[name]
+    network = model.build(name, 1000, device="meta")
+    assert sum(parameter.numel() for parameter in network.parameters()) == small
+    assert len(network.state_dict()) == tensors
+    assert (PUBLISHED[f"bit-s-{name}"].card.num_parameters, PUBLISHED[f"bit-m-{name}"].card.num_parameters) == (
+        small,
+        large,
+    )
+
+
+@pytest.mark.parametrize("layout_name", names.LAYOUTS)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_names_translate_there_and_back(name: str, layout_name: names.LayoutName) -> None:
+    layout = names.LAYOUTS[layout_name]
+    for classes in (0, 10):
+        shapes = names.shapes(ARCHITECTURES[name], classes)
+        theirs = names.export(ARCHITECTURES[name], classes, layout_name)
+        assert list(theirs) == list(shapes)
+        assert len(set(theirs.values())) == len(theirs)
+        stored = {
+            theirs[ours]: tuple(layout.their_value(ours, torch.empty(shape, device="meta")).shape)
+            for ours, shape in shapes.items()
+        }
+        found = names.translate(stored, "file")
+        assert (found.layout.name, found.architecture, found.num_classes) == (layout_name, ARCHITECTURES[name], classes)
+        assert found.names == theirs
+
+
+def test_values_translate_there_and_back() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for layout in names.LAYOUTS.values():
+        for ours, shape in names.shapes(Architecture(units=(1, 1, 1, 1)), 3).items():
+            tensor = torch.randn(shape, generator=generator)
+            assert torch.equal(layout.our_value(ours, layout.their_value(ours, tensor)), tensor)
+
+
+def test_every_entry() -> None:
+    backbones = {
+        arch: sum(parameter.numel() for parameter in model.build(arch, 0, device="meta").parameters())
+        for arch in ARCHITECTURES.values()
+    }
+    for name, record in PUBLISHED.items():
+        card = record.card
+        assert name == card.name and re.fullmatch(r"bit-[a-z0-9_-]+", name)
+        head = (card.architecture.num_features + 1) * card.num_classes
+        assert card.num_parameters == backbones[card.architecture] + head
+        assert ModelCard.from_json(card.to_json()) == card
+        assert card.licence == "apache-2.0" and card.upstream and card.source
+        assert bool(record.addresses) != bool(record.bundled)
+        assert all(re.fullmatch(r"https://[\w./-]+\.(npz|safetensors)", address) for address in record.addresses)
+        classes = catalog.class_names(record.labels)
+        assert classes is None or len(classes) == card.num_classes
+        for alias in record.aliases:
+            assert catalog.get(alias) is record
+
+
+def test_the_whole_list_is_there() -> None:
+    archs = ("r50x1", "r50x3", "r101x1", "r101x3", "r152x2", "r152x4")
+    expected = {"bit-t-r26x1", "bit-m-r50x1-cifar10"}
+    expected |= {f"bit-{upstream}-{arch}" for upstream in "sm" for arch in archs}
+    expected |= {f"bit-m-{arch}-ilsvrc2012" for arch in archs}
+    expected |= {
+        "bit-distilled-r50x1-224",
+        "bit-distilled-r50x1-160",
+        "bit-teacher-r152x2-224",
+        "bit-teacher-r152x2-384",
+    }
+    assert expected == {name for name in PUBLISHED if "vtab" not in name}
+    vtab = {name for name in PUBLISHED if "vtab" in name}
+    assert len(vtab) == 5 * 19 * 3
+    assert "bit-m-r152x4-vtab-smallnorb-elevation-run2" in vtab
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("bit-s-r101x3", "BiT-S-R101x3.npz"),
+        ("bit-m-r152x4-ilsvrc2012", "BiT-M-R152x4-ILSVRC2012.npz"),
+        ("bit-m-r50x3-vtab-dsprites-xpos-run1", "vtab/BiT-M-R50x3-run1-dsprites-xpos.npz"),
+        ("bit-distilled-r50x1-160", "distill/R50x1_160.npz"),
+        ("bit-teacher-r152x2-384", "distill/R152x2_T_384.npz"),
+        ("bit-m-r50x1-cifar10", "BiT-M-R50x1-CIFAR10.npz"),
+    ],
+)
+def test_addresses(name: str, file: str) -> None:
+    assert PUBLISHED[name].addresses[0] == f"https://storage.googleapis.com/bit_models/{file}"
+
+
+def test_names_agree_with_timm() -> None:
+    """Every BiT model of timm, and each of its old names, is a name here, with timm's size, classes and interpolation."""
+    timm = pytest.importorskip("timm")
+    known = [name for name in timm.list_models("resnetv2*_bit*", pretrained=True) if ".goog" in name]
+    assert len(known) == 15
+    for name in known:
+        card, cfg = catalog.get(name).card, timm.get_pretrained_cfg(name)
+        assert (card.num_classes, card.input.size) == (cfg.num_classes, cfg.input_size[1]), name
+        assert (card.input.crop_pct, card.input.interpolation, card.input.mode) == (
+            cfg.crop_pct,
+            cfg.interpolation,
+            "aspect",
+        )
+        assert (
+            catalog.get(name).addresses[1] == f"https://huggingface.co/{cfg.hf_hub_id}/resolve/main/model.safetensors"
+        )
+    old = timm.models._registry._deprecated_models
+    renamed = {was: now for was, now in old.items() if "_bit" in was and was.startswith("resnetv2")}
+    assert len(renamed) == 15
+    for was, now in renamed.items():
+        assert catalog.get(was) is catalog.get(now)
+
+
+def test_aliases() -> None:
+    for alias, name in {
+        "resnetv2_50x1_bitm": "bit-m-r50x1-ilsvrc2012",
+        "resnetv2_152x4_bitm_in21k": "bit-m-r152x4",
+        "timm/resnetv2_50x1_bit.goog_in21k": "bit-m-r50x1",
+        "resnetv2_50x1_bit_distilled": "bit-distilled-r50x1-224",
+        "resnetv2_152x2_bit_teacher_384": "bit-teacher-r152x2-384",
+        "google/bit-50": "bit-m-r50x1-ilsvrc2012",
+        "BiT-M-R50x1": "bit-m-r50x1",
+    }.items():
+        assert catalog.get(alias).card.name == name
+
+
+def test_class_names() -> None:
+    imagenet = catalog.class_names("imagenet-1k")
+    assert imagenet is not None and imagenet[0] == "tench" and imagenet[-1] == "toilet tissue"
+    full = catalog.class_names("imagenet-21k")
+    assert full is not None and full[0] == "organism, being" and len(full) == 21843
+    assert catalog.class_names("cifar10")[3] == "cat"  # pyright: ignore
+    assert catalog.class_names("dmlab") is None
+    timm_data = pytest.importorskip("timm.data")
+    assert list(full) == timm_data.ImageNetInfo("imagenet-21k-goog").label_descriptions()
+
+
+def test_find() -> None:
+    assert catalog.list_models() == list(PUBLISHED)
+    assert catalog.list_models("distilled") == ["bit-distilled-r50x1-224", "bit-distilled-r50x1-160"]
+    assert catalog.list_models("bit-s-*x3") == ["bit-s-r50x3", "bit-s-r101x3"]
+    assert catalog.list_models("nothing") == []
+    assert catalog.find("nothing") is None
+    with pytest.raises(UnknownModel, match=r"Did you mean bit-m-r101x3.*lists all 309"):
+        catalog.get("bit-m-101x3")
+
+
+def test_inputs_are_those_of_the_scores() -> None:
+    assert PUBLISHED["bit-m-r50x1-ilsvrc2012"].card.input == InputSpec(size=448, mode="aspect")
+    assert PUBLISHED["bit-m-r152x4-vtab-dtd-run0"].card.input.size == 480
+    assert PUBLISHED["bit-m-r50x1-vtab-dtd-run0"].card.input == InputSpec(size=384, antialias=False)
+    assert PUBLISHED["bit-m-r152x4-vtab-svhn-run0"].card.input.size == 128
+    assert PUBLISHED["bit-distilled-r50x1-224"].card.metrics["imagenet top-1"] == pytest.approx(0.8282)
+    assert PUBLISHED["bit-distilled-r50x1-160"].card.metrics["imagenet top-1"] == pytest.approx(0.805)
+
+
+def test_card_of_the_future() -> None:
+    text = PUBLISHED["bit-s-r50x1"].card.to_json()
+    with pytest.raises(WeightsError, match="newer bigtransfer"):
+        ModelCard.from_json(text.replace('"format": 1', '"format": 2'))
+    for broken in ("", "[]", "{}", text.replace('"num_classes"', '"classes"')):
+        with pytest.raises(WeightsError):
+            ModelCard.from_json(broken)
+
+
+def test_the_catalogue_needs_no_torch() -> None:
+    code = (
+        "import sys; from bigtransfer import catalog; assert len(catalog.list_models()) == 309; "
+        "assert len(catalog.class_names('imagenet-21k')) == 21843; assert not {'torch', 'numpy'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

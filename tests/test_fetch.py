@@ -1,0 +1,540 @@
+"""Downloads against a server on this machine that drops connections, truncates, lies and goes away."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import http.server
+import json
+import multiprocessing
+import re
+import socket
+import threading
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from bigtransfer import catalog, weights
+from bigtransfer.errors import DownloadError
+from bigtransfer.weights import crc32c, fetch
+
+CONTENT = bytes(range(256)) * 1200
+"""300 KiB: several reads of a socket."""
+ETAG = '"version-1"'
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_GET(self) -> None:
+        self.server.requests.append((self.path, dict(self.headers)))
+        self.server.answer(self)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None, sent: int | None = None) -> None:
+        """Answer; `sent` bytes only of the body, then hang up."""
+        self.send_response(status)
+        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body[:sent])
+        if sent is not None:
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def file(self, headers: dict[str, str] | None = None, sent: int | None = None, content: bytes = CONTENT) -> None:
+        """The file as a good server sends it: ranges, If-Range, etag."""
+        headers = {"ETag": ETAG, "Accept-Ranges": "bytes"} | (headers or {})
+        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if wanted and self.headers.get("If-Range") == headers["ETag"]:
+            start = int(wanted[1])
+            content_range = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            self.reply(206, content[start:], headers | {"Content-Range": content_range}, sent)
+        else:
+            self.reply(200, content, headers, sent)
+
+
+class Server(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[tuple[str, dict[str, str]]] = []
+        self.answer: Callable[[Handler], None] = Handler.file
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}/folder/weights.npz"
+
+    def in_turn(self, *answers: Callable[[Handler], None]) -> None:
+        """Give these answers one after the other, the last for ever."""
+        rest = list(answers)
+        self.answer = lambda handler: (rest.pop(0) if len(rest) > 1 else rest[0])(handler)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass  # clients that hang up are part of the tests
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path / "cache"))
+    for name in (
+        "BIT_OFFLINE",
+        "HF_ENDPOINT",
+        "http_proxy",
+        "https_proxy",
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "all_proxy",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fetch, "BACKOFF", 0.0)
+    monkeypatch.setattr(fetch, "TIMEOUT", 5.0)
+    return tmp_path / "cache"
+
+
+def md5(content: bytes = CONTENT) -> str:
+    return base64.b64encode(hashlib.md5(content).digest()).decode()
+
+
+def leftovers(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+
+
+# --- Good servers
+
+
+def test_download_then_cache(server: Server, cache: Path) -> None:
+    path = fetch.fetch(server.address)
+    assert path == cache / f"127.0.0.1_{server.server_port}" / "folder" / "weights.npz"
+    assert path.read_bytes() == CONTENT
+    assert fetch.fetch(server.address) == path
+    assert fetch.fetch(server.address, no_network=True) == path
+    assert len(server.requests) == 1
+    assert server.requests[0][1]["Accept-Encoding"] == "identity"
+    assert leftovers(cache) == ["weights.npz"]
+
+
+@pytest.mark.parametrize("cut", [1, 1000, len(CONTENT) - 1])
+def test_dropped_connection_is_resumed(server: Server, cut: int) -> None:
+    hashes = {"x-goog-hash": f"crc32c=AAAAAA==,md5={md5()}"}
+    server.in_turn(lambda h: h.file(hashes, sent=cut), lambda h: h.file(hashes))
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    _, headers = server.requests[1]
+    assert (headers["Range"], headers["If-Range"]) == (f"bytes={cut}-", ETAG)
+
+
+def test_a_connection_that_drops_all_the_time_arrives(server: Server) -> None:
+    """Progress does not use up the attempts."""
+    server.answer = lambda h: h.file(sent=30_000)
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    assert len(server.requests) == 11
+
+
+def test_next_process_goes_on(server: Server, cache: Path) -> None:
+    server.in_turn(lambda h: h.file(sent=5000), lambda h: h.reply(503, b""))
+    with pytest.raises(DownloadError, match=r"503 .*try again to go on"):
+        fetch.fetch(server.address)
+    assert leftovers(cache) == [".weights.npz.part", ".weights.npz.part.json"]
+    server.answer = Handler.file
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    assert server.requests[-1][1]["Range"] == "bytes=5000-"
+    assert leftovers(cache) == ["weights.npz"]
+
+
+def test_new_version_meanwhile_is_fetched_whole(server: Server) -> None:
+    other = CONTENT[::-1]
+    server.in_turn(lambda h: h.file(sent=5000), lambda h: h.file({"ETag": '"version-2"'}, content=other))
+    assert fetch.fetch(server.address).read_bytes() == other
+
+
+def test_server_without_ranges(server: Server) -> None:
+    server.in_turn(
+        lambda h: h.reply(200, CONTENT, {"ETag": ETAG}, sent=5000), lambda h: h.reply(200, CONTENT, {"ETag": ETAG})
+    )
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    assert "Range" in server.requests[1][1]
+
+
+def test_nothing_is_resumed_without_a_version(server: Server) -> None:
+    """Neither etag nor date (or a weak etag): the rest could be of another file."""
+    for headers in ({}, {"ETag": 'W/"1"'}):
+        server.requests.clear()
+        server.in_turn(*[lambda h, e=headers, n=n: h.reply(200, CONTENT, e, sent=n) for n in (5000, None)])
+        path = fetch.fetch(server.address)
+        assert path.read_bytes() == CONTENT
+        assert "Range" not in server.requests[1][1]
+        path.unlink()
+
+
+def test_date_is_enough_to_resume(server: Server) -> None:
+    date = {"ETag": "", "Last-Modified": "Wed, 21 Oct 2020 07:28:00 GMT"}
+    server.in_turn(lambda h: h.reply(200, CONTENT, date, sent=5000), lambda h: h.reply(200, CONTENT, date))
+    fetch.fetch(server.address)
+    assert server.requests[1][1]["If-Range"] == date["Last-Modified"]
+
+
+def test_chunked_answer_without_length(server: Server) -> None:
+    def chunked(handler: Handler, end: bytes = b"0\r\n\r\n") -> None:
+        handler.send_response(200)
+        handler.send_header("Transfer-Encoding", "chunked")
+        handler.end_headers()
+        for start in range(0, len(CONTENT), 100_000):
+            piece = CONTENT[start : start + 100_000]
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
+        handler.wfile.write(end)
+        handler.close_connection = True
+
+    server.in_turn(lambda h: chunked(h, b""), chunked)  # the first ends without saying that it ends
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    assert len(server.requests) == 2
+
+
+def test_busy_server(server: Server) -> None:
+    server.in_turn(
+        lambda h: h.reply(500, b""),
+        lambda h: h.reply(429, b"", {"Retry-After": "0"}),
+        lambda h: h.reply(503, b""),
+        Handler.file,
+    )
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+
+
+def test_silent_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
+    done = threading.Event()
+
+    def silent(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", "10")
+        handler.end_headers()
+        done.wait(5)
+        handler.close_connection = True
+
+    server.in_turn(silent, Handler.file)
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    done.set()
+
+
+def test_empty_file(server: Server) -> None:
+    server.answer = lambda h: h.reply(200, b"")
+    assert fetch.fetch(server.address).read_bytes() == b""
+
+
+# --- Integrity
+
+
+def _crc(content: bytes) -> str:
+    return base64.b64encode(crc32c.update(content).to_bytes(4, "big")).decode()
+
+
+def test_crc32c_is_castagnolis() -> None:
+    assert crc32c.update(b"123456789") == 0xE3069283  # the check value of every catalogue of checksums
+    assert crc32c.update(bytes(32)) == 0x8A9136AA  # RFC 3720, B.4
+    assert crc32c.update(b"") == 0
+    content = zlib.compress(CONTENT) * 3000
+    assert len(content) > 1 << 22  # longer than the block that is computed in lanes
+    pieces = 0
+    for start in range(0, len(content), 1_000_003):
+        pieces = crc32c.update(content[start : start + 1_000_003], pieces)
+    assert crc32c.update(content) == pieces
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"x-goog-hash": f"crc32c=AAAAAA==, md5={md5()}"},
+        {"x-goog-hash": f"crc32c={_crc(CONTENT)}"},
+        {"X-Linked-Etag": f'"{hashlib.sha256(CONTENT).hexdigest()}"'},
+        {"X-Repo-Commit": "1", "ETag": f'"{hashlib.sha1(b"blob %d" % len(CONTENT) + bytes(1) + CONTENT).hexdigest()}"'},
+    ],
+    ids=["md5", "crc32c", "sha256", "git"],
+)
+def test_stated_hashes(server: Server, cache: Path, headers: dict[str, str]) -> None:
+    server.answer = lambda h: h.file(headers)
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    fetch.cache_path(server.address).unlink()
+
+    wrong = CONTENT[:-1] + b"x"
+    server.requests.clear()
+    server.answer = lambda h: h.file(headers, content=wrong)
+    with pytest.raises(DownloadError, match=r"twice it arrived damaged.*the server states"):
+        fetch.fetch(server.address)
+    assert len(server.requests) == 2
+    assert leftovers(cache) == []
+
+    server.in_turn(lambda h: h.file(headers, content=wrong), lambda h: h.file(headers))
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+
+
+def test_several_hash_headers(server: Server) -> None:
+    def answer(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("x-goog-hash", "crc32c=AAAAAA==")
+        handler.send_header("x-goog-hash", f"md5={md5(b'another')}")
+        handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.end_headers()
+        handler.wfile.write(CONTENT)
+
+    server.answer = answer
+    with pytest.raises(DownloadError, match="its md5 is"):
+        fetch.fetch(server.address)
+
+
+def test_part_of_another_file_is_noticed(server: Server, cache: Path) -> None:
+    """A part that was changed on the disk between two processes."""
+    headers = {"x-goog-hash": f"md5={md5()}"}
+    server.in_turn(lambda h: h.file(headers, sent=5000), lambda h: h.reply(503, b""))
+    with pytest.raises(DownloadError):
+        fetch.fetch(server.address)
+    (part,) = cache.rglob("*.part")
+    part.write_bytes(b"x" * 5000)
+    server.answer = lambda h: h.file(headers)
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"validator": "x", "unknown": 1}', "null"])
+def test_damaged_notes_about_a_part(server: Server, cache: Path, damage: str) -> None:
+    server.in_turn(lambda h: h.file(sent=5000), lambda h: h.reply(503, b""))
+    with pytest.raises(DownloadError):
+        fetch.fetch(server.address)
+    (state,) = cache.rglob("*.part.json")
+    state.write_text(damage)
+    server.answer = Handler.file
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+
+
+def test_part_longer_than_the_file(server: Server, cache: Path) -> None:
+    server.in_turn(lambda h: h.file(sent=5000), lambda h: h.reply(503, b""))
+    with pytest.raises(DownloadError):
+        fetch.fetch(server.address)
+    (part,) = cache.rglob("*.part")
+    part.write_bytes(CONTENT * 2)
+    server.in_turn(lambda h: h.reply(416, b""), Handler.file)
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+
+
+def test_range_of_another_place(server: Server) -> None:
+    def elsewhere(handler: Handler) -> None:
+        handler.reply(206, CONTENT[7:], {"ETag": ETAG, "Content-Range": f"bytes 7-{len(CONTENT) - 1}/{len(CONTENT)}"})
+
+    server.in_turn(lambda h: h.file(sent=5000), elsewhere, Handler.file)
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+
+
+# --- The hub
+
+
+def test_redirect_keeps_the_hubs_hash(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub states the hash with its redirect; the storage behind it does not."""
+    stated = {"X-Linked-Etag": f'"{hashlib.sha256(CONTENT).hexdigest()}"', "Location": "/storage"}
+    sent = [5000, None, None]
+
+    def hub(handler: Handler) -> None:
+        if handler.path == "/storage":
+            handler.file(sent=sent.pop(0), content=content)
+        else:
+            assert handler.path == "/timm/some/resolve/main/model.safetensors"
+            handler.reply(302, b"", stated)
+
+    content = CONTENT
+    server.answer = hub
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}/")
+    address = "https://huggingface.co/timm/some/resolve/main/model.safetensors"
+    assert fetch.fetch(address).read_bytes() == CONTENT
+    assert server.requests[-1][1]["Range"] == "bytes=5000-"
+    fetch.cache_path(address).unlink()
+    content = CONTENT[::-1]
+    sent = [None, None]
+    with pytest.raises(DownloadError, match="its sha256 is"):
+        fetch.fetch(address)
+
+
+def test_hub_repository_becomes_a_folder(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from tests.test_weights import assert_same_weights, card_of, ours
+
+    network = ours()
+    weights.export(tmp_path / "repo", network, card_of(), "transformers")
+
+    def hub(handler: Handler) -> None:
+        folder, _, name = handler.path.rpartition("/")
+        file = tmp_path / "repo" / name
+        known = folder == "/user/net/resolve/v2" and file.exists()
+        handler.file(content=file.read_bytes()) if known else handler.reply(404, b"")
+
+    server.answer = hub
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    loaded, card = weights.load("hf-hub:user/net@v2")
+    assert_same_weights(loaded, network)
+    assert card.class_names == card_of().class_names
+    with pytest.raises(DownloadError, match=r"404.*no such file"):
+        weights.load("hf-hub:user/other@v2")
+
+
+# --- Clear errors
+
+
+@pytest.mark.parametrize(
+    ("status", "advice"), [(404, "withdrawn"), (403, "not give it to everybody"), (401, "login"), (410, "410")]
+)
+def test_refusals(server: Server, status: int, advice: str) -> None:
+    server.answer = lambda h: h.reply(status, b"<html>no</html>")
+    with pytest.raises(DownloadError, match=advice) as caught:
+        fetch.fetch(server.address)
+    assert server.address in str(caught.value)
+    assert str(fetch.cache_path(server.address)) in str(caught.value)
+    assert len(server.requests) == 1
+
+
+def test_login_page_instead_of_the_file(server: Server, cache: Path) -> None:
+    server.answer = lambda h: h.reply(200, b"<html>", {"Content-Type": "text/html; charset=utf-8"})
+    with pytest.raises(DownloadError, match="web page instead of the file"):
+        fetch.fetch(server.address)
+    assert leftovers(cache) == []
+
+
+def test_unreachable_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(DownloadError, match=r"connection failed.*refused.*5 attempts"):
+        fetch.fetch(f"http://127.0.0.1:{port}/file")
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(DownloadError, match=r"nowhere\.invalid cannot be resolved"):
+        fetch.fetch("http://nowhere.invalid/file")
+
+
+def test_only_http(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("x")
+    with pytest.raises(DownloadError, match="not an http"):
+        fetch.fetch(f"file://{tmp_path}/secret")
+
+
+def test_redirect_loop(server: Server) -> None:
+    server.answer = lambda h: h.reply(302, b"", {"Location": h.path})
+    with pytest.raises(DownloadError, match="302"):
+        fetch.fetch(server.address)
+
+
+def test_full_disk(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    with pytest.raises(DownloadError, match=r"the disk is full.*BIT_CACHE"):
+        fetch.fetch(server.address)
+
+
+def test_cache_that_cannot_be_written(server: Server, cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(DownloadError, match="set BIT_CACHE to another folder"):
+        fetch.fetch(server.address)
+
+
+def test_offline(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    for given in (True, None):
+        monkeypatch.setenv("BIT_OFFLINE", "0" if given else "1")
+        with pytest.raises(DownloadError, match=r"switched off .*put it at") as caught:
+            fetch.fetch(server.address, no_network=given)
+        assert str(fetch.cache_path(server.address)) in str(caught.value)
+    assert not server.requests
+    fetch.cache_path(server.address).parent.mkdir(parents=True)
+    fetch.cache_path(server.address).write_bytes(b"by hand")
+    assert fetch.fetch(server.address).read_bytes() == b"by hand"
+
+
+def test_cache_paths_stay_in_the_cache(cache: Path) -> None:
+    for address in (
+        "https://host/../../etc/passwd",
+        "https://host/%2e%2e/%2e%2e/x",
+        "https://u:p@host/a//./b",
+        "https://h/a?b=/../c",
+    ):
+        path = fetch.cache_path(address)
+        assert path.resolve().is_relative_to(cache.resolve())
+        assert ".." not in path.parts and "p@" not in str(path)
+    assert fetch.cache_path("https://h/a?x=1") != fetch.cache_path("https://h/a?x=2")
+
+
+# --- Together
+
+
+def _fetch_in_process(address: str, results: object) -> None:
+    results.put(len(fetch.fetch(address).read_bytes()))  # pyright: ignore
+
+
+def test_two_processes_download_once(server: Server) -> None:
+    slow = threading.Event()
+
+    def answer(handler: Handler) -> None:
+        slow.wait(0.5)
+        handler.file()
+
+    server.answer = answer
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    processes = [context.Process(target=_fetch_in_process, args=(server.address, results)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    assert [results.get(timeout=20) for _ in processes] == [len(CONTENT)] * 3
+    for process in processes:
+        process.join()
+    assert len(server.requests) == 1
+
+
+def test_published_model_comes_from_the_second_source(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from tests.test_weights import card_of, ours
+
+    network = ours()
+    weights.export(tmp_path / "weights.npz", network, card_of(), "npz")
+    base = f"http://127.0.0.1:{server.server_port}"
+    record = catalog.Published(
+        card=card_of(name="bit-x", class_names=None), addresses=(f"{base}/gone", f"{base}/weights.npz")
+    )
+    monkeypatch.setattr(catalog, "find", lambda name: record if name == "bit-x" else None)
+
+    def answer(handler: Handler) -> None:
+        good = handler.path == "/weights.npz"
+        handler.file(content=(tmp_path / "weights.npz").read_bytes()) if good else handler.reply(404, b"")
+
+    server.answer = answer
+    assert weights.location(record) == "download"
+    assert weights.describe("bit-x") == record.card
+    assert not server.requests
+    loaded, card = weights.load("bit-x")
+    assert card == record.card
+    assert loaded.num_classes == 5
+    assert weights.location(record) == "cached"
+    fetch.cache_path(record.addresses[1]).unlink()
+    server.answer = lambda h: h.reply(404, b"")
+    with pytest.raises(DownloadError) as caught:
+        weights.load("bit-x")
+    assert all(address in str(caught.value) for address in record.addresses)
+
+
+def test_state_file_is_readable(server: Server, cache: Path) -> None:
+    server.in_turn(lambda h: h.file({"x-goog-hash": f"md5={md5()}"}, sent=5), lambda h: h.reply(503, b""))
+    with pytest.raises(DownloadError):
+        fetch.fetch(server.address)
+    (state,) = cache.rglob("*.part.json")
+    assert json.loads(state.read_text())["digests"] == {"md5": hashlib.md5(CONTENT).hexdigest()}

@@ -1,0 +1,650 @@
+"""Weights in every published form: saved by the other side and read by us, and the reverse; and everything that can be wrong."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import re
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from bigtransfer import catalog, model, weights
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard
+from bigtransfer.errors import BitError, ConfigError, UnknownModel, WeightsError
+from bigtransfer.weights import formats, names
+from tests.reference import network as reference
+
+timm = pytest.importorskip("timm")
+transformers = pytest.importorskip("transformers")
+
+TINY = Architecture(units=(1, 1, 1, 1))
+DEEPER = Architecture(units=(2, 1, 1, 3))
+CLASSES = 5
+FOREIGN = ("npz", "big_vision", "torch", "timm", "transformers")
+
+
+def randomize(network: nn.Module, seed: int = 0) -> nn.Module:
+    """Numbers that show every mistake: no norm at identity, no head at zero, kernels with means and scales of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if parameter.ndim == 4 and not name.startswith("head"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.05 + 0.02)
+            elif parameter.ndim == 1 and name.endswith("weight"):
+                parameter.copy_(torch.rand(parameter.shape, generator=generator) + 0.5)
+            else:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return network.eval()
+
+
+def images(channels: int = 3, height: int = 41, width: int = 64) -> Tensor:
+    return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def ours(architecture: Architecture = TINY, num_classes: int = CLASSES) -> model.ResNetV2:
+    network = randomize(model.build(architecture, num_classes))
+    assert isinstance(network, model.ResNetV2)
+    return network
+
+
+def card_of(architecture: Architecture = TINY, num_classes: int = CLASSES, **changes: object) -> ModelCard:
+    values = {
+        "name": "tiny",
+        "input": InputSpec(size=56, mode="aspect", crop_pct=0.875, interpolation="bicubic"),
+        "class_names": tuple(f"class {index}" for index in range(num_classes)),
+        "licence": "cc0-1.0",
+        "metrics": {"val top1": 0.5},
+        "recipe": {"steps": 500},
+        "source": "a test",
+    }
+    return ModelCard(architecture=architecture, num_classes=num_classes, **(values | changes))  # pyright: ignore
+
+
+@torch.no_grad()
+def assert_same_logits(first: nn.Module, second: nn.Module, tolerance: float = 1e-4, channels: int = 3) -> None:
+    a, b = (getattr(out, "logits", out) for out in (first(images(channels)), second(images(channels))))
+    assert a.abs().max() > 0.1
+    assert float((a - b).abs().max() / b.abs().max()) < tolerance
+
+
+def assert_same_weights(first: nn.Module, second: nn.Module) -> None:
+    a, b = first.state_dict(), second.state_dict()
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def timm_network(architecture: Architecture = TINY, num_classes: int = CLASSES) -> nn.Module:
+    """timm's own class with the settings of its BiT models."""
+    from timm.layers import StdConv2d
+    from timm.models.resnetv2 import ResNetV2
+
+    return ResNetV2(
+        layers=list(architecture.units),
+        width_factor=architecture.width,
+        num_classes=num_classes,
+        in_chans=architecture.in_chans,
+        stem_type="fixed",
+        conv_layer=partial(StdConv2d, eps=1e-8),
+    )
+
+
+def transformers_network(architecture: Architecture = TINY, num_classes: int = CLASSES) -> nn.Module:
+    config = transformers.BitConfig(
+        depths=list(architecture.units),
+        embedding_size=64 * architecture.width,
+        hidden_sizes=[256 * architecture.width * 2**block for block in range(4)],
+        num_channels=architecture.in_chans,
+        num_labels=num_classes,
+    )
+    return transformers.BitForImageClassification(config)
+
+
+def foreign_file(tmp_path: Path, layout: str, state: dict[str, Tensor] | None = None, **renamed: str) -> Path:
+    """A file in that layout, made with the table alone, for tests that then break it."""
+    state = dict(ours().state_dict()) if state is None else state
+    named = {
+        names.LAYOUTS[layout].their_name(name): names.LAYOUTS[layout].their_value(name, t) for name, t in state.items()
+    }
+    path = tmp_path / f"{layout}.npz"
+    np.savez(path, **{name: tensor.numpy() for name, tensor in named.items()})
+    return path
+
+
+# --- The other side's files
+
+
+def test_timm_file_gives_timm_logits(tmp_path: Path) -> None:
+    theirs = randomize(timm_network(DEEPER))
+    safetensors.torch.save_file(theirs.state_dict(), tmp_path / "model.safetensors")
+    network, card = weights.load(tmp_path / "model.safetensors")
+    assert (card.architecture, card.num_classes) == (DEEPER, CLASSES)
+    assert_same_logits(network, theirs)
+
+
+def test_timm_training_checkpoint(tmp_path: Path) -> None:
+    theirs = randomize(timm_network())
+    averaged = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
+    last = {name: torch.zeros_like(tensor) for name, tensor in averaged.items()}
+    args = argparse.Namespace(lr=0.1)
+    torch.save({"epoch": 3, "args": args, "state_dict": last, "state_dict_ema": averaged}, tmp_path / "last.pth.tar")
+    network, _ = weights.load(tmp_path / "last.pth.tar")
+    assert_same_logits(network, theirs)
+
+
+def test_timm_reads_ours(tmp_path: Path) -> None:
+    network = ours(DEEPER)
+    for file in ("model.safetensors", "model.bin"):
+        weights.export(tmp_path / file, network, card_of(DEEPER), "timm")
+        theirs = timm_network(DEEPER)
+        timm.models.load_checkpoint(theirs, str(tmp_path / file), strict=True)
+        assert_same_logits(theirs.eval(), network)
+        assert_same_weights(weights.load(tmp_path / file)[0], network)
+
+
+@pytest.mark.parametrize("filename", ["model.safetensors", "pytorch_model.bin"])
+def test_transformers_folder_gives_transformers_logits(tmp_path: Path, filename: str) -> None:
+    theirs = randomize(transformers_network(DEEPER))
+    theirs.save_pretrained(tmp_path)
+    if filename == "pytorch_model.bin":  # what google/bit-50 holds
+        (tmp_path / "model.safetensors").unlink()
+        torch.save(theirs.state_dict(), tmp_path / filename)
+    network, card = weights.load(tmp_path)
+    assert (card.architecture, card.num_classes, card.class_names) == (DEEPER, CLASSES, None)
+    assert_same_logits(network, theirs)
+
+
+def test_transformers_backbone_without_classifier(tmp_path: Path) -> None:
+    theirs = randomize(transformers_network()).bit
+    theirs.save_pretrained(tmp_path)
+    network, card = weights.load(tmp_path)
+    assert card.num_classes == 0
+    with torch.no_grad():
+        expected = theirs(images()).pooler_output[:, :, 0, 0]
+        assert torch.allclose(network(images()), expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("architecture", [DEEPER, Architecture(units=(1, 1, 1, 1), width=3)], ids=["deeper", "x3"])
+def test_transformers_reads_ours(tmp_path: Path, architecture: Architecture) -> None:
+    network = ours(architecture)
+    weights.export(tmp_path, network, card_of(architecture), "transformers")
+    theirs, report = transformers.BitForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
+    assert_same_logits(theirs.eval(), network)
+    assert theirs.config.id2label[3] == "class 3"
+    again, card = weights.load(tmp_path)
+    assert_same_weights(again, network)
+    assert card.class_names == card_of(architecture).class_names
+
+
+def test_transformers_preprocessing_is_ours(tmp_path: Path) -> None:
+    from PIL import Image
+
+    image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
+    for spec in (InputSpec(size=64), InputSpec(size=56, mode="aspect", crop_pct=0.875, interpolation="bicubic")):
+        weights.export(tmp_path, ours(), card_of(input=spec), "transformers")
+        assert weights.describe(tmp_path).input == spec
+        processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+        pixels = processor(Image.fromarray(image), return_tensors="pt").pixel_values
+        assert pixels.shape == (1, 3, spec.size, spec.size)
+        assert -1 <= pixels.min() < -0.5 and 0.5 < pixels.max() <= 1
+
+
+def test_published_architecture_in_both(tmp_path: Path) -> None:
+    """R50x1 once, with the builders that users call."""
+    network = ours(catalog.architecture("r50x1"), 3)
+    card = card_of(catalog.architecture("r50x1"), 3)
+    weights.export(tmp_path / "weights.safetensors", network, card, "timm")
+    theirs = timm.create_model(
+        "resnetv2_50x1_bit", checkpoint_path=str(tmp_path / "weights.safetensors"), num_classes=3
+    )
+    assert_same_logits(theirs.eval(), network)
+
+    weights.export(tmp_path / "folder", network, card, "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
+    assert_same_logits(theirs.eval(), network)
+    data = timm.data.resolve_data_config({}, model=theirs)
+    assert (data["crop_pct"], data["interpolation"], list(data["mean"])) == (0.875, "bicubic", [0.5] * 3)
+    described = weights.describe(tmp_path / "folder")
+    assert (described.input, described.class_names, described.licence) == (card.input, card.class_names, card.licence)
+
+    weights.export(tmp_path / "theirs.npz", network, card, "npz")
+    assert_same_logits(
+        timm.create_model("resnetv2_50x1_bit", checkpoint_path=str(tmp_path / "theirs.npz"), num_classes=3).eval(),
+        network,
+    )
+
+
+# --- The authors' files
+
+
+@pytest.mark.parametrize("spelling", ["plain", "numbered", "dense"])
+def test_authors_npz(tmp_path: Path, spelling: str) -> None:
+    params = reference.random_params(units=(1, 2, 1, 1), classes=CLASSES)
+    stored = {}
+    for number, (name, value) in enumerate(params.items()):
+        if spelling == "numbered":
+            name = name.replace("standardized_conv2d", f"standardized_conv2d_{number}")
+        if spelling == "dense":
+            value = value[0, 0] if name.endswith("head/conv2d/kernel") else value
+            name = name.replace("head/conv2d", "head/dense")
+        stored[name] = value.astype(np.float32)
+    np.savez(tmp_path / "weights.npz", **stored)
+    network, card = weights.load(tmp_path / "weights.npz")
+    assert (card.architecture.units, card.num_classes) == ((1, 2, 1, 1), CLASSES)
+    expected = reference.logits(params, images().permute(0, 2, 3, 1).numpy())
+    with torch.no_grad():
+        error = np.abs(network(images()).numpy() - expected).max() / np.abs(expected).max()
+    assert error < 1e-5
+
+
+def test_npz_written_is_the_authors(tmp_path: Path) -> None:
+    network = ours()
+    weights.export(tmp_path / "out.npz", network, card_of(), "npz")
+    with np.load(tmp_path / "out.npz", allow_pickle=False) as stored:
+        params = dict(stored)
+    assert params.keys() == reference.random_params(classes=CLASSES).keys()
+    expected = reference.logits(params, images().permute(0, 2, 3, 1).numpy())
+    with torch.no_grad():
+        assert np.abs(network(images()).numpy() - expected).max() / np.abs(expected).max() < 1e-5
+
+
+def test_authors_torch_checkpoint(tmp_path: Path) -> None:
+    network = ours()
+    weights.export(tmp_path / "bit.pth.tar", network, card_of(), "torch")
+    stored = torch.load(tmp_path / "bit.pth.tar", weights_only=True)
+    assert stored.keys() == {"step", "model", "optim"}
+    assert stored["model"]["module.head.conv.weight"].shape == (CLASSES, 2048, 1, 1)
+    assert stored["model"]["module.body.block1.unit01.downsample.weight"].shape == (256, 64, 1, 1)
+    assert_same_weights(weights.load(tmp_path / "bit.pth.tar")[0], network)
+    # As they really are: with the optimizer's momentum beside the model, in PyTorch's older container too.
+    stored["optim"] = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    torch.save(stored, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
+    assert_same_weights(weights.load(tmp_path / "old.pth.tar")[0], network)
+
+
+def test_big_vision_layout_with_training_state(tmp_path: Path) -> None:
+    network = ours()
+    layout = names.LAYOUTS["big_vision"]
+    state = {
+        f"params/{layout.their_name(n)}": layout.their_value(n, t).numpy() for n, t in network.state_dict().items()
+    }
+    assert state["params/block2/unit01/gn3/scale"].shape == (1, 1, 1, 128)
+    np.savez(tmp_path / "checkpoint.npz", **state, **{"opt/0/mu": np.zeros(3), "extra/step": np.zeros(())})
+    assert_same_weights(weights.load(tmp_path / "checkpoint.npz")[0], network)
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"), [("bfloat16", "V2"), ("float64", "<f8"), ("big-endian", ">f4"), ("half", "<f2")]
+)
+def test_npz_number_formats(tmp_path: Path, kind: str, dtype: str) -> None:
+    network = ours()
+    layout = names.LAYOUTS["npz"]
+    stored, state = {}, {}
+    for name, tensor in network.state_dict().items():
+        if kind == "bfloat16":
+            tensor = tensor.bfloat16()
+            array = layout.their_value(name, tensor).contiguous().view(torch.int16).numpy().view("V2")
+        else:
+            array = layout.their_value(name, tensor).numpy().astype(dtype)
+            tensor = tensor.half() if kind == "half" else tensor
+        stored[layout.their_name(name)], state[name] = array, tensor.float()
+    np.savez(tmp_path / "a.npz", **stored)
+    loaded = weights.load(tmp_path / "a.npz")[0].state_dict()
+    assert all(torch.equal(loaded[name], state[name]) for name in state)
+
+
+def test_published_file_is_known_by_its_name(tmp_path: Path) -> None:
+    record = catalog.get("bit-m-r50x1-cifar10")
+    network = ours(record.card.architecture, 10)
+    weights.export(tmp_path / "BiT-M-R50x1-CIFAR10.npz", network, record.card, "npz")
+    assert weights.describe(tmp_path / "BiT-M-R50x1-CIFAR10.npz").name == "bit-m-r50x1-cifar10"
+    assert weights.describe(tmp_path / "BiT-M-R50x1-CIFAR10.npz").class_names == catalog.class_names("cifar10")
+    # A name proves nothing: another network in such a file is not the published model.
+    weights.export(tmp_path / "BiT-M-R50x1.npz", network, record.card, "npz")
+    assert weights.describe(tmp_path / "BiT-M-R50x1.npz").name == "BiT-M-R50x1"
+
+
+# --- Our own files
+
+
+def test_model_file_keeps_everything(tmp_path: Path) -> None:
+    network, card = ours(DEEPER), card_of(DEEPER)
+    weights.save(tmp_path / "run" / "model.safetensors", network, card)
+    for where in (tmp_path / "run" / "model.safetensors", str(tmp_path / "run")):
+        again, same = weights.load(where)
+        assert same == card
+        assert_same_weights(again, network)
+        assert not again.training
+    assert weights.describe(tmp_path / "run") == card
+
+
+@pytest.mark.parametrize(("norm", "weight_standardization"), [("bn", True), ("gn", False), ("bn", False)])
+def test_ablation_networks(tmp_path: Path, norm: str, weight_standardization: bool) -> None:
+    architecture = Architecture(units=(1, 1, 1, 1), norm=norm, weight_standardization=weight_standardization)  # pyright: ignore
+    network, card = ours(architecture), card_of(architecture)
+    network.train()(images())  # moves BatchNorm's statistics
+    weights.save(tmp_path / "m.safetensors", network.eval(), card)
+    again, _ = weights.load(tmp_path / "m.safetensors")
+    assert_same_weights(again, network)
+    assert_same_logits(again, network)
+    for form in ("npz", "torch", "timm", "transformers"):
+        with pytest.raises(WeightsError, match="BiT's own networks"):
+            weights.export(tmp_path / "x.npz", network, card, form)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_the_size(tmp_path: Path, dtype: str) -> None:
+    network = ours()
+    weights.save(tmp_path / "full.safetensors", network, card_of())
+    weights.save(tmp_path / "half.safetensors", network, card_of(), dtype=dtype)  # pyright: ignore
+    full, half = ((tmp_path / f"{kind}.safetensors").stat().st_size for kind in ("full", "half"))
+    assert half < 0.51 * full
+    loaded = weights.load(tmp_path / "half.safetensors")[0]
+    assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
+    assert_same_logits(loaded, network, 0.1)
+
+
+def test_float16_overflow_is_an_error(tmp_path: Path) -> None:
+    network = ours()
+    with torch.no_grad():
+        network.head.bias[0] = 1e6  # pyright: ignore
+    with pytest.raises(WeightsError, match=r"head\.bias has numbers that float16"):
+        weights.save(tmp_path / "m.safetensors", network, card_of(), dtype="float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_card_of_another_network_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="another network"):
+        weights.save(tmp_path / "m.safetensors", ours(), card_of(num_classes=6))
+
+
+def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    weights.save(path, ours(), card_of())
+    before = path.read_bytes()
+
+    def dies(tensors: object, file: Path, metadata: object) -> None:
+        Path(file).write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(safetensors.torch, "save_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        weights.save(path, ours(DEEPER), card_of(DEEPER))
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- Other heads and inputs
+
+
+def test_heads(tmp_path: Path) -> None:
+    network, path = ours(), tmp_path / "m.safetensors"
+    weights.save(path, network, card_of())
+    same, card = weights.load(path, num_classes=CLASSES)
+    assert_same_weights(same, network)
+    assert card.class_names is not None
+
+    fresh, card = weights.load(path, num_classes=7)
+    assert (card.num_classes, card.class_names, card.metrics) == (7, None, {})
+    assert not fresh.head.weight.any() and fresh.head.weight.shape == (7, 2048)  # pyright: ignore
+    assert fresh.head.weight.requires_grad  # pyright: ignore
+    with torch.no_grad():
+        assert torch.equal(fresh.features(images()), network.features(images()))
+
+    features, card = weights.load(path, num_classes=0)
+    assert card.num_classes == 0
+    with torch.no_grad():
+        assert torch.equal(features(images()), network.features(images()))
+
+    weights.save(tmp_path / "headless.safetensors", features, card)
+    weights.export(tmp_path / "headless.npz", features, card, "npz")
+    for file in ("headless.safetensors", "headless.npz"):
+        assert weights.load(tmp_path / file)[1].num_classes == 0
+        assert weights.load(tmp_path / file, num_classes=4)[0](images()).shape == (2, 4)
+
+
+def test_input_channels_as_in_timm(tmp_path: Path) -> None:
+    from timm.models._manipulate import adapt_input_conv
+
+    network = ours()
+    weights.save(tmp_path / "m.safetensors", network, card_of())
+    for channels in (1, 2, 4, 7):
+        adapted, card = weights.load(tmp_path / "m.safetensors", in_chans=channels)
+        assert card.architecture.in_chans == channels
+        assert torch.allclose(adapted.root.weight, adapt_input_conv(channels, network.root.weight))
+        assert adapted(images(channels)).shape == (2, CLASSES)
+    # A grey image through the summed kernel is that image as RGB through the original one, but for the standardization.
+    weights.save(tmp_path / "grey.safetensors", *weights.load(tmp_path / "m.safetensors", in_chans=1))
+    assert weights.load(tmp_path / "grey.safetensors", in_chans=3)[1].architecture.in_chans == 3
+
+
+def test_without_pretraining(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, card = weights.load("r26x1", num_classes=3, pretrained=False)
+    assert (network.architecture.units, card.num_classes, card.source) == ((2, 2, 2, 2), 3, "")
+    weights.save(tmp_path / "m.safetensors", network, card)
+    trained, _ = weights.load(tmp_path / "m.safetensors")
+    random, card = weights.load(tmp_path / "m.safetensors", pretrained=False)
+    assert card.source == "random weights"
+    assert not torch.equal(random.root.weight, trained.root.weight)
+    with pytest.raises(WeightsError, match=r"is an architecture.*bit-m-r50x1"):
+        weights.load("r50x1")
+    with pytest.raises(ConfigError, match="num_classes must be 0 or more"):
+        weights.load("r26x1", num_classes=-1, pretrained=False)
+
+
+# --- Strictness
+
+
+@pytest.mark.parametrize("layout", FOREIGN)
+def test_missing_unknown_and_misshapen_tensors(tmp_path: Path, layout: str) -> None:
+    state = dict(ours().state_dict())
+    name = names.LAYOUTS[layout].their_name
+    some = re.escape(name("blocks.2.0.conv2.weight"))
+
+    whole = foreign_file(tmp_path, layout)
+    assert_same_weights(weights.load(whole)[0], ours())
+
+    with pytest.raises(WeightsError, match=rf"1 tensor missing: {some}"):
+        weights.load(foreign_file(tmp_path, layout, {n: t for n, t in state.items() if n != "blocks.2.0.conv2.weight"}))
+
+    path = foreign_file(tmp_path, layout)
+    with zipfile.ZipFile(path, "a") as archive, archive.open("stray/tensor.npy", "w") as file:
+        np.lib.format.write_array(file, np.zeros(3))
+    with pytest.raises(WeightsError, match="1 tensor that a BiT network has no use for: stray/tensor"):
+        weights.load(path)
+
+    kernel = torch.zeros(256, 256, 3, 5)
+    with pytest.raises(WeightsError, match=rf"{some} is \(.*5.*\) and should be \(") as caught:
+        weights.load(foreign_file(tmp_path, layout, state | {"blocks.2.0.conv2.weight": kernel}))
+    assert str(tuple(names.LAYOUTS[layout].their_value("blocks.2.0.conv2.weight", kernel).shape)) in str(caught.value)
+
+    with pytest.raises(WeightsError, match=re.escape(name("head.bias"))):
+        weights.load(foreign_file(tmp_path, layout, {n: t for n, t in state.items() if n != "head.bias"}))
+    with pytest.raises(WeightsError, match=re.escape(name("head.weight"))):
+        weights.load(foreign_file(tmp_path, layout, {n: t for n, t in state.items() if n != "head.weight"}))
+    with pytest.raises(WeightsError, match=re.escape(name("blocks.1.0.norm1.weight"))):
+        weights.load(foreign_file(tmp_path, layout, {n: t for n, t in state.items() if not n.startswith("blocks.1.")}))
+
+
+def test_same_tensor_twice_and_mixed_forms(tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in ours().state_dict().items()}
+    torch.save(state | {"module.norm.weight": state["norm.weight"]}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"norm\.weight and module\.norm\.weight are the same"):
+        weights.load(tmp_path / "a.pt")
+    torch.save(state | {"stem.conv.weight": state["root.weight"]}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match="mixes the names of several forms: bit, timm"):
+        weights.load(tmp_path / "a.pt")
+
+
+def test_other_networks(tmp_path: Path) -> None:
+    torch.save(nn.Linear(3, 3).state_dict(), tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"holds no BiT network.*It holds weight, bias"):
+        weights.load(tmp_path / "a.pt")
+    torch.save({"root.weight": torch.zeros(60, 3, 7, 7)}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"\(60, 3, 7, 7\).*64 \* width"):
+        weights.load(tmp_path / "a.pt")
+    hybrid = transformers.BitForImageClassification(
+        transformers.BitConfig(depths=[1, 1, 1, 1], layer_type="bottleneck")
+    )
+    hybrid.save_pretrained(tmp_path / "hybrid")
+    with pytest.raises(WeightsError, match="layer_type is 'bottleneck'"):
+        weights.load(tmp_path / "hybrid")
+    (tmp_path / "vit").mkdir()
+    (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    torch.save({}, tmp_path / "vit" / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="type 'vit'"):
+        weights.load(tmp_path / "vit")
+
+
+def test_header_and_tensors_must_agree(tmp_path: Path) -> None:
+    state = ours().state_dict()
+    for card, message in ((card_of(DEEPER), "missing"), (card_of(num_classes=6), "6 classes, its head has 5")):
+        safetensors.torch.save_file(state, tmp_path / "m.safetensors", {"bigtransfer": card.to_json()})
+        with pytest.raises(WeightsError, match=message):
+            weights.load(tmp_path / "m.safetensors")
+    safetensors.torch.save_file(state, tmp_path / "m.safetensors", {"bigtransfer": "{}"})
+    with pytest.raises(WeightsError, match="description"):
+        weights.load(tmp_path / "m.safetensors")
+
+
+# --- Damage
+
+
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])
+@pytest.mark.parametrize("form", ["bit", "npz", "torch"])
+def test_truncated_files(tmp_path: Path, form: str, share: float) -> None:
+    path = tmp_path / {"bit": "m.safetensors", "npz": "m.npz", "torch": "m.pth"}[form]
+    weights.export(path, ours(), card_of(), form)  # pyright: ignore
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(WeightsError, match=r"damaged or incomplete|is empty|no weight file"):
+        weights.load(path)
+
+
+def test_flipped_byte_in_npz_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "m.npz"
+    weights.export(path, ours(), card_of(), "npz")
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"damaged or incomplete \(Bad CRC"):
+        weights.load(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"<!DOCTYPE html><html>Not found</html>", "web page"),
+        (b"\n <?xml version='1.0'?><Error>NoSuchKey</Error>", "web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n", "git lfs pull"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), r"\.npz file of the same model"),
+        (b"", "is empty"),
+        (b"hello", "no weight file"),
+        (b"PK\x03\x04" + bytes(50), "damaged"),
+        (b"\x80\x02" + bytes(50), "damaged|besides tensors"),
+        ((1 << 40).to_bytes(8, "little") + b"{", "no weight file"),
+        ((50).to_bytes(8, "little") + b"{" + bytes(60), "damaged"),
+    ],
+)
+def test_what_is_no_weight_file(tmp_path: Path, content: bytes, message: str) -> None:
+    for name in ("m.npz", "m.safetensors", "m.pth.tar"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=message) as caught:
+            weights.load(tmp_path / name)
+        assert name in str(caught.value)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, ("open('owned', 'w')",)
+
+
+def test_nothing_is_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": {"root.weight": Evil()}}, "evil.pth.tar")
+    with pytest.raises(WeightsError, match="Python objects besides tensors"):
+        weights.load("evil.pth.tar")
+    np.savez("evil.npz", **{"resnet/root_block/standardized_conv2d/kernel": np.array([Evil()], dtype=object)})
+    with pytest.raises(WeightsError, match="pickled objects"):
+        weights.load("evil.npz")
+    assert not Path("owned").exists()
+
+
+def test_npz_header_cannot_lie_about_size(tmp_path: Path) -> None:
+    raw = io.BytesIO()
+    np.lib.format.write_array_header_1_0(raw, {"descr": "<f4", "fortran_order": False, "shape": (1 << 50,)})
+    with zipfile.ZipFile(tmp_path / "bomb.npz", "w") as archive:
+        archive.writestr("resnet/group_norm/gamma.npy", raw.getvalue())
+    with pytest.raises(WeightsError, match="damaged"):
+        weights.load(tmp_path / "bomb.npz")
+
+
+def test_whole_numbers_are_no_weights(tmp_path: Path) -> None:
+    state = {name: tensor.clone() for name, tensor in ours().state_dict().items()}
+    torch.save(state | {"norm.bias": state["norm.bias"].int()}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=r"norm\.bias holds torch\.int32"):
+        weights.load(tmp_path / "a.pt")
+
+
+# --- Finding things
+
+
+def test_folders(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="holds no model"):
+        weights.load(tmp_path)
+    (tmp_path / "metrics.jsonl").touch()
+    with pytest.raises(WeightsError, match="has not finished"):
+        weights.load(tmp_path)
+    weights.export(tmp_path / "only.npz", ours(), card_of(), "npz")
+    assert_same_weights(weights.load(tmp_path)[0], ours())
+    weights.save(tmp_path / "other.safetensors", ours(), card_of())
+    with pytest.raises(WeightsError, match="2 weight files"):
+        weights.load(tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(WeightsError, match="split over several files"):
+        weights.load(tmp_path)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(UnknownModel, match="bit-m-r50x1"):
+        weights.load("bit-m-r50x")
+    with pytest.raises(WeightsError, match=r"no file or folder .*nowhere\.npz"):
+        weights.load("nowhere.npz")
+    with pytest.raises(WeightsError, match="no file or folder"):
+        weights.load("no/where")
+    for bad in ("hf-hub:justname", "hf-hub:a/b/c"):
+        with pytest.raises(ConfigError, match="user/name"):
+            weights.load(bad, offline=True)
+
+
+def test_foreign_pixels_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights.export(tmp_path, ours(), card_of(), "transformers")
+    path = tmp_path / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.485, 0.456, 0.406]}))
+    weights.load(tmp_path)
+    assert "always scaled to [-1, 1]" in caplog.text
+
+
+def test_broken_json_beside_weights(tmp_path: Path) -> None:
+    weights.export(tmp_path, ours(), card_of(), "transformers")
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(BitError, match=r"config\.json"):
+            weights.load(tmp_path)
+
+
+def test_header_is_read_without_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights.save(tmp_path / "m.safetensors", ours(), card_of())
+    with formats.open_weights(tmp_path / "m.safetensors") as contents:
+        assert contents.card == card_of()
+        assert contents.shapes["head.weight"] == (CLASSES, 2048)
+        assert torch.equal(contents.read("head.weight"), ours().head.weight)  # pyright: ignore

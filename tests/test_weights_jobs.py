@@ -1,0 +1,146 @@
+"""`bit convert`, `bit models`, `bit info` as typed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bigtransfer import cli, weights
+from tests.test_weights import CLASSES, assert_same_weights, card_of, ours
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("BIT_OFFLINE", "1")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    weights.save(tmp_path / "run" / "model.safetensors", ours(), card_of())
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(
+    ("form", "name"),
+    [
+        ("bit", "out.safetensors"),
+        ("npz", "out.npz"),
+        ("torch", "bit.pth.tar"),
+        ("timm", "timm.safetensors"),
+        ("timm", "timm.pth"),
+        ("transformers", "folder"),
+    ],
+)
+def test_convert_there_and_back(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str, name: str
+) -> None:
+    there, back = tmp_path / name, tmp_path / "back.safetensors"
+    assert cli.main(["convert", str(run), str(there), "--to", form]) == 0
+    assert "all 45 tensors read back and identical" in capsys.readouterr().out
+    assert cli.main(["convert", str(there), str(back)]) == 0
+    assert_same_weights(weights.load(back)[0], ours())
+    card = weights.describe(back)
+    assert (card.num_classes, card.architecture) == (CLASSES, card_of().architecture)
+    if form in ("bit", "transformers"):
+        assert (card.class_names, card.input) == (card_of().class_names, card_of().input)
+
+
+def test_convert_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def refused(*arguments: str) -> str:
+        assert cli.main(["convert", *arguments]) == 2
+        return capsys.readouterr().err
+
+    there = tmp_path / "there.npz"
+    assert "should end in .safetensors with --to bit" in refused(str(run), str(there))
+    assert "should be a folder with --to transformers" in refused(str(run), str(there), "--to", "transformers")
+    assert "--dtype has no effect with --to npz" in refused(str(run), str(there), "--to", "npz", "--dtype", "float16")
+    assert "timm has no name for a network" in refused(str(run), str(tmp_path / "timm"), "--to", "timm")
+    assert "downloads are switched off" in refused("bit-m-r50x1", str(there), "--to", "npz")
+    there.write_text("something dear")
+    assert "exists already" in refused(str(run), str(there), "--to", "npz")
+    assert there.read_text() == "something dear"
+    assert cli.main(["convert", str(run), str(there), "--to", "npz", "--overwrite"]) == 0
+    (tmp_path / "folder").write_text("")
+    assert "is a file already" in refused(str(run), str(tmp_path / "folder"), "--to", "transformers", "--overwrite")
+
+
+def test_convert_in_half_the_size(run: Path, tmp_path: Path) -> None:
+    there = tmp_path / "half.safetensors"
+    assert cli.main(["convert", str(run), str(there), "--dtype", "bfloat16"]) == 0
+    assert there.stat().st_size < 0.51 * (run / "model.safetensors").stat().st_size
+
+
+def test_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["models"]) == 0
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].split() == ["name", "parameters", "classes", "input", "trained", "on", "weights"]
+    assert max(map(len, lines)) < 130
+    assert sum("vtab-TASK" in line for line in lines) == 5
+    assert "309 models, licence apache-2.0" in out
+    row = next(line for line in lines if line.startswith("bit-m-r152x4-ilsvrc2012 "))
+    assert row.split() == [
+        "bit-m-r152x4-ilsvrc2012",
+        "936.5",
+        "M",
+        "1,000",
+        "480",
+        "px",
+        "ImageNet-21k,",
+        "then",
+        "ImageNet-1k",
+        "download",
+    ]
+
+    assert cli.main(["models", "r50x1-vtab-caltech"]) == 0
+    assert "3 models" in capsys.readouterr().out
+    assert cli.main(["models", "bit-m-r50x9"]) == 2
+    assert "Did you mean" in capsys.readouterr().err
+
+    assert cli.main(["models", "distilled", "--json"]) == 0
+    (first, _) = json.loads(capsys.readouterr().out)
+    assert first["name"] == "bit-distilled-r50x1-224"
+    assert first["num_parameters"] == 25_549_352
+    assert first["weights"] == "download"
+    assert first["input"]["size"] == 224
+    assert len(first["addresses"]) == 2
+
+
+def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def shown(*arguments: str) -> str:
+        assert cli.main(["info", *arguments]) == 0
+        return " ".join(capsys.readouterr().out.split())
+
+    text = shown("resnetv2_50x1_bitm")
+    assert text.startswith("bit-m-r50x1-ilsvrc2012 ")
+    for part in (
+        "25,549,352",
+        "1,000: tench; goldfish",
+        "448 x 448 px, RGB",
+        "80.39 %",
+        "apache-2.0",
+        "google/bit-50",
+        "on first use",
+    ):
+        assert part in text
+
+    text = shown(str(run))
+    for part in (
+        "tiny",
+        "5: class 0; class 1",
+        "shorter side resized to 64",
+        "val top1 50.00 %",
+        "steps 500",
+        "cc0-1.0",
+    ):
+        assert part in text
+    weights.export(tmp_path / "x.npz", ours(), card_of(), "npz")
+    assert "224 px assumed" in shown(str(tmp_path / "x.npz"))
+
+    assert cli.main(["info", "bit-m-r50x1", "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (record["num_parameters"], len(record["class_names"])) == (68_256_659, 21843)
+    assert cli.main(["info", "bit-q"]) == 2
