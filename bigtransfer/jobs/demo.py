@@ -76,11 +76,11 @@ def write_digits(folder: Path, per_class: int, seed: int) -> None:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ConfigError("`bit demo` needs scikit-learn for its images: pip install 'bigtransfer[demo]'") from error
-    digits = load_digits()
-    pixels = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # counts of 0..16
+    images, labels = load_digits(return_X_y=True)
+    pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # counts of 0..16
     random = np.random.default_rng(seed)
     for label in range(10):
-        chosen = random.permutation(np.flatnonzero(digits.target == label))
+        chosen = random.permutation(np.flatnonzero(labels == label))
         if per_class + TEST_PER_CLASS > len(chosen):
             raise ConfigError(f"--examples-per-class can be {len(chosen) - TEST_PER_CLASS} at most for this data set.")
         for part, indices in (("train", chosen[:per_class]), ("test", chosen[per_class:][:TEST_PER_CLASS])):
@@ -95,11 +95,12 @@ def linear_on_pixels(folder: Path) -> float:
     from sklearn.linear_model import LogisticRegression
 
     splits = open_dataset(folder, channels=1)
+    assert splits.test is not None
     (train, labels), (test, truth) = (
         (np.stack([part.read(i).ravel() / 255 for i in range(len(part))]), part.labels)
         for part in (splits.train, splits.test)
     )
-    return float(LogisticRegression(max_iter=1000).fit(train, labels).score(test, truth))
+    return LogisticRegression(max_iter=1000).fit(train, labels).score(test, truth)
 
 
 def _command(asked: FinetuneConfig) -> str:
