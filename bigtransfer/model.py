@@ -28,14 +28,14 @@ class Conv2d(nn.Conv2d):
     """A bias-free convolution; its float32 kernel is cast to the input's dtype at each use."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, self.weight.to(input.dtype), None)
+        return ops.conv2d(input, self.weight.to(input.dtype), self.stride[0], int(self.padding[0]))
 
 
 class StdConv2d(nn.Conv2d):
     """A bias-free convolution whose kernel is standardized at each use (`ops.standardize`)."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return self._conv_forward(input, ops.standardize(self.weight, dtype=input.dtype), None)
+        return ops.conv2d(input, ops.standardize(self.weight, dtype=input.dtype), self.stride[0], int(self.padding[0]))
 
 
 class GroupNormReLU(nn.GroupNorm):

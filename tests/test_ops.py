@@ -130,9 +130,9 @@ def test_other_widths_and_groups(channels: int, groups: int) -> None:
     """Widths that fill no vector register, and groups too wide for the kernels (those take the plain form)."""
     x, weight, bias, grad = leaves((2, channels, 3, 5), torch.float32)
     if channels % groups:
-        assert not native.can_group_norm_relu(x, groups, weight, bias)
+        assert not native.takes_map(x, groups, weight, bias)
         return
-    assert native.can_group_norm_relu(x, groups, weight, bias) == (channels // groups <= 512)
+    assert native.takes_map(x, groups, weight, bias) == (channels // groups <= 512)
     ops.group_norm_relu(x, groups, weight, bias).backward(grad)
     gamma, beta = (p.detach().double().numpy() for p in (weight, bias))
     assert error(nhwc(x.grad), reference.group_norm_relu_backward(nhwc(x), gamma, beta, nhwc(grad), groups)[0]) <= 1e-5
@@ -216,6 +216,43 @@ def test_eps_is_the_released_codes() -> None:
     assert error(hwio(ops.standardize(kernel)), reference.standardize(hwio(kernel), eps=1e-8)) > 0.1
 
 
+# ---- convolutions ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("size", "stride", "h", "w"),
+    [(1, 1, 2, 2), (1, 1, 9, 9), (1, 2, 5, 4), (1, 2, 16, 9), (7, 2, 4, 4), (3, 1, 9, 9), (3, 1, 4, 3), (3, 2, 7, 8)]
+    + [(3, stride, h, w) for stride in (1, 2) for h in (1, 2) for w in (1, 2)],
+)
+def test_conv2d(size: int, stride: int, h: int, w: int, dtype: torch.dtype) -> None:
+    x = channels_last(random((3, 24, h, w), 1, dtype)).requires_grad_()
+    kernel = channels_last(random((40, 24, size, size), 2, dtype)).requires_grad_()
+    y = ops.conv2d(x, kernel, stride, size // 2)
+    bound = 3e-3 if dtype == torch.bfloat16 else 1e-6
+    assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
+    assert error(nhwc(y), reference.conv2d(nhwc(x), hwio(kernel), stride, size // 2)) <= bound
+    grad = random(tuple(y.shape), 3, dtype)
+    y.backward(grad)
+    # The convolution is linear in each argument, so its gradients are its transposes.
+    toward_x, toward_kernel = random(tuple(x.shape), 4, torch.float64), random(tuple(kernel.shape), 5, torch.float64)
+    along_x = (reference.conv2d(nhwc(toward_x), hwio(kernel), stride, size // 2) * nhwc(grad)).sum()
+    along_kernel = (reference.conv2d(nhwc(x), hwio(toward_kernel), stride, size // 2) * nhwc(grad)).sum()
+    for leaf, toward, expected in ((x, toward_x, along_x), (kernel, toward_kernel, along_kernel)):
+        found = float((leaf.grad.double() * toward).sum())
+        assert abs(found - expected) <= 3 * bound * float(leaf.grad.norm() * toward.norm()) / toward.numel() ** 0.5
+
+
+def test_conv2d_under_autocast() -> None:
+    x = channels_last(random((2, 8, 2, 2), 1)).requires_grad_()
+    kernel = channels_last(random((8, 8, 3, 3), 2)).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.conv2d(x, kernel, 1, 1)
+    assert y.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert x.grad.dtype == torch.float32
+
+
 # ---- repeatability, and where the plain form takes over ----
 
 
@@ -246,18 +283,18 @@ def test_the_same_bits_every_time_and_for_any_number_of_threads(dtype: torch.dty
 @needs_native
 def test_what_the_kernels_leave_to_torch() -> None:
     x, weight, bias, _ = leaves((2, 64, 4, 4), torch.float32)
-    assert native.can_group_norm_relu(x, 32, weight, bias)
-    assert not native.can_group_norm_relu(x.double(), 32, weight.double(), bias.double())
-    assert not native.can_group_norm_relu(x.half(), 32, weight, bias)
-    assert not native.can_group_norm_relu(x.bfloat16(), 32, weight.bfloat16(), bias.bfloat16())
-    assert not native.can_group_norm_relu(x.contiguous(), 32, weight, bias)
-    assert not native.can_group_norm_relu(x[:, :, ::2], 32, weight, bias)
-    assert not native.can_group_norm_relu(x.to("meta"), 32, weight, bias)
+    assert native.takes_map(x, 32, weight, bias)
+    assert not native.takes_map(x.double(), 32, weight.double(), bias.double())
+    assert not native.takes_map(x.half(), 32, weight, bias)
+    assert not native.takes_map(x.bfloat16(), 32, weight.bfloat16(), bias.bfloat16())
+    assert not native.takes_map(x.contiguous(), 32, weight, bias)
+    assert not native.takes_map(x[:, :, ::2], 32, weight, bias)
+    assert ops.group_norm_relu(x.to("meta"), 32, weight.to("meta"), bias.to("meta")).is_meta
     kernel = random((4, 64, 3, 3), 1)
-    assert native.can_standardize(kernel, torch.bfloat16)
-    assert not native.can_standardize(kernel, torch.float16)
-    assert not native.can_standardize(kernel.double(), torch.float64)
-    assert not native.can_standardize(kernel[:, ::2], torch.float32)
+    assert native.takes_kernel(kernel, torch.bfloat16)
+    assert not native.takes_kernel(kernel, torch.float16)
+    assert not native.takes_kernel(kernel.double(), torch.float64)
+    assert not native.takes_kernel(kernel[:, ::2], torch.float32)
     assert ops.standardize(kernel.double()).dtype == torch.float64
 
 
@@ -276,7 +313,13 @@ def test_compilers_and_transforms_see_the_plain_form() -> None:
 @needs_native
 def test_second_derivatives_are_refused_not_wrong() -> None:
     x, weight, bias, _ = leaves((1, 64, 2, 2), torch.float32)
-    for result in (native.group_norm_relu(x, 32, weight, bias, 1e-5), native.standardize(x, 1e-10, torch.float32)):
+    kernels = [channels_last(random((8, 64, size, size), 1)).requires_grad_() for size in (1, 3)]
+    results = [
+        ops.group_norm_relu(x, 32, weight, bias),
+        ops.standardize(x),
+        *(ops.conv2d(x, k, 1, k.shape[2] // 2) for k in kernels),
+    ]
+    for result in results:
         with pytest.raises(RuntimeError, match="BIT_NATIVE=0"):
             torch.autograd.grad(result.sum(), x, create_graph=True)
 
@@ -333,9 +376,12 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
     assert not list((tmp_path / "cache" / "native").iterdir())
 
 
-def test_switched_off(fresh_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIT_NATIVE", "0")
-    assert native.library() is None
+    x, weight, bias, _ = leaves((2, 64, 2, 2), torch.float32)
+    assert "NativeGroupNorm" in str(ops.group_norm_relu(x, 32, weight, bias).grad_fn.next_functions)
+    assert "Convolution" in str(ops.conv2d(x, random((8, 64, 3, 3), 1), 1, 1).grad_fn)
+    assert "_Standardize" not in str(ops.standardize(random((8, 64, 3, 3), 1).requires_grad_()).grad_fn)
 
 
 @needs_native

@@ -51,8 +51,6 @@ _SIGNATURES = {
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, ready to call, or None where they cannot be had."""
-    if os.environ.get("BIT_NATIVE") == "0":
-        return None
     try:
         kernels = ctypes.CDLL(str(_compiled()))
         for name, arguments in _SIGNATURES.items():
@@ -94,29 +92,18 @@ def _compiled() -> Path:
     return path
 
 
-def _allowed(x: Tensor) -> bool:
-    """An ordinary CPU tensor outside every tracer and function transform, which could not see through the kernels."""
-    return (
-        type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
-        and not torch.jit.is_tracing()
-        and not torch._C._are_functorch_transforms_active()
-        and library() is not None
-    )
-
-
-def can_standardize(kernel: Tensor, dtype: torch.dtype) -> bool:
-    """Whether `standardize` takes these: a float32 kernel on the CPU, each output channel in one piece of memory."""
+def takes_kernel(kernel: Tensor, dtype: torch.dtype) -> bool:
+    """Whether `standardize` takes these: a float32 kernel, each output channel in one piece of memory."""
     return (
         kernel.dtype == torch.float32
         and dtype in (torch.float32, torch.bfloat16)
         and (kernel.is_contiguous() or kernel.is_contiguous(memory_format=torch.channels_last))
-        and _allowed(kernel)
+        and library() is not None
     )
 
 
-def can_group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> bool:
-    """Whether `group_norm_relu` takes these: channels_last bfloat16 or float32 on the CPU, float32 parameters."""
+def takes_map(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> bool:
+    """Whether `group_norm_relu` takes these: channels_last bfloat16 or float32, float32 parameters."""
     return (
         x.dtype in (torch.bfloat16, torch.float32)
         and x.dim() == 4
@@ -127,7 +114,7 @@ def can_group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor) ->
         and x.shape[1] % groups == 0
         and x.shape[1] // groups <= _WIDEST_GROUP
         and x.numel() > 0
-        and _allowed(x)
+        and library() is not None
     )
 
 
@@ -146,13 +133,12 @@ def _call(name: str, *arguments: Tensor | float | None) -> None:
     getattr(library(), name)(*values, torch.get_num_threads())
 
 
-def _refuse_second_derivatives() -> None:
+def refuse_second_derivatives() -> None:
+    """Called in a backward pass: raises if that pass is itself to be differentiated."""
     # Inside a backward pass gradients are recorded only for create_graph=True. (once_differentiable would let a gradient
     # through as a constant where the incoming one is constant.)
     if torch.is_grad_enabled():
-        raise RuntimeError(
-            "The fused CPU operations have no second derivative; set BIT_NATIVE=0 for create_graph=True."
-        )
+        raise RuntimeError("The fast CPU operations have no second derivative; set BIT_NATIVE=0 for create_graph=True.")
 
 
 class _Standardize(torch.autograd.Function):
@@ -167,7 +153,7 @@ class _Standardize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        _refuse_second_derivatives()
+        refuse_second_derivatives()
         kernel, stats = ctx.saved_tensors
         contiguous = kernel.is_contiguous()
         grad = grad.contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
@@ -191,7 +177,7 @@ class _GroupNormReLU(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
-        _refuse_second_derivatives()
+        refuse_second_derivatives()
         x, weight, bias, stats = ctx.saved_tensors
         n, channels, h, w = x.shape
         grad = grad.contiguous(memory_format=torch.channels_last)
