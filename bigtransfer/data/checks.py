@@ -72,8 +72,9 @@ def _decode_error(images: ImageSet, i: int) -> ImageError | None:
     try:
         images.read(i)
     except ImageError as error:
-        # Without its frames, which hold the image's bytes.
-        return error.with_traceback(None)
+        return ImageError(
+            error.name, error.reason
+        )  # without its traceback, which would keep the image's bytes in memory
     return None
 
 
@@ -87,9 +88,14 @@ def _digest(images: ImageSet, i: int) -> bytes | None:
 def _for_each(
     images: ImageSet, job: Callable[[ImageSet, int], T], workers: int | None, title: str | None = None
 ) -> list[T]:
-    workers = (
-        workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else workers or os.cpu_count() or 1
-    )
-    with ThreadPoolExecutor(workers) as pool:
-        results = pool.map(lambda i: job(images, i), range(len(images)))
-        return list(tqdm(results, title, len(images), unit="img", disable=title is None, leave=False))
+    """The results of `job(images, i)` for every image, in order, worked out in threads; with a bar if it has a title."""
+    blocks = [range(start, min(start + 32, len(images))) for start in range(0, len(images), 32)]
+    results: list[T] = []
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        tqdm(total=len(images), desc=title, unit="img", disable=title is None, leave=False) as bar,
+    ):
+        for block in pool.map(lambda block: [job(images, i) for i in block], blocks):
+            results += block
+            bar.update(len(block))
+    return results

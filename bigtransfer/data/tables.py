@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
 import re
@@ -41,8 +42,11 @@ def text_table(path: Path, columns: Columns) -> Found:
             f"{path} is not UTF-8 text ({error.reason} at byte {error.start}). Save it as UTF-8."
         ) from error
     header = text.partition("\n")[0]
-    reader = csv.reader(text.splitlines(), delimiter=max(",;\t", key=header.count))
-    rows = [row for row in reader if row]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=header.count))
+    try:
+        rows = [row for row in reader if row]
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: {error}.") from error
     if len(rows) < 2:
         raise DataError(f"{path} has no rows below its header line.")
     names, rows = rows[0], rows[1:]
@@ -60,10 +64,9 @@ def parquet_tables(paths: Sequence[Path], columns: Columns, cache: Path) -> Foun
         schema = parquet.read_schema(paths[0])
         image = _pick(columns.image, _IMAGE, schema.names, _features(schema), where)
         if str(schema.field(image).type) in ("string", "large_string"):
-            tables = [parquet.read_table(path) for path in paths]
-            if len(tables) > 1:
+            if len(paths) > 1:
                 raise DataError(f"{where}: several Parquet files of paths; give one, with a split column.")
-            return _of_paths(paths[0], columns, tables[0].to_pydict())
+            return _of_paths(paths[0], columns, parquet.read_table(paths[0]).to_pydict())
         files = [_as_arrow(path, cache) for path in paths]
     except (OSError, ValueError) as error:
         raise DataError(f"{where} cannot be read as Parquet: {error}") from error
@@ -233,7 +236,9 @@ def _as_arrow(path: Path, cache: Path) -> Path:
     file = cache / "arrow" / f"{fingerprint(path)}.arrow"
     if not file.exists():
         with (
-            atomic_write(file) as temporary, pyarrow.parquet.ParquetFile(path) as source, pyarrow.OSFile(str(temporary), "wb") as sink,
+            atomic_write(file) as temporary,
+            pyarrow.parquet.ParquetFile(path) as source,
+            pyarrow.OSFile(str(temporary), "wb") as sink,
             pyarrow.ipc.new_stream(sink, source.schema_arrow) as stream,
         ):
             for batch in source.iter_batches(batch_size=256):
