@@ -51,7 +51,13 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
     data = open_dataset(tmp_path)
     assert len(data.train) == 2
     (note,) = data.notes
-    assert "Ignored 6 files" in note and "2 .txt" in note and "1 hidden" in note and "1 without ending" in note
+    assert (
+        "not an image" in note
+        and "2 .txt" in note
+        and "1 .md" in note
+        and "1 hidden" in note
+        and "1 without ending" in note
+    )
 
 
 def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:

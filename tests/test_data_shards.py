@@ -136,7 +136,7 @@ def test_packed_class_folders(tmp_path: Path, ending: str) -> None:
     assert data.test is not None and data.train.labels.tolist() == [0, 0, 1] and data.test.labels.tolist() == [0, 1]
     assert data.train.name(2) == "train/dog/000.png"
     np.testing.assert_array_equal(data.test.read(1), pattern(12, 16, seed=6))
-    assert "Ignored 2 files" in data.notes[0]
+    assert "1 hidden" in data.notes[0] and "1 .txt" in data.notes[0]
     assert (tmp_path / "cache").exists() == (ending != "tar")
 
 

@@ -118,7 +118,7 @@ def from_paths(
     notes = ()
     if ignored:
         kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(6))
-        notes = (f"Ignored {sum(ignored.values())} files in {where} that are not images ({kinds}).",)
+        notes = (f"Passed over what is not an image in {where}: {kinds}.",)
     if not paths:
         raise DataError(f"There are no images in {where}. {' '.join(notes)}".rstrip())
     tops = {path.partition("/")[0] for path in paths if "/" in path}

@@ -99,7 +99,7 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
     for part, names in parts.items():
         gone = [name for name in names if name not in index]
         if gone:
-            raise DataError(f"{path} names {len(gone)} images that the data set does not have: {listed(gone)}.")
+            raise DataError(f"{path} names images that the data set does not have: {listed(gone)}.")
         images = pool.subset([index[name] for name in names])
         assert images.labels is not None
         chosen[part] = dataclasses.replace(images, labels=None, class_names=()) if (images.labels < 0).any() else images
