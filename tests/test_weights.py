@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import io
 import json
 import re
 import zipfile
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +50,14 @@ def images(channels: int = 3, height: int = 41, width: int = 64) -> Tensor:
     return torch.rand(2, channels, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
+@functools.cache
+def _ours(architecture: Architecture, num_classes: int) -> nn.Module:
+    return randomize(model.build(architecture, num_classes))
+
+
 def ours(architecture: Architecture = TINY, num_classes: int = CLASSES) -> model.ResNetV2:
-    network = randomize(model.build(architecture, num_classes))
+    """A network of ours, always with the same numbers, that the caller may change."""
+    network = copy.deepcopy(_ours(architecture, num_classes))
     assert isinstance(network, model.ResNetV2)
     return network
 
@@ -92,7 +99,7 @@ def timm_network(architecture: Architecture = TINY, num_classes: int = CLASSES) 
         num_classes=num_classes,
         in_chans=architecture.in_chans,
         stem_type="fixed",
-        conv_layer=partial(StdConv2d, eps=1e-8),
+        conv_layer=functools.partial(StdConv2d, eps=1e-8),
     )
 
 
