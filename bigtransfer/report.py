@@ -195,7 +195,7 @@ def _decisions(config: Mapping[str, Any]) -> str:
 
 def _not_default(command: str, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The values of a configuration that differ from its defaults."""
-    chosen = getattr(configs, f"{command.capitalize()}Config", None)
+    chosen = getattr(configs, f"{command.capitalize()}Config", None) if command else None
     defaults = {field.name: field.default for field in dataclasses.fields(chosen)} if chosen else {}
     return {key: value for key, value in asked.items() if value != defaults.get(key, dataclasses.MISSING)}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,44 @@ from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, open_dataset
 from bigtransfer.data.loader import EvalBatch, eval_batches
 from bigtransfer.errors import DataError, ImageError
+from bigtransfer.jobs import training
 from bigtransfer.predictor import Predictor
 
 
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What `evaluate` measured."""
+
+    result: evals.Classification
+    images: ImageSet
+    """The images measured on, with the classes of the model."""
+    split: str
+    """Which part of the data they are."""
+    model: str
+    unreadable: list[ImageError]
+    """Images that were left out."""
+
+
 def run(config: EvaluateConfig) -> int:
-    """Measure, print, and write what was asked for. Exit status 1 if images could not be read and that was not expected."""
+    """Measure and print. Exit status 1 if images could not be read and that was not expected."""
+    done = evaluate(config)
+    images = done.images
+    print(f"{done.model} on {config.data} ({done.split}): {len(images)} images of {len(images.class_names)} classes")
+    print(f"\n{evals.describe(done.result, images.class_names)}")
+    if done.unreadable:
+        print(f"\n{len(done.unreadable)} images cannot be read and are left out:")
+        print("\n".join(f"  {error}" for error in done.unreadable[:10]))
+        if len(done.unreadable) > 10:
+            print(f"  ... and {len(done.unreadable) - 10} more")
+    if config.json is not None:
+        print(f"\nall numbers: {config.json}")
+    if config.out is not None:
+        print(f"\nreport: {Path(config.out) / 'report.html'}")
+    return 1 if done.unreadable and not config.skip_bad_images else 0
+
+
+def evaluate(config: EvaluateConfig) -> Evaluated:
+    """Measure, and write the files that `config` asks for. Raises BitError for what the user can mend."""
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
     splits = open_dataset(
         config.data,
@@ -31,30 +65,18 @@ def run(config: EvaluateConfig) -> int:
         print(f"note: {note}", file=sys.stderr)
     split, images = choose_split(splits, config.split)
     images = match_classes(images, predictor.card.class_names, predictor.card.num_classes, config.subset)
-    print(
-        f"{predictor.card.name} on {config.data} ({split}): {len(images)} images of {len(images.class_names)} classes"
-    )
-
     result, unreadable = measure(predictor, images, batch_size=config.batch_size, workers=config.workers, progress=True)
-    print(f"\n{evals.describe(result, images.class_names)}")
-    if unreadable:
-        print(f"\n{len(unreadable)} images cannot be read and are left out:")
-        print("\n".join(f"  {error}" for error in unreadable[:10]))
-        if len(unreadable) > 10:
-            print(f"  ... and {len(unreadable) - 10} more")
-
     record = evals.as_record(
         result, images, split=split, model=predictor.card.name, data=config.data, unreadable=unreadable
     )
     if config.json is not None:
         evals.write_record(config.json, record)
-        print(f"\nall numbers: {config.json}")
     if config.out is not None:
         folder = Path(config.out)
         evals.write_record(folder / "evaluation.json", record)
         runs.write_json(folder / "config.json", {"asked": dataclasses.asdict(config)})
-        print(f"\nreport: {report.write(folder, images)}")
-    return 1 if unreadable and not config.skip_bad_images else 0
+        report.write(folder, images)
+    return Evaluated(result=result, images=images, split=split, model=predictor.card.name, unreadable=unreadable)
 
 
 def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:

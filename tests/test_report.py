@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bigtransfer import report
+from bigtransfer.config import FinetuneConfig
+from bigtransfer.data import open_dataset
+from bigtransfer.errors import ImageError, RunError
+from bigtransfer.evals import Classification, as_record, describe, save_evaluation
+from bigtransfer.hyperrule import recipe
+
+NASTY = "<script>alert('&')</script>"
+
+
+class Page(html.parser.HTMLParser):
+    """What a browser would see: balanced tags, the texts, the pictures, every address."""
+
+    VOID = frozenset({"meta", "img", "br", "line", "rect", "circle", "polyline"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.headings, self.texts, self.images, self.addresses, self.tags = [], [], [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        attributes = dict(attributes)
+        self.addresses += [attributes[key] for key in ("src", "href", "action", "data") if key in attributes]
+        if tag == "img":
+            self.images.append(attributes["src"])
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+        if self.open and self.open[-1] in ("h1", "h2"):
+            self.headings.append(data)
+
+    @property
+    def text(self):
+        return " ".join("".join(self.texts).split())
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for name in ("ant", "bee", NASTY.replace("/", "|")):
+        (root / name).mkdir()
+        for i in range(8):
+            side = 40 if i else 400
+            Image.fromarray(rng.integers(256, size=(side, side // 2, 3), dtype=np.uint8)).save(
+                root / name / f"{i} <b>.png"
+            )
+    return open_dataset(root).train
+
+
+@pytest.fixture(scope="module")
+def result(images):
+    generator = torch.Generator().manual_seed(1)
+    result = Classification(3)
+    labels = torch.from_numpy(images.labels)
+    logits = torch.randn(len(labels), 3, generator=generator) + torch.nn.functional.one_hot(labels, 3)
+    result.update(logits, labels, torch.arange(len(labels)))
+    assert 0.3 < result.top1 < 0.9
+    return result
+
+
+@pytest.fixture
+def run(tmp_path, images, result):
+    rule = recipe(300, 40, 20)
+    asked = dataclasses.asdict(FinetuneConfig(data=NASTY, steps=70))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "command": "finetune",
+                "asked": asked,
+                "resolved": {"device": "cpu"},
+                "recipe": rule.to_dict(),
+                "environment": {"torch": "2.11", "argv": ["bit", "finetune", "my photos", "--steps", "70"]},
+                "data": {"train": 300, "classes": 3},
+            }
+        )
+    )
+    with open(tmp_path / "metrics.jsonl", "w") as file:
+        for step in range(70):
+            print(json.dumps({"step": step, "loss": 2 / (step + 1), "lr": rule.learning_rate(step)}), file=file)
+            if step % 10 == 9:
+                print(json.dumps({"step": step, "val/top1": step / 100}), file=file)
+    bad = [ImageError("ant/bad.png", "the file is empty (0 bytes)")]
+    save_evaluation(tmp_path, result, images, split="test", model="my-model", data="photos", unreadable=bad)
+    (tmp_path / "unreadable.json").write_text(json.dumps([{"name": "ant/old.png", "reason": "it is truncated"}]))
+    (tmp_path / "model.safetensors").touch()
+    return tmp_path
+
+
+def test_report_tells_everything_and_is_well_formed(run, images, result):
+    path = report.write(run, images)
+    assert path == run / "report.html"
+    page = Page(path.read_text())
+    assert page.headings[1:] == [
+        "What was asked, and what was decided",
+        "Training",
+        "Class by class",
+        "What is confused with what",
+        "Most confident mistakes",
+        "Most uncertain pictures",
+        "Can the probabilities be trusted?",
+        "Files that cannot be read (2)",
+        "Made with",
+        "Next",
+    ]
+    low, high = result.top1_interval
+    for said in (
+        f"{result.top1:.1%} of 24 test images of 3 classes",
+        f"95% interval {low:.1%} to {high:.1%}",
+        "bit finetune 'my photos' --steps 70",
+        "300 training images make this a small task",
+        "the file is empty (0 bytes)",
+        "ant/old.png",
+        "it is truncated",
+        f"Calibration error (ECE, 15 bins): {result.ece:.1%}",
+        f"bit predict {run}",
+    ):
+        assert said in page.text, said
+    assert "steps70" in "".join(page.texts).replace(" ", "")  # asked, as it differs from the default
+    assert "flip" not in page.text  # not asked: at its default
+
+
+def test_report_is_one_file_that_asks_nobody_and_runs_nothing_foreign(run, images):
+    text = report.write(run, images).read_text()
+    page = Page(text)
+    assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
+    assert "url(" not in text and "@import" not in text and "http://" not in text and "https://" not in text
+    assert page.tags.count("script") == 1  # ours; the one in a class name, the data's name and the file names is text
+    assert "<b>.png" not in text
+    assert NASTY in page.text and NASTY.replace("/", "|") in page.text
+
+
+def test_pictures_are_those_of_the_most_confident_mistakes(run, images, result):
+    page = Page(report.write(run, images).read_text())
+    records = result.records
+    wrong = records[records["rank"] > 0]
+    wrong = wrong[np.argsort(-wrong["probability"], kind="stable")][: report.MISTAKES]
+    assert len(page.images) == len(wrong) + report.UNCERTAIN
+    for source, row in zip(page.images, wrong, strict=False):
+        kind, _, data = source.partition(";base64,")
+        shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
+        original = images.read(int(row["index"]))
+        assert max(shown.shape[:2]) == min(report.THUMBNAIL, original.shape[0])
+        if len(original) == 40:
+            assert kind == "data:image/png"
+            np.testing.assert_array_equal(shown, original)
+    sizes = {len(images.read(int(row["index"]))) for row in wrong}
+    assert sizes == {40, 400}
+
+
+def test_several_parts_and_none_at_all(run, images):
+    halves = [images.subset(range(12)), images.subset(range(12, 24))]
+    assert Page(report.write(run, halves).read_text()).images == Page(report.write(run, images).read_text()).images
+    page = Page(report.write(run).read_text())
+    assert page.images == [] and "Most confident mistakes" in page.headings
+    assert len(Page(report.write(run, halves[0]).read_text()).images) > 0
+
+
+@pytest.mark.parametrize(
+    "missing", ["config.json", "metrics.jsonl", "evaluation.json", "unreadable.json", "model.safetensors"]
+)
+def test_what_is_missing_is_left_out(run, images, missing):
+    whole = Page(report.write(run, images).read_text())
+    (run / missing).unlink()
+    page = Page(report.write(run, images).read_text())
+    assert len(page.text) < len(whole.text)
+    if missing == "evaluation.json":
+        assert "69.0% of the validation images" in page.text and "not finished" in page.text
+    if missing == "metrics.jsonl":
+        assert "Training" not in page.headings
+
+
+def test_an_empty_folder_and_a_few_steps(tmp_path):
+    assert "not finished" in Page(report.write(tmp_path).read_text()).text
+    (tmp_path / "metrics.jsonl").write_text(
+        '{"step": 0, "loss": 1.0, "lr": 0.0}\n{"step": 1, "loss": NaN, "lr": 0.0}\n{"step": 2, "lo'
+    )
+    assert "Learning rate" in Page(report.write(tmp_path).read_text()).text
+    with pytest.raises(RunError, match="no run folder"):
+        report.write(tmp_path / "nowhere")
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "evaluation.json").write_text('{"top1": ')
+    with pytest.raises(RunError, match=r"evaluation\.json cannot be read"):
+        report.write(tmp_path)
+    (tmp_path / "evaluation.json").write_text("[]")
+    with pytest.raises(RunError, match=r"evaluation\.json should hold"):
+        report.write(tmp_path)
+
+
+def test_many_classes_get_the_confused_pairs_instead_of_a_matrix(tmp_path, images):
+    names = tuple(f"class {i}" for i in range(60))
+    many = dataclasses.replace(images, labels=np.arange(24), class_names=names)
+    result = Classification(60)
+    result.update(torch.randn(24, 60, generator=torch.Generator().manual_seed(0)), torch.arange(24))
+    save_evaluation(tmp_path, result, many, split="val")
+    text = report.write(tmp_path, many).read_text()
+    assert 'class="matrix"' not in text and "Taken for" in text
+    assert text.count('scope="row"') == 24 + min(25, len(result.confused()))
+
+
+def test_a_perfect_result_has_no_mistakes(tmp_path, images):
+    result = Classification(3)
+    labels = torch.from_numpy(images.labels)
+    result.update(20.0 * torch.nn.functional.one_hot(labels, 3), labels)
+    save_evaluation(tmp_path, result, images, split="all images")
+    page = Page(report.write(tmp_path, images).read_text())
+    assert "100.0% of 24 images of 3 classes" in page.text
+    assert "Most confident mistakes" not in page.headings and "What is confused with what" not in page.headings
+
+
+def test_file_names_that_are_not_utf8(tmp_path, images, result):
+    class Odd(type(images)):
+        def name(self, i):
+            return f"\udcff{i}.png"
+
+    odd = Odd(**{field.name: getattr(images, field.name) for field in dataclasses.fields(images)})
+    save_evaluation(tmp_path, result, odd, split="test")
+    assert json.loads((tmp_path / "evaluation.json").read_text())["predictions"][3]["name"] == "\udcff3.png"
+    report.write(tmp_path, odd).read_text(encoding="utf-8")
+
+
+def test_written_evaluation_holds_every_number(run, images, result):
+    record = json.loads((run / "evaluation.json").read_text())
+    assert record["top1"] == result.top1 and tuple(record["top1_interval"]) == result.top1_interval
+    assert record["confusion"] == result.confusion().tolist()
+    assert [tuple(pair) for pair in record["confused"]] == result.confused()
+    assert sum(b["images"] for b in record["calibration"]) == len(images) == len(record["predictions"])
+    for row, ours in zip(record["predictions"], result.records, strict=True):
+        assert row["name"] == images.name(int(ours["index"])) and row["entropy"] == ours["entropy"]
+    assert record["unreadable"] == [{"name": "ant/bad.png", "reason": "the file is empty (0 bytes)"}]
+    empty = as_record(Classification(3), images, split="test")
+    assert empty["top1"] is None and json.dumps(empty, allow_nan=False)
+
+
+def test_description_for_a_terminal(images, result):
+    text = describe(result, images.class_names)
+    assert f"{result.top1:.2%}" in text and re.search(r"^ant +\d", text, re.M)
+    assert "top-5" not in text
+    many = Classification(40)
+    many.update(torch.eye(40).roll(1, 0)[:35], torch.arange(35))
+    text = describe(many, [f"class {i}" for i in range(40)])
+    assert "the 10 worst of 35 classes" in text and len(re.findall(r"^class \d", text, re.M)) == 10
