@@ -16,6 +16,8 @@ __all__ = [
     "Recipe",
     "__version__",
     "create_model",
+    "evaluate",
+    "finetune",
     "list_models",
     "load_model",
     "recipe",
@@ -26,6 +28,8 @@ _HOMES = {
     "Predictor": "predictor",
     "Recipe": "hyperrule",
     "create_model": "api",
+    "evaluate": "api",
+    "finetune": "api",
     "list_models": "catalog",
     "load_model": "api",
     "recipe": "hyperrule",
@@ -33,7 +37,7 @@ _HOMES = {
 """Public name -> the module that defines it."""
 
 if TYPE_CHECKING:
-    from bigtransfer.api import create_model, load_model
+    from bigtransfer.api import create_model, evaluate, finetune, load_model
     from bigtransfer.catalog import list_models
     from bigtransfer.errors import BitError
     from bigtransfer.hyperrule import Recipe, recipe

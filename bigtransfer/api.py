@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from bigtransfer import weights
 from bigtransfer.catalog import ModelCard
+from bigtransfer.config import Config, EvaluateConfig, FinetuneConfig, fields_of
+from bigtransfer.errors import UnreadableImages
+from bigtransfer.evals import Classification
+from bigtransfer.jobs import evaluate as evaluate_job
+from bigtransfer.jobs import finetune as finetune_job
+from bigtransfer.jobs.finetune import Finetuned
 from bigtransfer.model import ResNetV2
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 def create_model(
@@ -36,3 +47,46 @@ def load_model(name_or_file: str | os.PathLike[str]) -> tuple[ResNetV2, ModelCar
     `Predictor`, which prepares images as the card says. Raises UnknownModel, DownloadError, WeightsError.
     """
     return weights.load(name_or_file)
+
+
+def _keywords_of(config_class: type[Config]) -> Callable[[F], F]:
+    """Show `help()` and notebooks the fields of the configuration where the source says `**options`."""
+
+    def show(function: F) -> F:
+        fixed = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        names = {parameter.name for parameter in fixed}
+        keywords = [
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default)
+            for field in fields_of(config_class)
+            if field.name not in names
+        ]
+        function.__signature__ = inspect.Signature([*fixed, *keywords])  # type: ignore[attr-defined]
+        lines = [f"    {field.name}: {' '.join(field.help.split())}" for field in fields_of(config_class)]
+        function.__doc__ = f"{function.__doc__}\n" + "\n".join(lines)
+        return function
+
+    return show
+
+
+@_keywords_of(FinetuneConfig)
+def finetune(data: str | os.PathLike[str], **options: Any) -> Finetuned:
+    """`bit finetune`: adapt a pre-trained network to your images. The keywords are the command's flags.
+
+    Returns the run: its `folder`, its `model` file, its `recipe` and the `metrics`. Resumes an interrupted run, and gives the
+    result of a finished one. Raises BitError for everything that the caller can mend.
+    """
+    return finetune_job.finetune(FinetuneConfig(data=data, **options))  # pyright: ignore[reportArgumentType] (takes paths)
+
+
+@_keywords_of(EvaluateConfig)
+def evaluate(model: str | os.PathLike[str], data: str | os.PathLike[str], **options: Any) -> Classification:
+    """`bit evaluate`: measure a model on labelled images. The keywords are the command's flags.
+
+    Returns the numbers: `top1`, `top1_interval`, `top5`, `per_class()`, `confusion()`, `ece`, ... Raises BitError for
+    everything that the caller can mend, UnreadableImages among them unless skip_bad_images=True.
+    """
+    config = EvaluateConfig(model=model, data=data, **options)  # pyright: ignore[reportArgumentType] (takes paths)
+    done = evaluate_job.evaluate(config)
+    if done.unreadable and not config.skip_bad_images:
+        raise UnreadableImages(done.unreadable, len(done.images))
+    return done.result

@@ -229,8 +229,8 @@ def test_every_command_has_its_job() -> None:
     """Each command of the help has a configuration and a job file, and no job is left out of the help."""
     names = [name for group in cli.GROUPS.values() for name in group]
     assert names == cli.commands()
-    jobs = {path.stem for path in (REPOSITORY / "bigtransfer" / "jobs").glob("*.py")} - {"__init__"}
-    assert jobs == set(names)
+    files = (REPOSITORY / "bigtransfer" / "jobs").glob("*.py")
+    assert {path.stem for path in files if "\ndef run(" in path.read_text(encoding="utf-8")} == set(names)
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -139,15 +139,8 @@ class Classification:
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """95 % Wilson score interval of top-1: the true accuracies that would not make this result surprising, if the
-        images are an independent sample. Good for few images and near 0 or 1, where mean +- 2 sd is not."""
-        n = len(self)
-        if n == 0:
-            return 0.0, 1.0
-        p = self.top1
-        centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-        half = Z95 / (1 + Z95**2 / n) * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        """95 % interval of top-1 (`wilson`)."""
+        return wilson(self.top1, len(self))
 
     @property
     def nll(self) -> float:
@@ -213,6 +206,16 @@ class Classification:
         """The headline numbers as `{"<prefix>/top1": ..., ...}`, for `metrics.jsonl` and a model card."""
         names = ("top1", "top5", "mean_per_class", "nll", "ece")
         return {f"{prefix}/{name}": getattr(self, name) for name in names}
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """95 % Wilson score interval of a share seen in `n` cases: the true shares that would not make this one surprising, if the
+    cases are an independent sample. Good for few cases and near 0 or 1, where mean +- 2 sd is not."""
+    if n == 0:
+        return 0.0, 1.0
+    centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def evaluate(

@@ -78,11 +78,12 @@ def write_digits(folder: Path, per_class: int, seed: int) -> None:
         raise ConfigError("`bit demo` needs scikit-learn for its images: pip install 'bigtransfer[demo]'") from error
     images, labels = load_digits(return_X_y=True)
     pixels = np.rint(images.reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)  # counts of 0..16
+    most = np.bincount(labels).min() - TEST_PER_CLASS
+    if per_class > most:
+        raise ConfigError(f"--examples-per-class can be {most} at most for this data set, not {per_class}.")
     random = np.random.default_rng(seed)
     for label in range(10):
         chosen = random.permutation(np.flatnonzero(labels == label))
-        if per_class + TEST_PER_CLASS > len(chosen):
-            raise ConfigError(f"--examples-per-class can be {len(chosen) - TEST_PER_CLASS} at most for this data set.")
         for part, indices in (("train", chosen[:per_class]), ("test", chosen[per_class:][:TEST_PER_CLASS])):
             home = folder / part / str(label)
             home.mkdir(parents=True)
