@@ -79,8 +79,8 @@ def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], byt
 
 def fetch(address: str) -> bytes:
     """The bytes behind an http or https address, at most `MAX_DOWNLOAD`. Raises ImageError if it cannot be had."""
-    request = urllib.request.Request(address, headers={"User-Agent": f"bigtransfer/{__version__}"})
     try:
+        request = urllib.request.Request(address, headers={"User-Agent": f"bigtransfer/{__version__}"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             data = response.read(MAX_DOWNLOAD + 1)
             expected = int(response.headers.get("Content-Length") or len(data))

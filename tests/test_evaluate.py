@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bigtransfer import cli, weights
+from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.data import open_dataset
+from bigtransfer.errors import DataError
+from bigtransfer.evals import linear
+from bigtransfer.jobs import evaluate
+from bigtransfer.model import ResNetV2
+from bigtransfer.predictor import Predictor
+
+COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0), "white": (255, 255, 255)}
+
+
+def write_images(folder, names, count, seed):
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            noise = rng.integers(-40, 40, size=(24, 20, 3))
+            pixels = np.clip(np.array(COLOURS[name]) * 0.7 + 40 + noise, 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("colours")
+    write_images(root / "train", COLOURS, 6, 0)
+    write_images(root / "test", COLOURS, 5, 1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def model(data, tmp_path_factory):
+    """A model file that tells the colours apart, its classes in another order than the folders'."""
+    torch.manual_seed(0)
+    network = ResNetV2((1, 1, 1, 1), 1, len(COLOURS))
+    names = tuple(reversed(COLOURS))
+    card = ModelCard(
+        name="colours",
+        architecture=network.architecture,
+        num_classes=len(names),
+        input=InputSpec(size=32),
+        class_names=names,
+    )
+    train = evaluate.match_classes(open_dataset(data).train, names, len(names))
+    features = torch.from_numpy(Predictor(network, card).features([train.read(i) for i in range(len(train))]))
+    network.head = linear.fit(features, torch.from_numpy(train.labels), len(names)).head
+    path = tmp_path_factory.mktemp("model") / "colours.safetensors"
+    weights.save(path, network, card)
+    return path
+
+
+def bit(*arguments):
+    return cli.main(["evaluate", *map(str, arguments), "--device", "cpu"])
+
+
+def test_evaluate_measures_the_test_part_and_matches_classes_by_name(model, data, tmp_path, capsys):
+    assert bit(model, data, "--json", tmp_path / "all.json") == 0
+    printed = capsys.readouterr().out
+    assert "(test): 20 images of 4 classes" in printed
+    assert "100.00%   (95% interval 83.89% to 100.00%, 20 images)" in printed
+    record = json.loads((tmp_path / "all.json").read_text())
+    assert record["top1"] == 1 and record["class_names"] == ["white", "red", "green", "blue"]
+    assert record["confusion"] == (5 * np.eye(4, dtype=int)).tolist()
+    for row in record["predictions"]:
+        assert row["name"].startswith(f"test/{record['class_names'][row['true']]}/")
+
+
+def test_evaluate_agrees_with_predict(model, data, tmp_path):
+    bit(model, data, "--json", tmp_path / "all.json", "--precision", "fp32", "--batch-size", 7)
+    rows = json.loads((tmp_path / "all.json").read_text())["predictions"]
+    predictor = Predictor.load(model, device="cpu", precision="fp32")
+    for row, prediction in zip(rows, predictor.predict([data / row["name"] for row in rows]), strict=True):
+        assert prediction.class_names[row["predicted"]] == prediction.label
+        assert row["probability"] == pytest.approx(prediction.probability, rel=1e-4)
+
+
+def test_evaluate_writes_a_report_with_pictures(model, data, tmp_path, capsys):
+    assert bit(model, data, "--split", "train", "--out", tmp_path / "out") == 0
+    assert "(train): 24 images" in capsys.readouterr().out
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert "100.0%" in report and report.count("data:image/png") == 12
+    assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["split"] == "train"
+    (tmp_path / "out" / "report.html").unlink()
+    assert cli.main(["report", str(tmp_path / "out")]) == 0
+    again = (tmp_path / "out" / "report.html").read_text()
+    assert again == report
+    assert cli.main(["report", str(tmp_path / "out"), "--data", str(tmp_path / "nowhere")]) == 2
+
+
+def test_the_whole_set_is_taken_where_there_are_no_parts(model, data, capsys):
+    assert bit(model, data / "train") == 0
+    assert "(all images): 24 images" in capsys.readouterr().out
+    assert bit(model, data / "train", "--split", "test") == 2
+    assert "has no test part, only train" in capsys.readouterr().err
+
+
+def test_unreadable_images_are_left_out_and_told(model, tmp_path, capsys):
+    write_images(tmp_path, COLOURS, 2, 0)
+    (tmp_path / "red" / "0.png").write_bytes(b"")
+    assert bit(model, tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "1 images cannot be read" in printed and "the file is empty" in printed and "7 images)" in printed
+    assert bit(model, tmp_path, "--skip-bad-images", "--json", tmp_path / "all.json") == 0
+    record = json.loads((tmp_path / "all.json").read_text())
+    assert len(record["unreadable"]) == 1 and record["images"] == 7
+
+
+def test_classes_that_differ_are_listed(model, tmp_path, capsys):
+    write_images(tmp_path / "some", ["red", "blue"], 1, 0)
+    assert bit(model, tmp_path / "some") == 2
+    error = capsys.readouterr().err
+    assert "only in the model: white, green" in error and "--subset" in error and "only in the data" not in error
+    assert bit(model, tmp_path / "some", "--subset") == 0
+    assert "2 images of 4 classes" in capsys.readouterr().out
+    (tmp_path / "some" / "red").rename(tmp_path / "some" / "pink")
+    assert bit(model, tmp_path / "some", "--subset") == 2
+    assert "only in the data: pink" in capsys.readouterr().err
+
+
+def test_a_model_without_class_names_needs_as_many_classes(data):
+    images = open_dataset(data).train
+    assert evaluate.match_classes(images, None, 4).labels is images.labels
+    with pytest.raises(DataError, match="5 classes without names, the data 4"):
+        evaluate.match_classes(images, None, 5)
+    wider = evaluate.match_classes(images, None, 6, subset=True)
+    assert wider.class_names == ("blue", "green", "red", "white", "4", "5")
+
+
+def test_images_without_labels_are_for_predict(model, data, tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+    assert bit(model, tmp_path) == 2
+    assert "bit predict" in capsys.readouterr().err
+
+
+def test_a_set_without_a_readable_image(model, tmp_path, capsys):
+    for name in COLOURS:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.png").write_bytes(b"x")
+    assert bit(model, tmp_path) == 2
+    assert "no image to evaluate on" in capsys.readouterr().err

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import csv
+import http.server
+import io
+import json
+import socket
+import threading
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bigtransfer import cli, weights
+from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.errors import ImageError
+from bigtransfer.jobs import predict
+from bigtransfer.model import ResNetV2
+from bigtransfer.predictor import Predictor
+
+NAMES = ("ant", "bee", "crane", "crane", "eel", "fox", "größe")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.manual_seed(0)
+    network = ResNetV2((1, 1, 1, 1), 1, len(NAMES))
+    torch.nn.init.normal_(network.head.weight, std=0.05)
+    card = ModelCard(
+        name="tiny",
+        architecture=network.architecture,
+        num_classes=len(NAMES),
+        input=InputSpec(size=32),
+        class_names=NAMES,
+    )
+    path = tmp_path_factory.mktemp("model") / "model.safetensors"
+    weights.save(path, network, card)
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    (root / "deep").mkdir()
+    for name in ("a.png", "b.png", "deep/c.png"):
+        Image.fromarray(rng.integers(256, size=(20, 30, 3), dtype=np.uint8)).save(root / name)
+    return root
+
+
+@pytest.fixture(scope="module")
+def expected(model, photos):
+    predictor = Predictor.load(model, device="cpu", precision="fp32")
+    names = [str(photos / name) for name in ("a.png", "b.png", "deep/c.png")]
+    return dict(zip(names, predictor.predict(names), strict=True))
+
+
+def bit(*arguments):
+    return cli.main(["predict", *map(str, arguments), "--device", "cpu", "--precision", "fp32"])
+
+
+@pytest.fixture
+def server(photos):
+    """Serves a.png as /a.png; the other paths misbehave."""
+    good = (photos / "a.png").read_bytes()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            if self.path == "/moved":
+                self.send_response(302)
+                self.send_header("Location", "/a.png")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            if self.path == "/missing":
+                self.send_error(404)
+                return
+            if self.path == "/silent":
+                silence.wait(5)
+                return
+            if self.path == "/nonsense":
+                self.wfile.write(b"nonsense\r\n\r\n")
+                return
+            body = {"/a.png": good, "/page": b"<html>hello</html>", "/cut": good[:-50], "/huge": b"x" * 5000}[self.path]
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(good) if self.path == "/cut" else len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *arguments):
+            pass
+
+    silence = threading.Event()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        silence.set()
+        running.shutdown()
+        thread.join()
+
+
+def test_table(model, photos, expected, capsys):
+    assert bit(model, photos, "--top-k", 2) == 0
+    header, *lines = capsys.readouterr().out.splitlines()
+    assert header.split() == ["image", "class", "probability"]
+    assert len(lines) == 3
+    for line, (name, prediction) in zip(lines, expected.items(), strict=True):
+        assert line.startswith(("..." if len(name) > 60 else "") + name[-57 if len(name) > 60 else 0 :])
+        (first, p), (second, q) = prediction.top(2)
+        assert line.split()[1:3] == [first, f"{p:.1%}"]
+        assert line.endswith(f"{second} {q:.1%}")
+
+
+def test_csv_with_probabilities(model, photos, expected, capsys):
+    assert bit(model, photos / "*.png", photos / "deep", "--format", "csv", "--top-k", 3, "--probabilities") == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["image"] for row in rows] == list(expected)
+    for row in rows:
+        prediction = expected[row["image"]]
+        third = prediction.top(3)[2]
+        assert row["label"] == prediction.label and row["error"] == ""
+        assert row["label_3"] == third[0] and float(row["probability_3"]) == pytest.approx(third[1], rel=1e-4)
+        found = [float(row[key]) for key in ("ant", "bee", "crane #2", "crane #3", "eel", "fox", "größe")]
+        np.testing.assert_allclose(found, prediction.probabilities, rtol=1e-4)
+
+
+def test_jsonl_to_a_file(model, photos, expected, tmp_path, capsys):
+    out = tmp_path / "new" / "labels.jsonl"
+    assert bit(model, photos, "--format", "jsonl", "--out", out, "--probabilities", "--batch-size", 1) == 0
+    assert capsys.readouterr().out == ""
+    records = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    for record in records:
+        prediction = expected[record["image"]]
+        assert record["label"] == prediction.label
+        assert record["probability"] == pytest.approx(prediction.probability, rel=1e-4)
+        assert [entry["label"] for entry in record["top"]] == [label for label, _ in prediction.top(5)]
+        np.testing.assert_allclose(list(record["probabilities"].values()), prediction.probabilities, rtol=1e-4)
+    assert len(records) == 3
+    assert [path.name for path in out.parent.iterdir()] == ["labels.jsonl"]
+
+
+def test_features_file_needs_no_pickle(model, photos, expected, tmp_path):
+    (tmp_path / "bad.png").write_bytes(b"")
+    path = tmp_path / "features.npz"
+    assert bit(model, photos, tmp_path / "bad.png", "--features", path) == 1
+    with np.load(path, allow_pickle=False) as stored:
+        assert stored["names"].tolist() == list(expected)
+        features = Predictor.load(model, device="cpu", precision="fp32").features(list(expected))
+        np.testing.assert_allclose(stored["features"], features, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
+def test_an_unreadable_image_is_reported_and_the_others_go_on(model, photos, tmp_path, capsys, form):
+    (tmp_path / "bad.png").write_bytes(b"")
+    assert bit(model, tmp_path / "bad.png", photos / "a.png", "--format", form) == 1
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()[0 if form == "jsonl" else 1 :]
+    assert len(lines) == 2 and "the file is empty" in lines[0] and str(photos) in lines[1]
+    assert "1 of 2 images cannot be read" in captured.err
+    if form == "csv":
+        assert len({line.count(",") for line in captured.out.splitlines()}) == 1
+
+
+def test_addresses_and_a_list_on_standard_input(model, photos, expected, server, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO(f"{server}/a.png\n\n{server}/moved\n{photos}/b.png\n"))
+    assert bit(model, "-", "--format", "jsonl") == 0
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["image"] for record in records] == [f"{server}/a.png", f"{server}/moved", f"{photos}/b.png"]
+    a, b, _ = expected.values()
+    for record, prediction in zip(records, (a, a, b), strict=True):
+        assert record["probability"] == pytest.approx(prediction.probability, rel=1e-4)
+
+
+def test_what_goes_wrong_with_addresses_is_told(model, server, monkeypatch, capsys):
+    monkeypatch.setattr(predict, "TIMEOUT", 0.3)
+    monkeypatch.setattr(predict, "MAX_DOWNLOAD", 4999)
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    reasons = {
+        f"{server}/missing": "the server answered 404 Not Found",
+        f"{server}/silent": "no answer within 0.3 seconds",
+        f"{server}/nonsense": "the download failed",
+        f"{server}/cut": "broke off after",
+        f"{server}/huge": "it is larger than",
+        f"{server}/page": "it is a web page, not an image",
+        f"http://127.0.0.1:{port}/a.png": "cannot be reached (Connection refused)",
+        "http://[": "the download failed",
+    }
+    assert bit(model, *reasons, "--format", "jsonl") == 1
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["image"] for record in records] == list(reasons)
+    for record in records:
+        assert reasons[record["image"]] in record["error"], record
+
+
+def test_fetch_gives_the_bytes(server, photos):
+    assert predict.fetch(f"{server}/a.png") == (photos / "a.png").read_bytes()
+    with pytest.raises(ImageError, match="404"):
+        predict.fetch(f"{server}/missing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere.png"], "nowhere.png"),
+        (["nothing/*.png"], "nothing"),
+        (["x.png", "--probabilities"], "--format csv or jsonl"),
+        (["x.png", "--features", "f.npy"], ".npz"),
+        (["x.png", "--device", "toaster"], "toaster"),
+    ],
+)
+def test_mistakes_end_with_advice(model, arguments, message, capsys):
+    assert cli.main(["predict", str(model), *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_file_name_that_is_not_utf8(model, photos, tmp_path, capsys):
+    odd = tmp_path / "\udcff.png"
+    try:
+        odd.write_bytes((photos / "a.png").read_bytes())
+    except OSError:
+        pytest.skip("this file system takes only UTF-8 names")
+    for form in ("table", "csv", "jsonl"):
+        assert bit(model, odd, "--format", form, "--out", tmp_path / "out") == 0
+        assert "udcff.png" in (tmp_path / "out").read_text(encoding="utf-8")
