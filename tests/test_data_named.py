@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import pickle
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from torchvision import datasets
+from torchvision.datasets import utils
 
 from bigtransfer.data import named, open_dataset
 from bigtransfer.errors import DataError
@@ -29,6 +31,20 @@ def complete(cache: Path, name: str) -> Path:
 def lines(path: Path, *texts: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{text}\n" for text in texts))
+
+
+def agree(cache: Path, name: str, theirs: dict[str, Any]) -> None:
+    """Our reading of a small copy of a set is torchvision's: the same images, labels and classes, in the same order."""
+    data = open_dataset(name, cache=cache)
+    for split, dataset in theirs.items():
+        ours = {"train": data.train, "val": data.val, "test": data.test}[split]
+        assert ours is not None and len(ours) == len(dataset) > 0
+        if hasattr(dataset, "classes"):
+            assert ours.class_names == tuple(dataset.classes)
+        for i in range(len(ours)):
+            picture, label = dataset[i]
+            np.testing.assert_array_equal(ours.read(i), np.asarray(picture.convert("RGB")))
+            assert ours.labels is not None and ours.labels[i] == label
 
 
 # --- CIFAR, from its authors' binary form
@@ -56,7 +72,6 @@ def cifar_archive(labels_of: dict[str, list[list[int]]], texts: dict[str, str]) 
 @pytest.fixture
 def served(monkeypatch):
     """Makes torchvision's downloader find one archive, with its checksum still checked."""
-    from torchvision.datasets import utils
 
     def serve(archive: bytes) -> list[str]:
         asked = []
@@ -121,12 +136,11 @@ def test_stl10_is_stored_column_by_column(tmp_path: Path, monkeypatch) -> None:
         pictures = np.stack([pattern(96, 96, seed) for seed in seeds])
         pictures.transpose(0, 3, 2, 1).tofile(raw / f"{split}_X.bin")
         (np.arange(len(seeds)) % 2 + 1).astype(np.uint8).tofile(raw / f"{split}_y.bin")
-    import torchvision
-
-    monkeypatch.setattr(torchvision.datasets, "STL10", lambda folder, split, download: None)
+    monkeypatch.setattr("torchvision.datasets.stl10.check_integrity", lambda *arguments: True)
     data = open_dataset("stl10", cache=tmp_path)
     assert data.test is not None and data.train.labels.tolist() == [0, 1, 0]
     np.testing.assert_array_equal(data.test.read(1), pattern(96, 96, seed=4))
+    agree(tmp_path, "stl10", {split: datasets.STL10(tmp_path / "stl10", split) for split in ("train", "test")})
 
 
 def test_svhn(tmp_path: Path, monkeypatch) -> None:
@@ -136,9 +150,8 @@ def test_svhn(tmp_path: Path, monkeypatch) -> None:
     for split, seeds, labels in (("train", (0, 1), [10, 3]), ("test", (2, 3), [9, 10])):
         pictures = np.stack([pattern(32, 32, seed) for seed in seeds], axis=3)
         scipy_io.savemat(folder / f"{split}_32x32.mat", {"X": pictures, "y": np.array(labels, np.uint8)[:, None]})
-    import torchvision
-
-    monkeypatch.setattr(torchvision.datasets, "SVHN", lambda folder, split, download: None)
+    for module in ("svhn", "utils"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda *arguments: True)
     data = open_dataset("svhn", cache=tmp_path)
     assert data.test is not None
     assert (
@@ -147,62 +160,85 @@ def test_svhn(tmp_path: Path, monkeypatch) -> None:
         and data.test.labels.tolist() == [9, 0]
     )
     np.testing.assert_array_equal(data.train.read(1), pattern(32, 32, seed=1))
+    agree(tmp_path, "svhn", {split: datasets.SVHN(tmp_path / "svhn", split) for split in ("train", "test")})
 
 
 # --- Sets of files
 
 
-def test_flowers102(tmp_path: Path) -> None:
+def test_flowers102(tmp_path: Path, monkeypatch) -> None:
     scipy_io = pytest.importorskip("scipy.io")
     base = complete(tmp_path, "flowers102") / "flowers-102"
-    for i in range(1, 5):
+    for i in range(1, 7):
         write(base / "jpg" / f"image_{i:05d}.jpg", seed=i)
-    scipy_io.savemat(base / "imagelabels.mat", {"labels": [102, 1, 2, 2]})
-    scipy_io.savemat(base / "setid.mat", {"trnid": [2, 1], "valid": [3], "tstid": [4]})
+    scipy_io.savemat(base / "imagelabels.mat", {"labels": [102, 1, 2, 2, 3, 3]})
+    scipy_io.savemat(base / "setid.mat", {"trnid": [2, 1], "valid": [3, 5], "tstid": [4, 6]})
     data = open_dataset("flowers102", cache=tmp_path)
     assert data.val is not None and data.test is not None and len(data.train.class_names) == 102
     assert data.train.class_names[0] == "pink primrose" and data.train.labels.tolist() == [0, 101]
-    assert data.test.labels.tolist() == [1] and data.test.name(0) == "flowers-102/jpg/image_00004.jpg"
+    assert data.test.labels.tolist() == [1, 2] and data.test.name(0) == "flowers-102/jpg/image_00004.jpg"
     assert data.val.read(0).shape == (12, 16, 3)
+    monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *arguments: True)
+    theirs = {split: datasets.Flowers102(tmp_path / "flowers102", split) for split in ("train", "val", "test")}
+    agree(tmp_path, "flowers102", theirs)
 
 
 def test_pets_number_their_classes(tmp_path: Path) -> None:
     base = complete(tmp_path, "pets") / "oxford-iiit-pet"
-    lines(base / "annotations" / "trainval.txt", "american_bulldog_100 2 2 1", "Abyssinian_1 1 1 1")
-    lines(base / "annotations" / "test.txt", "american_bulldog_7 2 2 1")
-    data = open_dataset("pets", cache=tmp_path)
-    assert data.train.class_names == ("Abyssinian", "American Bulldog") and data.train.labels.tolist() == [1, 0]
-    assert data.test is not None and data.test.name(0) == "oxford-iiit-pet/images/american_bulldog_7.jpg"
-
-
-def test_food101_dtd_and_aircraft(tmp_path: Path) -> None:
-    food = complete(tmp_path, "food101") / "food-101" / "meta"
-    food.mkdir(parents=True)
-    (food / "train.json").write_text(
-        json.dumps({"waffles": ["waffles/1"], "apple_pie": ["apple_pie/2", "apple_pie/3"]})
+    lines(
+        base / "annotations" / "trainval.txt",
+        "american_bulldog_100 2 2 1",
+        "Abyssinian_1 1 1 1",
+        "american_bulldog_2 2 2 1",
     )
-    (food / "test.json").write_text(json.dumps({"waffles": ["waffles/4"], "apple_pie": ["apple_pie/5"]}))
-    data = open_dataset("food101", cache=tmp_path)
-    assert (
-        data.test is not None
-        and data.train.class_names == ("apple_pie", "waffles")
-        and data.train.labels.tolist() == [1, 0, 0]
+    lines(base / "annotations" / "test.txt", "american_bulldog_7 2 2 1", "Abyssinian_8 1 1 1")
+    for seed, image in enumerate(
+        ("american_bulldog_100", "Abyssinian_1", "american_bulldog_2", "american_bulldog_7", "Abyssinian_8")
+    ):
+        write(base / "images" / f"{image}.jpg", seed)
+    root = tmp_path / "pets"
+    agree(
+        tmp_path,
+        "pets",
+        {"train": datasets.OxfordIIITPet(root, "trainval"), "test": datasets.OxfordIIITPet(root, "test")},
     )
-    assert data.test.name(0) == "food-101/images/waffles/4.jpg"
 
-    dtd = complete(tmp_path, "dtd") / "dtd" / "dtd" / "labels"
-    for number, split in enumerate(("train", "val", "test")):
-        lines(dtd / f"{split}1.txt", f"woven/w{number}.jpg", f"banded/b{number}.jpg")
-    data = open_dataset("dtd", cache=tmp_path)
-    assert data.val is not None and data.test is not None and data.val.labels.tolist() == [1, 0]
-    assert data.test.name(1) == "dtd/dtd/images/banded/b2.jpg"
 
-    aircraft = complete(tmp_path, "aircraft") / "fgvc-aircraft-2013b" / "data"
-    lines(aircraft / "variants.txt", "707-320", "Cessna 172")
+def test_food101(tmp_path: Path) -> None:
+    base = complete(tmp_path, "food101") / "food-101"
+    (base / "meta").mkdir(parents=True)
+    (base / "meta" / "train.json").write_text('{"waffles": ["waffles/1"], "apple_pie": ["apple_pie/2", "apple_pie/3"]}')
+    (base / "meta" / "test.json").write_text('{"waffles": ["waffles/4"], "apple_pie": ["apple_pie/5"]}')
+    for seed, image in enumerate(("waffles/1", "apple_pie/2", "apple_pie/3", "waffles/4", "apple_pie/5")):
+        write(base / "images" / f"{image}.jpg", seed)
+    agree(tmp_path, "food101", {split: datasets.Food101(tmp_path / "food101", split) for split in ("train", "test")})
+
+
+def test_dtd(tmp_path: Path) -> None:
+    base = complete(tmp_path, "dtd") / "dtd" / "dtd"
     for number, split in enumerate(("train", "val", "test")):
-        lines(aircraft / f"images_variant_{split}.txt", f"100{number} Cessna 172", f"200{number} 707-320")
-    data = open_dataset("aircraft", cache=tmp_path)
-    assert data.train.class_names == ("707-320", "Cessna 172") and data.train.labels.tolist() == [1, 0]
+        lines(base / "labels" / f"{split}1.txt", f"woven/w{number}.jpg", f"banded/b{number}.jpg")
+        write(base / "images" / "woven" / f"w{number}.jpg", number)
+        write(base / "images" / "banded" / f"b{number}.jpg", 3 + number)
+    agree(tmp_path, "dtd", {split: datasets.DTD(tmp_path / "dtd", split) for split in ("train", "val", "test")})
+
+
+def test_aircraft(tmp_path: Path) -> None:
+    base = complete(tmp_path, "aircraft") / "fgvc-aircraft-2013b" / "data"
+    lines(base / "variants.txt", "Cessna 172", "707-320")
+    for number, split in enumerate(("train", "val", "test")):
+        lines(base / f"images_variant_{split}.txt", f"100{number} Cessna 172", f"200{number} 707-320")
+        write(base / "images" / f"100{number}.jpg", number)
+        write(base / "images" / f"200{number}.jpg", 3 + number)
+    theirs = {split: datasets.FGVCAircraft(tmp_path / "aircraft", split) for split in ("train", "val", "test")}
+    agree(tmp_path, "aircraft", theirs)
+
+
+def test_eurosat(tmp_path: Path) -> None:
+    base = complete(tmp_path, "eurosat") / "eurosat" / "2750"
+    for seed, name in enumerate(("River", "Forest", "SeaLake")):
+        write(base / name / f"{name}_{seed}.jpg", seed)
+    agree(tmp_path, "eurosat", {"train": datasets.EuroSAT(tmp_path / "eurosat")})
 
 
 def test_caltech101_leaves_out_the_background(tmp_path: Path) -> None:
@@ -217,8 +253,6 @@ def test_caltech101_leaves_out_the_background(tmp_path: Path) -> None:
 
 
 def test_every_name_has_a_torchvision_class() -> None:
-    import torchvision
-
     assert {"cifar10", "cifar100", "flowers102", "pets", "food101", "svhn", "dtd", "stl10", "caltech101"} <= set(
         named.NAMES
     )
@@ -234,16 +268,14 @@ def test_every_name_has_a_torchvision_class() -> None:
         "EuroSAT",
         "Imagenette",
     ):
-        assert hasattr(torchvision.datasets, name)
+        assert hasattr(datasets, name)
 
 
 def test_without_network(tmp_path: Path, monkeypatch) -> None:
-    import torchvision
-
     def fail(*arguments, **named):
         raise OSError("Name or service not known")
 
-    monkeypatch.setattr(torchvision.datasets, "OxfordIIITPet", fail)
+    monkeypatch.setattr(datasets, "OxfordIIITPet", fail)
     with pytest.raises(
         DataError,
         match=r"pets is not in .*pets and cannot be downloaded .*Name or service not known.* Copy that folder",
