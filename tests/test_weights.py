@@ -621,6 +621,13 @@ def test_folders(tmp_path: Path) -> None:
         weights.load(tmp_path)
 
 
+def test_what_exists_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert weights.describe("google/bit-50").name == "bit-m-r50x1-ilsvrc2012"
+    weights.export("google/bit-50", ours(), card_of(), "transformers")
+    assert weights.describe("google/bit-50").num_classes == CLASSES
+
+
 def test_unknown_names() -> None:
     with pytest.raises(UnknownModel, match="bit-m-r50x1"):
         weights.load("bit-m-r50x")

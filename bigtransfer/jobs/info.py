@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from bigtransfer import catalog, weights
+from bigtransfer import weights
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.config import InfoConfig
 from bigtransfer.weights import fetch
@@ -55,7 +55,7 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
     yield "licence", card.licence or "not stated"
     if card.source:
         yield "source", card.source
-    record = catalog.find(model)
+    record = weights.named(model)
     if record is None:
         path = Path(model)
         if path.is_file():

@@ -42,7 +42,7 @@ def load(
 
     name_or_file: a name from `catalog.list_models()` (or timm's name for it), a weight file of any published form, a run
     folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://...), or, without pretrained, an
-    architecture ("r50x1"). A catalogue name wins over a file of that name; write ./name for the file.
+    architecture ("r50x1"). What exists on disk goes before a name.
 
     num_classes: None keeps the head; another number than the file's replaces it by a fresh one of zeros; 0 leaves it out.
     in_chans: None keeps the input; another number adapts the first convolution: one channel gets the sum of the kernels,
@@ -78,10 +78,17 @@ def load(
 
 def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
     """The card that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
-    if (record := _named(name_or_file)) is not None and _local(record) is None:
+    if (record := named(name_or_file)) is not None and _local(record) is None:
         return _with_class_names(record)
     with _opened(name_or_file, offline=True) as (_, _, card):
         return card
+
+
+def named(name_or_file: str | os.PathLike[str]) -> Published | None:
+    """The published model that `load` takes this for; None if it is anything else, such as a file or folder of that name."""
+    if isinstance(name_or_file, str) and not Path(name_or_file).exists():
+        return catalog.find(name_or_file)
+    return None
 
 
 def location(record: Published) -> Literal["bundled", "cached", "download", "missing"]:
@@ -228,10 +235,6 @@ def _card(contents: formats.Contents, translation: names.Translation, record: Pu
 # --- Finding files
 
 
-def _named(name_or_file: str | os.PathLike[str]) -> Published | None:
-    return catalog.find(name_or_file) if isinstance(name_or_file, str) else None
-
-
 def _local(record: Published) -> Path | None:
     """The file of a published model, if it is on this machine."""
     if record.bundled:
@@ -245,7 +248,7 @@ def _local(record: Published) -> Path | None:
 def _opened(
     name_or_file: str | os.PathLike[str], offline: bool | None
 ) -> Iterator[tuple[formats.Contents, names.Translation, ModelCard]]:
-    record = _named(name_or_file)
+    record = named(name_or_file)
     path = _find(name_or_file, offline) if record is None else _find_published(record, offline)
     with formats.open_weights(path) as contents:
         stated = contents.card

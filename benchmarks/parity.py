@@ -1,0 +1,199 @@
+"""Do four implementations of BiT compute the same function? A table of relative logit errors for every published architecture.
+
+    python -m benchmarks.parity --out benchmarks/results/parity_cpu_DATE.md [ARCHITECTURE ...]
+
+The same random weights (kernels with a mean and a log-normal scale per output channel, GroupNorm away from the identity, a
+head that is not zero) go into ours, into timm's and transformers' classes under their own names, and into the float64 NumPy
+network of tests/reference, which was written from the description. The error is max |a - b| / max |b|, b being the NumPy logits.
+Weights are shared, not copied: R152x4 (929 M parameters) needs about 8 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+import transformers
+from timm.layers import StdConv2d
+from timm.models.resnetv2 import ResNetV2 as TimmResNetV2
+from torch import Tensor, nn
+
+from bigtransfer import catalog, model
+from bigtransfer.catalog import Architecture
+from bigtransfer.weights import configs, names
+from tests.reference.network import Network
+
+CLASSES = 10
+SIZES = ((64, 64), (97, 65))
+"""Inputs, height x width px: one even and square, one odd and oblong."""
+FLOAT64_UP_TO = 100e6
+"""Parameters above which ours is not also run in float64 (it doubles the memory)."""
+
+
+class Lazily64(Mapping[str, np.ndarray]):
+    """Our weights as the reference wants them, float64 and HWIO, converted one tensor at a time."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        layout = names.LAYOUTS["npz"]
+        self._tensors = {layout.their_name(name): layout.their_value(name, tensor) for name, tensor in state.items()}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._tensors[name].numpy().astype(np.float64)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@torch.no_grad()
+def randomize(network: nn.Module, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in network.named_parameters():
+        if parameter.ndim == 4:
+            scale = torch.randn(parameter.shape[0], generator=generator).mul(0.5).sub(3).exp()
+            parameter.normal_(0.3, 1, generator=generator).mul_(scale[:, None, None, None])
+        elif parameter.ndim == 2:
+            parameter.normal_(0, 0.02, generator=generator)
+        elif name.endswith("weight"):
+            parameter.uniform_(0.5, 1.5, generator=generator)
+        else:
+            parameter.normal_(0, 0.3, generator=generator)
+
+
+def as_theirs(theirs: nn.Module, ours: nn.Module, layout_name: names.LayoutName) -> nn.Module:
+    """A foreign network, built without memory, on our tensors under its own names; strict."""
+    layout = names.LAYOUTS[layout_name]
+    state = {layout.their_name(name): layout.their_value(name, tensor) for name, tensor in ours.state_dict().items()}
+    theirs.load_state_dict(state, strict=True, assign=True)
+    return theirs.eval()
+
+
+def timm_network(arch: Architecture) -> nn.Module:
+    with torch.device("meta"):
+        name = configs.timm_name(arch)
+        if name is not None:
+            return timm.create_model(name, num_classes=CLASSES)
+        conv = partial(StdConv2d, eps=1e-8)
+        units = list(arch.units)
+        return TimmResNetV2(units, width_factor=arch.width, num_classes=CLASSES, stem_type="fixed", conv_layer=conv)
+
+
+def transformers_network(arch: Architecture) -> nn.Module:
+    config = transformers.BitConfig(
+        depths=list(arch.units),
+        embedding_size=64 * arch.width,
+        hidden_sizes=[256 * arch.width * 2**block for block in range(4)],
+        num_labels=CLASSES,
+    )
+    with torch.device("meta"):
+        return transformers.BitForImageClassification(config)
+
+
+def logits(network: nn.Module, images: Tensor) -> np.ndarray:
+    with torch.inference_mode():
+        out = network(images)
+    return getattr(out, "logits", out).double().numpy()
+
+
+def rows(name: str, seed: int) -> Iterator[tuple[str, ...]]:
+    arch = catalog.architecture(name)
+    network = model.build(arch, CLASSES, device="meta").to_empty(device="cpu").eval()
+    randomize(network, seed)
+    reference = Network({})
+    reference.params = Lazily64(network.state_dict())  # pyright: ignore - a mapping is all that it needs
+    generator = torch.Generator().manual_seed(seed + 1)
+    inputs = [torch.rand(2, 3, height, width, generator=generator) * 2 - 1 for height, width in SIZES]
+    expected, seconds = [], []
+    for images in inputs:
+        start = time.perf_counter()
+        expected.append(reference.logits(images.permute(0, 2, 3, 1).double().numpy()))
+        seconds.append(time.perf_counter() - start)
+
+    def errors(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float32) -> list[str]:
+        other = make()
+        found = (logits(other, images.to(dtype)) for images in inputs)
+        return [f"{np.abs(a - b).max() / np.abs(b).max():.1e}" for a, b in zip(found, expected, strict=True)]
+
+    columns = [
+        errors(lambda: network),
+        errors(lambda: as_theirs(timm_network(arch), network, "timm")),
+        errors(lambda: as_theirs(transformers_network(arch), network, "transformers")),
+    ]
+    if arch.num_parameters(CLASSES) <= FLOAT64_UP_TO:
+        columns.insert(1, errors(lambda: network.double(), torch.float64))  # last use of the float32 tensors
+    else:
+        columns.insert(1, ["-"] * len(SIZES))
+    parameters = f"{arch.num_parameters(CLASSES) / 1e6:,.1f} M"
+    for index, (height, width) in enumerate(SIZES):
+        largest = f"{np.abs(expected[index]).max():.2f}"
+        yield (
+            name,
+            parameters,
+            f"{height} x {width}",
+            largest,
+            *(column[index] for column in columns),
+            f"{seconds[index]:.0f}",
+        )
+
+
+def hardware() -> str:
+    cpu = platform.processor() or platform.machine()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), cpu)
+    return f"{cpu}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("architectures", nargs="*", default=list(catalog.ARCHITECTURES))
+    parser.add_argument("--out", type=Path, help="Markdown file to write.")
+    parser.add_argument("--seed", type=int, default=0)
+    asked = parser.parse_args()
+
+    versions = {"torch": torch, "timm": timm, "transformers": transformers, "numpy": np}
+    head = [
+        "# Parity: ours, timm and transformers against float64 NumPy",
+        "",
+        f"- Date: {datetime.datetime.now(datetime.UTC):%Y-%m-%d}; seed {asked.seed}; 2 images; {CLASSES} classes",
+        f"- Command: `python -m benchmarks.parity {' '.join(sys.argv[1:])}`",
+        f"- Versions: Python {platform.python_version()}, "
+        + ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
+        f"- Hardware: {hardware()}",
+        "- Random weights: kernels with mean and log-normal scale per channel, GroupNorm gamma 0.5 to 1.5 and beta N(0, 0.3),",
+        "  head N(0, 0.02). Error: max abs difference of the logits / largest abs logit of the NumPy network.",
+        "",
+    ]
+    titles = (
+        "network",
+        "parameters",
+        "input",
+        "largest logit",
+        "ours fp32",
+        "ours fp64",
+        "timm fp32",
+        "transformers fp32",
+    )
+    lines = [*head, f"| {' | '.join((*titles, 'NumPy s'))} |", "|---|--:|--:|--:|--:|--:|--:|--:|--:|"]
+    print("\n".join(lines), flush=True)
+    for name in asked.architectures:
+        for row in rows(name, asked.seed):
+            lines.append(f"| {' | '.join(row)} |")
+            print(lines[-1], flush=True)
+    if asked.out:
+        asked.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
