@@ -90,6 +90,7 @@ def decode(
 def from_pillow(image: Image.Image, channels: int = 3) -> Pixels:
     """The pixels of an image that Pillow has opened or made, by the rules of `decode`; Pillow's own errors where it is damaged."""
     image.load()
+    # Asked only now: loading a TIFF or HEIC turns it upright by itself, and a PNG may hold its EXIF data behind its pixels.
     upright = _UNTRANSPOSE.get(_orientation(image))
     flat = _to_8_bits(image, channels)
     if upright is not None:
