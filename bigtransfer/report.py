@@ -161,7 +161,9 @@ def _headline(
                 f'<p class="hero"><strong>{_percent(measured[-1]["val/top1"])}</strong> of the validation images are recognized '
                 f"correctly after step {measured[-1]['step'] + 1:,}.</p>"
             )
-        parts.append('<p class="soft">The final evaluation is not there yet: the run has not finished.</p>')
+        finished = (folder / "evaluation.json").is_file()
+        reason = "the data set has no images to measure it on" if finished else "the run has not finished"
+        parts.append(f'<p class="soft">There is no final evaluation: {reason}.</p>')
     facts = config.get("data", {})
     if facts.get("train"):
         tiles.append((f"{facts['train']:,}", "training images"))

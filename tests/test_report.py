@@ -191,13 +191,15 @@ def test_what_is_missing_is_left_out(run, images, missing):
     page = Page(report.write(run, images).read_text())
     assert len(page.text) < len(whole.text)
     if missing == "evaluation.json":
-        assert "69.0% of the validation images" in page.text and "not finished" in page.text
+        assert "69.0% of the validation images" in page.text and "the run has not finished" in page.text
     if missing == "metrics.jsonl":
         assert "Training" not in page.headings
 
 
 def test_an_empty_folder_and_a_few_steps(tmp_path):
-    assert "not finished" in Page(report.write(tmp_path).read_text()).text
+    assert "the run has not finished" in Page(report.write(tmp_path).read_text()).text
+    (tmp_path / "evaluation.json").write_text("{}")
+    assert "no images to measure it on" in Page(report.write(tmp_path).read_text()).text
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 0, "loss": 1.0, "lr": 0.0}\n{"step": 1, "loss": NaN, "lr": 0.0}\n{"step": 2, "lo'
     )

@@ -25,7 +25,7 @@ _DENSE_CLASSES = 1000
 """Up to so many classes a written evaluation holds the whole confusion matrix."""
 
 Z95 = 1.959963984540054
-"""97.5 % quantile of the normal distribution: half-width of a 95% interval, in standard deviations."""
+"""97.5% quantile of the normal distribution: half-width of a 95% interval, in standard deviations."""
 
 _RECORD = np.dtype(
     [
@@ -139,7 +139,7 @@ class Classification:
 
     @property
     def top1_interval(self) -> tuple[float, float]:
-        """95 % interval of top-1 (`wilson`)."""
+        """95% interval of top-1 (`wilson`)."""
         return wilson(self.top1, len(self))
 
     @property
@@ -209,8 +209,8 @@ class Classification:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """95 % Wilson score interval of a share seen in `n` cases: the true shares that would not make this one surprising, if the
-    cases are an independent sample. Good for few cases and near 0 or 1, where mean +- 2 sd is not."""
+    """95% Wilson score interval of a share measured on `n` images: the true shares that would not make this result surprising,
+    if the images are an independent sample. Good for few images and near 0 or 1, where mean +- 2 sd is not. (0, 1) if n is 0."""
     if n == 0:
         return 0.0, 1.0
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)

@@ -22,24 +22,30 @@ from bigtransfer.predictor import Predictor
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What `evaluate` measured."""
+    """A finished measurement."""
 
     result: evals.Classification
     images: ImageSet
-    """The images measured on, with the classes of the model."""
+    """What was measured on; its labels and class names are numbered as the model's."""
     split: str
-    """Which part of the data they are."""
-    model: str
+    """Which part of the data that is: "train", "val", "test" or "all images"."""
     unreadable: list[ImageError]
-    """Images that were left out."""
+    """Images that are left out of the result because they cannot be read."""
+    model: str
+    """The model's name."""
+    notes: tuple[str, ...]
+    """Remarks on the data set."""
 
 
 def run(config: EvaluateConfig) -> int:
-    """Measure and print. Exit status 1 if images could not be read and that was not expected."""
-    done = evaluate(config)
-    images = done.images
-    print(f"{done.model} on {config.data} ({done.split}): {len(images)} images of {len(images.class_names)} classes")
-    print(f"\n{evals.describe(done.result, images.class_names)}")
+    """`bit evaluate`. Exit status 1 if images could not be read and that was not expected."""
+    done = evaluate(config, progress=True)
+    for note in done.notes:
+        print(f"note: {note}", file=sys.stderr)
+    print(
+        f"{done.model} on {config.data} ({done.split}): {len(done.images)} images of {len(done.images.class_names)} classes"
+    )
+    print(f"\n{evals.describe(done.result, done.images.class_names)}")
     if done.unreadable:
         print(f"\n{len(done.unreadable)} images cannot be read and are left out:")
         print("\n".join(f"  {error}" for error in done.unreadable[:10]))
@@ -52,31 +58,34 @@ def run(config: EvaluateConfig) -> int:
     return 1 if done.unreadable and not config.skip_bad_images else 0
 
 
-def evaluate(config: EvaluateConfig) -> Evaluated:
-    """Measure, and write the files that `config` asks for. Raises BitError for what the user can mend."""
+def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
+    """Measure as `config` asks, and write the files it asks for. Images that cannot be read are left out and listed."""
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
+    card = predictor.card
     splits = open_dataset(
         config.data,
         image_column=config.image_column,
         label_column=config.label_column,
-        channels=predictor.card.architecture.in_chans,
+        channels=card.architecture.in_chans,
     )
-    for note in splits.notes:
-        print(f"note: {note}", file=sys.stderr)
     split, images = choose_split(splits, config.split)
-    images = match_classes(images, predictor.card.class_names, predictor.card.num_classes, config.subset)
-    result, unreadable = measure(predictor, images, batch_size=config.batch_size, workers=config.workers, progress=True)
-    record = evals.as_record(
-        result, images, split=split, model=predictor.card.name, data=config.data, unreadable=unreadable
+    images = match_classes(images, card.class_names, card.num_classes, config.subset)
+    result, unreadable = measure(
+        predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
     )
-    if config.json is not None:
-        evals.write_record(config.json, record)
-    if config.out is not None:
-        folder = Path(config.out)
-        evals.write_record(folder / "evaluation.json", record)
-        runs.write_json(folder / "config.json", {"asked": dataclasses.asdict(config)})
-        report.write(folder, images)
-    return Evaluated(result=result, images=images, split=split, model=predictor.card.name, unreadable=unreadable)
+    if config.json is not None or config.out is not None:
+        record = evals.as_record(result, images, split=split, model=card.name, data=config.data, unreadable=unreadable)
+        if config.json is not None:
+            evals.write_record(config.json, record)
+        if config.out is not None:
+            folder = Path(config.out)
+            evals.write_record(folder / "evaluation.json", record)
+            asked, environment = dataclasses.asdict(config), training.environment(predictor.device)
+            runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": environment})
+            report.write(folder, images)
+    return Evaluated(
+        result=result, images=images, split=split, unreadable=unreadable, model=card.name, notes=splits.notes
+    )
 
 
 def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:
