@@ -11,8 +11,11 @@ help:
 	@echo "make demo      see it work: fine-tune the bundled network on handwritten digits (offline, minutes)"
 	@echo "make test      the tests, but for the slow ones; make test-all: all"
 	@echo "make check     formatting, lint, types, layering"
+	@echo "make format    repair formatting and what lint can repair"
 	@echo "make setup     install for development into .venv"
-	@echo "make bench     the quick benchmarks; docs: rebuild the generated pages; lock: renew requirements/*.txt; clean"
+	@echo "make bench     the benchmarks that need no data, into benchmarks/results"
+	@echo "make docs      check the links and commands in the documents"
+	@echo "make lock      renew requirements/*.txt; make clean: remove everything that was built"
 
 setup: $(DEV)
 
@@ -36,10 +39,11 @@ format: $(DEV)
 	$(BIN)/ruff check --fix .
 
 bench: $(DEV)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m benchmarks.parity --out benchmarks/results/parity_cpu_$$(date +%F).md
+	$(BIN)/python -m benchmarks.train_step
 
 docs: $(DEV)
-	$(BIN)/python docs/build.py
+	$(BIN)/python -m pytest -q tests/test_docs.py
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -90,7 +90,7 @@ def test_a_new_head_is_zero_and_no_head_gives_features() -> None:
 
 
 def test_unknown_models_are_named() -> None:
-    with pytest.raises(bigtransfer.BitError, match="Did you mean .*bit-m-r50x1"):
+    with pytest.raises(bigtransfer.BitError, match=r"Did you mean .*bit-m-r50x1"):
         bigtransfer.load_model("bit-m-r50x")
 
 
