@@ -96,14 +96,16 @@ def parse(command: str, arguments: Sequence[str]) -> config.Config:
     chosen = config_class(command)
     assert chosen is not None, command
     parser = _Parser(prog=f"bit {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
-    for field in config.fields_of(chosen):
+    fields = config.fields_of(chosen)
+    for field in fields:
         _add(parser, field)
     values, unknown = parser.parse_known_args(arguments)
     if unknown:
         flag = unknown[0].partition("=")[0]
         if not flag.startswith("-"):
             raise ConfigError(f"`bit {command}` has no use for {flag!r}. `bit {command} --help` shows what it takes.")
-        flags = [option for action in parser._actions for option in action.option_strings]
+        flags = [field.flag for field in fields if not field.positional]
+        flags += [field.flag.replace("--", "--no-", 1) for field in fields if field.type is bool]
         raise ConfigError(
             f"`bit {command}` has no flag {flag}.{_suggestion(flag, flags)} `bit {command} --help` lists them."
         )
