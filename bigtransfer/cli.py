@@ -36,14 +36,14 @@ Getting started:
 """
 
 
-def config_class(command: str) -> type[config.Config] | None:
-    """The configuration class of a command; None if there is no such command."""
-    return getattr(config, f"{command.capitalize()}Config", None)
+def config_class(command: str) -> type[config.Config]:
+    """The configuration class of a command."""
+    return getattr(config, f"{command.capitalize()}Config")
 
 
 def commands() -> list[str]:
     """Every command, in the order of the help."""
-    return [command for group in GROUPS.values() for command in group if config_class(command) is not None]
+    return [command for group in GROUPS.values() for command in group]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +94,6 @@ def _run(arguments: list[str]) -> int:
 def parse(command: str, arguments: Sequence[str]) -> config.Config:
     """The configuration that these arguments ask for; ConfigError if they are wrong."""
     chosen = config_class(command)
-    assert chosen is not None, command
     parser = _Parser(prog=f"bit {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     fields = config.fields_of(chosen)
     for field in fields:
@@ -158,10 +157,7 @@ def _overview() -> str:
     lines += ["Big Transfer: pre-trained image classifiers, fine-tuned on your images by one rule.", "", _START]
     for title, names in GROUPS.items():
         lines.append(f"{title}:")
-        for name in names:
-            chosen = config_class(name)
-            if chosen is not None:
-                lines.append(f"  {name:<10} {_doc(chosen)[0]}")
+        lines += [f"  {name:<10} {_doc(config_class(name))[0]}" for name in names]
         lines.append("")
     return "\n".join(lines)
 
@@ -169,7 +165,6 @@ def _overview() -> str:
 def _explanation(command: str) -> str:
     """The text of `bit COMMAND --help`."""
     chosen = config_class(command)
-    assert chosen is not None, command
     width = min(shutil.get_terminal_size().columns, 110)
     fields = config.fields_of(chosen)
     usage = " ".join(_shown(field) for field in fields if field.positional)

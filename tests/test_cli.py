@@ -213,7 +213,6 @@ def test_help_of_a_command(sample, capsys: pytest.CaptureFixture[str], monkeypat
 @pytest.mark.parametrize("command", cli.commands())
 def test_every_command_explains_every_knob(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     chosen = cli.config_class(command)
-    assert chosen is not None
     assert issubclass(chosen, Config)
     fields = config.fields_of(chosen)
     assert [field.name for field in fields if not field.help.endswith((".", ")"))] == []
@@ -226,11 +225,9 @@ def test_every_command_explains_every_knob(command: str, capsys: pytest.CaptureF
 
 
 def test_every_command_has_its_job() -> None:
-    """Each command of the help has a configuration and a job file, and no job is left out of the help."""
-    names = [name for group in cli.GROUPS.values() for name in group]
-    assert names == cli.commands()
+    """Each command of the help has a job file, and no job is left out of the help."""
     files = (REPOSITORY / "bigtransfer" / "jobs").glob("*.py")
-    assert {path.stem for path in files if "\ndef run(" in path.read_text(encoding="utf-8")} == set(names)
+    assert {path.stem for path in files if "\ndef run(" in path.read_text(encoding="utf-8")} == set(cli.commands())
 
 
 def test_help_loads_nothing_heavy() -> None:
