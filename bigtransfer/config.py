@@ -17,10 +17,11 @@ import dataclasses
 import inspect
 import os
 import re
+import shlex
 import textwrap
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -134,6 +135,25 @@ def fields_of(config_class: type) -> list[Field]:
         Field(name=field.name, default=field.default, **_unfold(hints[field.name]), **notes[field.name])
         for field in dataclasses.fields(config_class)
     ]
+
+
+def command_line(command: str, values: Mapping[str, Any]) -> str:
+    """What to type for these values of a command's fields, by name: "bit finetune photos/ --steps 70"; defaults are left out."""
+    arguments, flags = [], []
+    for field in fields_of(globals()[f"{command.capitalize()}Config"]):
+        value = values.get(field.name, field.default)
+        value = tuple(value) if isinstance(value, list) else value  # as JSON gives it back
+        if value == field.default or value is None:
+            continue
+        if field.type is bool:
+            flags.append(field.flag if value else "--no-" + field.flag.removeprefix("--"))
+            continue
+        given = [str(one) for one in value] if field.several else [str(value)]
+        if field.positional:
+            arguments += given
+        else:
+            flags += [field.flag, *given]
+    return shlex.join(["bit", command, *arguments, *flags])
 
 
 def _unfold(hint: Any) -> dict[str, Any]:

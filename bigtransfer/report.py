@@ -7,7 +7,6 @@ the sections of what is not. `docs/report.md` says what each section means.
 from __future__ import annotations
 
 import base64
-import dataclasses
 import html
 import io
 import itertools
@@ -134,18 +133,21 @@ def _scalars(values: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
 def _headline(
     folder: Path, config: Mapping[str, Any], evaluation: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
 ) -> str:
-    data = evaluation.get("data") or config.get("asked", {}).get("data", "")
-    model = evaluation.get("model") or config.get("asked", {}).get("model", "")
-    where = " on ".join(_text(part) for part in (model, data) if part)
-    parts = [f"<header><h1>{_text(folder.resolve().name)}</h1>", f'<p class="soft">{where}</p>' if where else ""]
+    asked = config.get("asked", {})
+    data = evaluation.get("data") or asked.get("data", "")
+    if config.get("command") == "finetune":
+        what = f"{asked.get('model')}, fine-tuned on {data}"
+    else:
+        what = " on ".join(filter(None, (evaluation.get("model"), data)))
+    parts = [f"<header><h1>{_text(folder.resolve().name)}</h1>", f'<p class="soft">{_text(what)}</p>' if what else ""]
     tiles: list[tuple[str, str]] = []
     if evaluation:
         low, high = evaluation["top1_interval"]
         classes = len(evaluation["class_names"])
         split = evaluation["split"]
-        what = "images" if split == "all images" else f"{split} images"
+        shown = "images" if split == "all images" else f"{split} images"
         parts.append(
-            f'<p class="hero"><strong>{_percent(evaluation["top1"])}</strong> of {evaluation["images"]:,} {_text(what)} of '
+            f'<p class="hero"><strong>{_percent(evaluation["top1"])}</strong> of {evaluation["images"]:,} {_text(shown)} of '
             f"{classes:,} classes are recognized correctly.</p>"
             f'<p class="soft">95% interval {_percent(low)} to {_percent(high)}: where the accuracy on other images of the same '
             "kind is likely to be.</p>"
@@ -177,15 +179,14 @@ def _decisions(config: Mapping[str, Any]) -> str:
     if not config:
         return ""
     parts = []
-    arguments = config.get("environment", {}).get("argv", [])[1:]
-    if arguments:
-        parts.append(f"<pre>bit {_text(shlex.join(arguments))}</pre>")
+    command, asked = config.get("command", ""), config.get("asked", {})
+    if command and asked:
+        parts.append(f"<pre>{_text(configs.command_line(command, asked))}</pre>")
     recipe = config.get("recipe", {})
     if recipe.get("notes"):
         parts.append("<ul>" + "".join(f"<li>{_text(note)}</li>" for note in recipe["notes"]) + "</ul>")
     columns = []
     for title, rows in (
-        ("Asked", list(_scalars(_not_default(config.get("command", ""), config.get("asked", {}))))),
         ("Decided", list(_scalars({key: value for key, value in recipe.items() if key != "notes"}))),
         ("Data and machine", list(_scalars({**config.get("data", {}), **config.get("resolved", {})}))),
     ):
@@ -193,13 +194,6 @@ def _decisions(config: Mapping[str, Any]) -> str:
             columns.append(f"<div><h3>{title}</h3>{_pairs(rows)}</div>")
     parts.append(f'<div class="columns">{"".join(columns)}</div>')
     return _section("What was asked, and what was decided", *parts)
-
-
-def _not_default(command: str, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The values of a configuration that differ from its defaults."""
-    chosen = getattr(configs, f"{command.capitalize()}Config", None) if command else None
-    defaults = {field.name: field.default for field in dataclasses.fields(chosen)} if chosen else {}
-    return {key: value for key, value in asked.items() if value != defaults.get(key, dataclasses.MISSING)}
 
 
 def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -488,7 +482,7 @@ def _chart(
 
 def _matrix(matrix: Sequence[Sequence[int]], names: Sequence[str]) -> str:
     n = len(names)
-    cell = 46 if n <= 12 else 30 if n <= 25 else 17
+    cell = 46 if n <= 8 else 40 if n <= 12 else 30 if n <= 25 else 17
     size = 13 if n <= 12 else 11
     short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
     left = round(12 + size * 0.56 * max(map(len, short)))

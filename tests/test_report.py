@@ -6,14 +6,15 @@ import html.parser
 import io
 import json
 import re
+import shlex
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bigtransfer import report
-from bigtransfer.config import FinetuneConfig
+from bigtransfer import cli, report
+from bigtransfer.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, command_line
 from bigtransfer.data import open_dataset
 from bigtransfer.errors import ImageError, RunError
 from bigtransfer.evals import Classification, as_record, describe, save_evaluation
@@ -96,7 +97,7 @@ def run(tmp_path, images, result):
                 "asked": asked,
                 "resolved": {"device": "cpu"},
                 "recipe": rule.to_dict(),
-                "environment": {"torch": "2.11", "argv": ["bit", "finetune", "my photos", "--steps", "70"]},
+                "environment": {"torch": "2.11", "argv": ["bit", "demo"]},
                 "data": {"train": 300, "classes": 3},
             }
         )
@@ -107,7 +108,7 @@ def run(tmp_path, images, result):
             if step % 10 == 9:
                 print(json.dumps({"step": step, "val/top1": step / 100}), file=file)
     bad = [ImageError("ant/bad.png", "the file is empty (0 bytes)")]
-    save_evaluation(tmp_path, result, images, split="test", model="my-model", data="photos", unreadable=bad)
+    save_evaluation(tmp_path, result, images, split="test", model="my-model", data=NASTY, unreadable=bad)
     (tmp_path / "unreadable.json").write_text(json.dumps([{"name": "ant/old.png", "reason": "it is truncated"}]))
     (tmp_path / "model.safetensors").touch()
     return tmp_path
@@ -133,7 +134,7 @@ def test_report_tells_everything_and_is_well_formed(run, images, result):
     for said in (
         f"{result.top1:.1%} of 24 test images of 3 classes",
         f"95% interval {low:.1%} to {high:.1%}",
-        "bit finetune 'my photos' --steps 70",
+        f"bit finetune {shlex.quote(NASTY)} --steps 70",  # what was asked, without what is at its default
         "300 training images make this a small task",
         "the file is empty (0 bytes)",
         "ant/old.png",
@@ -142,8 +143,23 @@ def test_report_tells_everything_and_is_well_formed(run, images, result):
         f"bit predict {run}",
     ):
         assert said in page.text, said
-    assert "steps70" in "".join(page.texts).replace(" ", "")  # asked, as it differs from the default
-    assert "flip" not in page.text  # not asked: at its default
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        FinetuneConfig(data="my photos", steps=7, flip=False, pretrained=False, budget="10m"),
+        EvaluateConfig(model="m", data="d", subset=True, precision="fp32"),
+        PredictConfig(model="m", images=("a b", "c"), top_k=2),
+        PretrainConfig(data="d", decay_epochs=(1.0, 2.5)),
+        PretrainConfig(data="d"),
+    ],
+)
+def test_shown_command_asks_for_the_same_again(asked):
+    command = type(asked).__name__.removesuffix("Config").lower()
+    shown = command_line(command, json.loads(json.dumps(dataclasses.asdict(asked))))
+    program, *words = shlex.split(shown)
+    assert program == "bit" and cli.parse(words[0], words[1:]) == asked
 
 
 def test_report_is_one_file_that_asks_nobody_and_runs_nothing_foreign(run, images):

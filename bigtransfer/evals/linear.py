@@ -108,26 +108,25 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
 
     # X = U S V^T from the smaller of the two Gram matrices; `basis` = V / S, so that U = X basis and W = basis (S W').
     spans = [slice(start, start + _ROWS) for start in range(0, n, _ROWS)]
-    if n <= d:
+    cross = torch.zeros(d, num_classes, dtype=torch.float64, device=features.device)  # X^T Y
+    gram = torch.zeros(d if n > d else 0, d, dtype=torch.float64, device=features.device)
+    for span in spans:
+        x = standardized(span)
+        cross += x.T @ (nn.functional.one_hot(labels[span], num_classes).double() - prior)
+        if n > d:
+            gram += x.T @ x
+    if n > d:
+        squares, v = torch.linalg.eigh(gram)
+        kept = squares > _RANK * squares.max()
+        squares = squares[kept]
+        basis = v[:, kept] / squares.sqrt()
+    else:
         x = standardized(slice(None))
         squares, u = torch.linalg.eigh(x @ x.T)
         kept = squares > _RANK * squares.max()
         squares = squares[kept]
         basis = x.T @ (u[:, kept] / squares)
-    else:
-        gram = torch.zeros(d, d, dtype=torch.float64, device=features.device)
-        for span in spans:
-            chunk = standardized(span)
-            gram += chunk.T @ chunk
-        squares, v = torch.linalg.eigh(gram)
-        kept = squares > _RANK * squares.max()
-        squares = squares[kept]
-        basis = v[:, kept] / squares.sqrt()
-
-    projected = torch.zeros(len(squares), num_classes, dtype=torch.float64, device=features.device)  # U^T Y
-    for span in spans:
-        onehot = nn.functional.one_hot(labels[span], num_classes).double()
-        projected += (standardized(span) @ basis).T @ (onehot - prior)
+    projected = basis.T @ cross  # U^T Y
 
     # Leave-one-out scores for any penalty, of (a sample of) the images that can be judged: residual / (1 - leverage).
     judged = (counts[labels] > 1).nonzero()[:, 0]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
+import dataclasses
 import shutil
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from bigtransfer.config import DemoConfig, FinetuneConfig
+from bigtransfer.config import DemoConfig, FinetuneConfig, command_line
 from bigtransfer.data import open_dataset
 from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.evals.metrics import wilson
@@ -41,7 +41,7 @@ def run(config: DemoConfig) -> int:
             seed=config.seed,
             pretrained=pretrained,
         )
-        print(f"$ {_command(asked)}\n", flush=True)
+        print(f"$ {command_line('finetune', dataclasses.asdict(asked))}\n", flush=True)
         rows.append((title, finetune.finetune(asked).metrics["test_top1"]))
         print()
     rows.append(("a linear classifier on the pixels", linear_on_pixels(images)))
@@ -102,11 +102,3 @@ def linear_on_pixels(folder: Path) -> float:
         for part in (splits.train, splits.test)
     )
     return LogisticRegression(max_iter=1000).fit(train, labels).score(test, truth)
-
-
-def _command(asked: FinetuneConfig) -> str:
-    """The command line that asks for the same."""
-    words = ["bit", "finetune", asked.data, "--out", str(asked.out), "--budget", str(asked.budget), "--no-flip"]
-    words += ["--seed", str(asked.seed)] if asked.seed else []
-    words += [] if asked.pretrained else ["--no-pretrained"]
-    return shlex.join(words)
