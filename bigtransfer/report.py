@@ -145,7 +145,9 @@ def _headline(
         low, high = evaluation["top1_interval"]
         classes = len(evaluation["class_names"])
         split = evaluation["split"]
-        shown = "images" if split == "all images" else f"{split} images"
+        shown = {"all images": "images", "train": "training images", "val": "validation images"}.get(
+            split, f"{split} images"
+        )
         parts.append(
             f'<p class="hero"><strong>{_percent(evaluation["top1"])}</strong> of {evaluation["images"]:,} {_text(shown)} of '
             f"{classes:,} classes are recognized correctly.</p>"
@@ -239,7 +241,7 @@ def _classes(evaluation: Mapping[str, Any]) -> str:
             cells.append(f'<td class="bar" data-v="{-1 if value is None else value}"{bar}>{_percent(value)}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     note = (
-        '<p class="soft">Precision: of the images the model gives this class, how many are of it. Recall: of the images of this class, '
+        f'<p class="soft">{len(table):,} classes. Precision: of the images the model gives this class, how many are of it. Recall: of the images of this class, '
         "how many the model finds. F1: their harmonic mean; the lowest first. Click a title to sort.</p>"
     )
     body = f'<div class="scroll tall"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
@@ -635,7 +637,7 @@ th[aria-sort] button { color: var(--ink); }
 th[aria-sort=ascending] button::after { content: " \\2191"; }
 th[aria-sort=descending] button::after { content: " \\2193"; }
 .sortable { width: 100%; max-width: 860px; }
-.bar { background: linear-gradient(var(--faint) 0 0) 1rem / calc((100% - 5.2rem) * var(--share, 0)) 60% no-repeat; min-width: 8.5rem; }
+.bar { background: linear-gradient(var(--faint) 0 0) 1rem / calc((100% - 6rem) * var(--share, 0)) 60% no-repeat; min-width: 8.5rem; }
 .matrix { width: auto; max-width: none; }
 .matrix text { font-size: inherit; }
 .good { fill: var(--blue); }
