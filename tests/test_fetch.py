@@ -383,7 +383,8 @@ def test_hub_repository_becomes_a_folder(server: Server, monkeypatch: pytest.Mon
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     loaded, card = weights.load("hf-hub:user/net@v2")
     assert_same_weights(loaded, network)
-    assert card.class_names == card_of().class_names
+    assert (card.name, card.class_names) == ("net@v2", card_of().class_names)
+    assert card.source.startswith("hf-hub:user/net@v2 ")
     with pytest.raises(DownloadError, match=r"404.*no such file"):
         weights.load("hf-hub:user/other@v2")
 

@@ -359,6 +359,18 @@ def test_half_the_size(tmp_path: Path, dtype: str) -> None:
     assert_same_logits(loaded, network, 0.1)
 
 
+def test_differing(tmp_path: Path) -> None:
+    network = ours()
+    for form, name in (("bit", "m.safetensors"), ("npz", "m.npz")):
+        weights.export(tmp_path / name, network, card_of(), form)  # pyright: ignore
+        assert weights.differing(tmp_path / name, network) == []
+    with torch.no_grad():
+        network.blocks[1][0].conv2.weight[3, 2, 1, 0] *= 1 + 2**-22  # pyright: ignore
+    assert weights.differing(tmp_path / "m.npz", network) == ["blocks.1.0.conv2.weight"]
+    with pytest.raises(WeightsError, match="another network"):
+        weights.differing(tmp_path / "m.npz", ours(DEEPER))
+
+
 def test_float16_overflow_is_an_error(tmp_path: Path) -> None:
     network = ours()
     with torch.no_grad():

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import torch
-
 from bigtransfer import weights
 from bigtransfer.config import ConvertConfig
 from bigtransfer.errors import ConfigError, WeightsError
@@ -25,13 +23,10 @@ def run(config: ConvertConfig) -> None:
         )
     weights.export(destination, network, card, config.to, dtype=config.dtype)
 
-    written, _ = weights.load(destination)
-    for name, tensor in network.state_dict().items():
-        stored = tensor.to(getattr(torch, config.dtype)).to(tensor.dtype) if tensor.is_floating_point() else tensor
-        if not torch.equal(written.state_dict()[name], stored):
-            raise WeightsError(
-                f"{destination} does not hold what was written to it ({name} differs). Is the disk sound?"
-            )
+    if different := weights.differing(destination, network, config.dtype):
+        raise WeightsError(
+            f"{destination} does not hold what was written to it ({different[0]} differs). Is the disk sound?"
+        )
     count = len(network.state_dict())
     print(f"{destination}: {_size(destination)} in {config.to} form, all {count} tensors read back and identical")
     if note := _use(config, card.num_classes, configs.timm_name(card.architecture)):

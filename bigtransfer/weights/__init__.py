@@ -148,6 +148,25 @@ def export(
         formats.write_safetensors(path / "model.safetensors", dict(tensors), {"format": "pt"})
 
 
+def differing(path: str | os.PathLike[str], network: nn.Module, dtype: Dtype = "float32") -> list[str]:
+    """Names of the tensors that a file holds otherwise than `network` does when stored as `dtype`; [] for an exact copy.
+
+    Reads one tensor at a time. Raises WeightsError like `load`.
+    """
+    state = network.state_dict()
+    with _opened(path, offline=True) as (contents, translation, _):
+        if translation.names.keys() != state.keys():
+            raise WeightsError(f"{contents.path} holds another network.")
+        different = []
+        for name, stored_name in translation.names.items():
+            stored = translation.layout.our_value(name, contents.read(stored_name))
+            wanted = state[name].cpu()
+            wanted = wanted.to(getattr(torch, dtype)) if wanted.is_floating_point() else wanted
+            if stored.dtype != wanted.dtype or not torch.equal(stored, wanted):
+                different.append(name)
+    return different
+
+
 # --- Cards
 
 
@@ -189,7 +208,9 @@ def _with_class_names(record: Published) -> ModelCard:
     return dataclasses.replace(record.card, class_names=catalog.class_names(record.labels))
 
 
-def _card(contents: formats.Contents, translation: names.Translation, record: Published | None) -> ModelCard:
+def _card(
+    asked: str, contents: formats.Contents, translation: names.Translation, record: Published | None
+) -> ModelCard:
     """The card of a file that does not carry one: the catalogue's if it is a published file, else what can be known."""
     path, described = contents.path, contents.described
     if described.pixels:
@@ -218,9 +239,12 @@ def _card(contents: formats.Contents, translation: names.Translation, record: Pu
     class_names = described.class_names
     if class_names is not None and len(class_names) != translation.num_classes:
         class_names = None
-    whole = path.parent if path.name in formats.IN_FOLDERS else path
+    if asked.startswith(("hf-hub:", "https://", "http://")):
+        whole = asked  # the file lies in the cache, under a name that says little
+    else:
+        whole = str(path.parent.resolve() if path.name in formats.IN_FOLDERS else path)
     return ModelCard(
-        name=re.sub(r"\.(pth|safetensors|npz|bin|pt|tar)$", "", whole.name),
+        name=re.sub(r"(\.(pth|safetensors|npz|bin|pt|tar))+$", "", whole.rpartition("/")[2]),
         architecture=translation.architecture,
         num_classes=translation.num_classes,
         input=described.input or InputSpec(size=224),
@@ -257,7 +281,7 @@ def _opened(
             raise WeightsError(
                 f"{contents.path}: its card speaks of {stated.num_classes} classes, its head has {translation.num_classes}."
             )
-        yield contents, translation, stated or _card(contents, translation, record)
+        yield contents, translation, stated or _card(os.fspath(name_or_file), contents, translation, record)
 
 
 def _find_published(record: Published, offline: bool | None) -> Path:

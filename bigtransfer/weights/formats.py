@@ -142,7 +142,8 @@ def _open_safetensors(path: Path, stack: contextlib.ExitStack) -> _Opened:
         header = (file.metadata() or {}).get(HEADER_KEY)
     except safetensors.SafetensorError as error:
         raise _damaged(path, error) from error
-    return shapes, file.get_tensor, None if header is None else ModelCard.from_json(header)
+    # clone: what safetensors gives is a view of the memory-mapped file.
+    return shapes, lambda name: file.get_tensor(name).clone(), None if header is None else ModelCard.from_json(header)
 
 
 def _open_npz(path: Path, stack: contextlib.ExitStack) -> _Opened:
