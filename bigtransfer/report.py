@@ -136,7 +136,8 @@ def _headline(
     asked = config.get("asked", {})
     data = evaluation.get("data") or asked.get("data", "")
     if config.get("command") == "finetune":
-        what = f"{asked.get('model')}, fine-tuned on {data}"
+        start = "fine-tuned" if asked.get("pretrained", True) else "trained from random weights"
+        what = f"{asked.get('model')}, {start} on {data}"
     else:
         what = " on ".join(filter(None, (evaluation.get("model"), data)))
     parts = [f"<header><h1>{_text(folder.resolve().name)}</h1>", f'<p class="soft">{_text(what)}</p>' if what else ""]
@@ -213,8 +214,15 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
         charts.append(_chart("Learning rate, at most", [("line", rate)], lambda y: f"{y:.3g}", max(y for _, y in rate)))
     accuracy = points("val/top1")
     if accuracy:
+        near = max(y for _, y in accuracy) - min(y for _, y in accuracy) < 0.05
         charts.append(
-            _chart("Validation accuracy", [("line", accuracy)], lambda y: f"{y:.0%}", accuracy[-1][1], marks=True)
+            _chart(
+                "Validation accuracy",
+                [("line", accuracy)],
+                lambda y: _percent(y, 1 if near else 0),
+                accuracy[-1][1],
+                marks=True,
+            )
         )
     if not charts:
         return ""
@@ -241,8 +249,9 @@ def _classes(evaluation: Mapping[str, Any]) -> str:
             cells.append(f'<td class="bar" data-v="{-1 if value is None else value}"{bar}>{_percent(value)}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     note = (
-        f'<p class="soft">{len(table):,} classes. Precision: of the images the model gives this class, how many are of it. Recall: of the images of this class, '
-        "how many the model finds. F1: their harmonic mean; the lowest first. Click a title to sort.</p>"
+        f'<p class="soft">{len(table):,} classes. Precision: of the images the model gives this class, how many are of it. '
+        "Recall: of the images of this class, how many the model finds. F1: their harmonic mean; the lowest first. Click a title "
+        "to sort.</p>"
     )
     body = f'<div class="scroll tall"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     return _section("Class by class", body, note)
@@ -259,7 +268,7 @@ def _confusion(evaluation: Mapping[str, Any]) -> str:
     if matrix is not None and small:
         note = (
             '<p class="soft">Each row is a true class, each column what the model said; the shade is the share of the row\'s '
-            'images, <span class="key good"></span> right, <span class="key bad"></span> wrong.</p>'
+            'images, <span class="key good">right</span>, <span class="key bad">wrong</span>.</p>'
         )
         parts.append(f'<div><div class="scroll">{_matrix(matrix, names)}</div>{note}</div>')
     support = [row["support"] for row in evaluation["per_class"]]
@@ -604,9 +613,9 @@ section { margin-top: 44px; padding-top: 20px; border-top: 1px solid var(--line)
 .tiles div { background: var(--panel); border-radius: 8px; padding: 12px 14px; }
 .tiles b { display: block; font-size: 1.3rem; font-weight: 600; }
 .tiles span { color: var(--soft); font-size: .85rem; line-height: 1.3; display: block; }
-pre { background: var(--panel); border-radius: 8px; padding: 12px 14px; overflow-x: auto; margin: 0 0 16px; font-size: .88rem; }
+pre { background: var(--panel); border-radius: 8px; padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 16px; font-size: .88rem; }
 ul { margin: 0 0 18px; padding-left: 20px; max-width: 80ch; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 260px), 1fr)); gap: 24px 36px; }
+.columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); gap: 24px 36px; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 16px; margin: 0; font-size: .9rem; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -645,9 +654,10 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
 .matrix .count { fill: var(--ink); }
 .matrix .count.on { fill: var(--on); }
 .frame { fill: none; stroke: var(--line); }
-.key { display: inline-block; width: .8em; height: .8em; border-radius: 2px; }
-.key.good { background: var(--blue); }
-.key.bad { background: var(--red); }
+.key { white-space: nowrap; }
+.key::before { content: ""; display: inline-block; width: .8em; height: .8em; border-radius: 2px; margin-right: .35em; }
+.key.good::before { background: var(--blue); }
+.key.bad::before { background: var(--red); }
 .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(148px, 1fr)); gap: 18px 14px; }
 .gallery img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--panel); border-radius: 6px; }
 .gallery .tiny { image-rendering: pixelated; }
@@ -667,7 +677,6 @@ th[aria-sort=descending] button::after { content: " \\2193"; }
   .side { grid-template-columns: 1fr; }
   th, td { padding-right: 10px; }
   .bar { background: none; min-width: 0; }
-  pre { white-space: pre-wrap; overflow-wrap: anywhere; }
 }
 @media print { .tall { max-height: none; } section { break-inside: avoid-page; } }
 """
