@@ -613,7 +613,8 @@ section { margin-top: 44px; padding-top: 20px; border-top: 1px solid var(--line)
 .tiles div { background: var(--panel); border-radius: 8px; padding: 12px 14px; }
 .tiles b { display: block; font-size: 1.3rem; font-weight: 600; }
 .tiles span { color: var(--soft); font-size: .85rem; line-height: 1.3; display: block; }
-pre { background: var(--panel); border-radius: 8px; padding: 12px 14px; white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 16px; font-size: .88rem; }
+pre { background: var(--panel); border-radius: 8px; padding: 12px 14px; font-size: .88rem;
+  white-space: pre-wrap; overflow-wrap: anywhere; margin: 0 0 16px; }
 ul { margin: 0 0 18px; padding-left: 20px; max-width: 80ch; }
 .columns { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 260px), 1fr)); gap: 24px 36px; }
 dl { display: grid; grid-template-columns: auto 1fr; gap: 2px 16px; margin: 0; font-size: .9rem; }
