@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import subprocess
 import sys
 from collections.abc import Callable
@@ -337,6 +338,27 @@ def test_unusual_gradients() -> None:
     expanded, x.grad = x.grad, None
     native.group_norm_relu(x, 32, weight, bias, 1e-5).backward(torch.ones_like(x))
     assert torch.equal(x.grad, expanded)
+
+
+# ---- memory ----
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has the setting")
+def test_freed_memory_is_kept() -> None:
+    """Page faults of 64 MB tensors allocated, filled and freed over and over, in a process of their own."""
+    code = (
+        "import resource, sys, torch; from bigtransfer.ops.memory import keep_freed_memory\n"
+        "if sys.argv[1] == 'keep': keep_freed_memory()\n"
+        "for _ in range(4): torch.ones(2**24)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "for _ in range(4): torch.ones(2**24)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)"
+    )
+    faults = [
+        int(subprocess.run([sys.executable, "-c", code, mode], capture_output=True, text=True, check=True).stdout)
+        for mode in ("keep", "default")
+    ]
+    assert faults[0] < 1000 and faults[0] * 10 < faults[1]
 
 
 # ---- getting the library ----

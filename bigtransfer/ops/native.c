@@ -104,7 +104,7 @@ INLINE void split(double mean, float *high, float *low)
 /* ---- GroupNorm + ReLU ---- */
 
 typedef struct {
-    const void *x, *grad, *extra;
+    const void *x, *grad;
     void *out;
     const float *weight, *bias;
     stats_t *stats; /* (images, groups) */
@@ -211,7 +211,7 @@ INLINE void norm_forward(const norm_t *a, ptrdiff_t item, const int bf16)
 /* With d = x - mean, s = scale and g = the gradient where the ReLU is open:
  *   bias' = sum g,  weight' = s sum g d,  x' = s (g w - mean(g w) - s d mean(g w s d)),
  * means over the group. The ReLU's mask is recomputed from x, so that nothing but x and the statistics is kept. */
-INLINE void norm_backward(const norm_t *a, ptrdiff_t item, const int bf16, const int extra)
+INLINE void norm_backward(const norm_t *a, ptrdiff_t item, const int bf16)
 {
     const place_t p = place_of(a, item);
     const ptrdiff_t rows = a->pixels, step = a->channels, width = p.width;
@@ -263,10 +263,7 @@ INLINE void norm_backward(const norm_t *a, ptrdiff_t item, const int bf16, const
         for (ptrdiff_t c = 0; c < width; c++) {
             float d = load(a->x, at + c, bf16) - high[c], g = load(a->grad, at + c, bf16);
             g = d * scale[c] + shift[c] <= 0 ? 0 : g;
-            float dx = g * scale[c] + (d * along[c] + constant[c]);
-            if (extra)
-                dx += load(a->extra, at + c, bf16);
-            store(a->out, at + c, dx, bf16);
+            store(a->out, at + c, g * scale[c] + (d * along[c] + constant[c]), bf16);
         }
     }
 }
@@ -283,14 +280,10 @@ static void norm_forward_item(const void *arguments, ptrdiff_t item)
 static void norm_backward_item(const void *arguments, ptrdiff_t item)
 {
     const norm_t *a = arguments;
-    if (a->bf16 && a->extra)
-        norm_backward(a, item, 1, 1);
-    else if (a->bf16)
-        norm_backward(a, item, 1, 0);
-    else if (a->extra)
-        norm_backward(a, item, 0, 1);
+    if (a->bf16)
+        norm_backward(a, item, 1);
     else
-        norm_backward(a, item, 0, 0);
+        norm_backward(a, item, 0);
 }
 
 /* Adds up the images' shares of the gradients of weight and bias, in the order of the images. */
@@ -332,13 +325,12 @@ void bit_norm_forward(const void *x, void *out, const float *weight, const float
     run(norm_forward_item, &a, images * ((channels + a.width - 1) / a.width), threads);
 }
 
-/* As above; grad: gradient of the result; extra: added to the gradient of x, or NULL; partial: room for 2 * images *
- * channels floats; out: the gradient of x. */
-void bit_norm_backward(const void *x, const void *grad, const void *extra, void *out, const float *weight,
-                       const float *bias, void *stats, float *partial, float *weight_grad, float *bias_grad,
-                       ptrdiff_t images, ptrdiff_t pixels, ptrdiff_t channels, ptrdiff_t groups, int bf16, int threads)
+/* As above; grad: gradient of the result; partial: room for 2 * images * channels floats; out: the gradient of x. */
+void bit_norm_backward(const void *x, const void *grad, void *out, const float *weight, const float *bias, void *stats,
+                       float *partial, float *weight_grad, float *bias_grad, ptrdiff_t images, ptrdiff_t pixels,
+                       ptrdiff_t channels, ptrdiff_t groups, int bf16, int threads)
 {
-    norm_t a = {.x = x, .grad = grad, .extra = extra, .out = out, .weight = weight, .bias = bias, .stats = stats,
+    norm_t a = {.x = x, .grad = grad, .out = out, .weight = weight, .bias = bias, .stats = stats,
                 .partial = partial, .weight_grad = weight_grad, .bias_grad = bias_grad, .images = images,
                 .pixels = pixels, .channels = channels, .groups = groups, .bf16 = bf16};
     a.width = norm_width(&a, 2, threads);

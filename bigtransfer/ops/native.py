@@ -42,7 +42,7 @@ _pointer, _long, _int = ctypes.c_void_p, ctypes.c_ssize_t, ctypes.c_int
 _SIGNATURES = {
     "bit_threads": [_pointer] * 3,
     "bit_norm_forward": [_pointer] * 5 + [_long] * 4 + [ctypes.c_double, _int, _int],
-    "bit_norm_backward": [_pointer] * 10 + [_long] * 4 + [_int, _int],
+    "bit_norm_backward": [_pointer] * 9 + [_long] * 4 + [_int, _int],
     "bit_standardize_forward": [_pointer] * 3 + [_long] * 2 + [ctypes.c_double, _int, _int],
     "bit_standardize_backward": [_pointer] * 4 + [_long] * 2 + [_int, _int],
 }
@@ -65,7 +65,7 @@ def library() -> ctypes.CDLL | None:
                 for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
             )
         )
-    except (OSError, AttributeError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
         reason = getattr(error, "stderr", None) or error
         _log.info("Training on this CPU uses the plain torch operations, not the fused ones: %s", str(reason).strip())
         return None
@@ -75,7 +75,9 @@ def library() -> ctypes.CDLL | None:
 def _compiled() -> Path:
     """The shared library for this source, compiler and processor, from the cache or newly compiled (about a second)."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True, timeout=60).stdout
+    version = subprocess.run(
+        [*compiler, "--version"], capture_output=True, text=True, errors="replace", check=True, timeout=60
+    ).stdout
     try:
         # A home folder may be shared by machines with different instruction sets.
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
@@ -88,7 +90,7 @@ def _compiled() -> Path:
     if not path.exists():
         with atomic_write(path) as temporary:
             command = [*compiler, *_FLAGS, "-o", str(temporary), str(_SOURCE), "-lm"]
-            subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+            subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=300)
     return path
 
 
@@ -109,6 +111,9 @@ def takes_map(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> bool:
         and x.dim() == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and weight.dtype == bias.dtype == torch.float32
+        and weight.shape == bias.shape == x.shape[1:2]
+        and weight.is_cpu
+        and bias.is_cpu
         and weight.is_contiguous()
         and bias.is_contiguous()
         and x.shape[1] % groups == 0
@@ -186,5 +191,5 @@ class _GroupNormReLU(torch.autograd.Function):
         grads = torch.empty(2, channels)
         sizes = (n, h * w, channels, ctx.groups)
         bf16 = x.dtype == torch.bfloat16
-        _call("bit_norm_backward", x, grad, None, out, weight, bias, stats, partial, *grads, *sizes, bf16)
+        _call("bit_norm_backward", x, grad, out, weight, bias, stats, partial, *grads, *sizes, bf16)
         return out, None, grads[0], grads[1], None

@@ -18,6 +18,7 @@ from bigtransfer.data.loader import Batch, available_memory
 from bigtransfer.errors import TrainingError
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.model import ResNetV2
+from bigtransfer.ops.memory import keep_freed_memory
 from bigtransfer.train import objective
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,8 @@ def steps(
     forward: a compiled form of `state.model`; default the model itself.
     Raises TrainingError when the loss is not finite (the state is then the one before that step) or one image does not fit.
     """
+    if device.type == "cpu":
+        keep_freed_memory()
     model = state.model
     forward = model if forward is None else forward
     model.train()
