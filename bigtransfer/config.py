@@ -428,6 +428,8 @@ class EvaluateConfig(Config):
     """Which part of the data; auto takes the test part, else the validation part, else all images."""
     subset: bool = False
     """Accept images of only some of the model's classes. The model still chooses among all it knows."""
+    class_names: str | None = None
+    """Tab-separated file of the data's name of a class (its folder's) and the model's, one class a line. Default: they are the same."""
     skip_bad_images: bool = False
     """Take unreadable images as a matter of course; otherwise they are left out as well, but the exit status is 1."""
     image_column: str | None = None

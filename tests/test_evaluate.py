@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -124,6 +125,27 @@ def test_classes_that_differ_are_listed(model, tmp_path, capsys):
     (tmp_path / "some" / "red").rename(tmp_path / "some" / "pink")
     assert bit(model, tmp_path / "some", "--subset") == 2
     assert "only in the data: pink" in capsys.readouterr().err
+
+
+def test_names_of_folders_can_be_translated(model, tmp_path, capsys):
+    write_images(tmp_path / "data", COLOURS, 2, 0)
+    for i, name in enumerate(COLOURS):
+        (tmp_path / "data" / name).rename(tmp_path / "data" / f"n{i}")
+    table = tmp_path / "names.tsv"
+    table.write_text("".join(f"n{i}\t{name}\n" for i, name in enumerate(COLOURS)))
+    assert bit(model, tmp_path / "data", "--class-names", table) == 0
+    assert "100.00%" in capsys.readouterr().out
+    table.write_text("n0\tblue\n")
+    assert bit(model, tmp_path / "data", "--class-names", table) == 2
+    assert "no line for 3 classes" in capsys.readouterr().err
+
+
+def test_classes_of_the_same_name_are_matched_by_number_or_not_at_all(data):
+    images = open_dataset(data).train
+    twins = dataclasses.replace(images, class_names=("crane", "crane", "red", "white"))
+    assert evaluate.match_classes(twins, ("crane", "crane", "red", "white"), 4) is twins
+    with pytest.raises(DataError, match=r"same name \(crane\)"):
+        evaluate.match_classes(images, ("crane", "crane", "red", "white"), 4)
 
 
 def test_a_model_without_class_names_needs_as_many_classes(data):

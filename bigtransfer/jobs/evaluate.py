@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from bigtransfer.data import ImageSet, Splits, open_dataset
 from bigtransfer.data.loader import EvalBatch, eval_batches
 from bigtransfer.errors import DataError, ImageError
 from bigtransfer.jobs import training
+from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.predictor import Predictor
 
 
@@ -69,6 +71,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         channels=card.architecture.in_chans,
     )
     split, images = choose_split(splits, config.split)
+    images = dataclasses.replace(images, class_names=readable_names(images.class_names, config.class_names))
     images = match_classes(images, card.class_names, card.num_classes, config.subset)
     result, unreadable = measure(
         predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
@@ -123,7 +126,15 @@ def match_classes(
             )
         padding = tuple(map(str, range(len(images.class_names), num_classes)))
         return dataclasses.replace(images, class_names=images.class_names + padding)
+    if images.class_names == tuple(class_names):
+        return images
     number = {name: i for i, name in enumerate(class_names)}
+    several = [name for name, count in Counter(class_names).items() if count > 1]
+    if several:
+        raise DataError(
+            f"The model has several classes of the same name ({_listed(several)}), so that classes cannot be matched by name; give "
+            "the data all of the model's class names in the model's order (--class-names)."
+        )
     unknown = [name for name in images.class_names if name not in number]
     present = set(images.class_names)
     missing = [name for name in class_names if name not in present]
@@ -134,7 +145,7 @@ def match_classes(
         if missing:
             lines.append(f"  only in the model: {_listed(missing)}")
         lines.append(
-            "Rename the classes of the data (the folders, or the label column) to the model's."
+            "Rename the classes of the data (the folders, or the label column) to the model's, or pass --class-names FILE."
             if unknown
             else "If the data are meant to have only some of the model's classes, pass --subset."
         )
