@@ -28,31 +28,51 @@ def run(config: DemoConfig) -> int:
     print(f"{images}: {learnt} handwritten digits to learn from, {tested} others to be tested on,")
     print("as PNG files of 8 x 8 px in one folder per class: just what a folder of your own photos would be.\n")
 
-    rows = []
-    for name, title, pretrained in (
-        ("pretrained", "bit-t-r26x1, fine-tuned", True),
-        ("random", "the same network from random weights", False),
-    ):
-        asked = FinetuneConfig(
-            data=str(images),
-            out=str(out / name),
-            budget=config.budget,
-            flip=False,  # a mirrored digit is another sign
-            seed=config.seed,
-            pretrained=pretrained,
+    asked = FinetuneConfig(
+        data=str(images),
+        out=str(out / "pretrained"),
+        budget=config.budget,
+        flip=False,  # a mirrored digit is another sign
+        seed=config.seed,
+    )
+    pretrained = _finetune(asked)
+    # The very same training, step for step: asked by its numbers, for a second budget might buy more or fewer steps.
+    recipe = pretrained.recipe
+    random = _finetune(
+        dataclasses.replace(
+            asked,
+            out=str(out / "random"),
+            pretrained=False,
+            budget=None,
+            steps=recipe.steps,
+            batch_size=recipe.batch_size,
+            learning_rate=recipe.base_learning_rate,
+            resize=recipe.resize,
+            crop=recipe.crop,
         )
-        print(f"$ {command_line('finetune', dataclasses.asdict(asked))}\n", flush=True)
-        rows.append((title, finetune.finetune(asked).metrics["test_top1"]))
-        print()
-    rows.append(("a linear classifier on the pixels", linear_on_pixels(images)))
-
+    )
+    rows = {
+        f"{asked.model}, fine-tuned": pretrained.metrics["test_top1"],
+        "the same network from random weights": random.metrics["test_top1"],
+        "a linear classifier on the pixels": linear_on_pixels(images),
+    }
     print(f"Correct on the {tested} images that none of them had seen (95 % interval):")
-    for title, accuracy in rows:
+    for title, accuracy in rows.items():
         low, high = wilson(accuracy, tested)
         print(f"  {title:<38}{accuracy:7.1%}   ({low:.1%} to {high:.1%})")
     print(f"\nThe report, to open in a browser: {out / 'pretrained' / 'report.html'}")
     print("Next, with your own images, one folder per class:\n  bit finetune path/to/photos --budget 10m")
     return 0
+
+
+def _finetune(asked: FinetuneConfig) -> finetune.Finetuned:
+    """What `bit finetune` does, under the command that does it; KeyboardInterrupt if it was stopped."""
+    print(f"$ {command_line('finetune', dataclasses.asdict(asked))}\n", flush=True)
+    done = finetune.finetune(asked)
+    print()
+    if done.stopped_by is not None:
+        raise KeyboardInterrupt
+    return done
 
 
 def _fresh(out: Path) -> Path:
