@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -135,6 +136,104 @@ def recipe(num_examples: int, height: int, width: int, variant: Variant = "code"
             + f": resized to {resize}, cropped to {crop} px.",
         ),
     )
+
+
+def with_steps(recipe: Recipe, steps: int) -> Recipe:
+    """The same schedule stretched or squeezed to `steps`: warm-up and decays keep their places in proportion."""
+    share = steps / recipe.steps
+    return dataclasses.replace(
+        recipe,
+        steps=steps,
+        warmup=round(recipe.warmup * share),
+        decays=tuple(round(mark * share) for mark in recipe.decays),
+    )
+
+
+def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
+    """The same recipe with another batch size; the learning rate is scaled in proportion."""
+    return dataclasses.replace(
+        recipe,
+        batch_size=batch_size,
+        base_learning_rate=recipe.base_learning_rate * batch_size / recipe.batch_size,
+    )
+
+
+SMALLEST_BATCH = 32
+"""A budget does not shrink the batch further: below, the rate of single steps, not of images, limits most machines."""
+FEWEST_STEPS = 20
+SMALLEST_CROP = 64
+_CROPS = (480, 384, 320, 256, 224, 192, 160, 128, 96, 64)
+
+
+def within_budget(
+    rule: Recipe,
+    seconds: float,
+    images_per_second: Callable[[int, int], float],
+    *,
+    trained_at: int | None = None,
+    fixed: Collection[str] = (),
+) -> Recipe:
+    """What can be kept of `rule` in `seconds` of training on a machine with this speed; `rule` itself if all of it fits.
+
+    images_per_second: (crop, batch) -> measured speed of training steps, called at most twice. trained_at: size of the images that the
+    network was pre-trained on, px: the resolution is not lowered below it. fixed: names of fields of `rule` that the user chose
+    ("crop", "steps", "batch_size"); they stay.
+
+    The order of giving up is the project's own (the paper knows no budget), by measurement: `benchmarks/budget.py`.
+    1. The batch, from 512 to no less than 32, with the learning rate in proportion (the authors report equal accuracy at 128).
+    2. The resolution, with resize : crop kept.
+    3. The steps, with the staircase's proportions kept.
+    The area under the learning rate's curve is kept too, up to `MOST_BOOST`: a quarter of the images is seen at up to four times the
+    rate. Otherwise a short training would not move the weights to anywhere.
+    """
+    smallest = rule.crop if "crop" in fixed else min(rule.crop, max(SMALLEST_CROP, trained_at or 0))
+    crops = [rule.crop, *(crop for crop in _CROPS if smallest <= crop < rule.crop)]
+    if crops[-1] > smallest:
+        crops.append(smallest)
+    least_batch = rule.batch_size if "batch_size" in fixed else min(SMALLEST_BATCH, rule.batch_size)
+    least = rule.steps * least_batch
+    speed = images_per_second(smallest, least_batch)
+    # A convolution's cost goes with the image's area.
+    crop = next((crop for crop in crops if seconds * speed * (smallest / crop) ** 2 >= least), smallest)
+    if crop != smallest:
+        speed = images_per_second(crop, least_batch)
+    affordable = seconds * speed
+    batch = min(rule.batch_size, max(least_batch, int(affordable / rule.steps) // 8 * 8))
+    steps = rule.steps if "steps" in fixed else min(rule.steps, max(FEWEST_STEPS, int(affordable / batch)))
+    recipe = with_steps(with_batch_size(rule, batch), steps)
+    boost = min(MOST_BOOST, (rule.steps * rule.batch_size) / (steps * batch))
+    resize = round(rule.resize * crop / rule.crop)
+    given_up = [
+        f"{what}: {now:,} instead of {before:,}"
+        for what, now, before in (
+            ("batch", batch, rule.batch_size),
+            ("resolution", crop, rule.crop),
+            ("steps", steps, rule.steps),
+        )
+        if now != before
+    ]
+    note = (
+        f"The full rule fits into {_span(seconds)} here ({speed:.0f} images/s)."
+        if not given_up
+        else f"To fit into {_span(seconds)} here ({speed:.0f} images/s), given up: "
+        + ", ".join(given_up)
+        + f". The learning rate is {boost:.3g} times what the batch alone would ask for, to make up for fewer images."
+    )
+    return dataclasses.replace(
+        recipe,
+        crop=crop,
+        resize=resize,
+        base_learning_rate=recipe.base_learning_rate * boost,
+        notes=(*rule.notes, note),
+    )
+
+
+MOST_BOOST = 32.0
+
+
+def _span(seconds: float) -> str:
+    """90 -> "90 s", 600 -> "10 min"."""
+    return f"{seconds:g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
 
 
 def upstream(

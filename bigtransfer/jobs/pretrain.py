@@ -17,6 +17,7 @@ from bigtransfer.data.loader import TrainLoader, eval_batches
 from bigtransfer.errors import DataError
 from bigtransfer.jobs import training
 from bigtransfer.model import build
+from bigtransfer.predictor import choose_device
 from bigtransfer.train import checkpoint, loop
 
 
@@ -31,13 +32,15 @@ def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str
     table = dict(line.split("\t")[:2] for line in lines if "\t" in line)
     missing = [name for name in folder_names if name not in table]
     if missing:
-        raise DataError(f"--class-names {path} has no line for {len(missing)} classes, such as {', '.join(missing[:5])}.")
+        raise DataError(
+            f"--class-names {path} has no line for {len(missing)} classes, such as {', '.join(missing[:5])}."
+        )
     return tuple(table[name] for name in folder_names)
 
 
 def run(config: PretrainConfig) -> int:
     """Train, or go on training, and save the model; 0 when done, 128 + signal when stopped by one."""
-    device = training.pick_device(config.device)
+    device = choose_device(config.device)
     splits = data.open_dataset(config.data)
     train_set, val_set = splits.train, splits.val or splits.test
     names = readable_names(train_set.class_names, config.class_names)
@@ -116,7 +119,8 @@ def run(config: PretrainConfig) -> int:
         facts=facts,
         device=device,
         dtype=dtype,
-        micro_batch=config.micro_batch or loop.fitting_micro_batch(model, config.crop, dtype, device, recipe.batch_size),
+        micro_batch=config.micro_batch
+        or loop.fitting_micro_batch(model, config.crop, dtype, device, recipe.batch_size),
         compile=config.compile,
         validate=None if val_set is None else validate,
         eval_every=config.eval_every or max(1, recipe.steps // 10),
@@ -140,5 +144,8 @@ def run(config: PretrainConfig) -> int:
         metrics={key: value for key, value in measured[-1].items() if key != "step"} if measured else {},
     )
     weights.save(run.folder / "model.safetensors", model, card)
-    print(f"Saved {run.folder / 'model.safetensors'}" + (f": val top-1 {card.metrics['val/top1']:.2%}" if measured else ""))
+    print(
+        f"Saved {run.folder / 'model.safetensors'}"
+        + (f": val top-1 {card.metrics['val/top1']:.2%}" if measured else "")
+    )
     return 0

@@ -22,19 +22,6 @@ from bigtransfer.hyperrule import Recipe
 from bigtransfer.train import checkpoint, loop
 
 
-def pick_device(name: str | None) -> torch.device:
-    """The device called `name`, or the fastest one present; ConfigError if it is not there."""
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        first = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name} cannot be used here: {first}") from error
-    return device
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record."""
     return {
@@ -42,7 +29,9 @@ def environment(device: torch.device) -> dict[str, Any]:
         "torch": torch.__version__,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{device.type}, {os.cpu_count()} cores",
+        "device": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{device.type}, {os.cpu_count()} cores",
         "threads": torch.get_num_threads(),
         "argv": sys.argv,
     }
@@ -94,7 +83,9 @@ def train(
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise ConfigError("--tensorboard needs the package tensorboard: pip install 'bigtransfer[tensorboard]'") from error
+            raise ConfigError(
+                "--tensorboard needs the package tensorboard: pip install 'bigtransfer[tensorboard]'"
+            ) from error
         writer = SummaryWriter(run.folder / "tensorboard", purge_step=state.step)
     outcome = Outcome(finished=True)
     saved_at = time.monotonic()
@@ -117,7 +108,9 @@ def train(
             if writer is not None:
                 for key, value in numbers.items():
                     writer.add_scalar(key, value, step.number)
-            bar.set_postfix_str(f"loss {step.loss:.3f}, lr {step.learning_rate:.2g}, {step.rate:.0f} img/s", refresh=False)
+            bar.set_postfix_str(
+                f"loss {step.loss:.3f}, lr {step.learning_rate:.2g}, {step.rate:.0f} img/s", refresh=False
+            )
             bar.update()
             last = state.step == recipe.steps
             if validate is not None and (last or state.step % eval_every == 0):
@@ -127,7 +120,10 @@ def train(
                     for key, value in measured.items():
                         writer.add_scalar(key, value, step.number)
                 state.model.train()
-                bar.write(f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in measured.items()), file=sys.stderr)
+                bar.write(
+                    f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in measured.items()),
+                    file=sys.stderr,
+                )
             if last:
                 break
             if stop or time.monotonic() - saved_at >= checkpoint_seconds:

@@ -1,0 +1,425 @@
+"""`bit finetune`: from somebody's images to a classifier.
+
+`finetune` reads as the whole story: open the data, ask the rule, load the network, train, measure, save, report.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bigtransfer import data, evals, hyperrule, report, runs, weights
+from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard
+from bigtransfer.config import FinetuneConfig, seconds
+from bigtransfer.data import ImageSet, Splits, checks, splits
+from bigtransfer.data.augment import SquareCrop, normalize
+from bigtransfer.data.loader import Batch, TrainLoader, eval_batches
+from bigtransfer.errors import ConfigError, DataError, ImageError, RunError
+from bigtransfer.evals import linear
+from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs import training
+from bigtransfer.jobs.evaluate import measure
+from bigtransfer.model import ResNetV2
+from bigtransfer.predictor import Predictor, choose_device
+from bigtransfer.train import loop
+
+OWN_VALIDATION = 0.1
+"""Share of the training images held out where the data set brings neither validation nor test images."""
+
+WATCHED = 2_000
+"""Validation sets of at most this many images are measured during the training too, larger ones only after it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """What a fine-tuning run left behind."""
+
+    folder: Path
+    """The run's folder: model.safetensors, report.html, metrics.jsonl, config.json, split.json."""
+    recipe: Recipe
+    metrics: dict[str, float]
+    """`test_top1`, `test_top5`, ... or, without a test part, `val_top1`, ...; empty if the run was stopped or has nothing to be
+    measured on."""
+    stopped_by: int | None = None
+    """The signal that interrupted the run; the same call goes on from its checkpoint."""
+
+    @property
+    def model(self) -> Path:
+        """The model file."""
+        return self.folder / "model.safetensors"
+
+
+def run(config: FinetuneConfig) -> int:
+    """`bit finetune`; 0 when done, 128 + signal when stopped by one."""
+    done = finetune(config)
+    if done.stopped_by is not None:
+        print("\nStopped; everything so far is saved. The same command goes on from here.")
+        return 128 + done.stopped_by
+    print(f"\nmodel:  {done.model}\nreport: {done.folder / 'report.html'}")
+    print(f"next:   bit predict {done.folder} IMAGES")
+    return 0
+
+
+def finetune(config: FinetuneConfig) -> Finetuned:
+    """Adapt a model to a data set as `config` asks, in its run folder; resumes an interrupted run, returns a finished one's result.
+
+    Raises BitError for everything the user can mend; nothing is trained before the data and the model have been checked.
+    """
+    folder = training.run_folder(config.out, config.data, config.model)
+    earlier = _earlier(folder, config)
+    if earlier is not None and (folder / "evaluation.json").is_file() and (folder / "model.safetensors").is_file():
+        print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
+        return _finished(folder, earlier)
+    device = choose_device(config.device)
+    dtype = loop.compute_dtype(config.precision, device)
+    card = weights.describe(config.model) if config.pretrained else None
+    channels = card.architecture.in_chans if card else 3
+
+    parts, unreadable = _open(config, folder if earlier else None, channels)
+    classes = parts.train.class_names
+    model, card = _load(config, len(classes))
+    model.to(device, memory_format=torch.channels_last)
+    height, width = data.native_size(parts.train)
+
+    run = runs.Run(folder)
+    if earlier is not None:
+        recipe = Recipe.from_dict(earlier["recipe"])
+        micro_batch = earlier["resolved"]["micro_batch"]
+    else:
+        recipe = _decide(config, model, card, len(parts.train), height, width, device, dtype)
+        micro_batch = config.micro_batch or loop.fitting_micro_batch(
+            model, recipe.crop, dtype, device, recipe.batch_size
+        )
+    resolved = {
+        "device": str(device),
+        "dtype": str(dtype).removeprefix("torch."),
+        "micro_batch": micro_batch,
+        "architecture": dataclasses.asdict(model.architecture),
+        "native_size": [height, width],
+    }
+    if earlier is None:
+        splits.save_split(folder / "split.json", parts)
+        runs.write_json(folder / "unreadable.json", [{"name": bad.name, "reason": bad.reason} for bad in unreadable])
+        runs.write_json(
+            folder / "config.json",
+            {
+                "command": "finetune",
+                "asked": dataclasses.asdict(config),
+                "resolved": resolved,
+                "recipe": recipe.to_dict(),
+                "environment": training.environment(device),
+                "data": {
+                    "name": config.data,
+                    "train": len(parts.train),
+                    "val": len(parts.val) if parts.val else 0,
+                    "test": len(parts.test) if parts.test else 0,
+                    "classes": len(classes),
+                },
+            },
+        )
+    _tell(config, card, parts, recipe, resolved)
+
+    spec = InputSpec(size=recipe.crop, antialias=config.antialias)
+    if config.linear == "closed":
+        outcome = training.Outcome(finished=True)
+        _fit_linear(model, parts.train, spec, device, dtype)
+    else:
+        outcome = _train(config, run, model, parts, recipe, spec, resolved, device, dtype)
+    if not outcome.finished:
+        return Finetuned(folder=folder, recipe=recipe, metrics={}, stopped_by=outcome.signal)
+
+    final = ModelCard(
+        name=folder.name,
+        architecture=model.architecture,
+        num_classes=len(classes),
+        input=spec,
+        class_names=classes,
+        upstream=f"{card.upstream}; fine-tuned on {Path(config.data).name}"
+        if config.pretrained
+        else Path(config.data).name,
+        licence=card.licence if config.pretrained else "",
+        source="bit finetune",
+        recipe=recipe.to_dict(),
+    )
+    measured = _measure(config, folder, model, final, parts)
+    final = dataclasses.replace(final, metrics=measured)
+    weights.save(folder / "model.safetensors", model, final)
+    report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
+    return Finetuned(folder=folder, recipe=recipe, metrics=measured)
+
+
+def _earlier(folder: Path, config: FinetuneConfig) -> dict[str, Any] | None:
+    """config.json of the run that `folder` already holds; RunError if that was asked something else."""
+    path = folder / "config.json"
+    if not path.is_file():
+        if folder.is_dir() and (folder / "model.safetensors").exists():
+            raise RunError(f"{folder} holds a model that is not from `bit finetune`. Choose another folder with --out.")
+        return None
+    try:
+        earlier = json.loads(path.read_text(encoding="utf-8"))
+        before, now = dict(earlier["asked"]), json.loads(json.dumps(dataclasses.asdict(config)))
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path} is not a run's configuration ({error}). Choose another folder with --out.") from error
+    for key in ("out", "workers", "cache", "tensorboard", "checkpoint_every"):  # change nothing in the result
+        before.pop(key, None), now.pop(key, None)
+    different = [key for key in now if before.get(key) != now[key]]
+    if different:
+        changes = ", ".join(f"--{key.replace('_', '-')} was {before.get(key)!r}" for key in different)
+        raise RunError(f"{folder} holds another run ({changes}). Choose another folder with --out, or remove it.")
+    return earlier
+
+
+def _finished(folder: Path, earlier: dict[str, Any]) -> Finetuned:
+    card = weights.describe(folder / "model.safetensors")
+    return Finetuned(folder=folder, recipe=Recipe.from_dict(earlier["recipe"]), metrics=dict(card.metrics))
+
+
+def _open(config: FinetuneConfig, resumed: Path | None, channels: int) -> tuple[Splits, list[ImageError]]:
+    """The images to train, validate and test on, all of them readable, and the ones that are not."""
+    parts = data.open_dataset(
+        config.data, image_column=config.image_column, label_column=config.label_column, channels=channels
+    )
+    if parts.train.labels is None:
+        raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
+    for note in parts.notes:
+        print(f"note: {note}", file=sys.stderr)
+    split_file = resumed / "split.json" if resumed else config.split_file
+    if split_file is not None:
+        # What the split names was readable when it was made, so that resuming does not decode everything again.
+        parts = splits.load_split(split_file, parts)
+        if resumed:
+            return parts, []
+    unreadable: list[ImageError] = []
+
+    def readable(images: ImageSet | None) -> ImageSet | None:
+        if images is None:
+            return None
+        kept, bad = checks.check(images, skip_bad=config.skip_bad_images, progress=True)
+        unreadable.extend(bad)
+        return kept
+
+    train = parts.train
+    if config.examples_per_class is not None:
+        # Drawn before the check: thousands of images need not be decoded to train on ten.
+        train = splits.per_class(train, config.examples_per_class, config.seed)
+    train, val, test = readable(train), readable(parts.val), readable(parts.test)
+    assert train is not None
+    if unreadable:
+        print(f"note: {len(unreadable)} unreadable images are left out; the report lists them", file=sys.stderr)
+    if split_file is None:
+        fraction = config.val_fraction
+        if fraction is None:
+            fraction = OWN_VALIDATION if val is None and test is None and train.class_counts().max() > 1 else 0.0
+        elif fraction > 0 and val is not None:
+            raise ConfigError("--val-fraction has no effect: the data set has a validation part of its own.")
+        if fraction > 0:
+            train, val = splits.hold_out(train, fraction, config.seed)
+    if len(train.class_names) < 2:
+        raise DataError(f"{config.data} has one class only ({train.class_names[0]}): there is nothing to tell apart.")
+    empty = [name for name, count in zip(train.class_names, train.class_counts(), strict=True) if count == 0]
+    if empty:
+        raise DataError(f"No training image of {', '.join(empty[:10])}. Add some, or remove the class.")
+    for other in (val, test):
+        twins = checks.find_duplicates(train, other) if other is not None and len(other) <= 50_000 else []
+        if twins:
+            print(
+                f"warning: {len(twins)} images are both in train and in {'val' if other is val else 'test'}, such as {twins[0][0]}; "
+                "accuracy will look better than it is",
+                file=sys.stderr,
+            )
+    return Splits(train=train, val=val, test=test, notes=parts.notes), unreadable
+
+
+def _load(config: FinetuneConfig, num_classes: int) -> tuple[ResNetV2, ModelCard]:
+    torch.manual_seed(config.seed)  # random weights, where there are any
+    return weights.load(config.model, num_classes=num_classes, pretrained=config.pretrained)
+
+
+def _decide(
+    config: FinetuneConfig,
+    model: ResNetV2,
+    card: ModelCard,
+    num_examples: int,
+    height: int,
+    width: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Recipe:
+    """The rule's recipe for these facts, with what the user fixed, fitted to the budget if there is one."""
+    arch = model.architecture
+    known = (name for name, one in ARCHITECTURES.items() if (one.units, one.width) == (arch.units, arch.width))
+    recipe = hyperrule.recipe(num_examples, height, width, config.variant, architecture=next(known, ""))
+    if config.mixup_alpha is not None:
+        recipe = dataclasses.replace(recipe, mixup_alpha=config.mixup_alpha)
+    if config.crop is not None or config.resize is not None:
+        # One of the two given: the other keeps the rule's proportion.
+        crop = config.crop or round(config.resize * recipe.crop / recipe.resize)
+        resize = config.resize or round(crop * recipe.resize / recipe.crop)
+        recipe = dataclasses.replace(recipe, crop=crop, resize=max(resize, crop))
+    if config.steps is not None:
+        recipe = hyperrule.with_steps(recipe, config.steps)
+    if config.batch_size is not None:
+        recipe = hyperrule.with_batch_size(recipe, config.batch_size)
+    if config.budget is not None:
+        recipe = hyperrule.within_budget(
+            recipe,
+            seconds(config.budget),
+            lambda crop, batch: images_per_second(model, crop, batch, device, dtype),
+            trained_at=card.input.size if config.pretrained else None,
+            fixed=[name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None],
+        )
+    if config.learning_rate is not None:
+        recipe = dataclasses.replace(recipe, base_learning_rate=config.learning_rate)
+    if not config.random_crop:
+        recipe = dataclasses.replace(recipe, resize=recipe.crop)
+    return recipe
+
+
+def images_per_second(model: ResNetV2, crop: int, batch: int, device: torch.device, dtype: torch.dtype) -> float:
+    """The speed of training steps at this size on this machine, measured on a copy of the network with random pixels."""
+    trial = copy.deepcopy(model)
+    micro = loop.fitting_micro_batch(model, crop, dtype, device, batch)
+    count = min(batch, micro)
+    recipe = Recipe(steps=3, batch_size=count, resize=crop, crop=crop)
+    pixels = torch.randint(0, 256, (count, crop, crop, model.architecture.in_chans), dtype=torch.uint8).permute(
+        0, 3, 1, 2
+    )
+    labels = torch.randint(0, model.num_classes, (count,))
+    state = loop.new_state(trial, recipe)
+    batches = (Batch(step, pixels, labels) for step in range(recipe.steps))
+    taken = [
+        step.seconds
+        for step in loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype, micro_batch=micro)
+    ]
+    return count / min(taken[1:])  # the first one allocates
+
+
+def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, recipe: Recipe, resolved: dict[str, Any]) -> None:
+    """Print what will be done and why."""
+    sizes = [
+        f"{len(images):,} {part}"
+        for part, images in (("train", parts.train), ("val", parts.val), ("test", parts.test))
+        if images
+    ]
+    print(f"data:   {config.data}: {', '.join(sizes)} images of {len(parts.train.class_names)} classes")
+    print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
+    if config.linear == "closed":
+        print(f"rule:   a linear classifier on the frozen network, solved exactly; images at {recipe.crop} px")
+    else:
+        print(
+            f"rule:   {recipe.steps:,} steps of {recipe.batch_size} images, {recipe.resize} -> {recipe.crop} px, learning rate "
+            f"{recipe.base_learning_rate:.3g}, {'MixUp ' + str(recipe.mixup_alpha) if recipe.mixup_alpha else 'no MixUp'}, "
+            f"{resolved['dtype']} on {resolved['device']}"
+        )
+    for note in recipe.notes:
+        print(f"        {note}")
+    sys.stdout.flush()
+
+
+def _train(
+    config: FinetuneConfig,
+    run: runs.Run,
+    model: ResNetV2,
+    parts: Splits,
+    recipe: Recipe,
+    spec: InputSpec,
+    resolved: dict[str, Any],
+    device: torch.device,
+    dtype: torch.dtype,
+) -> training.Outcome:
+    """The steps of the recipe, resumed from a checkpoint where there is one."""
+    if config.linear == "sgd":
+        for parameter in model.backbone_parameters():
+            parameter.requires_grad_(False)
+    state = loop.new_state(model, recipe, [p for p in model.parameters() if p.requires_grad])
+    facts = {
+        "recipe": {key: value for key, value in recipe.to_dict().items() if key != "notes"},
+        "seed": config.seed,
+        "architecture": resolved["architecture"],
+        "images": len(parts.train),
+        "classes": len(parts.train.class_names),
+        "linear": config.linear,
+        "flip": config.flip,
+        "random_crop": config.random_crop,
+        "antialias": config.antialias,
+        "dtype": resolved["dtype"],
+    }
+    if training.resume(run, state, facts):
+        print(f"        resumed after step {state.step}")
+    loader = TrainLoader(
+        parts.train,
+        SquareCrop(
+            resize=recipe.resize,
+            crop=recipe.crop,
+            random_crop=config.random_crop,
+            flip=config.flip,
+            antialias=config.antialias,
+        ),
+        batch_size=recipe.batch_size,
+        seed=config.seed,
+        cache=config.cache,
+        workers=training.spare_workers() if config.workers is None else config.workers,
+        progress=True,
+    )
+
+    @torch.inference_mode()
+    def logits(images: Tensor) -> Tensor:
+        model.eval()
+        return model(normalize(images.to(device), dtype)).cpu()
+
+    def validate() -> dict[str, float]:
+        assert parts.val is not None
+        return evals.evaluate(logits, eval_batches(parts.val, spec, 256)).named("val")
+
+    watched = parts.val is not None and (config.eval_every is not None or len(parts.val) <= WATCHED)
+    return training.train(
+        run,
+        state,
+        loader,
+        recipe,
+        facts=facts,
+        device=device,
+        dtype=dtype,
+        micro_batch=resolved["micro_batch"],
+        compile=config.compile,
+        validate=validate if watched else None,
+        eval_every=config.eval_every or max(1, recipe.steps // 10),
+        checkpoint_seconds=seconds(config.checkpoint_every),
+        tensorboard=config.tensorboard,
+    )
+
+
+def _fit_linear(model: ResNetV2, train: ImageSet, spec: InputSpec, device: torch.device, dtype: torch.dtype) -> None:
+    """Put the closed-form linear classifier in place of the head."""
+    started = time.perf_counter()
+    features, labels = linear.extract_features(model, eval_batches(train, spec, 256), device, dtype)
+    probe = linear.fit(features, labels, len(train.class_names))
+    model.head = probe.head.to(device)
+    print(
+        f"        solved in {time.perf_counter() - started:.1f} s; each training image judged by the others: "
+        f"{probe.leave_one_out_top1:.1%} correct"
+    )
+
+
+def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, card: ModelCard, parts: Splits) -> dict[str, float]:
+    """The model as it will be used, on the test part, else the validation part; writes evaluation.json."""
+    split, images = ("test", parts.test) if parts.test is not None else ("val", parts.val)
+    if images is None:
+        runs.write_json(folder / "evaluation.json", {})
+        return {}
+    predictor = Predictor(model, card, device=config.device, precision=config.precision)
+    result, unreadable = measure(predictor, images, progress=True)
+    evals.save_evaluation(folder, result, images, split=split, model=card.name, data=config.data, unreadable=unreadable)
+    low, high = result.top1_interval
+    print(f"{split}:   top-1 {result.top1:.1%} of {len(images):,} images (95 % interval {low:.1%} to {high:.1%})")
+    return {key.replace("/", "_"): value for key, value in result.named(split).items()}
