@@ -20,6 +20,8 @@ from typing import Any, Literal
 from bigtransfer.errors import ConfigError
 
 Variant = Literal["paper", "code"]
+Speed = Callable[[int, int], float]
+"""(crop, batch size) -> images per second of training steps."""
 
 BASE_LEARNING_RATE = 0.003
 BATCH_SIZE = 512
@@ -86,7 +88,8 @@ class Recipe:
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> Recipe:
         """The inverse of `to_dict`, also after a round trip through JSON."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in record.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
+        return cls(**values)
 
 
 def size_class(num_examples: int) -> Literal["small", "medium", "large"]:
@@ -110,7 +113,9 @@ def recipe(num_examples: int, height: int, width: int, variant: Variant = "code"
     ConfigError on counts below 1 or an unknown variant.
     """
     if num_examples < 1 or height < 1 or width < 1:
-        raise ConfigError(f"The HyperRule needs at least one image of at least 1 x 1 px, not {num_examples} of {height} x {width}.")
+        raise ConfigError(
+            f"The HyperRule needs at least one image of at least 1 x 1 px, not {num_examples} of {height} x {width}."
+        )
     if variant not in ("paper", "code"):
         raise ConfigError(f"Unknown HyperRule variant {variant!r}: choose 'paper' or 'code'.")
     size = size_class(num_examples)
@@ -168,7 +173,7 @@ _CROPS = (480, 384, 320, 256, 224, 192, 160, 128, 96, 64)
 def within_budget(
     rule: Recipe,
     seconds: float,
-    images_per_second: Callable[[int, int], float],
+    images_per_second: Speed,
     *,
     trained_at: int | None = None,
     fixed: Collection[str] = (),

@@ -1,12 +1,12 @@
 """A run's folder: what was asked, what was decided, on which machine, and every number on the way. No torch here.
 
-    <run>/
-      config.json      asked and resolved configuration, versions, hardware
-      metrics.jsonl    one JSON object a line, {"step": ..., ...}
-      split.json       which images went where
-      checkpoint/      what a resume needs (train.checkpoint)
-      model.safetensors
-      report.html
+<run>/
+  config.json      asked and resolved configuration, versions, hardware
+  metrics.jsonl    one JSON object a line, {"step": ..., ...}
+  split.json       which images went where
+  checkpoint/      what a resume needs (train.checkpoint)
+  model.safetensors
+  report.html
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RunError(f"Cannot create the run folder {self.folder}: {error.strerror}. Choose another with --out.") from error
+            raise RunError(
+                f"Cannot create the run folder {self.folder}: {error.strerror}. Choose another with --out."
+            ) from error
         self._metrics = self.folder / "metrics.jsonl"
 
     def log(self, step: int, **numbers: Any) -> None:

@@ -72,7 +72,7 @@ class SquareCrop:
     random_crop: bool = True
     """False (labels that depend on the position): resize straight to `crop`, as evaluation does."""
     flip: bool = True
-    interpolation: str = "bilinear"
+    interpolation: images.Interpolation = "bilinear"
     antialias: bool = True
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
@@ -99,7 +99,7 @@ class InceptionCrop:
     max_ratio: float = 4 / 3
     """Largest aspect ratio of the part, either way."""
     flip: bool = True
-    interpolation: str = "bilinear"
+    interpolation: images.Interpolation = "bilinear"
     antialias: bool = True
 
     _ATTEMPTS = 10
@@ -121,7 +121,9 @@ class InceptionCrop:
         else:  # nothing fitted: the largest centred part of an allowed ratio
             w, h = min(width, round(height * self.max_ratio)), min(height, round(width * self.max_ratio))
         top, left = int(draws[0] * (height - h + 1)), int(draws[1] * (width - w + 1))
-        image = images.resize(prepared[top : top + h, left : left + w], self.size, self.size, self.interpolation, self.antialias)
+        image = images.resize(
+            prepared[top : top + h, left : left + w], self.size, self.size, self.interpolation, self.antialias
+        )
         return image[:, ::-1] if self.flip and draws[2] < 0.5 else image
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Literal, NamedTuple
 
@@ -94,7 +94,7 @@ class TrainLoader:
         rng = np.random.default_rng(0)
         sample = rng.choice(len(self.images), size=min(8, len(self.images)), replace=False)
         mean = np.mean([self.augmentation.prepare(self.images.read(int(i))).nbytes for i in sample])
-        return mean * len(self.images) <= CACHE_SHARE * available_memory()
+        return bool(mean * len(self.images) <= CACHE_SHARE * available_memory())
 
     def _fill(self, progress: bool) -> list[np.ndarray]:
         def prepare(index: int) -> np.ndarray:
@@ -123,7 +123,7 @@ class TrainLoader:
         samples = [self.augmentation.apply(image, row) for image, row in zip(prepared, rows, strict=True)]
         return Batch(step, _stack(samples), torch.from_numpy(self.labels[indices]))
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches of steps start..stop-1, made ahead of time in the background."""
         if not self.cached and self.workers > 0:
             loader = DataLoader(

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +87,7 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     parts, unreadable = _open(config, folder if earlier else None, channels)
     classes = parts.train.class_names
     model, card = _load(config, len(classes))
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     height, width = data.native_size(parts.train)
 
     run = runs.Run(folder)
@@ -225,7 +224,9 @@ def _open(config: FinetuneConfig, resumed: Path | None, channels: int) -> tuple[
         if fraction > 0:
             train, val = splits.hold_out(train, fraction, config.seed)
     if len(train.class_names) < 2:
-        raise DataError(f"{config.data} has one class only ({train.class_names[0]}): there is nothing to tell apart.")
+        raise DataError(
+            f"{config.data} has one class only ({', '.join(train.class_names)}): there is nothing to tell apart."
+        )
     empty = [name for name, count in zip(train.class_names, train.class_counts(), strict=True) if count == 0]
     if empty:
         raise DataError(f"No training image of {', '.join(empty[:10])}. Add some, or remove the class.")
@@ -259,13 +260,19 @@ def _decide(
     arch = model.architecture
     known = (name for name, one in ARCHITECTURES.items() if (one.units, one.width) == (arch.units, arch.width))
     recipe = hyperrule.recipe(num_examples, height, width, config.variant, architecture=next(known, ""))
+    if config.linear == "closed":
+        # Frozen features are at their best at the size they were trained at.
+        crop = config.crop or card.input.size
+        note = f"No steps: the classifier is solved exactly on features at {crop} px."
+        return dataclasses.replace(recipe, resize=crop, crop=crop, notes=(note,))
     if config.mixup_alpha is not None:
         recipe = dataclasses.replace(recipe, mixup_alpha=config.mixup_alpha)
-    if config.crop is not None or config.resize is not None:
+    crop, resize = config.crop, config.resize
+    if crop is not None or resize is not None:
         # One of the two given: the other keeps the rule's proportion.
-        crop = config.crop or round(config.resize * recipe.crop / recipe.resize)
-        resize = config.resize or round(crop * recipe.resize / recipe.crop)
-        recipe = dataclasses.replace(recipe, crop=crop, resize=max(resize, crop))
+        crop = crop or max(1, round((resize or 0) * recipe.crop / recipe.resize))
+        resize = resize or round(crop * recipe.resize / recipe.crop)
+        recipe = dataclasses.replace(recipe, crop=crop, resize=resize)
     if config.steps is not None:
         recipe = hyperrule.with_steps(recipe, config.steps)
     if config.batch_size is not None:
@@ -282,6 +289,13 @@ def _decide(
         recipe = dataclasses.replace(recipe, base_learning_rate=config.learning_rate)
     if not config.random_crop:
         recipe = dataclasses.replace(recipe, resize=recipe.crop)
+    chosen = [
+        f"{name.replace('_', ' ')} {value:,}"
+        for name in ("steps", "batch_size", "learning_rate", "resize", "crop", "mixup_alpha")
+        if (value := getattr(config, name)) is not None
+    ]
+    if chosen:
+        recipe = dataclasses.replace(recipe, notes=(*recipe.notes, f"Set by you instead: {', '.join(chosen)}."))
     return recipe
 
 
@@ -315,12 +329,12 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, recipe: Recipe
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
     if config.linear == "closed":
         print(f"rule:   a linear classifier on the frozen network, solved exactly; images at {recipe.crop} px")
-    else:
-        print(
-            f"rule:   {recipe.steps:,} steps of {recipe.batch_size} images, {recipe.resize} -> {recipe.crop} px, learning rate "
-            f"{recipe.base_learning_rate:.3g}, {'MixUp ' + str(recipe.mixup_alpha) if recipe.mixup_alpha else 'no MixUp'}, "
-            f"{resolved['dtype']} on {resolved['device']}"
-        )
+        return
+    print(
+        f"rule:   {recipe.steps:,} steps of {recipe.batch_size} images, {recipe.resize} -> {recipe.crop} px, learning rate "
+        f"{recipe.base_learning_rate:.3g}, {'MixUp ' + str(recipe.mixup_alpha) if recipe.mixup_alpha else 'no MixUp'}, "
+        f"{resolved['dtype']} on {resolved['device']}"
+    )
     for note in recipe.notes:
         print(f"        {note}")
     sys.stdout.flush()

@@ -62,7 +62,8 @@ def run(config: PretrainConfig) -> int:
     dtype = loop.compute_dtype(config.precision, device)
 
     torch.manual_seed(config.seed)
-    model = build(arch, len(names)).to(device, memory_format=torch.channels_last)
+    model = build(arch, len(names))
+    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     state = loop.new_state(model, recipe)
 
     run = runs.Run(training.run_folder(config.out, config.data, config.model))

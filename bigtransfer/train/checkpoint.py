@@ -45,10 +45,14 @@ def restore(folder: Path, state: State, facts: dict[str, Any]) -> None:
             different = [key for key in sorted(saved.keys() | wanted.keys()) if saved.get(key) != wanted.get(key)]
             if different:
                 changes = "; ".join(f"{key} was {saved.get(key)!r}, is now {wanted.get(key)!r}" for key in different)
-                raise RunError(f"{path} belongs to another run: {changes}. Choose another --out, or remove the folder to start anew.")
+                raise RunError(
+                    f"{path} belongs to another run: {changes}. Choose another --out, or remove the folder to start anew."
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a dict)
     except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise RunError(f"The checkpoint {path} cannot be read ({error}). Remove it to start from the beginning.") from error
+        raise RunError(
+            f"The checkpoint {path} cannot be read ({error}). Remove it to start from the beginning."
+        ) from error
     weights = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     state.model.load_state_dict(weights, strict=True)
     for name, parameter in state.model.named_parameters():

@@ -168,7 +168,7 @@ def steps(
                     raise
                 if micro_batch == 1:
                     raise TrainingError(
-                        f"Out of memory with one image of {batch.images.shape[-1]} px at a time. Choose a smaller --crop or a smaller model."
+                        f"Out of memory with one image of {batch.images.shape[-1]} px at a time. Choose a smaller --crop or model."
                     ) from error
                 micro_batch = max(1, micro_batch // 2)
                 log.warning("out of memory: going on with micro-batches of %d", micro_batch)
