@@ -55,13 +55,13 @@ $(BIN)/uv:
 	    echo "Without it: install torch and this folder (pip install -e '.[dev]') into an environment of your own,"; \
 	    echo "then run 'bit demo' and 'pytest' in it."; exit 1; }
 
-# pip is not used for the rest: uv installs exactly the locked versions, many times faster. Compiled at once, because where Python may
-# not write its cache every single start would otherwise compile all of torch again (9 s).
+# pip is not used for the rest: uv installs exactly the locked versions, many times faster.
 $(RUN): requirements/run.txt pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements/run.txt
+	$(BIN)/uv pip install --python $(BIN)/python -r requirements/run.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps -e .
 	@touch $@
 
+# Compiled at once, because where Python may not write its cache every start would compile all of torch again (9 s).
 $(DEV): requirements/dev.txt $(RUN)
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements/dev.txt
 	@touch $@
