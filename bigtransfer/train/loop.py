@@ -88,7 +88,7 @@ def new_state(model: ResNetV2, recipe: Recipe, parameters: Iterable[nn.Parameter
         {"params": [p for p in chosen if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return State(model, torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, foreach=True))
+    return State(model, torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=True))
 
 
 def activation_bytes(model: ResNetV2, size: int, dtype: torch.dtype) -> int:

@@ -1,0 +1,170 @@
+"""The HyperRule, exact at every boundary; the numbers are those of the released code's `bit_hyperrule.py` and of the paper's text."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bigtransfer import hyperrule
+from bigtransfer.errors import ConfigError
+from bigtransfer.hyperrule import Recipe, recipe
+
+
+def released_learning_rate(step: int, dataset_size: int, base: float = 0.003) -> float | None:
+    """`get_lr` of the released code, restated from its description: the supports, strict comparison, None at the end."""
+    if dataset_size < 20_000:
+        supports = [100, 200, 300, 400, 500]
+    elif dataset_size < 500_000:
+        supports = [500, 3000, 6000, 9000, 10_000]
+    else:
+        supports = [500, 6000, 12_000, 18_000, 20_000]
+    if step < supports[0]:
+        return base * step / supports[0]
+    if step >= supports[-1]:
+        return None
+    for support in supports[1:]:
+        if support < step:
+            base /= 10
+    return base
+
+
+@pytest.mark.parametrize(
+    ("examples", "steps", "mixup", "size"),
+    [
+        (1, 500, 0.0, "small"),
+        (19_999, 500, 0.0, "small"),
+        (20_000, 10_000, 0.1, "medium"),
+        (499_999, 10_000, 0.1, "medium"),
+        (500_000, 20_000, 0.1, "large"),
+        (1_281_167, 20_000, 0.1, "large"),
+    ],
+)
+def test_size_classes(examples: int, steps: int, mixup: float, size: str) -> None:
+    rule = recipe(examples, 300, 400)
+    assert (rule.steps, rule.mixup_alpha, rule.size_class) == (steps, mixup, size)
+    assert (rule.batch_size, rule.base_learning_rate, rule.momentum, rule.weight_decay) == (512, 0.003, 0.9, 0.0)
+
+
+@pytest.mark.parametrize("examples", [1_000, 50_000, 1_000_000])
+def test_every_learning_rate_is_the_released_codes(examples: int) -> None:
+    rule = recipe(examples, 300, 400, "code")
+    for step in range(rule.steps):
+        assert rule.learning_rate(step) == pytest.approx(released_learning_rate(step, examples), rel=1e-12)
+    assert released_learning_rate(rule.steps, examples) is None
+    with pytest.raises(ValueError, match="outside"):
+        rule.learning_rate(rule.steps)
+
+
+def test_the_boundary_step_still_has_the_higher_rate() -> None:
+    rule = recipe(50_000, 32, 32)
+    assert rule.learning_rate(0) == 0.0
+    assert rule.learning_rate(499) == pytest.approx(0.003 * 499 / 500)
+    assert rule.learning_rate(3_000) == pytest.approx(0.003)
+    assert rule.learning_rate(3_001) == pytest.approx(0.0003)
+
+
+def test_the_paper_has_no_warm_up_and_decays_at_30_60_90_percent() -> None:
+    rule = recipe(1_000, 300, 400, "paper")
+    assert rule.learning_rate(0) == pytest.approx(0.003)
+    changes = [s for s in range(1, rule.steps) if rule.learning_rate(s) != rule.learning_rate(s - 1)]
+    assert changes == [151, 301, 451]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "variant", "architecture", "expected"),
+    [
+        (96, 96, "code", "", (512, 480)),
+        (96, 95, "code", "", (160, 128)),
+        (9_215, 1, "code", "", (160, 128)),
+        (9_216, 1, "code", "", (512, 480)),
+        (32, 32, "paper", "", (160, 128)),
+        (96, 96, "paper", "r50x1", (448, 384)),
+        (96, 96, "paper", "r152x4", (512, 480)),
+        (32, 32, "paper", "r152x4", (160, 128)),
+    ],
+)
+def test_resolution(height: int, width: int, variant: hyperrule.Variant, architecture: str, expected: tuple[int, int]) -> None:
+    rule = recipe(1_000, height, width, variant, architecture=architecture)
+    assert (rule.resize, rule.crop) == expected
+
+
+def test_wrong_facts_are_errors() -> None:
+    with pytest.raises(ConfigError, match="at least one image"):
+        recipe(0, 32, 32)
+    with pytest.raises(ConfigError, match="variant"):
+        recipe(10, 32, 32, "colab")  # type: ignore[arg-type]
+
+
+def test_a_recipe_survives_json() -> None:
+    rule = recipe(50_000, 32, 32)
+    assert Recipe.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
+
+
+def test_upstream_is_the_papers() -> None:
+    rule = hyperrule.upstream(1_281_167, 90)
+    assert rule.base_learning_rate == pytest.approx(0.48)
+    assert rule.steps == round(90 * 1_281_167 / 4096)
+    assert rule.learning_rate(2_500) == pytest.approx(0.24)
+    thirty = round(30 * 1_281_167 / 4096)
+    assert rule.learning_rate(thirty) == pytest.approx(0.48)
+    assert rule.learning_rate(thirty + 1) == pytest.approx(0.048)
+    assert rule.learning_rate(rule.steps - 1) == pytest.approx(0.00048)
+
+
+def test_cosine_falls_to_nothing() -> None:
+    rule = hyperrule.upstream(1_000, 10, batch_size=100, schedule="cosine", warmup=10, learning_rate=1.0)
+    rates = [rule.learning_rate(step) for step in range(rule.steps)]
+    assert rates[:11] == pytest.approx([step / 10 for step in range(11)])
+    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert rates[55] == pytest.approx(0.5) and rates[-1] < 0.001
+
+
+def test_stretching_keeps_the_proportions() -> None:
+    half = hyperrule.with_steps(recipe(1_000, 300, 400), 250)
+    assert (half.steps, half.warmup, half.decays) == (250, 50, (100, 150, 200))
+
+
+def test_the_learning_rate_follows_the_batch() -> None:
+    assert hyperrule.with_batch_size(recipe(1_000, 300, 400), 128).base_learning_rate == pytest.approx(0.00075)
+
+
+def machine(speed_at_64: float) -> hyperrule.Speed:
+    """A machine whose speed goes with the image's area and does not care about the batch."""
+    return lambda crop, _batch: speed_at_64 * (64 / crop) ** 2
+
+
+def test_a_large_budget_changes_nothing_but_the_notes() -> None:
+    rule = recipe(1_000, 32, 32)
+    fitted = hyperrule.within_budget(rule, 3600, machine(1_000.0))
+    assert fitted.to_dict() | {"notes": ()} == rule.to_dict() | {"notes": ()}
+    assert "full rule" in fitted.notes[-1]
+
+
+@pytest.mark.parametrize("seconds", [10, 60, 600])
+@pytest.mark.parametrize("size", [32, 300])
+@pytest.mark.parametrize("examples", [100, 50_000])
+@pytest.mark.parametrize("speed", [20.0, 200.0, 20_000.0])
+def test_a_budget_is_kept_and_the_shape_too(seconds: float, size: int, examples: int, speed: float) -> None:
+    rule = recipe(examples, size, size)
+    fitted = hyperrule.within_budget(rule, seconds, machine(speed))
+    images = seconds * machine(speed)(fitted.crop, fitted.batch_size)
+    floor = hyperrule.FEWEST_STEPS * hyperrule.SMALLEST_BATCH
+    assert fitted.steps * fitted.batch_size <= max(images, floor)
+    assert fitted.steps * fitted.batch_size >= 0.7 * min(images, rule.steps * rule.batch_size)
+    assert fitted.crop <= rule.crop and fitted.crop <= fitted.resize <= rule.resize
+    assert fitted.warmup / fitted.steps == pytest.approx(rule.warmup / rule.steps, abs=0.05)
+    assert [d / fitted.steps for d in fitted.decays] == pytest.approx([d / rule.steps for d in rule.decays], abs=0.05)
+    assert fitted.mixup_alpha == rule.mixup_alpha
+    assert f"{seconds:g} s" in fitted.notes[-1] or "min" in fitted.notes[-1]
+
+
+def test_what_the_user_fixed_stays() -> None:
+    rule = hyperrule.with_steps(recipe(100, 32, 32), 50)
+    fitted = hyperrule.within_budget(rule, 10, machine(50.0), fixed=("steps", "crop"))
+    assert (fitted.steps, fitted.crop) == (50, 128)
+
+
+def test_the_resolution_stays_at_what_the_network_knows() -> None:
+    fitted = hyperrule.within_budget(recipe(100, 300, 300), 10, machine(50.0), trained_at=224)
+    assert fitted.crop == 224
