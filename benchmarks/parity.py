@@ -7,8 +7,8 @@ head that is not zero) go into ours, into timm's and transformers' classes under
 network of tests/reference, which was written from the description. The error is max |a - b| / max |b|, b being the NumPy logits.
 
 Rounding sets in at every layer and is amplified by those that follow, so the error says as much of the weights as of the
-program. Hence two kinds of weights ("tame": residual branches small beside the shortcut, as training leaves them; "wild": as
-large), and for each the amplification: relative change of the logits per relative change of the input (noise of 1e-6, float64).
+program. Hence two kinds of weights ("wild": residual branches as large as the shortcut; "tame": smaller; no published weights
+were at hand to say which they resemble), and for each the amplification: relative change of the logits per relative change of the input (noise of 1e-6, float64).
 Weights are shared between the programs: R152x4 (929 M parameters) needs about 12 GB.
 """
 
@@ -181,7 +181,7 @@ def main() -> None:
         + ", ".join(f"{name} {module.__version__}" for name, module in versions.items()),
         f"- Hardware: {hardware()}",
         "- Random weights: kernels with mean and log-normal scale per channel, GroupNorm gamma 0.5 to 1.5 and beta N(0, 0.3),",
-        "  head N(0, 0.02); tame: the last GroupNorm of each residual branch x 0.2, as training leaves branches small; wild: x 1.",
+        "  head N(0, 0.02); tame: the last GroupNorm of each residual branch x 0.2; wild: x 1.",
         "- Error: max abs difference of the logits / largest abs logit of the NumPy network. Amplification: relative change of the",
         "  logits per relative change of the input; float32 rounds at 6e-8, at every layer.",
         "- timm and transformers add 1e-8 to a kernel's variance, the authors and ours 1e-10: most of their difference.",
