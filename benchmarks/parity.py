@@ -8,7 +8,8 @@ network of tests/reference, which was written from the description. The error is
 
 Rounding sets in at every layer and is amplified by those that follow, so the error says as much of the weights as of the
 program. Hence two kinds of weights ("wild": residual branches as large as the shortcut; "tame": smaller; no published weights
-were at hand to say which they resemble), and for each the amplification: relative change of the logits per relative change of the input (noise of 1e-6, float64).
+were at hand to say which they resemble), and for each the amplification: relative change of the logits per relative change of
+the input (noise of 1e-6, float64).
 Weights are shared between the programs: R152x4 (929 M parameters) needs about 12 GB.
 """
 
