@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,8 @@ pytest.importorskip("sklearn", reason="the demo's images come with scikit-learn"
 
 from sklearn.datasets import load_digits
 
-from bigtransfer.config import DemoConfig
+from bigtransfer import cli
+from bigtransfer.config import DemoConfig, FinetuneConfig
 from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.jobs import demo
 
@@ -61,3 +64,29 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="not from an earlier demo"):
         demo.run(DemoConfig(out=str(tmp_path)))
     assert (tmp_path / "digits" / "thesis.txt").exists()
+
+
+@pytest.mark.slow
+def test_the_whole_demonstration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(demo, "TEST_PER_CLASS", 5)
+    asked = DemoConfig(out=str(tmp_path / "demo"), budget="1s", examples_per_class=2)
+    for _ in range(2):  # an earlier demo is overwritten
+        assert demo.run(asked) == 0
+        lines = capsys.readouterr().out.splitlines()
+        commands = [line.removeprefix("$ bit finetune ") for line in lines if line.startswith("$ ")]
+        with_pretrained, from_random = (cli.parse("finetune", shlex.split(command)) for command in commands)
+        assert isinstance(with_pretrained, FinetuneConfig)
+        assert isinstance(from_random, FinetuneConfig)
+        assert (with_pretrained.pretrained, from_random.pretrained) == (True, False)
+        # Both were trained by the same recipe, apart from the words about it.
+        recipes = [
+            json.loads((tmp_path / "demo" / name / "config.json").read_text())["recipe"]
+            for name in ("pretrained", "random")
+        ]
+        assert {**recipes[0], "notes": None} == {**recipes[1], "notes": None}
+        title = lines.index("Correct on the 50 images that none of them had seen (95 % interval):")
+        shares = [float(line.split("%")[0].split()[-1]) for line in lines[title + 1 : title + 4]]
+        assert all(0 <= share <= 100 for share in shares)
+        assert (tmp_path / "demo" / "pretrained" / "report.html").is_file()
