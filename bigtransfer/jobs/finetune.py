@@ -170,7 +170,8 @@ def _earlier(folder: Path, config: FinetuneConfig) -> dict[str, Any] | None:
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path} is not a run's configuration ({error}). Choose another folder with --out.") from error
     for key in ("out", "workers", "cache", "tensorboard", "checkpoint_every"):  # change nothing in the result
-        before.pop(key, None), now.pop(key, None)
+        before.pop(key, None)
+        now.pop(key, None)
     different = [key for key in now if before.get(key) != now[key]]
     if different:
         changes = ", ".join(f"--{key.replace('_', '-')} was {before.get(key)!r}" for key in different)
