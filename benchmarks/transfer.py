@@ -77,7 +77,9 @@ def main() -> None:
     for seed in range(chosen.seeds):
         for task in TASKS:
             for start, flags in STARTS.items():
-                run = chosen.work / "runs" / f"{task.folder}-{task.examples_per_class or 'all'}-{start.split()[0]}-{seed}"
+                run = (
+                    chosen.work / "runs" / f"{task.folder}-{task.examples_per_class or 'all'}-{start.split()[0]}-{seed}"
+                )
                 config = FinetuneConfig(
                     data=str(unpacked(chosen.data / task.archive, chosen.work, task.folder)),
                     model=chosen.model,
@@ -115,10 +117,15 @@ def write(
         "|---|" + "---|" * (len(STARTS) + 2),
     ]
     for task in TASKS:
-        gain = statistics.median(results[task.name, "fine-tuned"]) - statistics.median(results[task.name, "random weights"])
+        gain = statistics.median(results[task.name, "fine-tuned"]) - statistics.median(
+            results[task.name, "random weights"]
+        )
         cells = " | ".join(cell(task.name, start) for start in STARTS)
         lines.append(f"| {task.name} | {cells} | {100 * gain:+.1f} | {recipes[task.name, 'fine-tuned']} |")
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        "",
+    )
     lines += [
         "",
         f"- command: `python -m benchmarks.transfer --data DATA --work WORK --out {chosen.out} --budget {chosen.budget} --seeds "

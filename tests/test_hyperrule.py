@@ -84,7 +84,9 @@ def test_the_paper_has_no_warm_up_and_decays_at_30_60_90_percent() -> None:
         (32, 32, "paper", "r152x4", (160, 128)),
     ],
 )
-def test_resolution(height: int, width: int, variant: hyperrule.Variant, architecture: str, expected: tuple[int, int]) -> None:
+def test_resolution(
+    height: int, width: int, variant: hyperrule.Variant, architecture: str, expected: tuple[int, int]
+) -> None:
     rule = recipe(1_000, height, width, variant, architecture=architecture)
     assert (rule.resize, rule.crop) == expected
 
