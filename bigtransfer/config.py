@@ -267,8 +267,8 @@ class FinetuneConfig(Config):
 
     # --- Training
     linear: Literal["none", "closed", "sgd"] = "none"
-    """Train only a linear classifier on the frozen network: solved exactly within seconds (closed), or by the rule's steps
-    (sgd). none trains all weights, which is usually more accurate."""
+    """Train only a linear classifier on the frozen network, whose features are computed once: solved exactly (closed), or by the
+    rule's steps (sgd). Either takes seconds. none trains all weights, which is usually more accurate."""
     pretrained: bool = True
     """Start from the pre-trained weights; --no-pretrained starts from random ones, to compare."""
     seed: Count = 0
@@ -308,8 +308,14 @@ class FinetuneConfig(Config):
         if self.linear == "closed":
             _forbid(
                 self,
-                ("budget", "steps", "batch_size", "learning_rate", "mixup_alpha", "eval_every"),
+                ("steps", "batch_size", "learning_rate", "mixup_alpha", "eval_every"),
                 "has no effect with --linear closed, which solves the classifier without steps",
+            )
+        if self.linear != "none":
+            _forbid(
+                self,
+                ("budget", "resize", "random_crop", "flip", "micro_batch"),
+                "has no effect with --linear, which computes the features of each image once, without augmentation",
             )
         if self.linear != "none" and not self.pretrained:
             raise ConfigError("--linear needs the pre-trained weights; leave out --no-pretrained.")

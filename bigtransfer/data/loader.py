@@ -28,7 +28,7 @@ CACHE_SHARE = 0.4
 class Batch(NamedTuple):
     step: int
     images: Tensor
-    """uint8 (n, channels, size, size), channels_last."""
+    """uint8 (n, channels, size, size), channels_last; or, from a `FeatureLoader`, their features, float32 (n, features)."""
     labels: Tensor
     """int64 (n,)."""
 
@@ -143,6 +143,20 @@ class TrainLoader:
                 batch = ahead.result()
                 ahead = pool.submit(self._batch, step + 1) if step + 1 < stop else None
                 yield batch
+
+
+class FeatureLoader:
+    """Like `TrainLoader`, for a head on a frozen network: batches of features (n, d) that were computed once, without augmentation."""
+
+    def __init__(self, features: Tensor, labels: Tensor, *, batch_size: int, seed: int) -> None:
+        self.features, self.labels, self.seed = features, labels, seed
+        self.order = Order(len(labels), batch_size, seed)
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        """Batches of steps start..stop-1."""
+        for step in range(start, stop):
+            indices = torch.from_numpy(self.order.indices(step))
+            yield Batch(step, self.features[indices], self.labels[indices])
 
 
 class _Keyed(Dataset[np.ndarray]):

@@ -22,7 +22,7 @@ from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
 from bigtransfer.data.augment import SquareCrop, normalize
-from bigtransfer.data.loader import Batch, TrainLoader, eval_batches
+from bigtransfer.data.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.errors import ConfigError, DataError, ImageError, RunError
 from bigtransfer.evals import linear
 from bigtransfer.hyperrule import Recipe
@@ -261,11 +261,13 @@ def _decide(
     arch = model.architecture
     known = (name for name, one in ARCHITECTURES.items() if (one.units, one.width) == (arch.units, arch.width))
     recipe = hyperrule.recipe(num_examples, height, width, config.variant, architecture=next(known, ""))
-    if config.linear == "closed":
+    if config.linear != "none":
         # Frozen features are at their best at the size they were trained at.
         crop = config.crop or card.input.size
-        note = f"No steps: the classifier is solved exactly on features at {crop} px."
-        return dataclasses.replace(recipe, resize=crop, crop=crop, notes=(note,))
+        recipe = dataclasses.replace(recipe, resize=crop, crop=crop)
+    if config.linear == "closed":
+        note = f"No steps: the classifier is solved exactly on features at {recipe.crop} px."
+        return dataclasses.replace(recipe, notes=(note,))
     if config.mixup_alpha is not None:
         recipe = dataclasses.replace(recipe, mixup_alpha=config.mixup_alpha)
     crop, resize = config.crop, config.resize
@@ -353,10 +355,8 @@ def _train(
     dtype: torch.dtype,
 ) -> training.Outcome:
     """The steps of the recipe, resumed from a checkpoint where there is one."""
-    if config.linear == "sgd":
-        for parameter in model.backbone_parameters():
-            parameter.requires_grad_(False)
-    state = loop.new_state(model, recipe, [p for p in model.parameters() if p.requires_grad])
+    linear_only = config.linear == "sgd"
+    state = loop.new_state(model, recipe, model.head.parameters() if linear_only else None)
     facts = {
         "recipe": {key: value for key, value in recipe.to_dict().items() if key != "notes"},
         "seed": config.seed,
@@ -371,21 +371,29 @@ def _train(
     }
     if training.resume(run, state, facts):
         print(f"        resumed after step {state.step}")
-    loader = TrainLoader(
-        parts.train,
-        SquareCrop(
+    workers = training.spare_workers() if config.workers is None else config.workers
+    loader: TrainLoader | FeatureLoader
+    if linear_only:
+        features, labels = linear.extract_features(model, eval_batches(parts.train, spec, 256), device, dtype)
+        loader = FeatureLoader(features, labels, batch_size=recipe.batch_size, seed=config.seed)
+    else:
+        augmentation = SquareCrop(
             resize=recipe.resize,
             crop=recipe.crop,
             random_crop=config.random_crop,
             flip=config.flip,
             antialias=config.antialias,
-        ),
-        batch_size=recipe.batch_size,
-        seed=config.seed,
-        cache=config.cache,
-        workers=training.spare_workers() if config.workers is None else config.workers,
-        progress=True,
-    )
+        )
+        loader = TrainLoader(
+            parts.train,
+            augmentation,
+            batch_size=recipe.batch_size,
+            seed=config.seed,
+            cache=config.cache,
+            workers=workers,
+            progress=True,
+        )
+    trained = model.head if linear_only else model
 
     @torch.inference_mode()
     def logits(images: Tensor) -> Tensor:
@@ -406,7 +414,7 @@ def _train(
         device=device,
         dtype=dtype,
         micro_batch=resolved["micro_batch"],
-        compile=config.compile,
+        forward=torch.compile(trained) if config.compile else trained,
         validate=validate if watched else None,
         eval_every=config.eval_every or max(1, recipe.steps // 10),
         checkpoint_seconds=seconds(config.checkpoint_every),

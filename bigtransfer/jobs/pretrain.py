@@ -122,7 +122,7 @@ def run(config: PretrainConfig) -> int:
         dtype=dtype,
         micro_batch=config.micro_batch
         or loop.fitting_micro_batch(model, config.crop, dtype, device, recipe.batch_size),
-        compile=config.compile,
+        forward=torch.compile(model) if config.compile else model,
         validate=None if val_set is None else validate,
         eval_every=config.eval_every or max(1, recipe.steps // 10),
         checkpoint_seconds=seconds(config.checkpoint_every),

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 import bigtransfer
 from bigtransfer import runs
-from bigtransfer.data.loader import TrainLoader
+from bigtransfer.data.loader import FeatureLoader, TrainLoader
 from bigtransfer.errors import ConfigError
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.train import checkpoint, loop
@@ -57,14 +57,14 @@ class Outcome:
 def train(
     run: runs.Run,
     state: loop.State,
-    loader: TrainLoader,
+    loader: TrainLoader | FeatureLoader,
     recipe: Recipe,
     *,
     facts: Mapping[str, Any],
     device: torch.device,
     dtype: torch.dtype,
     micro_batch: int,
-    compile: bool,
+    forward: Callable[[torch.Tensor], torch.Tensor],
     validate: Callable[[], Mapping[str, float]] | None,
     eval_every: int,
     checkpoint_seconds: float,
@@ -73,11 +73,11 @@ def train(
 ) -> Outcome:
     """Take the steps from `state.step` to the recipe's end, logging each to `run`.
 
+    forward: the part of the model that is trained, on a batch's images, or a compiled form of it.
     facts: what a checkpoint belongs to; a later `checkpoint.restore` with other facts is refused. validate: called every `eval_every`
     steps and after the last one; its numbers are logged. SIGINT and SIGTERM stop after the step at hand, with a checkpoint.
     """
     seed = loader.seed
-    forward = torch.compile(state.model) if compile else None
     writer = None
     if tensorboard:
         try:

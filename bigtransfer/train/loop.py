@@ -135,7 +135,7 @@ def steps(
 
     The gradient of a batch is the sum over its micro-batches of per-image gradients, divided by the batch's size, so any split gives
     the same step up to rounding. Out of memory halves the micro-batch and repeats the step, down to one image.
-    forward: a compiled form of `state.model`; default the model itself.
+    forward: batch of images -> logits, by `state.model` unless given: a compiled form of it, or its head where `batches` are of features.
     Raises TrainingError when the loss is not finite (the state is then the one before that step) or one image does not fit.
     """
     if device.type == "cpu":

@@ -32,7 +32,13 @@ class Mix:
 
 
 def inputs(images: Tensor, part: slice, mix: Mix | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The network's input for one micro-batch: normalized, blended, in `dtype` on `device`, (m, c, h, w)."""
+    """The network's input for one micro-batch: normalized, blended, in `dtype` on `device`, (m, c, h, w).
+
+    Floating-point `images` are features for the head, (n, d): blended, but neither normalized nor rounded to `dtype`.
+    """
+    if images.is_floating_point():
+        features = images[part].to(device)
+        return features if mix is None else torch.lerp(images[mix.partner[part]].to(device), features, mix.lam)
     own = normalize(images[part].to(device, non_blocking=True), torch.float32 if mix else dtype)
     if mix is None:
         return own
