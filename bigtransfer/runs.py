@@ -4,9 +4,14 @@
   config.json      asked and resolved configuration, versions, hardware
   metrics.jsonl    one JSON object a line, {"step": ..., ...}
   split.json       which images went where
-  checkpoint/      what a resume needs (train.checkpoint)
+  unreadable.json  images left out, with the reason
+  checkpoint.safetensors   what a resume needs (train.checkpoint); gone when the run is finished
+  evaluation.json
   model.safetensors
   report.html
+  .lock            held by the process that is at work in the folder
+
+Paths in these files are relative to the data set.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,23 +35,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.touch(exist_ok=False)
     try:
         yield temporary
-        with open(temporary, "rb") as file:
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; give the result the mode a plain open() would have given it.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
         os.replace(temporary, path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -70,10 +71,41 @@ class Run:
             ) from error
         self._metrics = self.folder / "metrics.jsonl"
 
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep the folder for this process, and clear away what one that was killed left half written.
+
+        RunError if another process is at work in it (the system frees the lock of one that died), or if it cannot be written to.
+        """
+        import filelock  # here, so that what only reads a run needs nothing but the standard library
+
+        lock = filelock.FileLock(self.folder / ".lock", timeout=0)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise RunError(
+                f"Another process is at work in {self.folder}. Wait until it has finished, or choose another folder with --out."
+            ) from error
+        except OSError as error:
+            raise RunError(
+                f"Cannot write into the run folder {self.folder}: {error.strerror}. Choose another with --out."
+            ) from error
+        try:
+            for leftover in self.folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
+            yield
+        finally:
+            lock.release()
+
     def log(self, step: int, **numbers: Any) -> None:
         """Append one line to metrics.jsonl; a number that is logged once stays even if the process dies next."""
-        with open(self._metrics, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        try:
+            with open(self._metrics, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **numbers}) + "\n")
+        except OSError as error:
+            raise RunError(
+                f"Cannot write {self._metrics}: {error.strerror}. The same command goes on later."
+            ) from error
 
     def metrics(self) -> list[dict[str, Any]]:
         """Every logged line, oldest first; a torn last line (the machine died in the middle of it) is left out."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -33,23 +36,30 @@ class Batch(NamedTuple):
     """int64 (n,)."""
 
 
-def available_memory() -> int:
-    """Bytes of memory a new allocation can have: the machine's free memory, or the container's limit where that is lower."""
-    free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            free = next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        pass
-    for limit_file, used_file in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
-    ):
-        try:
-            with open(limit_file, encoding="ascii") as limit, open(used_file, encoding="ascii") as used:
-                free = min(free, int(limit.read()) - int(used.read()))
-        except (OSError, ValueError):
-            continue
+_CONTAINER_LIMITS = (
+    # Control groups, version 2 and 1: limit, use, and the use's details with the line for pages of files not used lately.
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+def available_memory(groups: Path = Path("/sys/fs/cgroup"), machine: Path = Path("/proc/meminfo")) -> int:
+    """Bytes of memory that new allocations can have: what the machine has free, or the container's limit where that is lower.
+
+    Where the system does not say how much is free (macOS, Windows), half of the machine's memory, or 4 GiB if even that is unknown.
+    """
+    free = 4 << 30
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no sysconf, no such name
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with contextlib.suppress(OSError, StopIteration):
+        lines = machine.read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    for limit, used, details, cached in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            left = int((groups / limit).read_text()) - int((groups / used).read_text())
+            # A group's use counts the cached pages of files it has read, which make room for others.
+            stat = dict(line.split() for line in (groups / details).read_text().splitlines())
+            free = min(free, left + int(stat.get(cached, 0)))
     return max(free, 0)
 
 
@@ -124,16 +134,22 @@ class TrainLoader:
         return Batch(step, _stack(samples), torch.from_numpy(self.labels[indices]))
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
-        """Batches of steps start..stop-1, made ahead of time in the background."""
+        """Batches of steps start..stop-1, made ahead of time in the background; closing it ends the background's work.
+
+        Raises ImageError if an image cannot be read.
+        """
         if not self.cached and self.workers > 0:
             loader = DataLoader(
                 _Keyed(self.images, self.augmentation),
                 batch_sampler=_Keys(self, start, stop),
                 num_workers=self.workers,
-                collate_fn=_stack,  # in the worker: tensors travel through shared memory
+                collate_fn=_stack_or_error,  # in the worker: tensors travel through shared memory
+                worker_init_fn=_leave_signals,
                 prefetch_factor=2,
             )
             for step, stacked in zip(range(start, stop), loader, strict=True):
+                if isinstance(stacked, ImageError):
+                    raise stacked
                 yield Batch(step, stacked, torch.from_numpy(self.labels[self.order.indices(step)]))
             return
         with ThreadPoolExecutor(1) as pool:
@@ -152,22 +168,39 @@ class FeatureLoader:
         self.features, self.labels, self.seed = features, labels, seed
         self.order = Order(len(labels), batch_size, seed)
 
-    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+    def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches of steps start..stop-1."""
         for step in range(start, stop):
             indices = torch.from_numpy(self.order.indices(step))
             yield Batch(step, self.features[indices], self.labels[indices])
 
 
-class _Keyed(Dataset[np.ndarray]):
-    """One augmented image for each key (index, random numbers); runs in a worker process."""
+class _Keyed(Dataset["np.ndarray | ImageError"]):
+    """One augmented image for each key (index, random numbers), or why it cannot be read; runs in a worker process."""
 
     def __init__(self, images: ImageSet, augmentation: Augmentation) -> None:
         self.images, self.augmentation = images, augmentation
 
-    def __getitem__(self, key: tuple[int, np.ndarray]) -> np.ndarray:
+    def __getitem__(self, key: tuple[int, np.ndarray]) -> np.ndarray | ImageError:
         index, row = key
-        return np.ascontiguousarray(self.augmentation.apply(self.augmentation.prepare(self.images.read(index)), row))
+        try:
+            image = self.images.read(index)
+        except ImageError as error:  # raised here, the DataLoader would make a RuntimeError with a traceback of it
+            return error
+        return np.ascontiguousarray(self.augmentation.apply(self.augmentation.prepare(image), row))
+
+
+def _stack_or_error(samples: list[np.ndarray | ImageError]) -> Tensor | ImageError:
+    """The batch, or the first of its errors."""
+    images = [sample for sample in samples if isinstance(sample, np.ndarray)]
+    return next((sample for sample in samples if isinstance(sample, ImageError)), None) or _stack(images)
+
+
+def _leave_signals(_worker: int) -> None:
+    """Ctrl-C in a terminal, and many a scheduler's SIGTERM, reach all of a job's processes; only the main one shall act on them. It
+    ends its workers, and they end by themselves when it is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Keys(Sampler[list[tuple[int, np.ndarray]]]):

@@ -191,5 +191,5 @@ def _reasons(images: ImageSet, indices: np.ndarray) -> list[ImageError]:
         try:
             images.read(int(i))
         except ImageError as error:
-            reasons.append(error)
+            reasons.append(ImageError(images.name(int(i)), error.reason))  # named as the predictions are
     return reasons

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -15,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import nn
 
 from bigtransfer import data, evals, hyperrule, report, runs, weights
 from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
-from bigtransfer.data.augment import SquareCrop, normalize
+from bigtransfer.data.augment import SquareCrop
 from bigtransfer.data.loader import Batch, FeatureLoader, TrainLoader, eval_batches
-from bigtransfer.errors import ConfigError, DataError, ImageError, RunError
+from bigtransfer.errors import ConfigError, DataError
 from bigtransfer.evals import linear
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
 from bigtransfer.jobs.evaluate import measure
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor, choose_device
-from bigtransfer.train import loop
+from bigtransfer.train import checkpoint, loop
 
 OWN_VALIDATION = 0.1
 """Share of the training images held out where the data set brings neither validation nor test images."""
@@ -75,7 +74,7 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     Raises BitError for everything the user can mend; nothing is trained before the data and the model have been checked.
     """
     folder = training.run_folder(config.out, config.data, config.model)
-    earlier = _earlier(folder, config)
+    earlier = training.earlier(folder, "finetune", config)
     if earlier is not None and (folder / "evaluation.json").is_file() and (folder / "model.safetensors").is_file():
         print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
         return _finished(folder, earlier)
@@ -85,98 +84,88 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     channels = card.architecture.in_chans if card else 3
 
     parts, unreadable = _open(config, folder if earlier else None, channels)
-    classes = parts.train.class_names
-    model, card = _load(config, len(classes))
+    model, card = _load(config, len(parts.train.class_names))
     model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    height, width = data.native_size(parts.train)
 
     run = runs.Run(folder)
-    if earlier is not None:
-        recipe = Recipe.from_dict(earlier["recipe"])
-        micro_batch = earlier["resolved"]["micro_batch"]
-    else:
-        recipe = _decide(config, model, card, len(parts.train), height, width, device, dtype)
-        micro_batch = config.micro_batch or loop.fitting_micro_batch(
-            model, recipe.crop, dtype, device, recipe.batch_size
-        )
-    resolved = {
-        "device": str(device),
-        "dtype": str(dtype).removeprefix("torch."),
-        "micro_batch": micro_batch,
-        "architecture": dataclasses.asdict(model.architecture),
-        "native_size": [height, width],
-    }
-    if earlier is None:
-        splits.save_split(folder / "split.json", parts)
-        runs.write_json(folder / "unreadable.json", [{"name": bad.name, "reason": bad.reason} for bad in unreadable])
-        runs.write_json(
-            folder / "config.json",
-            {
-                "command": "finetune",
-                "asked": dataclasses.asdict(config),
-                "resolved": resolved,
-                "recipe": recipe.to_dict(),
-                "environment": training.environment(device),
-                "data": {
-                    "name": config.data,
-                    "train": len(parts.train),
-                    "val": len(parts.val) if parts.val else 0,
-                    "test": len(parts.test) if parts.test else 0,
-                    "classes": len(classes),
-                },
-            },
-        )
-    _tell(config, card, parts, recipe, resolved)
+    with run.hold():
+        if earlier is None:
+            height, width = data.native_size(parts.train)
+            recipe = _decide(config, model, card, len(parts.train), height, width, device, dtype)
+            micro_batch = config.micro_batch or loop.fitting_micro_batch(
+                model, recipe.crop, dtype, device, recipe.batch_size
+            )
+            resolved = {
+                "device": str(device),
+                "dtype": str(dtype).removeprefix("torch."),
+                "micro_batch": micro_batch,
+                "architecture": dataclasses.asdict(model.architecture),
+                "native_size": [height, width],
+            }
+            _record(run, config, parts, unreadable, recipe, resolved, device)
+        else:
+            recipe, resolved = Recipe.from_dict(earlier["recipe"]), earlier["resolved"]
+            dtype = getattr(torch, resolved["dtype"])
+        _tell(config, card, parts, recipe, resolved)
 
-    spec = InputSpec(size=recipe.crop, antialias=config.antialias)
-    if config.linear == "closed":
-        outcome = training.Outcome(finished=True)
-        _fit_linear(model, parts.train, spec, device, dtype)
-    else:
-        outcome = _train(config, run, model, parts, recipe, spec, resolved, device, dtype)
-    if not outcome.finished:
-        return Finetuned(folder=folder, recipe=recipe, metrics={}, stopped_by=outcome.signal)
+        spec = InputSpec(size=recipe.crop, antialias=config.antialias)
+        if config.linear == "closed":
+            outcome = training.Outcome(finished=True)
+            _fit_linear(model, parts.train, spec, device, dtype, resolved["micro_batch"])
+        else:
+            outcome = _train(config, run, model, parts, recipe, spec, resolved, device, dtype)
+        if not outcome.finished:
+            return Finetuned(folder=folder, recipe=recipe, metrics={}, stopped_by=outcome.signal)
 
-    final = ModelCard(
-        name=folder.name,
-        architecture=model.architecture,
-        num_classes=len(classes),
-        input=spec,
-        class_names=classes,
-        upstream=f"{card.upstream}; fine-tuned on {Path(config.data).name}"
-        if config.pretrained
-        else Path(config.data).name,
-        licence=card.licence if config.pretrained else "",
-        source="bit finetune",
-        recipe=recipe.to_dict(),
-    )
-    measured = _measure(config, folder, model, final, parts)
-    final = dataclasses.replace(final, metrics=measured)
-    weights.save(folder / "model.safetensors", model, final)
-    report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
+        trained_on = Path(config.data).name or config.data
+        final = ModelCard(
+            name=folder.resolve().name,
+            architecture=model.architecture,
+            num_classes=len(parts.train.class_names),
+            input=spec,
+            class_names=parts.train.class_names,
+            upstream=f"{card.upstream}; fine-tuned on {trained_on}" if config.pretrained else trained_on,
+            licence=card.licence if config.pretrained else "",
+            source="bit finetune",
+            recipe=recipe.to_dict(),
+        )
+        measured = _measure(config, folder, model, final, parts)
+        final = dataclasses.replace(final, metrics=measured)
+        weights.save(folder / "model.safetensors", model, final)
+        report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
+        checkpoint.remove(folder)
     return Finetuned(folder=folder, recipe=recipe, metrics=measured)
 
 
-def _earlier(folder: Path, config: FinetuneConfig) -> dict[str, Any] | None:
-    """config.json of the run that `folder` already holds; RunError if that was asked something else."""
-    path = folder / "config.json"
-    if not path.is_file():
-        if folder.is_dir() and (folder / "model.safetensors").exists():
-            raise RunError(f"{folder} holds a model that is not from `bit finetune`. Choose another folder with --out.")
-        return None
-    try:
-        earlier = json.loads(path.read_text(encoding="utf-8"))
-        before, now = dict(earlier["asked"]), json.loads(json.dumps(dataclasses.asdict(config)))
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is not a run's configuration ({error}). Choose another folder with --out.") from error
-    for key in ("out", "workers", "cache", "tensorboard", "checkpoint_every"):  # change nothing in the result
-        before.pop(key, None)
-        now.pop(key, None)
-    different = [key for key in now if before.get(key) != now[key]]
-    if different:
-        changes = ", ".join(f"--{key.replace('_', '-')} was {before.get(key)!r}" for key in different)
-        raise RunError(f"{folder} holds another run ({changes}). Choose another folder with --out, or remove it.")
-    return earlier
+def _record(
+    run: runs.Run,
+    config: FinetuneConfig,
+    parts: Splits,
+    unreadable: list[dict[str, str]],
+    recipe: Recipe,
+    resolved: dict[str, Any],
+    device: torch.device,
+) -> None:
+    """Write down what was asked and decided. config.json comes last: where it is, a resume finds the rest too."""
+    splits.save_split(run.folder / "split.json", parts)
+    runs.write_json(run.folder / "unreadable.json", unreadable)
+    runs.write_json(
+        run.folder / "config.json",
+        {
+            "command": "finetune",
+            "asked": dataclasses.asdict(config),
+            "resolved": resolved,
+            "recipe": recipe.to_dict(),
+            "environment": training.environment(device),
+            "data": {
+                "name": config.data,
+                "train": len(parts.train),
+                "val": len(parts.val) if parts.val else 0,
+                "test": len(parts.test) if parts.test else 0,
+                "classes": len(parts.train.class_names),
+            },
+        },
+    )
 
 
 def _finished(folder: Path, earlier: dict[str, Any]) -> Finetuned:
@@ -184,8 +173,8 @@ def _finished(folder: Path, earlier: dict[str, Any]) -> Finetuned:
     return Finetuned(folder=folder, recipe=Recipe.from_dict(earlier["recipe"]), metrics=dict(card.metrics))
 
 
-def _open(config: FinetuneConfig, resumed: Path | None, channels: int) -> tuple[Splits, list[ImageError]]:
-    """The images to train, validate and test on, all of them readable, and the ones that are not."""
+def _open(config: FinetuneConfig, resumed: Path | None, channels: int) -> tuple[Splits, list[dict[str, str]]]:
+    """The images to train, validate and test on, all of them readable, and names and reasons of the ones that are not."""
     parts = data.open_dataset(
         config.data, image_column=config.image_column, label_column=config.label_column, channels=channels
     )
@@ -199,12 +188,17 @@ def _open(config: FinetuneConfig, resumed: Path | None, channels: int) -> tuple[
         parts = splits.load_split(split_file, parts)
         if resumed:
             return parts, []
-    unreadable: list[ImageError] = []
+    unreadable: list[dict[str, str]] = []
 
     def readable(images: ImageSet | None) -> ImageSet | None:
         if images is None:
             return None
-        kept, bad = checks.check(images, skip_bad=config.skip_bad_images, progress=True)
+        if images.labels is None:
+            print(
+                f"note: {len(images)} images for validation or test have no classes; they are not used", file=sys.stderr
+            )
+            return None
+        kept, bad = training.readable(images, config.skip_bad_images)
         unreadable.extend(bad)
         return kept
 
@@ -243,8 +237,14 @@ def _open(config: FinetuneConfig, resumed: Path | None, channels: int) -> tuple[
 
 
 def _load(config: FinetuneConfig, num_classes: int) -> tuple[ResNetV2, ModelCard]:
-    torch.manual_seed(config.seed)  # random weights, where there are any
-    return weights.load(config.model, num_classes=num_classes, pretrained=config.pretrained)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # random weights, where there are any
+        model, card = weights.load(config.model, num_classes=num_classes, pretrained=config.pretrained)
+        # A published head with as many classes as ours was kept, but they are others: the rule starts from zero.
+        model.head = nn.Linear(model.num_features, num_classes)
+    nn.init.zeros_(model.head.weight)
+    nn.init.zeros_(model.head.bias)
+    return model, card
 
 
 def _decide(
@@ -312,12 +312,9 @@ def images_per_second(model: ResNetV2, crop: int, batch: int, device: torch.devi
         0, 3, 1, 2
     )
     labels = torch.randint(0, model.num_classes, (count,))
-    state = loop.new_state(trial, recipe)
+    state = loop.new_state(trial, recipe, micro_batch=micro)
     batches = (Batch(step, pixels, labels) for step in range(recipe.steps))
-    taken = [
-        step.seconds
-        for step in loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype, micro_batch=micro)
-    ]
+    taken = [step.seconds for step in loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype)]
     return count / min(taken[1:])  # the first one allocates
 
 
@@ -356,7 +353,8 @@ def _train(
 ) -> training.Outcome:
     """The steps of the recipe, resumed from a checkpoint where there is one."""
     linear_only = config.linear == "sgd"
-    state = loop.new_state(model, recipe, model.head.parameters() if linear_only else None)
+    trained = model.head if linear_only else model
+    state = loop.new_state(model, recipe, micro_batch=resolved["micro_batch"], parameters=trained.parameters())
     facts = {
         "recipe": {key: value for key, value in recipe.to_dict().items() if key != "notes"},
         "seed": config.seed,
@@ -370,11 +368,15 @@ def _train(
         "dtype": resolved["dtype"],
     }
     if training.resume(run, state, facts):
-        print(f"        resumed after step {state.step}")
+        print(f"        resumed after step {state.step}", flush=True)
+        if state.step == recipe.steps:  # stopped between its last step and its end
+            return training.Outcome(finished=True)
     workers = training.spare_workers() if config.workers is None else config.workers
     loader: TrainLoader | FeatureLoader
     if linear_only:
-        features, labels = linear.extract_features(model, eval_batches(parts.train, spec, 256), device, dtype)
+        features, labels = linear.extract_features(
+            model, eval_batches(parts.train, spec, state.micro_batch), device, dtype
+        )
         loader = FeatureLoader(features, labels, batch_size=recipe.batch_size, seed=config.seed)
     else:
         augmentation = SquareCrop(
@@ -393,18 +395,7 @@ def _train(
             workers=workers,
             progress=True,
         )
-    trained = model.head if linear_only else model
-
-    @torch.inference_mode()
-    def logits(images: Tensor) -> Tensor:
-        model.eval()
-        return model(normalize(images.to(device), dtype)).cpu()
-
-    def validate() -> dict[str, float]:
-        assert parts.val is not None
-        return evals.evaluate(logits, eval_batches(parts.val, spec, 256)).named("val")
-
-    watched = parts.val is not None and (config.eval_every is not None or len(parts.val) <= WATCHED)
+    watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
     return training.train(
         run,
         state,
@@ -413,19 +404,20 @@ def _train(
         facts=facts,
         device=device,
         dtype=dtype,
-        micro_batch=resolved["micro_batch"],
         forward=torch.compile(trained) if config.compile else trained,
-        validate=validate if watched else None,
+        validate=training.validation(state, watched, spec, device, dtype) if watched else None,
         eval_every=config.eval_every or max(1, recipe.steps // 10),
         checkpoint_seconds=seconds(config.checkpoint_every),
         tensorboard=config.tensorboard,
     )
 
 
-def _fit_linear(model: ResNetV2, train: ImageSet, spec: InputSpec, device: torch.device, dtype: torch.dtype) -> None:
+def _fit_linear(
+    model: ResNetV2, train: ImageSet, spec: InputSpec, device: torch.device, dtype: torch.dtype, batch_size: int
+) -> None:
     """Put the closed-form linear classifier in place of the head."""
     started = time.perf_counter()
-    features, labels = linear.extract_features(model, eval_batches(train, spec, 256), device, dtype)
+    features, labels = linear.extract_features(model, eval_batches(train, spec, batch_size), device, dtype)
     probe = linear.fit(features, labels, len(train.class_names))
     model.head = probe.head.to(device)
     print(

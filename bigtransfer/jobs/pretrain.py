@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bigtransfer import data, evals, hyperrule, runs, weights
-from bigtransfer.catalog import InputSpec, ModelCard, architecture
+from bigtransfer import data, hyperrule, runs, weights
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
 from bigtransfer.config import PretrainConfig, seconds
-from bigtransfer.data import checks
-from bigtransfer.data.augment import InceptionCrop, normalize
-from bigtransfer.data.loader import TrainLoader, eval_batches
+from bigtransfer.data import ImageSet
+from bigtransfer.data.augment import InceptionCrop
+from bigtransfer.data.loader import TrainLoader
 from bigtransfer.errors import DataError
+from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
 from bigtransfer.model import build
 from bigtransfer.predictor import choose_device
-from bigtransfer.train import checkpoint, loop
+from bigtransfer.train import loop
 
 
 def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str, ...]:
@@ -41,12 +43,28 @@ def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str
 def run(config: PretrainConfig) -> int:
     """Train, or go on training, and save the model; 0 when done, 128 + signal when stopped by one."""
     device = choose_device(config.device)
-    splits = data.open_dataset(config.data)
-    train_set, val_set = splits.train, splits.val or splits.test
-    names = readable_names(train_set.class_names, config.class_names)
+    folder = training.run_folder(config.out, config.data, config.model)
+    earlier = training.earlier(folder, "pretrain", config)
     arch = dataclasses.replace(
         architecture(config.model), norm=config.norm, weight_standardization=config.weight_standardization
     )
+    splits = data.open_dataset(config.data, channels=arch.in_chans)
+    train_set, val_set = splits.train, splits.val or splits.test
+    if train_set.labels is None:
+        raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
+    if val_set is not None and val_set.labels is None:
+        val_set = None
+    names = readable_names(train_set.class_names, config.class_names)
+    record = folder / "unreadable.json"
+    if earlier is not None and record.is_file():
+        unreadable = json.loads(record.read_text(encoding="utf-8"))
+        train_set, val_set = (_without(images, unreadable) for images in (train_set, val_set))
+    else:
+        train_set, unreadable = training.readable(train_set, config.skip_bad_images)
+        if val_set is not None:
+            val_set, bad = training.readable(val_set, config.skip_bad_images)
+            unreadable += bad
+    assert train_set is not None
     recipe = hyperrule.upstream(
         len(train_set),
         config.epochs,
@@ -58,15 +76,6 @@ def run(config: PretrainConfig) -> int:
         schedule=config.schedule,
         weight_decay=config.weight_decay,
     )
-    spec = InputSpec(size=config.eval_size or config.crop)
-    dtype = loop.compute_dtype(config.precision, device)
-
-    torch.manual_seed(config.seed)
-    model = build(arch, len(names))
-    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    state = loop.new_state(model, recipe)
-
-    run = runs.Run(training.run_folder(config.out, config.data, config.model))
     facts: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "seed": config.seed,
@@ -74,64 +83,87 @@ def run(config: PretrainConfig) -> int:
         "images": len(train_set),
         "min_area": config.min_area,
     }
+    run = runs.Run(folder)
+    with run.hold():
+        if earlier is None:
+            runs.write_json(record, unreadable)
+        return _train(config, run, device, arch, recipe, facts, train_set, val_set, names)
+
+
+def _without(images: ImageSet | None, unreadable: list[dict[str, str]]) -> ImageSet | None:
+    """The set without the images that unreadable.json lists."""
+    gone = {row["name"] for row in unreadable}
+    if images is None or not gone:
+        return images
+    return images.subset([i for i in range(len(images)) if images.name(i) not in gone])
+
+
+def _train(
+    config: PretrainConfig,
+    run: runs.Run,
+    device: torch.device,
+    arch: Architecture,
+    recipe: Recipe,
+    facts: dict[str, Any],
+    train_set: ImageSet,
+    val_set: ImageSet | None,
+    names: tuple[str, ...],
+) -> int:
+    spec = InputSpec(size=config.eval_size or config.crop)
+    dtype = loop.compute_dtype(config.precision, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build(arch, len(names))
+    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    fitting = loop.fitting_micro_batch(model, config.crop, dtype, device, recipe.batch_size)
+    state = loop.new_state(model, recipe, micro_batch=config.micro_batch or fitting)
     resumed = training.resume(run, state, facts)
-    runs.write_json(
-        run.folder / "config.json",
-        {
-            "command": "pretrain",
-            "asked": dataclasses.asdict(config),
-            "resolved": {"device": str(device), "dtype": str(dtype), **facts},
-            "recipe": recipe.to_dict(),
-            "environment": training.environment(device),
-            "data": {"train": len(train_set), "val": len(val_set) if val_set else 0, "classes": len(names)},
-        },
-    )
+    if not (run.folder / "config.json").is_file():
+        runs.write_json(
+            run.folder / "config.json",
+            {
+                "command": "pretrain",
+                "asked": dataclasses.asdict(config),
+                "resolved": {"device": str(device), "dtype": str(dtype), "micro_batch": state.micro_batch, **facts},
+                "recipe": recipe.to_dict(),
+                "environment": training.environment(device),
+                "data": {"train": len(train_set), "val": len(val_set) if val_set else 0, "classes": len(names)},
+            },
+        )
     print(
         f"{config.model} ({sum(p.numel() for p in model.parameters()):,} parameters) on {len(train_set):,} images of {len(names)} classes: "
         f"{recipe.steps:,} steps of {recipe.batch_size}, {config.crop} px, {str(dtype).removeprefix('torch.')} on {device}"
-        + (f", from step {state.step}" if resumed else "")
+        + (f", from step {state.step}" if resumed else ""),
+        flush=True,
     )
-    if not resumed:
-        train_set, _ = checks.check(train_set, skip_bad=config.skip_bad_images)
-    loader = TrainLoader(
-        train_set,
-        InceptionCrop(size=config.crop, min_area=config.min_area),
-        batch_size=recipe.batch_size,
-        seed=config.seed,
-        cache=config.cache,
-        workers=training.spare_workers() if config.workers is None else config.workers,
-        progress=True,
-    )
-
-    def validate() -> dict[str, float]:
-        assert val_set is not None
-        return evals.evaluate(predict, eval_batches(val_set, spec, 256), len(names)).named("val")
-
-    @torch.inference_mode()
-    def predict(images: torch.Tensor) -> torch.Tensor:
-        model.eval()
-        return model(normalize(images.to(device), dtype))
-
-    outcome = training.train(
-        run,
-        state,
-        loader,
-        recipe,
-        facts=facts,
-        device=device,
-        dtype=dtype,
-        micro_batch=config.micro_batch
-        or loop.fitting_micro_batch(model, config.crop, dtype, device, recipe.batch_size),
-        forward=torch.compile(model) if config.compile else model,
-        validate=None if val_set is None else validate,
-        eval_every=config.eval_every or max(1, recipe.steps // 10),
-        checkpoint_seconds=seconds(config.checkpoint_every),
-        tensorboard=config.tensorboard,
-    )
+    outcome = training.Outcome(finished=True)
+    if state.step < recipe.steps:
+        loader = TrainLoader(
+            train_set,
+            InceptionCrop(size=config.crop, min_area=config.min_area),
+            batch_size=recipe.batch_size,
+            seed=config.seed,
+            cache=config.cache,
+            workers=training.spare_workers() if config.workers is None else config.workers,
+            progress=True,
+        )
+        outcome = training.train(
+            run,
+            state,
+            loader,
+            recipe,
+            facts=facts,
+            device=device,
+            dtype=dtype,
+            forward=torch.compile(model) if config.compile else model,
+            validate=None if val_set is None else training.validation(state, val_set, spec, device, dtype),
+            eval_every=config.eval_every or max(1, recipe.steps // 10),
+            checkpoint_seconds=seconds(config.checkpoint_every),
+            tensorboard=config.tensorboard,
+        )
     if not outcome.finished:
         print(f"Stopped after step {state.step} of {recipe.steps}; the same command goes on from there.")
         return 128 + (outcome.signal or 0)
-    checkpoint.save(run.folder, state, facts)
     measured = [line for line in run.metrics() if "val/top1" in line]
     card = ModelCard(
         name=config.name or run.folder.name,

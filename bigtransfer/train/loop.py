@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import re
 import signal
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -32,6 +33,8 @@ class State:
 
     model: ResNetV2
     optimizer: torch.optim.SGD
+    micro_batch: int
+    """Images computed at a time. Halved for good when memory runs out, and saved with the rest: it decides how sums are rounded."""
     step: int = 0
     """Optimizer steps taken so far: the number of the next step."""
 
@@ -49,7 +52,6 @@ class Step:
     """Wall-clock of the whole step."""
     data_seconds: float
     """The part of it spent waiting for the batch."""
-    micro_batch: int
 
     @property
     def rate(self) -> float:
@@ -67,7 +69,7 @@ def compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        native = device.type == "cpu" and bool(torch.backends.cpu.get_cpu_capability() and _cpu_has_bf16())
+        native = device.type == "cpu" and _cpu_has_bf16()
     return torch.bfloat16 if native else torch.float32
 
 
@@ -80,7 +82,9 @@ def _cpu_has_bf16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def new_state(model: ResNetV2, recipe: Recipe, parameters: Iterable[nn.Parameter] | None = None) -> State:
+def new_state(
+    model: ResNetV2, recipe: Recipe, *, micro_batch: int, parameters: Iterable[nn.Parameter] | None = None
+) -> State:
     """A state at step 0 that trains `parameters` (default: all) with plain SGD and momentum (not Nesterov)."""
     chosen = list(model.parameters() if parameters is None else parameters)
     # Weight decay is for kernels and the head's matrix; biases and norms, the one-dimensional ones, have none.
@@ -88,7 +92,7 @@ def new_state(model: ResNetV2, recipe: Recipe, parameters: Iterable[nn.Parameter
         {"params": [p for p in chosen if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return State(model, torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=True))
+    return State(model, torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=True), micro_batch)
 
 
 def activation_bytes(model: ResNetV2, size: int, dtype: torch.dtype) -> int:
@@ -105,19 +109,28 @@ def activation_bytes(model: ResNetV2, size: int, dtype: torch.dtype) -> int:
 
 
 def fitting_micro_batch(model: ResNetV2, size: int, dtype: torch.dtype, device: torch.device, batch_size: int) -> int:
-    """The largest power-of-two share of the batch whose activations fit in 70 % of the free memory; at most 128 on a CPU, where more is
-    not faster."""
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_memory()
-    fits = max(1, int(0.7 * free / activation_bytes(model, size, dtype)))
+    """The whole batch if its activations fit in memory, else the largest power of two of images that do.
+
+    At most 128 on a CPU, where more is not faster. Left free are room for gradients and momentum, and on a CPU what the loader may
+    take for its cache (`data.loader.CACHE_SHARE`).
+    """
+    if device.type == "cuda":
+        free, share = torch.cuda.mem_get_info(device)[0], 0.7
+    else:
+        free, share = available_memory(), 0.5
+    free -= 2 * sum(parameter.nbytes for parameter in model.parameters())
+    fits = max(1, int(share * free / activation_bytes(model, size, dtype)))
     if device.type == "cpu":
         fits = min(fits, 128)
     return batch_size if fits >= batch_size else 2 ** int(math.log2(fits))
 
 
+_OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of memory|CUBLAS_STATUS_ALLOC_FAILED")
+"""What the RuntimeErrors say that mean it: torch on Linux, on Windows, on Macs' GPUs, and cuBLAS."""
+
+
 def _out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
 def steps(
@@ -128,15 +141,14 @@ def steps(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
-    micro_batch: int,
     forward: Callable[[Tensor], Tensor] | None = None,
-) -> Iterator[Step]:
+) -> Generator[Step, None, None]:
     """Take one optimizer step for each of `batches` and yield it once taken; `state` is then ready to be saved.
 
     The gradient of a batch is the sum over its micro-batches of per-image gradients, divided by the batch's size, so any split gives
-    the same step up to rounding. Out of memory halves the micro-batch and repeats the step, down to one image.
+    the same step up to rounding. Out of memory halves `state.micro_batch` and repeats the step, down to one image.
     forward: batch of images -> logits, by `state.model` unless given: a compiled form of it, or its head where `batches` are of features.
-    Raises TrainingError when the loss is not finite (the state is then the one before that step) or one image does not fit.
+    Raises TrainingError when the loss is not finite or one image does not fit; the state is then the one before that step.
     """
     if device.type == "cpu":
         keep_freed_memory()
@@ -156,8 +168,8 @@ def steps(
         while True:
             try:
                 total = torch.zeros((), device=device)
-                for start in range(0, count, micro_batch):
-                    part = slice(start, min(start + micro_batch, count))
+                for start in range(0, count, state.micro_batch):
+                    part = slice(start, min(start + state.micro_batch, count))
                     logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
                     loss = objective.loss_sum(logits, batch.labels, part, mix) / count
                     loss.backward()
@@ -166,21 +178,24 @@ def steps(
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
-                if micro_batch == 1:
+                # More than the batch would change nothing.
+                state.micro_batch = min(state.micro_batch, count) // 2
+                if state.micro_batch == 0:
+                    state.micro_batch = 1
                     raise TrainingError(
                         f"Out of memory with one image of {batch.images.shape[-1]} px at a time. Choose a smaller --crop or model."
                     ) from error
-                micro_batch = max(1, micro_batch // 2)
-                log.warning("out of memory: going on with micro-batches of %d", micro_batch)
+                log.warning("out of memory: going on with micro-batches of %d", state.micro_batch)
             # Outside the except block, where the failed pass's tensors are no longer referenced by the traceback.
             state.optimizer.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         loss_value = float(total)
         if not math.isfinite(loss_value):
+            state.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
-                f"The loss is {loss_value} at step {state.step}. The last checkpoint is good; a lower --learning-rate or --precision fp32 "
-                "usually helps."
+                f"The loss is {loss_value} at step {state.step}: training has diverged. Start a new run (another --out) with a lower "
+                "--learning-rate, or with --precision fp32."
             )
         rate = recipe.learning_rate(state.step)
         for group in state.optimizer.param_groups:
@@ -195,7 +210,6 @@ def steps(
             images=count,
             seconds=time.perf_counter() - started,
             data_seconds=waited,
-            micro_batch=micro_batch,
         )
 
 
