@@ -166,6 +166,8 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
 SMALLEST_BATCH = 32
 """A budget does not shrink the batch further: below, the rate of single steps, not of images, limits most machines."""
 FEWEST_STEPS = 20
+HIGHEST_LEARNING_RATE = 0.01
+"""A budget does not raise the rate above this: a few times more and the network forgets what it knew (docs/lab-notes.md)."""
 SMALLEST_CROP = 64
 _CROPS = (480, 384, 320, 256, 224, 192, 160, 128, 96, 64)
 
@@ -184,12 +186,12 @@ def within_budget(
     network was pre-trained on, px: the resolution is not lowered below it. fixed: names of fields of `rule` that the user chose
     ("crop", "steps", "batch_size"); they stay.
 
-    The order of giving up is the project's own (the paper knows no budget), by measurement: `benchmarks/budget.py`.
+    The order of giving up is the project's own; the paper knows no budget (docs/lab-notes.md).
     1. The batch, from 512 to no less than 32, with the learning rate in proportion (the authors report equal accuracy at 128).
     2. The resolution, with resize : crop kept.
     3. The steps, with the staircase's proportions kept.
-    The area under the learning rate's curve is kept too, up to `MOST_BOOST`: a quarter of the images is seen at up to four times the
-    rate. Otherwise a short training would not move the weights to anywhere.
+    The area under the learning rate's curve is kept too, up to `HIGHEST_LEARNING_RATE`: a quarter of the images is seen at four times
+    the rate. Otherwise a short training would not move the weights anywhere.
     """
     smallest = rule.crop if "crop" in fixed else min(rule.crop, max(SMALLEST_CROP, trained_at or 0))
     crops = [rule.crop, *(crop for crop in _CROPS if smallest <= crop < rule.crop)]
@@ -206,7 +208,8 @@ def within_budget(
     batch = min(rule.batch_size, max(least_batch, int(affordable / rule.steps) // 8 * 8))
     steps = rule.steps if "steps" in fixed else min(rule.steps, max(FEWEST_STEPS, int(affordable / batch)))
     recipe = with_steps(with_batch_size(rule, batch), steps)
-    boost = min(MOST_BOOST, (rule.steps * rule.batch_size) / (steps * batch))
+    boost = (rule.steps * rule.batch_size) / (steps * batch)
+    boost = max(1.0, min(boost, HIGHEST_LEARNING_RATE / recipe.base_learning_rate))
     resize = round(rule.resize * crop / rule.crop)
     given_up = [
         f"{what}: {now:,} instead of {before:,}"
@@ -231,9 +234,6 @@ def within_budget(
         base_learning_rate=recipe.base_learning_rate * boost,
         notes=(*rule.notes, note),
     )
-
-
-MOST_BOOST = 32.0
 
 
 def _span(seconds: float) -> str:
