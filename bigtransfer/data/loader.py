@@ -63,6 +63,11 @@ def available_memory(groups: Path = Path("/sys/fs/cgroup"), machine: Path = Path
     return max(free, 0)
 
 
+def usable_cores() -> int:
+    """Processor cores that this process may use, which schedulers and containers often limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _stack(samples: list[np.ndarray]) -> Tensor:
     """uint8 (h, w, c) images -> (n, c, h, w), channels_last without a copy."""
     return torch.from_numpy(np.stack(samples)).permute(0, 3, 1, 2)
@@ -111,7 +116,7 @@ class TrainLoader:
             return np.ascontiguousarray(self.augmentation.prepare(self.images.read(index)))
 
         # Pillow releases the GIL while it decodes and resizes, so threads are enough here.
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(usable_cores()) as pool:
             return list(
                 tqdm(
                     pool.map(prepare, range(len(self.images))),
@@ -245,7 +250,7 @@ def eval_batches(
                 return None
             raise
 
-    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+    with ThreadPoolExecutor(workers or usable_cores()) as pool:
         starts = range(0, len(images), batch_size)
 
         def submit(start: int) -> list[Future[np.ndarray | None]]:

@@ -24,7 +24,7 @@ from bigtransfer.catalog import InputSpec
 from bigtransfer.config import Config, fields_of
 from bigtransfer.data import ImageSet, checks
 from bigtransfer.data.augment import normalize
-from bigtransfer.data.loader import FeatureLoader, TrainLoader, eval_batches
+from bigtransfer.data.loader import FeatureLoader, TrainLoader, eval_batches, usable_cores
 from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.train import checkpoint, loop
@@ -39,7 +39,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"{device.type}, {os.cpu_count()} cores",
+        else f"{device.type}, {usable_cores()} cores",
         "threads": torch.get_num_threads(),
         "argv": sys.argv,
     }
@@ -47,7 +47,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def spare_workers() -> int:
     """Decoding processes that leave a core for the training process."""
-    return max(1, min(16, (os.cpu_count() or 1) - 1))
+    return max(1, min(16, usable_cores() - 1))
 
 
 @dataclass(kw_only=True)

@@ -1,0 +1,285 @@
+"""Batches: which images, how they are cropped, and that neither cache nor worker processes nor the start change a byte."""
+
+from __future__ import annotations
+
+import gc
+import multiprocessing
+import os
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bigtransfer.catalog import InputSpec
+from bigtransfer.data import ImageSet, open_dataset
+from bigtransfer.data import images as image_ops
+from bigtransfer.data.augment import InceptionCrop, Order, SquareCrop, draws, normalize
+from bigtransfer.data.loader import FeatureLoader, TrainLoader, available_memory, eval_batches
+from bigtransfer.errors import ImageError
+from tests.data_makers import class_folders
+
+# --- Order
+
+
+@pytest.mark.parametrize(("examples", "batch"), [(12, 4), (10, 4), (7, 7), (3, 8), (1, 5), (5, 12)])
+def test_every_image_comes_once_per_epoch(examples: int, batch: int) -> None:
+    order = Order(examples, batch, seed=3)
+    stream = np.concatenate([order.indices(step) for step in range(3 * examples)])  # that many steps end with an epoch
+    assert len(stream) == 3 * examples * batch
+    epochs = stream.reshape(-1, examples)
+    assert (np.sort(epochs, axis=1) == np.arange(examples)).all()
+    if examples > 5:
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs), "every epoch has an order of its own"
+
+
+def test_a_set_smaller_than_a_batch_repeats_its_images_evenly() -> None:
+    counts = np.bincount(Order(3, 8, seed=0).indices(5), minlength=3)
+    assert counts.sum() == 8 and counts.max() - counts.min() == 1
+
+
+def test_the_order_is_a_function_of_seed_and_step() -> None:
+    one, other = Order(50, 16, seed=7), Order(50, 16, seed=7)
+    forwards = [one.indices(step).tolist() for step in range(20)]
+    backwards = [other.indices(step).tolist() for step in reversed(range(20))]
+    assert forwards == backwards[::-1]
+    assert forwards != [Order(50, 16, seed=8).indices(step).tolist() for step in range(20)]
+
+
+# --- Crops
+
+
+def coordinates(height: int, width: int) -> np.ndarray:
+    """A picture whose pixels say where they are: channel 0 the row, channel 1 the column."""
+    rows, columns = np.mgrid[:height, :width]
+    return np.stack([rows, columns, rows * 0], axis=2).astype(np.uint8)
+
+
+def test_square_crop_reaches_every_place_and_flips_half() -> None:
+    crop = SquareCrop(resize=20, crop=16)
+    prepared = crop.prepare(coordinates(20, 20))  # already of that size: pixels keep their coordinates
+    seen, flips = set(), 0
+    rows = draws(crop, seed=0, step=0, count=2000)
+    for row in rows:
+        image = crop.apply(prepared, row)
+        assert image.shape == (16, 16, 3)
+        flipped = image[0, 0, 1] > image[0, -1, 1]
+        flips += int(flipped)
+        upright = image[:, ::-1] if flipped else image
+        top, left = int(upright[0, 0, 0]), int(upright[0, 0, 1])
+        assert (upright == prepared[top : top + 16, left : left + 16]).all()
+        seen.add((top, left))
+    assert seen == {(top, left) for top in range(5) for left in range(5)}
+    assert 900 < flips < 1100  # 4.5 standard deviations
+    edge = np.array([np.nextafter(1, 0), np.nextafter(1, 0), 0.9])
+    assert crop.apply(prepared, edge)[0, 0].tolist() == [4, 4, 0], "the largest possible draw stays inside"
+
+
+def test_square_crop_ignores_the_aspect_ratio_as_the_rule_does() -> None:
+    prepared = SquareCrop(resize=24, crop=16).prepare(coordinates(12, 60))
+    assert prepared.shape == (24, 24, 3)
+
+
+def test_switches_of_square_crop() -> None:
+    picture = coordinates(40, 30)
+    still = SquareCrop(resize=20, crop=16, random_crop=False, flip=False)
+    expected = image_ops.prepare(picture, InputSpec(size=16))
+    for row in draws(still, seed=0, step=0, count=20):
+        assert (still.apply(still.prepare(picture), row) == expected).all(), (
+            "without them training sees what evaluation sees"
+        )
+    only_crop = SquareCrop(resize=20, crop=16, flip=False)
+    images = [only_crop.apply(only_crop.prepare(picture), row) for row in draws(only_crop, 0, 0, 50)]
+    assert all(image[0, 0, 1] < image[0, -1, 1] for image in images)
+    aliased = SquareCrop(resize=20, crop=16, antialias=False).prepare(picture)
+    assert (aliased == image_ops.resize(picture, 20, 20, "bilinear", False)).all()
+
+
+def test_inception_crop_takes_allowed_parts_only() -> None:
+    height, width, least = 200, 150, 0.3
+    crop = InceptionCrop(size=32, min_area=least, flip=True)
+    picture = coordinates(height, width)
+    areas, flips, corners = [], 0, []
+    for row in draws(crop, seed=1, step=0, count=600):
+        image = crop.apply(picture, row)
+        assert image.shape == (32, 32, 3) and image.dtype == np.uint8
+        flipped = image[0, 0, 1] > image[0, -1, 1]
+        flips += int(flipped)
+        upright = (image[:, ::-1] if flipped else image).astype(float)
+        # Coordinates are linear in the crop, and half a resized pixel is missing at either end.
+        h = (upright[-2, 16, 0] - upright[1, 16, 0]) / 29 * 32
+        w = (upright[16, -2, 1] - upright[16, 1, 1]) / 29 * 32
+        areas.append(h * w / (height * width))
+        assert 0.72 < w / h < 1.38
+        corners.append((upright[0, 0, 0], upright[0, 0, 1]))
+    assert min(areas) > least - 0.03 and max(areas) < 1.05
+    assert min(areas) < least + 0.05 and max(areas) > 0.85, "the whole range of areas occurs"
+    assert 240 < flips < 360
+    assert min(corner[0] for corner in corners) < 5 and max(corner[0] for corner in corners) > 60
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 300), (300, 1), (1, 1), (2, 3)])
+def test_inception_crop_of_extreme_shapes(height: int, width: int) -> None:
+    crop = InceptionCrop(size=8, min_area=0.9)
+    for row in draws(crop, seed=0, step=0, count=50):
+        assert crop.apply(coordinates(height, width), row).shape == (8, 8, 3)
+
+
+def test_without_flip_nothing_is_mirrored() -> None:
+    crop = InceptionCrop(size=16, flip=False)
+    picture = coordinates(100, 100)
+    images = [crop.apply(picture, row) for row in draws(crop, 0, 0, 50)]
+    assert all(image[8, 0, 1] < image[8, -1, 1] for image in images)
+
+
+def test_normalize_is_exact_at_the_ends() -> None:
+    batch = torch.tensor([0, 255, 127, 128], dtype=torch.uint8).reshape(1, 1, 2, 2).expand(2, 3, 2, 2)
+    for dtype in (torch.float32, torch.bfloat16):
+        result = normalize(batch, dtype)
+        assert result.dtype == dtype and result.is_contiguous(memory_format=torch.channels_last)
+        assert result[0, 0, 0, 0] == -1 and result[0, 0, 0, 1] == 1
+    middle = normalize(batch)[0, 0, 1]
+    assert middle.tolist() == pytest.approx([-1 / 255, 1 / 255], rel=1e-6)
+
+
+# --- Loaders
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    return open_dataset(class_folders(tmp_path_factory.mktemp("pictures"), {"a": 5, "b": 4, "c": 2})).train
+
+
+def bytes_of(batches) -> list[tuple[int, bytes, list[int], tuple[int, ...]]]:
+    return [(b.step, b.images.numpy().tobytes(), b.labels.tolist(), b.images.stride()) for b in batches]
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on a single core
+@pytest.mark.parametrize("augmentation", [SquareCrop(resize=20, crop=16), InceptionCrop(size=16)])
+def test_cache_workers_and_start_change_no_byte(pictures: ImageSet, augmentation) -> None:
+    def loader(**options) -> TrainLoader:
+        return TrainLoader(pictures, augmentation, batch_size=8, seed=5, **options)
+
+    cached = loader(cache="memory")
+    assert cached.cached
+    expected = bytes_of(cached.batches(0, 6))
+    assert [step for step, *_ in expected] == list(range(6))
+    plain = loader(cache="none")
+    assert not plain.cached
+    assert bytes_of(plain.batches(0, 6)) == expected
+    assert bytes_of(loader(cache="none", workers=2).batches(0, 6)) == expected
+    assert loader(cache="auto").cached
+    for start in (1, 4):
+        assert bytes_of(plain.batches(start, 6)) == expected[start:]
+        assert bytes_of(cached.batches(start, 6)) == expected[start:]
+    assert bytes_of(loader(cache="none", workers=1).batches(3, 6)) == expected[3:]
+    assert bytes_of(cached.batches(6, 6)) == []
+    other = TrainLoader(pictures, augmentation, batch_size=8, seed=6, cache="memory")
+    assert bytes_of(other.batches(0, 6)) != expected
+
+
+def test_batches_hold_the_images_that_the_order_names(pictures: ImageSet) -> None:
+    loader = TrainLoader(pictures, SquareCrop(resize=16, crop=16, flip=False), batch_size=8, seed=5, cache="memory")
+    for batch in loader.batches(0, 3):
+        assert batch.images.shape == (8, 3, 16, 16) and batch.images.dtype == torch.uint8
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        for i, index in enumerate(Order(len(pictures), 8, 5).indices(batch.step)):
+            expected = image_ops.resize(pictures.read(index), 16, 16, "bilinear", True)
+            assert (batch.images[i].permute(1, 2, 0).numpy() == expected).all()
+            assert batch.labels[i] == pictures.labels[index]
+
+
+def test_large_sets_are_not_cached(pictures: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigtransfer.data.loader.available_memory", lambda: 11 * 20 * 20 * 3 * 2.4)
+    assert not TrainLoader(pictures, SquareCrop(resize=20, crop=16), batch_size=8, seed=5).cached
+    monkeypatch.setattr("bigtransfer.data.loader.available_memory", lambda: 11 * 20 * 20 * 3 * 2.6)
+    assert TrainLoader(pictures, SquareCrop(resize=20, crop=16), batch_size=8, seed=5).cached
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_unreadable_image_is_named(tmp_path: Path, workers: int) -> None:
+    images = open_dataset(class_folders(tmp_path, {"a": 2, "b": 2})).train
+    loader = TrainLoader(images, SquareCrop(resize=16, crop=16), batch_size=4, seed=0, cache="none", workers=workers)
+    (tmp_path / "b" / "001.png").write_bytes(b"no image")
+    with pytest.raises(ImageError) as caught:
+        list(loader.batches(0, 3))
+    assert caught.value.name == str(tmp_path / "b" / "001.png") and "001.png" in str(caught.value)
+
+
+def test_closing_ends_the_workers_and_signals_do_not(pictures: ImageSet) -> None:
+    loader = TrainLoader(pictures, SquareCrop(resize=16, crop=16), batch_size=4, seed=0, cache="none", workers=1)
+    batches = loader.batches(0, 1000)
+    first = next(batches)
+    (worker,) = multiprocessing.active_children()
+    for number in (signal.SIGINT, signal.SIGTERM):  # as a terminal and schedulers send them to all processes of a job
+        os.kill(worker.pid, number)
+    following = [next(batches).step for _ in range(6)]  # more than what was prefetched
+    assert [first.step, *following] == list(range(7)) and worker.is_alive()
+    batches.close()
+    gc.collect()
+    assert not multiprocessing.active_children()
+
+
+def test_feature_batches_follow_the_same_order() -> None:
+    features, labels = torch.arange(10.0)[:, None].repeat(1, 3), torch.arange(10) % 2
+    loader = FeatureLoader(features, labels, batch_size=4, seed=5)
+    for batch in loader.batches(2, 5):
+        indices = Order(10, 4, 5).indices(batch.step)
+        assert batch.images[:, 0].tolist() == indices.tolist() and batch.labels.tolist() == (indices % 2).tolist()
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 11, 50])
+def test_evaluation_sees_everything_once_in_order(pictures: ImageSet, batch_size: int) -> None:
+    spec = InputSpec(size=16)
+    batches = list(eval_batches(pictures, spec, batch_size, workers=2))
+    assert [len(batch.labels) for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert torch.cat([batch.indices for batch in batches]).tolist() == list(range(11))
+    assert torch.cat([batch.labels for batch in batches]).tolist() == pictures.labels.tolist()
+    images = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).numpy()
+    assert all((images[i] == image_ops.prepare(pictures.read(i), spec)).all() for i in range(11))
+
+
+def test_evaluation_leaves_out_bad_images_only_if_asked(tmp_path: Path) -> None:
+    images = open_dataset(class_folders(tmp_path, {"a": 3, "b": 3})).train
+    for name in ("a/001.png", "b/000.png", "b/001.png"):
+        (tmp_path / name).write_bytes(b"")
+    with pytest.raises(ImageError, match=r"001\.png"):
+        list(eval_batches(images, InputSpec(size=16), 2))
+    batches = list(eval_batches(images, InputSpec(size=16), 2, skip_bad=True))
+    assert [batch.indices.tolist() for batch in batches] == [[0], [2], [5]]
+    assert [batch.labels.tolist() for batch in batches] == [[0], [0], [1]]
+
+
+def test_images_without_labels_can_be_evaluated_on(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"a": 2})
+    images = open_dataset(tmp_path / "a").train
+    (batch,) = eval_batches(images, InputSpec(size=8), 4)
+    assert images.labels is None and batch.labels.tolist() == [-1, -1]
+
+
+# --- Memory
+
+
+def test_available_memory_is_that_of_the_machine_or_the_container(tmp_path: Path) -> None:
+    assert 2**20 < available_memory() < 2**45
+    machine, groups = tmp_path / "meminfo", tmp_path / "groups"
+    machine.write_text("MemTotal: 99 kB\nMemAvailable:    2000 kB\nCached: 5 kB\n")
+    assert available_memory(groups, machine) == 2_048_000
+    groups.mkdir()
+    (groups / "memory.max").write_text("max\n")
+    (groups / "memory.current").write_text("1000\n")
+    (groups / "memory.stat").write_text("anon 1\ninactive_file 300\n")
+    assert available_memory(groups, machine) == 2_048_000
+    (groups / "memory.max").write_text("1500\n")
+    assert available_memory(groups, machine) == 800
+    (groups / "memory.max").write_text("500\n")
+    (groups / "memory.stat").write_text("anon 1\n")
+    assert available_memory(groups, machine) == 0
+
+
+def test_available_memory_where_the_system_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    half = available_memory(tmp_path, tmp_path / "none")
+    assert half == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    monkeypatch.delattr(os, "sysconf")
+    assert available_memory(tmp_path, tmp_path / "none") == 4 << 30
