@@ -1,0 +1,532 @@
+"""The training loop against a float64 computation written out by hand, and what becomes of errors, signals and checkpoints."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor
+
+from bigtransfer import runs
+from bigtransfer.data.loader import Batch, FeatureLoader
+from bigtransfer.errors import RunError, TrainingError
+from bigtransfer.hyperrule import Recipe, upstream
+from bigtransfer.jobs import training
+from bigtransfer.model import ResNetV2
+from bigtransfer.train import checkpoint, loop
+from bigtransfer.train.objective import Mix
+
+CPU = torch.device("cpu")
+CLASSES, COUNT = 3, 5
+RECIPE = Recipe(steps=3, batch_size=COUNT, resize=32, crop=32, base_learning_rate=0.1, warmup=2, weight_decay=0.01)
+
+
+def network(seed: int = 0, units: tuple[int, ...] = (1, 1)) -> ResNetV2:
+    """A tiny network with a random head: below one of zeros no gradient would reach the rest."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = ResNetV2(units, 1, CLASSES)
+        torch.nn.init.normal_(model.head.weight, std=0.05)
+    return model.to(memory_format=torch.channels_last)
+
+
+def batches(start: int = 0, stop: int = RECIPE.steps, count: int = COUNT) -> Iterator[Batch]:
+    for step in range(start, stop):
+        rng = np.random.default_rng((9, step))
+        pixels = torch.from_numpy(rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)).permute(0, 3, 1, 2)
+        yield Batch(step, pixels, torch.from_numpy(rng.integers(0, CLASSES, count)))
+
+
+def take(
+    model: ResNetV2, recipe: Recipe = RECIPE, *, micro_batch: int = COUNT, forward=None, dtype=torch.float32, stop=None
+) -> tuple[loop.State, list[loop.Step]]:
+    state = loop.new_state(model, recipe, micro_batch=micro_batch)
+    stream = batches(0, recipe.steps if stop is None else stop)
+    return state, list(loop.steps(state, stream, recipe, seed=4, device=CPU, dtype=dtype, forward=forward))
+
+
+def by_hand(model: ResNetV2, recipe: Recipe) -> tuple[dict[str, Tensor], list[float]]:
+    """The weights after the recipe's steps and each step's loss: one image at a time, soft labels, SGD with momentum, in float64."""
+    model = copy.deepcopy(model).double()
+    weights = dict(model.named_parameters())
+    momentum = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    losses = []
+    for step, (_, pixels, labels) in enumerate(batches(0, recipe.steps)):
+        images = (pixels.double() - 127.5) / 127.5
+        targets = F.one_hot(labels, CLASSES).double()
+        if recipe.mixup_alpha:
+            rng = np.random.default_rng((4, 3, step))
+            lam = rng.beta(recipe.mixup_alpha, recipe.mixup_alpha)
+            partner = rng.permutation(COUNT)
+            images = lam * images + (1 - lam) * images[partner]
+            targets = lam * targets + (1 - lam) * targets[partner]
+        gradient = {name: torch.zeros_like(weight) for name, weight in weights.items()}
+        loss = 0.0
+        for image, target in zip(images, targets, strict=True):
+            own = -(target * model(image[None])[0].log_softmax(0)).sum()
+            loss += own.item() / COUNT
+            for name, part in zip(weights, torch.autograd.grad(own, list(weights.values())), strict=True):
+                gradient[name] += part / COUNT
+        losses.append(loss)
+        with torch.no_grad():
+            for name, weight in weights.items():
+                if name == "head.weight" or "conv" in name or "proj" in name or name == "root.weight":
+                    gradient[name] += recipe.weight_decay * weight
+                momentum[name] = recipe.momentum * momentum[name] + gradient[name]
+                weight -= recipe.learning_rate(step) * momentum[name]
+    return {name: weight.detach() for name, weight in weights.items()}, losses
+
+
+def distance(model: ResNetV2, reference: dict[str, Tensor], start: ResNetV2) -> float:
+    """The largest error of any tensor's change, relative to the largest change in it."""
+    before = start.state_dict()
+    worst = 0.0
+    for name, weight in model.state_dict().items():
+        change = (reference[name] - before[name].double()).abs().max()
+        assert change > 0, f"{name} was not trained"
+        worst = max(worst, float((weight.double() - reference[name]).abs().max() / change))
+    return worst
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_steps_are_sgd_with_momentum_for_any_split(alpha: float) -> None:
+    recipe = dataclasses.replace(RECIPE, mixup_alpha=alpha)
+    expected, losses = by_hand(network(), recipe)
+    for micro_batch in (COUNT, 2, 1, 64):
+        state, steps = take(network().double(), recipe, micro_batch=micro_batch, dtype=torch.float64)
+        # Pixels are normalized in float32, which is all that differs.
+        assert distance(state.model, expected, network()) < 2e-6
+        assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-6)
+    state, steps = take(network(), recipe, micro_batch=2)
+    # float32: standardization divides by small deviations, so gradients of single kernels carry errors of some 1e-4.
+    assert distance(state.model, expected, network()) < 5e-3
+    assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-4)
+    assert state.step == recipe.steps
+
+
+def test_what_a_step_reports() -> None:
+    _, steps = take(network())
+    assert [step.number for step in steps] == [0, 1, 2]
+    assert [step.learning_rate for step in steps] == [RECIPE.learning_rate(step) for step in range(3)] == [0, 0.05, 0.1]
+    assert all(step.images == COUNT and 0 <= step.data_seconds <= step.seconds for step in steps)
+
+
+def test_every_learning_rate_of_a_recipe_is_used() -> None:
+    recipe = upstream(20, 12, batch_size=5, crop=32, warmup=3, decay_epochs=(5.0, 8.0))
+    used = []
+    state = loop.new_state(network(), recipe, micro_batch=5)
+    state.optimizer.register_step_pre_hook(lambda optimizer, *_: used.append({g["lr"] for g in optimizer.param_groups}))
+
+    def head_only(images: Tensor) -> Tensor:
+        return state.model.head(torch.ones(len(images), state.model.num_features))
+
+    list(loop.steps(state, batches(0, 48), recipe, seed=0, device=CPU, dtype=torch.float32, forward=head_only))
+    assert used == [{recipe.learning_rate(step)} for step in range(48)]
+
+
+def test_weight_decay_is_for_kernels_and_the_heads_matrix() -> None:
+    model = network()
+    state = loop.new_state(model, RECIPE, micro_batch=1)
+    decayed = {id(p) for group in state.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    names = {name for name, parameter in model.named_parameters() if id(parameter) in decayed}
+    assert names == {n for n, _ in model.named_parameters() if n.endswith("weight") and "norm" not in n}
+    assert sum(len(group["params"]) for group in state.optimizer.param_groups) == len(list(model.parameters()))
+    assert not any(group["nesterov"] for group in state.optimizer.param_groups)
+
+
+def test_mixup_draws_one_lambda_per_step_and_a_partner_for_each_image() -> None:
+    assert Mix.draw(0.0, 0, 0, 8) is None
+    mixes = [Mix.draw(0.1, 0, step, 8) for step in range(4000)]
+    assert [m.lam for m in mixes[:5]] == [Mix.draw(0.1, 0, step, 8).lam for step in range(5)]
+    assert all(sorted(m.partner.tolist()) == list(range(8)) for m in mixes[:50])
+    lams = np.array([m.lam for m in mixes])
+    # Beta(a, a) has mean 1/2 and variance 1 / (4 (2 a + 1)).
+    assert lams.mean() == pytest.approx(0.5, abs=0.03) and lams.var() == pytest.approx(1 / (4 * 1.2), rel=0.03)
+    assert Mix.draw(0.1, 1, 0, 8).lam != mixes[0].lam
+
+
+def test_features_can_be_trained_on_and_blended() -> None:
+    model = network()
+    features = torch.from_numpy(np.random.default_rng(0).normal(size=(20, model.num_features))).float()
+    labels = torch.arange(20) % CLASSES
+    recipe = dataclasses.replace(RECIPE, mixup_alpha=0.4, warmup=0, steps=2)
+    before = copy.deepcopy(model)
+    state = loop.new_state(model, recipe, micro_batch=3, parameters=model.head.parameters())
+    source = FeatureLoader(features, labels, batch_size=COUNT, seed=4).batches(0, 2)
+    list(loop.steps(state, source, recipe, seed=4, device=CPU, dtype=torch.bfloat16, forward=model.head))
+    weight, bias = before.head.weight.detach().double(), before.head.bias.detach().double()
+    momentum: list[Tensor | float] = [0.0, 0.0]
+    for batch in FeatureLoader(features, labels, batch_size=COUNT, seed=4).batches(0, 2):
+        mix = Mix.draw(0.4, 4, batch.step, COUNT)
+        x, y = batch.images.double(), F.one_hot(batch.labels, CLASSES).double()
+        x, y = (mix.lam * v + (1 - mix.lam) * v[mix.partner] for v in (x, y))
+        error = ((x @ weight.T + bias).softmax(1) - y) / COUNT
+        momentum = [0.9 * momentum[0] + error.T @ x + 0.01 * weight, 0.9 * momentum[1] + error.sum(0)]
+        weight, bias = weight - 0.1 * momentum[0], bias - 0.1 * momentum[1]
+    assert torch.allclose(model.head.weight.double(), weight, atol=1e-6)
+    assert torch.allclose(model.head.bias.double(), bias, atol=1e-6)
+    assert torch.equal(model.root.weight, before.root.weight)
+
+
+# --- When things go wrong
+
+
+def failing_above(model: ResNetV2, limit: int, error: Exception):
+    """The model, on a machine whose memory holds `limit` images."""
+
+    def forward(images: Tensor) -> Tensor:
+        if len(images) > limit:
+            raise error
+        return model(images)
+
+    return forward
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"),
+        torch.OutOfMemoryError("CUDA out of memory."),
+        MemoryError(),
+    ],
+)
+def test_out_of_memory_halves_the_micro_batch_and_repeats_the_step(error: Exception) -> None:
+    expected, expected_steps = take(network(), micro_batch=1)
+    model = network()
+    state, steps = take(model, micro_batch=COUNT, forward=failing_above(model, 1, error))
+    assert state.micro_batch == 1
+    assert [step.loss for step in steps] == [step.loss for step in expected_steps]
+    for one, other in zip(state.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_out_of_memory_in_the_middle_of_a_step_counts_no_image_twice() -> None:
+    """Three of the five images already have their gradients when the second part fails."""
+    model, calls = network(), []
+
+    def forward(images: Tensor) -> Tensor:
+        calls.append(len(images))
+        if calls == [3, 2]:
+            raise MemoryError
+        return model(images)
+
+    state, _ = take(model, micro_batch=3, forward=forward, stop=2)
+    assert calls == [3, 2, *[1] * 10]
+    expected, _ = take(network(), micro_batch=1, stop=2)
+    assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), expected.model.parameters(), strict=True))
+
+
+def test_one_image_that_does_not_fit_is_an_error() -> None:
+    model = network()
+    with pytest.raises(TrainingError, match=r"one image of 32 px at a time.*--crop") as caught:
+        take(model, micro_batch=4, forward=failing_above(model, 0, MemoryError()))
+    assert isinstance(caught.value.__cause__, MemoryError)
+
+
+def test_other_errors_are_not_taken_for_it() -> None:
+    model = network()
+    with pytest.raises(RuntimeError, match="shapes"):
+        take(model, forward=failing_above(model, 0, RuntimeError("mat1 and mat2 shapes cannot be multiplied")))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_ends_the_training_before_it_does_harm(bad: float) -> None:
+    model = network()
+    state = loop.new_state(model, RECIPE, micro_batch=2)
+
+    def forward(images: Tensor) -> Tensor:
+        logits = model(images)
+        return logits * bad if state.step == 2 else logits
+
+    with pytest.raises(TrainingError, match=r"at step 2.*--learning-rate.*--precision fp32"):
+        list(loop.steps(state, batches(), RECIPE, seed=4, device=CPU, dtype=torch.float32, forward=forward))
+    expected, _ = take(network(), micro_batch=2, stop=2)
+    assert state.step == 2
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), expected.model.parameters(), strict=True))
+    for one, other in zip(model.parameters(), expected.model.parameters(), strict=True):
+        momentum = (s.optimizer.state[p]["momentum_buffer"] for s, p in ((state, one), (expected, other)))
+        assert torch.equal(*momentum)
+        assert one.grad is None
+
+
+# --- Sizes
+
+
+def test_the_micro_batch_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    one = loop.activation_bytes(model, 64, torch.float32)
+    extra = 2 * sum(parameter.nbytes for parameter in model.parameters())
+
+    def fits(images: float, batch: int) -> int:
+        monkeypatch.setattr(loop, "available_memory", lambda: int(extra + 2 * images * one))
+        return loop.fitting_micro_batch(model, 64, torch.float32, CPU, batch)
+
+    assert fits(100.5, 100) == 100  # the whole batch
+    assert fits(99.5, 100) == 64
+    assert fits(1000, 512) == 128
+    assert fits(0.1, 512) == fits(-5, 512) == 1
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_the_estimated_memory_is_about_what_autograd_keeps(size: int) -> None:
+    model, kept = network(units=(1, 1, 1, 1)), {}
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    count = 16
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        logits = model(torch.zeros(count, 3, size, size).to(memory_format=torch.channels_last))
+    standardized = sum(p.nbytes for n, p in model.named_parameters() if p.ndim == 4)
+    measured = (sum(kept.values()) - standardized) / count
+    assert logits.requires_grad
+    assert 0.8 < loop.activation_bytes(model, size, torch.float32) / measured < 2.5
+
+
+def test_the_dtype_of_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loop.compute_dtype("fp32", CPU) == torch.float32 and loop.compute_dtype("bf16", CPU) == torch.bfloat16
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(loop, "_cpu_has_bf16", lambda has=has: has)
+        assert loop.compute_dtype("auto", CPU) == expected
+
+
+# --- Checkpoints
+
+FACTS = {"seed": 0, "recipe": {"steps": 3, "decays": (1, 2)}}
+
+
+def test_a_checkpoint_gives_everything_back_bit_for_bit(tmp_path: Path) -> None:
+    expected, _ = take(network(), micro_batch=2)
+    before, _ = take(network(), micro_batch=2, stop=1)
+    checkpoint.save(tmp_path, before, FACTS)
+    after = loop.new_state(network(seed=5), RECIPE, micro_batch=4)
+    checkpoint.restore(tmp_path, after, json.loads(json.dumps(FACTS)))
+    assert (after.step, after.micro_batch) == (1, 2), "the split decides how sums are rounded, so it is kept"
+    list(loop.steps(after, batches(1, 3), RECIPE, seed=4, device=CPU, dtype=torch.float32))
+    for one, other in zip(after.model.parameters(), expected.model.parameters(), strict=True):
+        assert torch.equal(one, other) and one.stride() == other.stride()
+        momentum = [s.optimizer.state[p]["momentum_buffer"] for s, p in ((after, one), (expected, other))]
+        assert torch.equal(*momentum) and momentum[0].stride() == momentum[1].stride()
+
+
+def test_a_checkpoint_of_a_trained_head_only(tmp_path: Path) -> None:
+    model = network()
+    state = loop.new_state(model, RECIPE, micro_batch=2, parameters=model.head.parameters())
+    source = FeatureLoader(torch.ones(4, model.num_features), torch.tensor([0, 1, 2, 0]), batch_size=4, seed=0)
+    steps = loop.steps(state, source.batches(0, 3), RECIPE, seed=0, device=CPU, dtype=torch.float32, forward=model.head)
+    next(steps)
+    checkpoint.save(tmp_path, state, FACTS)
+    other = network(seed=5)
+    again = loop.new_state(other, RECIPE, micro_batch=2, parameters=other.head.parameters())
+    checkpoint.restore(tmp_path, again, FACTS)
+    assert torch.equal(other.root.weight, model.root.weight) and len(again.optimizer.state) == 2
+
+
+def spoil(path: Path, how: str) -> None:
+    content = path.read_bytes()
+    if how == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "text":
+        path.write_text("not a checkpoint at all, but long enough for a header")
+    elif how == "foreign":  # safetensors, but not ours
+        save_file({"weight": torch.zeros(3)}, path)
+    elif how == "without facts":
+        save_file({"weight": torch.zeros(3)}, path, metadata={"step": "3"})
+    elif how == "another network":
+        save_file({"model.weight": torch.zeros(3)}, path, metadata={"step": "3", "facts": json.dumps(FACTS)})
+    elif how == "missing":
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    "how", ["truncated", "empty", "text", "foreign", "without facts", "another network", "missing"]
+)
+def test_a_damaged_checkpoint_is_refused_and_says_what_to_do(tmp_path: Path, how: str) -> None:
+    state, _ = take(network(), stop=1)
+    path = checkpoint.save(tmp_path, state, FACTS)
+    spoil(path, how)
+    fresh = loop.new_state(network(seed=5), RECIPE, micro_batch=4)
+    with pytest.raises(RunError, match=r"Remove it to start from the beginning") as caught:
+        checkpoint.restore(tmp_path, fresh, FACTS)
+    assert str(path) in str(caught.value)
+    assert fresh.step == 0 and torch.equal(fresh.model.root.weight, network(seed=5).root.weight)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, loop.new_state(network(), RECIPE, micro_batch=4), FACTS)
+    with pytest.raises(RunError, match=r"another run: seed was 0, is now 1\. Choose another --out"):
+        checkpoint.restore(tmp_path, loop.new_state(network(), RECIPE, micro_batch=4), {**FACTS, "seed": 1})
+
+
+def test_a_checkpoint_that_cannot_be_written_leaves_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = loop.new_state(network(), RECIPE, micro_batch=4)
+    path = checkpoint.save(tmp_path, state, FACTS)
+    content = path.read_bytes()
+
+    def full(_tensors, name, _metadata) -> None:
+        Path(name).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        checkpoint.save(tmp_path, state, FACTS)
+    assert path.read_bytes() == content and os.listdir(tmp_path) == [path.name]
+
+
+# --- Signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_asks_the_second_acts(number: int) -> None:
+    caught = []
+    usual = signal.signal(number, lambda *_: caught.append("usual"))
+    try:
+        with loop.stop_on_signals() as stop:
+            assert not stop
+            os.kill(os.getpid(), number)
+            assert stop and stop.signal == number and not caught
+            os.kill(os.getpid(), number)
+            assert caught == ["usual"]
+        os.kill(os.getpid(), number)
+        assert caught == ["usual", "usual"], "afterwards signals are as they were"
+    finally:
+        signal.signal(number, usual)
+
+
+def test_ctrl_c_twice_interrupts_at_once() -> None:
+    def twice() -> None:
+        with loop.stop_on_signals():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+
+
+def test_outside_of_the_main_thread_signals_stay_as_they_are() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def body() -> None:
+        with loop.stop_on_signals() as stop:
+            seen.append((bool(stop), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=body)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+# --- A whole run
+
+
+class Source:
+    """What `training.train` needs of a loader."""
+
+    seed = 4
+
+    def __init__(self) -> None:
+        self.closed = False
+
+    def batches(self, start: int, stop: int) -> Iterator[Batch]:
+        try:
+            yield from batches(start, stop)
+        finally:
+            self.closed = True
+
+
+def train(run: runs.Run, state: loop.State, source: Source, **options) -> training.Outcome:
+    options = {"validate": None, "eval_every": 2, "checkpoint_seconds": 1e9, "forward": state.model, **options}
+    return training.train(run, state, source, RECIPE, facts=FACTS, device=CPU, dtype=torch.float32, **options)
+
+
+def test_a_run_logs_validates_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, source = runs.Run(tmp_path), Source()
+    state = loop.new_state(network(), RECIPE, micro_batch=2)
+    saved, measured = [], iter([0.25, 0.5])
+    original = checkpoint.save
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", lambda *a: (saved.append(a[1].step), original(*a)))
+        outcome = train(run, state, source, validate=lambda: {"val/top1": next(measured)})
+    assert outcome.finished and outcome.images == 3 * COUNT and source.closed
+    assert saved == [3], "the last step's, for what comes after the training may be interrupted too"
+    lines = run.metrics()
+    assert [line["step"] for line in lines] == [0, 1, 1, 2, 2]
+    assert [line["val/top1"] for line in lines if "val/top1" in line] == [0.25, 0.5]
+    assert all(
+        line.keys() == {"step", "loss", "lr", "images_per_second", "data_wait"} for line in lines if "loss" in line
+    )
+    error = capsys.readouterr().err
+    assert "step 2: val/top1 0.25" in error and "training: 100%" in error
+
+
+def test_an_interrupted_run_repeats_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole = runs.Run(tmp_path / "whole")
+    expected = loop.new_state(network(), RECIPE, micro_batch=2)
+    train(whole, expected, Source())
+    run, source = runs.Run(tmp_path / "run"), Source()
+    state = loop.new_state(network(), RECIPE, micro_batch=2)
+
+    def interrupted(images: Tensor) -> Tensor:
+        if state.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            # The first part of the batch: a second signal would act.
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        return state.model(images)
+
+    usual = signal.getsignal(signal.SIGTERM)
+    try:
+        outcome = train(run, state, source, forward=interrupted)
+    finally:
+        signal.signal(signal.SIGTERM, usual)
+    assert not outcome.finished and outcome.signal == signal.SIGTERM and state.step == 2 and source.closed
+    run.log(7, loss=0.0)  # what a process logs after its last checkpoint
+    again = loop.new_state(network(seed=5), RECIPE, micro_batch=4)
+    assert training.resume(run, again, FACTS)
+    assert again.step == 2 and [line["step"] for line in run.metrics()] == [0, 1]
+    assert train(run, again, Source()).finished
+    assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), expected.model.parameters(), strict=True))
+    for one, other in zip(run.metrics(), whole.metrics(), strict=True):
+        assert all(one[key] == other[key] for key in ("step", "loss", "lr"))
+
+
+def test_checkpoints_are_written_as_often_as_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = []
+    monkeypatch.setattr(checkpoint, "save", lambda _folder, state, _facts: saved.append(state.step))
+    train(runs.Run(tmp_path), loop.new_state(network(), RECIPE, micro_batch=5), Source(), checkpoint_seconds=0)
+    assert saved == [1, 2, 3]
+
+
+def test_an_error_lets_go_of_the_loader(tmp_path: Path) -> None:
+    source, state = Source(), loop.new_state(network(), RECIPE, micro_batch=2)
+    with pytest.raises(TrainingError):
+        train(runs.Run(tmp_path), state, source, forward=lambda images: state.model(images) * float("nan"))
+    assert source.closed
+
+
+def test_a_fresh_run_forgets_what_one_without_a_checkpoint_logged(tmp_path: Path) -> None:
+    run = runs.Run(tmp_path)
+    run.log(0, loss=1.0)
+    assert not training.resume(run, loop.new_state(network(), RECIPE, micro_batch=2), FACTS)
+    assert run.metrics() == []
