@@ -70,12 +70,13 @@ def main() -> None:
     parser.add_argument("--model", default="bit-t-r26x1")
     parser.add_argument("--budget", default="45s", help="of each training")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", default="", help="run only tasks whose name starts so, and write no table")
     chosen = parser.parse_args()
 
     results: dict[tuple[str, str], list[float]] = {}
     recipes: dict[tuple[str, str], str] = {}
     for seed in range(chosen.seeds):
-        for task in TASKS:
+        for task in (task for task in TASKS if task.name.startswith(chosen.only)):
             for start, flags in STARTS.items():
                 run = (
                     chosen.work / "runs" / f"{task.folder}-{task.examples_per_class or 'all'}-{start.split()[0]}-{seed}"
@@ -98,7 +99,8 @@ def main() -> None:
                     rule = done.recipe
                     recipes[task.name, start] = f"{rule.steps} x {rule.batch_size} at {rule.crop} px"
                 print(f"{task.name}, {start}, seed {seed}: {top1:.1%}", flush=True)
-    write(chosen, results, recipes)
+    if not chosen.only:
+        write(chosen, results, recipes)
 
 
 def write(
