@@ -1,0 +1,474 @@
+"""`bit finetune` and `bit pretrain` as they are typed: what they write, what they refuse, and interruptions at any moment."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import bigtransfer
+from bigtransfer import cli, weights
+from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.evals import linear
+from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs import finetune
+from bigtransfer.model import ResNetV2
+from bigtransfer.train import checkpoint
+
+CLASSES = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
+STEPS = 10
+
+
+def write_images(folder: Path, count: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for name, colour in CLASSES.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = np.clip(np.array(colour) + rng.integers(-40, 40, (24, 20, 3)), 0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three colours with a test part."""
+    root = tmp_path_factory.mktemp("data") / "colours"
+    write_images(root / "train", 5, 0)
+    write_images(root / "test", 4, 1)
+    return root
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny pre-trained model, with as many classes as the data, but others."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ResNetV2((1, 1, 1, 1), 1, len(CLASSES))
+        torch.nn.init.normal_(network.head.weight)
+    card = ModelCard(
+        name="tiny",
+        architecture=network.architecture,
+        num_classes=len(CLASSES),
+        input=InputSpec(size=32),
+        class_names=("ant", "bee", "cat"),
+        upstream="noise",
+        licence="CC0-1.0",
+    )
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    weights.save(path, network, card)
+    return path
+
+
+def flags(data: Path, tiny: Path, out: Path, *more: object) -> list[str]:
+    """A short run that saves a checkpoint after every step."""
+    given = ["finetune", data, "--model", tiny, "--out", out, "--steps", STEPS, "--batch-size", 6, "--crop", 32]
+    given += ["--device", "cpu", "--precision", "fp32", "--workers", 0, "--checkpoint-every", "0s", *more]
+    return [str(one) for one in given]
+
+
+def start(arguments: list[str]) -> subprocess.Popen[str]:
+    """The command in a process of its own."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "bigtransfer", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+
+
+def interrupt(arguments: list[str], run: Path, step: int, number: int) -> tuple[int, str, str]:
+    """Send the signal once `step` steps are logged; exit status, stdout, stderr."""
+    process = start(arguments)
+    deadline = time.monotonic() + 60
+    log = run / "metrics.jsonl"
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.is_file() and sum('"loss"' in line for line in log.read_text().splitlines()) >= step:
+            break
+        time.sleep(0.01)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    return process.returncode, output, errors
+
+
+def numbers(run: Path) -> list[dict[str, float]]:
+    """metrics.jsonl without the times."""
+    times = ("images_per_second", "data_wait")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in times} for line in lines]
+
+
+def digest(run: Path) -> str:
+    """Of the weights alone: the card in the header may name another folder."""
+    network, _ = weights.load(run)
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in network.state_dict().values())).hexdigest()
+
+
+def in_process(arguments: list[str]) -> int:
+    return cli.main(arguments)
+
+
+@pytest.fixture(scope="module")
+def finished(data: Path, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """An uninterrupted run with validation on the way, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    process = start(flags(data, tiny, out, "--val-fraction", "0.2", "--eval-every", 4))
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors and "100%" in errors
+    return out, output
+
+
+# --- What it writes
+
+
+def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
+    run, output = finished
+    assert {path.name for path in run.iterdir()} == {
+        ".lock",
+        "config.json",
+        "evaluation.json",
+        "metrics.jsonl",
+        "model.safetensors",
+        "report.html",
+        "split.json",
+        "unreadable.json",
+    }, "no checkpoint is left of a finished run"
+    config = json.loads((run / "config.json").read_text())
+    assert config["asked"]["steps"] == STEPS and config["asked"]["learning_rate"] is None
+    recipe = Recipe.from_dict(config["recipe"])
+    assert (recipe.steps, recipe.batch_size, recipe.crop, recipe.size_class) == (STEPS, 6, 32, "small")
+    assert recipe.base_learning_rate == pytest.approx(0.003 * 6 / 512)
+    assert config["resolved"]["dtype"] == "float32" and config["resolved"]["native_size"] == [24, 20]
+    assert config["data"] == {"name": str(data), "train": 12, "val": 3, "test": 12, "classes": 3}
+    split = json.loads((run / "split.json").read_text())
+    assert {part: len(names) for part, names in split.items()} == {"train": 12, "val": 3, "test": 12}
+    assert all(name.startswith("train/") for name in split["train"] + split["val"])
+    assert json.loads((run / "unreadable.json").read_text()) == []
+    assert "12 train, 3 val, 12 test images of 3 classes" in output and "bit predict" in output
+
+
+def test_the_log_is_complete(finished: tuple[Path, str]) -> None:
+    run, _ = finished
+    recipe = Recipe.from_dict(json.loads((run / "config.json").read_text())["recipe"])
+    lines = numbers(run)
+    losses = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in losses] == list(range(STEPS))
+    assert [line["lr"] for line in losses] == [recipe.learning_rate(step) for step in range(STEPS)]
+    # The head starts at zero although the file's own head has as many classes.
+    assert losses[0]["loss"] == pytest.approx(np.log(3), rel=1e-5)
+    measured = [line for line in lines if "val/top1" in line]
+    assert [line["step"] for line in measured] == [3, 7, 9]
+
+
+def test_the_model_file_describes_itself(finished: tuple[Path, str], data: Path) -> None:
+    run, output = finished
+    card = weights.describe(run / "model.safetensors")
+    assert card.class_names == tuple(CLASSES) and card.num_classes == 3
+    assert card.input.size == 32 and card.source == "bit finetune" and card.licence == "CC0-1.0"
+    assert card.upstream == "noise; fine-tuned on colours"
+    assert card.recipe == json.loads((run / "config.json").read_text())["recipe"]
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert card.metrics["test_top1"] == evaluation["top1"] and evaluation["split"] == "test"
+    assert f"top-1 {evaluation['top1']:.1%} of 12 images" in output
+
+
+def test_evaluate_and_predict_agree_with_it(
+    finished: tuple[Path, str], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished
+    reported = json.loads((run / "evaluation.json").read_text())
+    common = ["--device", "cpu", "--precision", "fp32"]
+    assert in_process(["evaluate", str(run), str(data), "--json", str(tmp_path / "e.json"), *common]) == 0
+    measured = json.loads((tmp_path / "e.json").read_text())
+    assert measured["top1"] == reported["top1"]
+    for row, other in zip(measured["predictions"], reported["predictions"], strict=True):
+        assert [row[key] for key in ("name", "predicted", "rank")] == [
+            other[key] for key in ("name", "predicted", "rank")
+        ]
+        assert row["probability"] == pytest.approx(other["probability"], rel=1e-5)
+    answers = bigtransfer.Predictor.load(run, device="cpu", precision="fp32").predict(
+        [data / row["name"] for row in reported["predictions"]]
+    )
+    assert [answer.label for answer in answers] == [
+        reported["class_names"][row["predicted"]] for row in reported["predictions"]
+    ]
+    capsys.readouterr()
+    assert in_process(["predict", str(run), str(data / "test" / "red" / "0.png"), *common]) == 0
+    assert "0.png" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_trained_again(
+    finished: tuple[Path, str], data: Path, tiny: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, _ = finished
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    same = flags(data, tiny, run, "--val-fraction", "0.2", "--eval-every", 4)
+    assert in_process(same) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+    assert in_process([*same, "--seed", "1"]) == 2
+    assert "holds another run (--seed was 0, is now 1)" in capsys.readouterr().err
+    done = bigtransfer.finetune(
+        f"{data}/", model=tiny, out=run, steps=STEPS, batch_size=6, crop=32, device="cpu", precision="fp32",
+        val_fraction=0.2, eval_every=4,
+    )  # fmt: skip
+    assert isinstance(done, finetune.Finetuned) and done.model == run / "model.safetensors"
+    assert done.metrics["test_top1"] == json.loads((run / "evaluation.json").read_text())["top1"]
+    assert done.recipe.steps == STEPS and done.stopped_by is None
+
+
+# --- Interruptions
+
+
+def test_interrupted_runs_end_with_the_very_same_weights(
+    finished: tuple[Path, str], data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """One run stopped by SIGTERM and twice by SIGKILL, at random steps; `benchmarks/interruptions.py` does it many times."""
+    run, whole = tmp_path / "run", finished[0]
+    same = flags(data, tiny, run, "--val-fraction", "0.2", "--eval-every", 4)
+    steps = sorted(random.Random(0).sample(range(1, STEPS - 1), 3))
+    for step, number in zip(steps, (signal.SIGTERM, signal.SIGKILL, signal.SIGKILL), strict=True):
+        status, output, errors = interrupt(same, run, step, number)
+        assert status == (128 + number if number == signal.SIGTERM else -number), errors
+        assert not (run / "model.safetensors").exists() and checkpoint.exists(run)
+        assert ("everything so far is saved" in output) == (number == signal.SIGTERM)
+    process = start(same)
+    output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert "resumed after step" in output
+    assert digest(run) == digest(whole) and numbers(run) == numbers(whole)
+    for name in ("split.json", "report.html", "evaluation.json"):
+        assert (run / name).is_file()
+    assert weights.describe(run).metrics == weights.describe(whole).metrics
+
+
+def test_ctrl_c_saves_and_says_so(data: Path, tiny: Path, tmp_path: Path) -> None:
+    more = ("--checkpoint-every", "1h", "--cache", "none", "--workers", 1)
+    status, output, errors = interrupt(flags(data, tiny, tmp_path / "run", *more), tmp_path / "run", 2, signal.SIGINT)
+    assert status == 130
+    assert "Stopped; everything so far is saved. The same command goes on from here." in output
+    assert "Traceback" not in errors and checkpoint.exists(tmp_path / "run")
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(
+    finished: tuple[Path, str], data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    """As the folder is after each of the files of the beginning, and after some steps without a checkpoint."""
+    whole = finished[0]
+    same = flags(data, tiny, tmp_path / "run", "--val-fraction", "0.2", "--eval-every", 4)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "split.json").write_text(
+        '{"train": ["gone.png"]}'
+    )  # of a run that did not get to its config.json
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "loss": 3}\n{"step": 1, "lo')
+    (tmp_path / "run" / ".config.json.1234.tmp").write_text("{")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        with pytest.raises(SystemExit):
+            in_process(same)
+    assert not (tmp_path / "run" / ".config.json.1234.tmp").exists()
+    assert (tmp_path / "run" / "config.json").is_file() and not checkpoint.exists(tmp_path / "run")
+    assert in_process(same) == 0
+    assert digest(tmp_path / "run") == digest(whole) and numbers(tmp_path / "run") == numbers(whole)
+
+
+def test_a_run_killed_after_its_last_step_only_measures(
+    finished: tuple[Path, str], data: Path, tiny: Path, tmp_path: Path
+) -> None:
+    same = flags(data, tiny, tmp_path / "run", "--val-fraction", "0.2", "--eval-every", 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "measure", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        with pytest.raises(SystemExit):
+            in_process(same)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune, "TrainLoader", None)  # no image is decoded for training any more
+        assert in_process(same) == 0
+    assert digest(tmp_path / "run") == digest(finished[0]) and numbers(tmp_path / "run") == numbers(finished[0])
+
+
+# --- Variants
+
+
+@pytest.fixture
+def short(data: Path, tiny: Path, tmp_path: Path) -> list[str]:
+    """Two steps."""
+    given = ["finetune", data, "--model", tiny, "--out", tmp_path / "run", "--device", "cpu", "--precision", "fp32"]
+    return [*map(str, given), "--crop", "32", "--batch-size", "6", "--workers", "0"]
+
+
+def card_and_config(run: Path) -> tuple[ModelCard, dict]:
+    return weights.describe(run / "model.safetensors"), json.loads((run / "config.json").read_text())
+
+
+def test_linear_closed(short: list[str], data: Path, tiny: Path, tmp_path: Path) -> None:
+    short = [one for one in short if one not in ("--batch-size", "6")]
+    assert in_process([*short, "--linear", "closed"]) == 0
+    network, card = weights.load(tmp_path / "run")
+    source, _ = weights.load(tiny)
+    assert torch.equal(network.root.weight, source.root.weight) and card.input.size == 32
+    train = bigtransfer.data.open_dataset(data).train
+    predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
+    features = predictor.features([train.read(i) for i in range(len(train))])
+    expected = linear.fit(torch.from_numpy(features), torch.from_numpy(train.labels), 3).head
+    assert torch.allclose(network.head.weight, expected.weight, rtol=1e-2, atol=1e-4)
+    assert card.metrics["test_top1"] == 1.0, "colours can be told apart by any features"
+
+
+def test_linear_sgd(short: list[str], tiny: Path, tmp_path: Path) -> None:
+    assert in_process([*short, "--linear", "sgd", "--steps", "20", "--learning-rate", "0.5"]) == 0
+    network, _ = weights.load(tmp_path / "run")
+    source, _ = weights.load(tiny)
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, source.state_dict()[name]) != name.startswith("head.")
+    lines = numbers(tmp_path / "run")
+    assert lines[-1]["loss"] < lines[0]["loss"]
+
+
+def test_from_random_weights(short: list[str], tiny: Path, tmp_path: Path) -> None:
+    short[short.index("--model") + 1] = "r26x1"
+    assert in_process([*short, "--no-pretrained", "--steps", "1", "--no-random-crop", "--no-flip"]) == 0
+    card, config = card_and_config(tmp_path / "run")
+    assert card.upstream == "colours" and card.licence == "" and card.architecture.units == (2, 2, 2, 2)
+    assert config["recipe"]["resize"] == config["recipe"]["crop"] == 32
+    assert config["asked"]["flip"] is False and config["asked"]["random_crop"] is False
+
+
+def test_few_images_and_the_same_again(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert in_process([*short, "--steps", "1", "--examples-per-class", "2", "--seed", "3"]) == 0
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert len(split["train"]) == 6 and len(split["test"]) == 12
+    short[short.index("--out") + 1] = str(tmp_path / "again")
+    assert in_process([*short, "--steps", "1", "--split-file", str(tmp_path / "run" / "split.json")]) == 0
+    assert json.loads((tmp_path / "again" / "split.json").read_text()) == split
+    short[short.index("--out") + 1] = str(tmp_path / "third")
+    assert in_process([*short, "--examples-per-class", "6"]) == 2
+    assert "Not every class has 6 training images" in capsys.readouterr().err
+    assert not (tmp_path / "third").exists(), "a mistake leaves nothing behind"
+
+
+def test_a_budget(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    short = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
+    started = time.monotonic()
+    assert in_process([*short, "--budget", "2s"]) == 0
+    assert time.monotonic() - started < 60
+    card, config = card_and_config(tmp_path / "run")
+    assert card.recipe == config["recipe"] and config["recipe"]["steps"] < 500
+    assert any("To fit into 2 s here" in note for note in config["recipe"]["notes"])
+    assert "To fit into 2 s" in capsys.readouterr().out
+
+
+def test_unreadable_images_stop_or_are_left_out(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "some"
+    write_images(root, 4, 0)
+    (root / "red" / "1.png").write_bytes(b"")
+    short[1] = str(root)
+    assert in_process([*short, "--steps", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "1 of 12 images cannot be read" in error and "--skip-bad-images" in error
+    assert not (tmp_path / "run").exists()
+    with pytest.MonkeyPatch.context() as patch:  # and a resume does not ask again
+        patch.setattr(finetune, "measure", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        with pytest.raises(SystemExit):
+            in_process([*short, "--steps", "2", "--skip-bad-images"])
+    assert in_process([*short, "--steps", "2", "--skip-bad-images"]) == 0
+    assert json.loads((tmp_path / "run" / "unreadable.json").read_text()) == [
+        {"name": "red/1.png", "reason": "the file is empty (0 bytes)"}
+    ]
+    split = json.loads((tmp_path / "run" / "split.json").read_text())
+    assert len(split["train"]) + len(split["val"]) == 11 and "red/1.png" not in split["train"] + split["val"]
+    assert "red/1.png" in (tmp_path / "run" / "report.html").read_text()
+
+
+# --- Mistakes
+
+
+def test_mistakes_are_told_in_a_sentence(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path / "one", 1, 0)
+    for name in ("red", "green"):
+        (tmp_path / "one" / name / "0.png").unlink()
+        (tmp_path / "one" / name).rmdir()
+    write_images(tmp_path / "empty", 2, 0)
+    for image in (tmp_path / "empty" / "red").iterdir():
+        image.unlink()
+    (tmp_path / "flat").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "flat" / "a.png")
+    (tmp_path / "file").write_text("")
+
+    def told(**changes: str) -> str:
+        changed = list(short)
+        for flag, value in changes.items():
+            changed[1 if flag == "data" else changed.index(f"--{flag}") + 1] = value
+        assert in_process(changed) == 2
+        error = capsys.readouterr().err
+        assert "Traceback" not in error
+        return error
+
+    assert "There is no file or folder" in told(data=str(tmp_path / "nowhere"))
+    assert "one class only" in told(data=str(tmp_path / "one"))
+    assert "red" in told(data=str(tmp_path / "empty"))
+    assert "no classes" in told(data=str(tmp_path / "flat"))
+    assert "'abacus' is no device" in told(device="abacus")
+    assert "--device cpu always works" in told(device="cuda:99")
+    assert "No model or file named 'bit-m-r51x1'" in told(model="bit-m-r51x1")
+    assert "Choose another with --out" in told(out=str(tmp_path / "file"))
+    assert not (tmp_path / "run").exists()
+
+
+# --- Pre-training
+
+
+def test_pretraining_ends_and_resumes(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def command(out: str, *more: str) -> list[str]:
+        given = ["pretrain", data, "--model", "r26x1", "--out", tmp_path / out, "--batch-size", 5, "--epochs", 1]
+        given += ["--crop", 32, "--warmup", 1, "--schedule", "cosine", "--device", "cpu", "--precision", "fp32"]
+        return [*map(str, given), "--workers", "0", "--checkpoint-every", "0s", "--skip-bad-images", *more]
+
+    bad = data / "train" / "red" / "bad.png"
+    bad.write_bytes(b"x")
+    try:
+        assert in_process(command("whole")) == 0
+        assert "3 steps of 5" in capsys.readouterr().out  # the bad image does not count
+        from bigtransfer.jobs import training
+
+        original = checkpoint.save
+
+        def die(folder: Path, state, facts) -> None:
+            original(folder, state, facts)
+            raise SystemExit(9)
+
+        monkeypatch.setattr(training.checkpoint, "save", die)
+        with pytest.raises(SystemExit):
+            in_process(command("run"))
+        monkeypatch.setattr(training.checkpoint, "save", original)
+        monkeypatch.setattr(
+            training.checks, "check", None
+        )  # what was found unreadable is recorded, not looked for again
+        assert in_process(command("run", "--name", "better")) == 0
+    finally:
+        bad.unlink()
+    assert "from step 1" in capsys.readouterr().out
+    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
+    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    assert [line["step"] for line in numbers(tmp_path / "run") if "val/top1" in line] == [0, 1, 2]
+    assert json.loads((tmp_path / "run" / "unreadable.json").read_text())[0]["name"] == "train/red/bad.png"
+    network, card = bigtransfer.load_model(tmp_path / "run")
+    assert card.name == "better" and card.class_names == tuple(CLASSES) and network.num_classes == 3
+    assert card.recipe["steps"] == 3 and "val/top1" in card.metrics
+    assert in_process(command("run", "--name", "better", "--min-area", "0.5")) == 2
+    assert "holds another run (--min-area was 0.05, is now 0.5)" in capsys.readouterr().err
