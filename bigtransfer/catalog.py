@@ -7,8 +7,10 @@ import fnmatch
 import functools
 import importlib.resources
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from bigtransfer.errors import ConfigError, UnknownModel, WeightsError
@@ -176,6 +178,10 @@ class Published:
     def file_stem(self) -> str:
         """Name of the authors' file without its suffix, such as "BiT-M-R50x1"."""
         return (self.addresses[0] if self.addresses else self.bundled).rpartition("/")[2].rpartition(".")[0]
+
+    def full_card(self) -> ModelCard:
+        """The card with the class names, which are read only now."""
+        return dataclasses.replace(self.card, class_names=class_names(self.labels))
 
 
 _TIMM_SCORES: Mapping[str, tuple[float, float, float]] = {
@@ -376,6 +382,11 @@ def _by_any_name() -> Mapping[str, Published]:
 def find(name: str) -> Published | None:
     """The published model of that name or alias, in any case; None if there is none."""
     return _by_any_name().get(name.lower())
+
+
+def meant(name_or_file: str | os.PathLike[str]) -> Published | None:
+    """The published model that is taken for this; None if it is anything else, such as a file or folder of that name."""
+    return find(name_or_file) if isinstance(name_or_file, str) and not Path(name_or_file).exists() else None
 
 
 def get(name: str) -> Published:

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from bigtransfer import catalog, weights
+from bigtransfer import catalog, crc32c, fetch, weights
 from bigtransfer.errors import DownloadError
-from bigtransfer.weights import crc32c, fetch
 
 CONTENT = bytes(range(256)) * 1200
 """300 KiB: several reads of a socket."""
@@ -521,13 +520,13 @@ def test_published_model_comes_from_the_second_source(
         handler.file(content=(tmp_path / "weights.npz").read_bytes()) if good else handler.reply(404, b"")
 
     server.answer = answer
-    assert weights.location(record) == "download"
+    assert fetch.location(record) == "download"
     assert weights.describe("bit-x") == record.card
     assert not server.requests
     loaded, card = weights.load("bit-x")
     assert card == record.card
     assert loaded.num_classes == 5
-    assert weights.location(record) == "cached"
+    assert fetch.location(record) == "cached"
     fetch.cache_path(record.addresses[1]).unlink()
     server.answer = lambda h: h.reply(404, b"")
     with pytest.raises(DownloadError) as caught:

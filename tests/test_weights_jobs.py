@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -109,6 +111,12 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(first["addresses"]) == 2
 
 
+@pytest.mark.parametrize("arguments", [["models"], ["info", "bit-m-r50x1"]], ids=" ".join)
+def test_what_the_catalogue_answers_needs_no_torch(arguments: list[str]) -> None:
+    code = f"import sys; from bigtransfer import cli; cli.main({arguments}); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
+
+
 def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def shown(*arguments: str) -> str:
         assert cli.main(["info", *arguments]) == 0
@@ -120,7 +128,7 @@ def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "25,549,352",
         "1,000: tench; goldfish",
         "448 x 448 px, RGB",
-        "80.39 %",
+        "80.39%",
         "apache-2.0",
         "google/bit-50",
         "on first use",
@@ -132,7 +140,7 @@ def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "tiny",
         "5: class 0; class 1",
         "shorter side resized to 64",
-        "val top1 50.00 %",
+        "val top1 50.00%",
         "steps 500",
         "cc0-1.0",
     ):

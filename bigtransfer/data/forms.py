@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bigtransfer import settings
 from bigtransfer.data import images, named, shards, tables
 from bigtransfer.data.layout import Found, build, from_paths
 from bigtransfer.data.sources import Files, ImageSet, Splits
@@ -69,7 +70,7 @@ def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3)
 
 def cache_folder() -> Path:
     """Where downloaded and converted data sets are kept: `$BIT_CACHE/data`, else ~/.cache/bigtransfer/data."""
-    return Path(os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer").expanduser() / "data"
+    return settings.cache_folder() / "data"
 
 
 def _find(spec: str, columns: Columns, cache: Path, hub_cache: str | os.PathLike[str] | None) -> Found:

@@ -7,7 +7,6 @@ came over the network is unpickled (CIFAR is therefore fetched in its authors' b
 from __future__ import annotations
 
 import json
-import os
 import tarfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bigtransfer import settings
 from bigtransfer.data.layout import Found, Part
 from bigtransfer.data.sources import Arrays, Files
 from bigtransfer.errors import BitError, DataError
@@ -34,7 +34,7 @@ def open_named(name: str, cache: Path) -> Found:
     folder = cache / name
     complete = folder / ".complete"
     if not complete.exists():
-        if os.environ.get("BIT_OFFLINE", "").lower() not in ("", "0", "false", "no"):
+        if settings.offline():
             raise DataError(
                 f"The data set {name} is not in {folder}, and downloads are switched off (offline). Switch them on (unset BIT_OFFLINE), "
                 "or copy that folder from another machine."

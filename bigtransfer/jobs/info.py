@@ -5,19 +5,25 @@ from __future__ import annotations
 import json
 import math
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from bigtransfer import weights
+from bigtransfer import catalog, fetch, settings
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.config import InfoConfig
-from bigtransfer.weights import fetch
 
 _WIDTH = 100
 
 
 def run(config: InfoConfig) -> None:
-    card = weights.describe(config.model)
+    record = catalog.meant(config.model)
+    if record is not None and fetch.local(record) is None:
+        card = record.full_card()
+    else:
+        from bigtransfer import weights  # loads torch, which takes seconds and only reading files needs
+
+        card = weights.describe(config.model)
     if config.json:
         print(
             json.dumps(
@@ -49,13 +55,13 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
     if card.upstream:
         yield "trained on", card.upstream
     for name, value in card.metrics.items():
-        yield name, f"{100 * value:.2f} %" if _is_share(name, value) else f"{value:g}"
+        yield name, f"{value:.2%}" if _is_share(name, value) else f"{value:g}"
     if card.recipe:
-        yield "recipe", ", ".join(f"{key} {value}" for key, value in card.recipe.items() if value is not None)
+        yield "recipe", ", ".join(_recipe(card.recipe))
     yield "licence", card.licence or "not stated"
     if card.source:
         yield "source", card.source
-    record = weights.named(model)
+    record = catalog.meant(model)
     if record is None:
         path = Path(model)
         if path.is_file():
@@ -63,14 +69,14 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
         return
     if record.aliases:
         yield "also called", ", ".join(record.aliases)
-    place = weights.location(record)
+    place = fetch.location(record)
     if place == "cached":
-        yield "weights", "downloaded, in " + str(fetch.cache_folder())
+        yield "weights", "downloaded, in " + str(settings.cache_folder())
     else:
         yield (
             "weights",
             {"bundled": "part of this package", "missing": "missing here"}.get(
-                place, f"downloaded on first use, into {fetch.cache_folder()}"
+                place, f"downloaded on first use, into {settings.cache_folder()}"
             ),
         )
 
@@ -107,6 +113,19 @@ def _input(spec: InputSpec, channels: int) -> str:
         how = f"shorter side resized to {short}, then the centre {spec.size} x {spec.size}"
     antialias = "" if spec.antialias else ", without antialiasing"
     return f"{spec.size} x {spec.size} px, {colour} in [-1, 1]; {how} ({spec.interpolation}{antialias})"
+
+
+def _recipe(recipe: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in recipe.items():
+        if value is not None and key != "notes":
+            shown = (
+                " ".join(map(str, value))
+                if isinstance(value, (list, tuple))
+                else f"{value:g}"
+                if isinstance(value, float)
+                else value
+            )
+            yield f"{key.replace('_', ' ')} {shown}"
 
 
 def _is_share(name: str, value: float) -> bool:

@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bigtransfer import catalog, weights
+from bigtransfer import catalog, fetch, settings
 from bigtransfer.catalog import Published
 from bigtransfer.config import ModelsConfig
 from bigtransfer.errors import UnknownModel
-from bigtransfer.weights import fetch
 
 _TITLES = ("name", "parameters", "classes", "input", "trained on", "weights")
 _RIGHT = ("parameters", "classes", "input")
@@ -30,7 +29,7 @@ def run(config: ModelsConfig) -> None:
         print(line)
     licences = ", ".join(sorted({record.card.licence for record in records}))
     print(
-        f"\n{len(records)} model{'' if len(records) == 1 else 's'}, licence {licences}. Downloads go to {fetch.cache_folder()}."
+        f"\n{len(records)} model{'' if len(records) == 1 else 's'}, licence {licences}. Downloads go to {settings.cache_folder()}."
     )
     print("`bit info NAME` tells more about one; `bit finetune IMAGES --model NAME` starts from it.")
     if len(rows) < len(records):
@@ -49,7 +48,7 @@ def _folded(records: Iterable[Published]) -> Iterable[tuple[str, ...]]:
 def _row(records: Sequence[Published]) -> tuple[str, ...]:
     cards = [record.card for record in records]
     trained = {card.upstream for card in cards}
-    where = [weights.location(record) for record in records]
+    where = [fetch.location(record) for record in records]
     counts = [f"{where.count(place)} {place}" for place in dict.fromkeys(where)]
     return (
         cards[0].name,
@@ -82,5 +81,5 @@ def _plain(record: Published) -> dict[str, Any]:
         "num_parameters": record.card.num_parameters,
         "addresses": record.addresses,
         "aliases": record.aliases,
-        "weights": weights.location(record),
+        "weights": fetch.location(record),
     }

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bigtransfer import settings
 from bigtransfer.runs import atomic_write
 
 _log = logging.getLogger(__name__)
@@ -85,8 +86,7 @@ def _compiled() -> Path:
     except OSError:
         processor = platform.processor()
     key = "\n".join([_SOURCE.read_text(encoding="utf-8"), *compiler, *_FLAGS, version, platform.machine(), processor])
-    cache = Path(os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer").expanduser()
-    path = cache / "native" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
+    path = settings.cache_folder() / "native" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
     if not path.exists():
         with atomic_write(path) as temporary:
             command = [*compiler, *_FLAGS, "-o", str(temporary), str(_SOURCE), "-lm"]

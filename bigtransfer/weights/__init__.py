@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import logging
 import math
 import os
@@ -16,11 +15,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import catalog, model
+from bigtransfer import catalog, fetch, model
 from bigtransfer.catalog import InputSpec, ModelCard, Published
 from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, WeightsError
 from bigtransfer.model import ResNetV2
-from bigtransfer.weights import configs, fetch, formats, names
+from bigtransfer.weights import configs, formats, names
 
 __all__ = ["describe", "export", "load", "save"]
 
@@ -78,24 +77,10 @@ def load(
 
 def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
     """The card that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
-    if (record := named(name_or_file)) is not None and _local(record) is None:
-        return _with_class_names(record)
+    if (record := catalog.meant(name_or_file)) is not None and fetch.local(record) is None:
+        return record.full_card()
     with _opened(name_or_file, offline=True) as (_, _, card):
         return card
-
-
-def named(name_or_file: str | os.PathLike[str]) -> Published | None:
-    """The published model that `load` takes this for; None if it is anything else, such as a file or folder of that name."""
-    if isinstance(name_or_file, str) and not Path(name_or_file).exists():
-        return catalog.find(name_or_file)
-    return None
-
-
-def location(record: Published) -> Literal["bundled", "cached", "download", "missing"]:
-    """Where the weights of a published model are now; "missing" is a bundled one that this installation lacks."""
-    if _local(record) is None:
-        return "missing" if record.bundled else "download"
-    return "bundled" if record.bundled else "cached"
 
 
 def save(path: str | os.PathLike[str], network: nn.Module, card: ModelCard, *, dtype: Dtype | None = None) -> None:
@@ -204,10 +189,6 @@ def _adapt_input(kernel: Tensor, in_chans: int) -> Tensor:
     return (repeated * (old / in_chans)).contiguous()
 
 
-def _with_class_names(record: Published) -> ModelCard:
-    return dataclasses.replace(record.card, class_names=catalog.class_names(record.labels))
-
-
 def _card(
     asked: str, contents: formats.Contents, translation: names.Translation, record: Published | None
 ) -> ModelCard:
@@ -229,7 +210,7 @@ def _card(
         ):
             record = None
     if record is not None:
-        card = _with_class_names(record)
+        card = record.full_card()
         if (card.architecture, card.num_classes) != (translation.architecture, translation.num_classes):
             raise WeightsError(
                 f"{path} holds {translation.num_classes} classes and units {translation.architecture.units} at width "
@@ -259,20 +240,11 @@ def _card(
 # --- Finding files
 
 
-def _local(record: Published) -> Path | None:
-    """The file of a published model, if it is on this machine."""
-    if record.bundled:
-        file = importlib.resources.files("bigtransfer") / "pretrained" / record.bundled
-        with importlib.resources.as_file(file) as path:
-            return path if path.is_file() else None
-    return next((path for address in record.addresses if (path := fetch.cache_path(address)).is_file()), None)
-
-
 @contextmanager
 def _opened(
     name_or_file: str | os.PathLike[str], offline: bool | None
 ) -> Iterator[tuple[formats.Contents, names.Translation, ModelCard]]:
-    record = named(name_or_file)
+    record = catalog.meant(name_or_file)
     path = _find(name_or_file, offline) if record is None else _find_published(record, offline)
     with formats.open_weights(path) as contents:
         stated = contents.card
@@ -285,7 +257,7 @@ def _opened(
 
 
 def _find_published(record: Published, offline: bool | None) -> Path:
-    local = _local(record)
+    local = fetch.local(record)
     if local is not None:
         return local
     if record.bundled:

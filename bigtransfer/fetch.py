@@ -1,4 +1,5 @@
-"""Downloads that arrive whole or not at all: resumed, verified, shared between processes, and kept in a cache folder.
+"""Where the files of published models are, and downloads that arrive whole or not at all: resumed, verified, shared between
+processes, and kept in a cache folder.
 
 The cache (`$BIT_CACHE`, else ~/.cache/bigtransfer) mirrors addresses, so that a file fetched by hand has an obvious place:
 https://host/a/b.npz is <cache>/host/a/b.npz. `$BIT_OFFLINE=1` forbids the network. `$HF_ENDPOINT` replaces
@@ -15,6 +16,7 @@ import contextlib
 import errno
 import hashlib
 import http.client
+import importlib.resources
 import json
 import os
 import re
@@ -29,14 +31,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import filelock
 from tqdm import tqdm
 
-from bigtransfer import __version__, runs
+from bigtransfer import __version__, crc32c, runs, settings
+from bigtransfer.catalog import Published
 from bigtransfer.errors import DownloadError
-from bigtransfer.weights import crc32c
 
 TIMEOUT = 30.0
 """Seconds without a byte after which a connection counts as dropped."""
@@ -46,14 +48,20 @@ BACKOFF = 1.0
 _CHUNK = 1 << 20
 
 
-def cache_folder() -> Path:
-    """Where downloads are kept."""
-    return Path(os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer").expanduser()
+def local(record: Published) -> Path | None:
+    """The file of a published model, if it is on this machine."""
+    if record.bundled:
+        file = importlib.resources.files("bigtransfer") / "pretrained" / record.bundled
+        with importlib.resources.as_file(file) as path:
+            return path if path.is_file() else None
+    return next((path for address in record.addresses if (path := cache_path(address)).is_file()), None)
 
 
-def offline() -> bool:
-    """Whether `$BIT_OFFLINE` forbids the network."""
-    return os.environ.get("BIT_OFFLINE", "").lower() not in ("", "0", "false", "no")
+def location(record: Published) -> Literal["bundled", "cached", "download", "missing"]:
+    """Where the weights of a published model are now; "missing" is a bundled one that this installation lacks."""
+    if local(record) is None:
+        return "missing" if record.bundled else "download"
+    return "bundled" if record.bundled else "cached"
 
 
 def cache_path(address: str) -> Path:
@@ -63,7 +71,7 @@ def cache_path(address: str) -> Path:
     if parts.query:
         names[-1:] = [f"{hashlib.sha256(parts.query.encode()).hexdigest()[:12]}-{name}" for name in names[-1:]]
     safe = [re.sub(r"[^\w.@+=-]", "_", name) for name in (parts.netloc.rpartition("@")[2], *names)]
-    return cache_folder().joinpath(*safe)
+    return settings.cache_folder().joinpath(*safe)
 
 
 def fetch(address: str, *, no_network: bool | None = None, progress: bool = True) -> Path:
@@ -77,7 +85,7 @@ def fetch(address: str, *, no_network: bool | None = None, progress: bool = True
     target = cache_path(address)
     if target.is_file():
         return target
-    if offline() if no_network is None else no_network:
+    if settings.offline() if no_network is None else no_network:
         raise DownloadError(
             f"{address} is not in the cache, and downloads are switched off (offline). Switch them on (unset BIT_OFFLINE), "
             f"or download it elsewhere and put it at {target}"
