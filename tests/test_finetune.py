@@ -393,6 +393,30 @@ def test_unreadable_images_stop_or_are_left_out(
     assert "red/1.png" in (tmp_path / "run" / "report.html").read_text()
 
 
+def test_test_images_without_classes_are_told_and_not_used(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path / "some" / "train", 4, 0)
+    (tmp_path / "some" / "test").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "some" / "test" / "a.png")
+    short[1] = str(tmp_path / "some")
+    assert in_process([*short, "--steps", "1"]) == 0
+    assert "1 images for validation or test have no classes; they are not used" in capsys.readouterr().err
+    card, config = card_and_config(tmp_path / "run")
+    assert config["data"]["test"] == 0 and config["data"]["val"] == 1 and "val_top1" in card.metrics
+
+
+def test_tensorboard(short: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    more = ["--linear", "sgd", "--steps", "2", "--tensorboard"]
+    subprocess.run(
+        [sys.executable, "-m", "bigtransfer", *short, *more], check=True, capture_output=True, env=environment
+    )
+    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert b"loss" in events.read_bytes() and b"lr" in events.read_bytes()
+
+
 # --- Mistakes
 
 

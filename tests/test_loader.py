@@ -151,10 +151,15 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return open_dataset(class_folders(tmp_path_factory.mktemp("pictures"), {"a": 5, "b": 4, "c": 2})).train
 
 
+# Python warns of every fork beside threads (pytest's, torch's); the workers touch neither.
+forks = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
+
 def bytes_of(batches) -> list[tuple[int, bytes, list[int], tuple[int, ...]]]:
     return [(b.step, b.images.numpy().tobytes(), b.labels.tolist(), b.images.stride()) for b in batches]
 
 
+@forks
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on a single core
 @pytest.mark.parametrize("augmentation", [SquareCrop(resize=20, crop=16), InceptionCrop(size=16)])
 def test_cache_workers_and_start_change_no_byte(pictures: ImageSet, augmentation) -> None:
@@ -197,6 +202,7 @@ def test_large_sets_are_not_cached(pictures: ImageSet, monkeypatch: pytest.Monke
     assert TrainLoader(pictures, SquareCrop(resize=20, crop=16), batch_size=8, seed=5).cached
 
 
+@forks
 @pytest.mark.parametrize("workers", [0, 1])
 def test_an_unreadable_image_is_named(tmp_path: Path, workers: int) -> None:
     images = open_dataset(class_folders(tmp_path, {"a": 2, "b": 2})).train
@@ -207,6 +213,7 @@ def test_an_unreadable_image_is_named(tmp_path: Path, workers: int) -> None:
     assert caught.value.name == str(tmp_path / "b" / "001.png") and "001.png" in str(caught.value)
 
 
+@forks
 def test_closing_ends_the_workers_and_signals_do_not(pictures: ImageSet) -> None:
     loader = TrainLoader(pictures, SquareCrop(resize=16, crop=16), batch_size=4, seed=0, cache="none", workers=1)
     batches = loader.batches(0, 1000)

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import math
 import sys
 import time
 from dataclasses import dataclass
@@ -22,7 +24,7 @@ from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
 from bigtransfer.data.augment import SquareCrop
 from bigtransfer.data.loader import Batch, FeatureLoader, TrainLoader, eval_batches
-from bigtransfer.errors import ConfigError, DataError
+from bigtransfer.errors import ConfigError, DataError, DownloadError
 from bigtransfer.evals import linear
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
@@ -33,6 +35,9 @@ from bigtransfer.train import checkpoint, loop
 
 OWN_VALIDATION = 0.1
 """Share of the training images held out where the data set brings neither validation nor test images."""
+
+TIMED = 0.05
+"""Share of a budget that may go into measuring the machine's speed, which is done at most twice."""
 
 WATCHED = 2_000
 """Validation sets of at most this many images are measured during the training too, larger ones only after it."""
@@ -75,16 +80,15 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     """
     folder = training.run_folder(config.out, config.data, config.model)
     earlier = training.earlier(folder, "finetune", config)
-    if earlier is not None and (folder / "evaluation.json").is_file() and (folder / "model.safetensors").is_file():
+    results = (folder / "evaluation.json", folder / "model.safetensors")
+    if earlier is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
         print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
         return _finished(folder, earlier)
     device = choose_device(config.device)
     dtype = loop.compute_dtype(config.precision, device)
-    card = weights.describe(config.model) if config.pretrained else None
-    channels = card.architecture.in_chans if card else 3
-
+    channels = _channels(config)
     parts, unreadable = _open(config, folder if earlier else None, channels)
-    model, card = _load(config, len(parts.train.class_names))
+    model, card = _load(config, len(parts.train.class_names), channels)
     model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
     run = runs.Run(folder)
@@ -124,7 +128,9 @@ def finetune(config: FinetuneConfig) -> Finetuned:
             num_classes=len(parts.train.class_names),
             input=spec,
             class_names=parts.train.class_names,
-            upstream=f"{card.upstream}; fine-tuned on {trained_on}" if config.pretrained else trained_on,
+            upstream="; ".join(filter(None, (card.upstream, f"fine-tuned on {trained_on}")))
+            if config.pretrained
+            else trained_on,
             licence=card.licence if config.pretrained else "",
             source="bit finetune",
             recipe=recipe.to_dict(),
@@ -236,10 +242,20 @@ def _open(config: FinetuneConfig, resumed: Path | None, channels: int) -> tuple[
     return Splits(train=train, val=val, test=test, notes=parts.notes), unreadable
 
 
-def _load(config: FinetuneConfig, num_classes: int) -> tuple[ResNetV2, ModelCard]:
+def _channels(config: FinetuneConfig) -> int:
+    """Channels of the images that the model takes; 3 if it has still to be downloaded, which comes after the data are checked."""
+    if config.pretrained:
+        with contextlib.suppress(DownloadError):
+            return weights.describe(config.model).architecture.in_chans
+    return 3
+
+
+def _load(config: FinetuneConfig, num_classes: int, channels: int) -> tuple[ResNetV2, ModelCard]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # random weights, where there are any
-        model, card = weights.load(config.model, num_classes=num_classes, pretrained=config.pretrained)
+        model, card = weights.load(
+            config.model, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained
+        )
         # A published head with as many classes as ours was kept, but they are others: the rule starts from zero.
         model.head = nn.Linear(model.num_features, num_classes)
     nn.init.zeros_(model.head.weight)
@@ -284,7 +300,7 @@ def _decide(
         recipe = hyperrule.within_budget(
             recipe,
             seconds(config.budget),
-            lambda crop, batch: images_per_second(model, crop, batch, device, dtype),
+            lambda crop, batch: images_per_second(model, crop, batch, device, dtype, TIMED / 2 * seconds(config.budget)),
             trained_at=card.input.size if config.pretrained else None,
             fixed=[name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None],
         )
@@ -302,20 +318,28 @@ def _decide(
     return recipe
 
 
-def images_per_second(model: ResNetV2, crop: int, batch: int, device: torch.device, dtype: torch.dtype) -> float:
-    """The speed of training steps at this size on this machine, measured on a copy of the network with random pixels."""
+def images_per_second(
+    model: ResNetV2, crop: int, batch: int, device: torch.device, dtype: torch.dtype, span: float
+) -> float:
+    """The speed of training steps at this size on this machine: the mean of at least three steps, and of `span` seconds, of a copy of
+    the network on random pixels."""
     trial = copy.deepcopy(model)
     micro = loop.fitting_micro_batch(model, crop, dtype, device, batch)
     count = min(batch, micro)
-    recipe = Recipe(steps=3, batch_size=count, resize=crop, crop=crop)
+    recipe = Recipe(steps=1000, batch_size=count, resize=crop, crop=crop)
     pixels = torch.randint(0, 256, (count, crop, crop, model.architecture.in_chans), dtype=torch.uint8).permute(
         0, 3, 1, 2
     )
     labels = torch.randint(0, model.num_classes, (count,))
     state = loop.new_state(trial, recipe, micro_batch=micro)
     batches = (Batch(step, pixels, labels) for step in range(recipe.steps))
-    taken = [step.seconds for step in loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype)]
-    return count / min(taken[1:])  # the first one allocates
+    steps, taken = loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype), 0.0
+    next(steps)  # allocates
+    for timed, step in enumerate(steps, start=1):
+        taken += step.seconds
+        if timed >= 3 and taken >= span:
+            return count * timed / taken
+    return count * (recipe.steps - 1) / taken
 
 
 def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, recipe: Recipe, resolved: dict[str, Any]) -> None:
@@ -420,10 +444,10 @@ def _fit_linear(
     features, labels = linear.extract_features(model, eval_batches(train, spec, batch_size), device, dtype)
     probe = linear.fit(features, labels, len(train.class_names))
     model.head = probe.head.to(device)
-    print(
-        f"        solved in {time.perf_counter() - started:.1f} s; each training image judged by the others: "
-        f"{probe.leave_one_out_top1:.1%} correct"
-    )
+    solved = f"        solved in {time.perf_counter() - started:.1f} s"
+    if math.isfinite(probe.leave_one_out_top1):  # no image is left to judge by where a class has only one
+        solved += f"; each training image judged by the others: {probe.leave_one_out_top1:.1%} correct"
+    print(solved)
 
 
 def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, card: ModelCard, parts: Splits) -> dict[str, float]:
@@ -436,5 +460,5 @@ def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, card: ModelC
     result, unreadable = measure(predictor, images, progress=True)
     evals.save_evaluation(folder, result, images, split=split, model=card.name, data=config.data, unreadable=unreadable)
     low, high = result.top1_interval
-    print(f"{split}:   top-1 {result.top1:.1%} of {len(images):,} images (95 % interval {low:.1%} to {high:.1%})")
+    print(f"{split}:   top-1 {result.top1:.1%} of {len(images):,} images (95% interval {low:.1%} to {high:.1%})")
     return {key.replace("/", "_"): value for key, value in result.named(split).items()}
