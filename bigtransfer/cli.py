@@ -13,8 +13,10 @@ import importlib
 import inspect
 import os
 import shutil
+import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -68,6 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader (`| head`) has left; a second failure while Python flushes at exit would print a traceback.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as error:
+        # What no job foresees: a disk that is full, a folder that was taken away.
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"error: {where}{error.strerror or error}. --debug shows where it happened.", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:
@@ -88,7 +97,21 @@ def _run(arguments: list[str]) -> int:
         print(_explanation(command), end="")
         return 0
     asked = parse(command, rest)
-    return importlib.import_module(f"bigtransfer.jobs.{command}").run(asked) or 0
+    return _job(command).run(asked) or 0
+
+
+def _job(command: str) -> Any:
+    """The module that does a command; Ctrl-C while it loads ends the process at once.
+
+    NumPy and torch go on with an import that KeyboardInterrupt cut short, and break later.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return importlib.import_module(f"bigtransfer.jobs.{command}")
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        return importlib.import_module(f"bigtransfer.jobs.{command}")
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def parse(command: str, arguments: Sequence[str]) -> config.Config:

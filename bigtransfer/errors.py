@@ -8,7 +8,7 @@
     |-- WeightsError         a weight file is missing, damaged, or does not match its architecture
     |   |-- UnknownModel     no model of that name
     |   `-- DownloadError    the network, the server or the integrity check said no
-    |-- RunError             a run folder cannot be created, resumed or written
+    |-- RunError             a run folder or another output cannot be created, resumed or written
     `-- TrainingError        training cannot go on (loss is not finite, out of memory at one image)
 
 A message says what happened, where (the file, the flag) and what to do. Broken internal invariants are `assert`s, not these.
@@ -76,7 +76,7 @@ class DownloadError(WeightsError):
 
 
 class RunError(BitError):
-    """A run folder cannot be created, resumed or written."""
+    """A run folder or another output cannot be created, resumed or written."""
 
 
 class TrainingError(BitError):

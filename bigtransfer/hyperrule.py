@@ -221,9 +221,9 @@ def within_budget(
         if now != before
     ]
     note = (
-        f"The full rule fits into {_span(seconds)} here ({speed:.0f} images/s)."
+        f"The full rule fits into {_span(seconds)} at the {speed:.0f} images/s just measured."
         if not given_up
-        else f"To fit into {_span(seconds)} here ({speed:.0f} images/s), given up: "
+        else f"To fit into {_span(seconds)} at the {speed:.0f} images/s just measured (a busier machine takes longer), given up: "
         + ", ".join(given_up)
         + f". The learning rate is {boost:.3g} times what the batch alone would ask for, to make up for fewer images."
     )

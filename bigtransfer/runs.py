@@ -31,12 +31,16 @@ from bigtransfer.errors import RunError
 def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is flushed to disk and renamed onto `path`, on error removed.
 
-    A reader, or a machine that dies, therefore sees the old file or the new one, never half of one.
+    A reader, or a machine that dies, therefore sees the old file or the new one, never half of one. RunError if there is no
+    place for a file at `path`; what writing into it raises passes through.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.touch(exist_ok=False)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch(exist_ok=False)
+    except OSError as error:
+        raise RunError(f"Cannot write {path}: {error.strerror}. Choose another place.") from error
     try:
         yield temporary
         with open(temporary, "rb+") as file:

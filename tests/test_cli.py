@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -333,3 +335,27 @@ def test_imports_point_downwards() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout
+
+
+def test_what_the_system_refuses_is_told_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(_config: Config) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device", "/some/file")
+
+    monkeypatch.setattr(cli, "_job", lambda _command: types.SimpleNamespace(run=full))
+    assert cli.main(["models"]) == 2
+    assert capsys.readouterr().err.startswith("error: /some/file: No space left on device. ")
+    with pytest.raises(OSError, match="No space"):
+        cli.main(["models", "--debug"])
+
+
+def test_an_interrupted_import_ends_the_process() -> None:
+    """Instead of raising KeyboardInterrupt in the middle of some library, which may swallow it and go on half loaded."""
+    code = """\
+import importlib, os, signal
+from bigtransfer import cli
+importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGINT)
+cli.main(["models"])
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGINT

@@ -86,7 +86,7 @@ def test_the_whole_demonstration(
             for name in ("pretrained", "random")
         ]
         assert {**recipes[0], "notes": None} == {**recipes[1], "notes": None}
-        title = lines.index("Correct on the 50 images that none of them had seen (95 % interval):")
+        title = lines.index("Correct on the 50 images that none of them had seen (95% interval):")
         shares = [float(line.split("%")[0].split()[-1]) for line in lines[title + 1 : title + 4]]
         assert all(0 <= share <= 100 for share in shares)
         assert (tmp_path / "demo" / "pretrained" / "report.html").is_file()

@@ -137,7 +137,7 @@ def test_names_of_folders_can_be_translated(model, tmp_path, capsys):
     assert "100.00%" in capsys.readouterr().out
     table.write_text("n0\tblue\n")
     assert bit(model, tmp_path / "data", "--class-names", table) == 2
-    assert "no line for 3 classes" in capsys.readouterr().err
+    assert "no line for 3 of the" in capsys.readouterr().err
 
 
 def test_classes_of_the_same_name_are_matched_by_number_or_not_at_all(data):

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -365,8 +366,31 @@ def test_a_budget(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert time.monotonic() - started < 60
     card, config = card_and_config(tmp_path / "run")
     assert card.recipe == config["recipe"] and config["recipe"]["steps"] < 500
-    assert any("To fit into 2 s here" in note for note in config["recipe"]["notes"])
+    assert any("To fit into 2 s at the" in note for note in config["recipe"]["notes"])
     assert "To fit into 2 s" in capsys.readouterr().out
+
+
+def test_the_speed_of_the_machine_is_the_mean_of_several_steps(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = [9.0, 1.0, 3.0, 2.0, 2.0, 2.0, 50.0]
+    monkeypatch.setattr(
+        finetune.loop, "steps", lambda *_a, **_k: (types.SimpleNamespace(seconds=taken) for taken in seconds)
+    )
+    network, _ = weights.load(tiny)
+
+    def measured(span: float) -> float:
+        return finetune.images_per_second(network, 32, 4, torch.device("cpu"), torch.float32, span)
+
+    assert measured(0.1) == 4 * 3 / 6  # at least three after the first
+    assert measured(9) == 4 * 5 / 10
+
+
+def test_one_image_a_class_leaves_none_to_judge_by(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [one for one in short if one not in ("--batch-size", "6")]
+    assert in_process([*short, "--linear", "closed", "--examples-per-class", "1"]) == 0
+    assert "nan" not in capsys.readouterr().out
+    assert card_and_config(tmp_path / "run")[0].upstream.endswith("fine-tuned on colours")
 
 
 def test_unreadable_images_stop_or_are_left_out(

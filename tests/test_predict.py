@@ -82,7 +82,13 @@ def server(photos):
             if self.path == "/nonsense":
                 self.wfile.write(b"nonsense\r\n\r\n")
                 return
-            body = {"/a.png": good, "/page": b"<html>hello</html>", "/cut": good[:-50], "/huge": b"x" * 5000}[self.path]
+            body = {
+                "/a.png": good,
+                "/%C3%A9%20(1).png?x=%20": good,
+                "/page": b"<html>hello</html>",
+                "/cut": good[:-50],
+                "/huge": b"x" * 5000,
+            }[self.path]
             self.send_response(200)
             self.send_header("Content-Length", str(len(good) if self.path == "/cut" else len(body)))
             self.end_headers()
@@ -198,6 +204,8 @@ def test_what_goes_wrong_with_addresses_is_told(model, server, monkeypatch, caps
 
 def test_fetch_gives_the_bytes(server, photos):
     assert predict.fetch(f"{server}/a.png") == (photos / "a.png").read_bytes()
+    for typed in ("é (1).png?x=%20", "%C3%A9%20(1).png?x= "):
+        assert predict.fetch(f"{server}/{typed}") == (photos / "a.png").read_bytes()
     with pytest.raises(ImageError, match="404"):
         predict.fetch(f"{server}/missing")
 

@@ -30,6 +30,12 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
     assert path.read_text() == "first" and os.listdir(path.parent) == ["file.txt"]
 
 
+def test_no_place_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"Cannot write .*file/below\.txt: (File exists|Not a directory)"):
+        runs.write_json(tmp_path / "file" / "below.txt", {})
+
+
 def test_files_get_the_mode_of_any_new_file(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:

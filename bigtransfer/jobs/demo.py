@@ -56,7 +56,7 @@ def run(config: DemoConfig) -> int:
         "the same network from random weights": random.metrics["test_top1"],
         "a linear classifier on the pixels": linear_on_pixels(images),
     }
-    print(f"Correct on the {tested} images that none of them had seen (95 % interval):")
+    print(f"Correct on the {tested} images that none of them had seen (95% interval):")
     for title, accuracy in rows.items():
         low, high = wilson(accuracy, tested)
         print(f"  {title:<38}{accuracy:7.1%}   ({low:.1%} to {high:.1%})")

@@ -300,7 +300,9 @@ def _decide(
         recipe = hyperrule.within_budget(
             recipe,
             seconds(config.budget),
-            lambda crop, batch: images_per_second(model, crop, batch, device, dtype, TIMED / 2 * seconds(config.budget)),
+            lambda crop, batch: images_per_second(
+                model, crop, batch, device, dtype, TIMED / 2 * seconds(config.budget)
+            ),
             trained_at=card.input.size if config.pretrained else None,
             fixed=[name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None],
         )

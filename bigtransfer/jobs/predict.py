@@ -7,8 +7,10 @@ import csv
 import functools
 import http.client
 import json
+import string
 import sys
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -80,7 +82,9 @@ def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], byt
 def fetch(address: str) -> bytes:
     """The bytes behind an http or https address, at most `MAX_DOWNLOAD`. Raises ImageError if it cannot be had."""
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": f"bigtransfer/{__version__}"})
+        # As typed or copied, an address may hold blanks and letters that HTTP wants escaped.
+        escaped = urllib.parse.quote(address, safe=string.punctuation)
+        request = urllib.request.Request(escaped, headers={"User-Agent": f"bigtransfer/{__version__}"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
             data = response.read(MAX_DOWNLOAD + 1)
             expected = int(response.headers.get("Content-Length") or len(data))

@@ -35,7 +35,7 @@ def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str
     missing = [name for name in folder_names if name not in table]
     if missing:
         raise DataError(
-            f"--class-names {path} has no line for {len(missing)} classes, such as {', '.join(missing[:5])}."
+            f"--class-names {path} has no line for {len(missing)} of the {len(folder_names)} classes, such as {', '.join(missing[:5])}."
         )
     return tuple(table[name] for name in folder_names)
 

@@ -16,6 +16,8 @@ def run(config: ReportConfig) -> None:
     folder = Path(config.run)
     if not folder.is_dir():
         raise RunError(f"There is no run folder {folder}.")
+    if not any((folder / name).is_file() for name in ("config.json", "evaluation.json")):
+        raise RunError(f"{folder} is no run folder: it holds neither a config.json nor an evaluation.json.")
     print(report.write(folder, _images(folder, config.data)))
 
 
