@@ -4,7 +4,8 @@
 
 Real photographs (flowers12 of the shelf; generated pictures where it is absent), a tiny network with random weights in place of
 a pre-trained one, and a checkpoint after every step, so that many kills fall into its writing. SIGTERM and SIGKILL take turns; a
-fifth of the kills comes while the process is still starting. After each one the same command runs again.
+fifth of the kills comes while the process is still starting. After each one the same command runs again, every third time with
+the images decoded by a worker process instead of kept in memory, which may not matter either.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ TIMES = ("images_per_second", "data_wait")
 
 BATCH = 16
 
+OTHERWISE = ["--cache", "none", "--workers", "1"]
+
 EARLY = 0.2
 """Share of kills in the first seconds, before or while the run is resumed."""
 
@@ -46,7 +49,8 @@ EARLY = 0.2
 class Kill:
     name: str
     moment: str
-    started_from: int
+    started_from: int | None
+    """None: killed before it had resumed."""
     reached: int
     same_so_far: bool
 
@@ -172,14 +176,15 @@ def main() -> int:
         kills: list[Kill] = []
         while len(kills) < options.kills:
             number = (signal.SIGTERM, signal.SIGKILL)[len(kills) % 2]
-            moment = interrupt(command(run), run, output, number, chance, step_seconds)
+            loading = OTHERWISE if len(kills) % 3 == 2 else []
+            moment = interrupt([*command(run), *loading], run, output, number, chance, step_seconds)
             resumed = re.search(r"resumed after step (\d+)", output.read_text())
             lines = log(run)
             kills.append(
                 Kill(
                     name=signal.Signals(number).name,
                     moment=moment,
-                    started_from=int(resumed.group(1)) if resumed else 0,
+                    started_from=int(resumed.group(1)) if resumed else None if kills else 0,
                     reached=steps_logged(run),
                     same_so_far=lines == expected[: len(lines)],
                 )
@@ -190,13 +195,14 @@ def main() -> int:
         one, other = (weights.load(folder)[0].state_dict() for folder in (run, whole))
         same_weights = all(torch.equal(one[name], other[name]) for name in other) and one.keys() == other.keys()
         same_numbers = log(run) == expected
+        asked = json.loads((run / "config.json").read_text())
         cards = [weights.describe(folder).metrics for folder in (run, whole)]
 
     def verdict(same: bool) -> str:
         return "yes" if same else "NO"
 
     rows = "\n".join(
-        f"| {i} | {kill.name} | {kill.moment} | {kill.started_from} | {kill.reached} | {verdict(kill.same_so_far)} |"
+        f"| {i} | {kill.name} | {kill.moment} | {'not yet' if kill.started_from is None else kill.started_from} | {kill.reached} | {verdict(kill.same_so_far)} |"
         for i, kill in enumerate(kills, 1)
     )
     finished = "After the last kill the run went on to its end. Identical to the uninterrupted run, bit for bit:"
@@ -204,10 +210,10 @@ def main() -> int:
 
 - Command: `python -m benchmarks.interruptions --kills {options.kills} --steps {options.steps} --seed {options.seed}`; each run
   is `bit finetune DATA --model tiny.safetensors --steps {options.steps} --batch-size {BATCH} --crop 64 --val-fraction 0.05
-  --eval-every 10 --device cpu --checkpoint-every 0s`
+  --eval-every 10 --device cpu --checkpoint-every 0s`, every third start with `{" ".join(OTHERWISE)}`
 - Data: {described}; network: one unit a block, random weights, {sum(t.numel() for t in other.values()) / 1e6:.1f} M parameters
 - Versions: Python {platform.python_version()}, torch {torch.__version__}
-- Hardware: {processor()}, {torch.get_num_threads()} threads, beside other work; median step {step_seconds:.2f} s
+- Hardware: {processor()}, {torch.get_num_threads()} thread(s), {asked["resolved"]["dtype"]}, beside other work; median step {step_seconds:.2f} s
 
 {finished}
 

@@ -297,14 +297,16 @@ def _decide(
     if config.batch_size is not None:
         recipe = hyperrule.with_batch_size(recipe, config.batch_size)
     if config.budget is not None:
+        budget = seconds(config.budget)
+        fixed = {name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None}
+        if config.resize is not None:  # which decided the crop
+            fixed.add("crop")
         recipe = hyperrule.within_budget(
             recipe,
-            seconds(config.budget),
-            lambda crop, batch: images_per_second(
-                model, crop, batch, device, dtype, TIMED / 2 * seconds(config.budget)
-            ),
+            budget,
+            lambda crop, batch: images_per_second(model, crop, batch, device, dtype, TIMED / 2 * budget),
             trained_at=card.input.size if config.pretrained else None,
-            fixed=[name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None],
+            fixed=fixed,
         )
     if config.learning_rate is not None:
         recipe = dataclasses.replace(recipe, base_learning_rate=config.learning_rate)
