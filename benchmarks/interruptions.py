@@ -54,6 +54,10 @@ class Kill:
     reached: int
     same_so_far: bool
 
+    @property
+    def origin(self) -> str:
+        return "not yet" if self.started_from is None else str(self.started_from)
+
 
 def photographs(shelf: Path, work: Path) -> tuple[Path, str]:
     """A folder of class folders, and what it is."""
@@ -195,7 +199,7 @@ def main() -> int:
         one, other = (weights.load(folder)[0].state_dict() for folder in (run, whole))
         same_weights = all(torch.equal(one[name], other[name]) for name in other) and one.keys() == other.keys()
         same_numbers = log(run) == expected
-        asked = json.loads((run / "config.json").read_text())
+        dtype = json.loads((run / "config.json").read_text())["resolved"]["dtype"]
         cards = [weights.describe(folder).metrics for folder in (run, whole)]
 
     def verdict(same: bool) -> str:
@@ -205,15 +209,16 @@ def main() -> int:
         f"| {i} | {kill.name} | {kill.moment} | {'not yet' if kill.started_from is None else kill.started_from} | {kill.reached} | {verdict(kill.same_so_far)} |"
         for i, kill in enumerate(kills, 1)
     )
+    otherwise = " ".join(OTHERWISE)
     finished = "After the last kill the run went on to its end. Identical to the uninterrupted run, bit for bit:"
     text = f"""# {len(kills)} interruptions of one fine-tuning run, {date:%Y-%m-%d}
 
 - Command: `python -m benchmarks.interruptions --kills {options.kills} --steps {options.steps} --seed {options.seed}`; each run
   is `bit finetune DATA --model tiny.safetensors --steps {options.steps} --batch-size {BATCH} --crop 64 --val-fraction 0.05
-  --eval-every 10 --device cpu --checkpoint-every 0s`, every third start with `{" ".join(OTHERWISE)}`
+  --eval-every 10 --device cpu --checkpoint-every 0s`, every third start with `{otherwise}`
 - Data: {described}; network: one unit a block, random weights, {sum(t.numel() for t in other.values()) / 1e6:.1f} M parameters
 - Versions: Python {platform.python_version()}, torch {torch.__version__}
-- Hardware: {processor()}, {torch.get_num_threads()} thread(s), {asked["resolved"]["dtype"]}, beside other work; median step {step_seconds:.2f} s
+- Hardware: {processor()}, {torch.get_num_threads()} thread(s), {dtype}, beside other work; median step {step_seconds:.2f} s
 
 {finished}
 
