@@ -152,3 +152,19 @@ def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     record = json.loads(capsys.readouterr().out)
     assert (record["num_parameters"], len(record["class_names"])) == (68_256_659, 21843)
     assert cli.main(["info", "bit-q"]) == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
+def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    model = tmp_path / "tiny.safetensors"
+    weights.save(model, ours(), card_of())
+    code = f"""\
+import resource, sys
+from bigtransfer import cli
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for form, name in (("bit", "a.safetensors"), ("npz", "a.npz"), ("timm", "a.pth")):
+    assert cli.main(["convert", {str(model)!r}, {str(tmp_path / "out")!r} + "/" + name, "--to", form]) == 2
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.count("cannot be written") == 3 and "Traceback" not in done.stderr
+    assert list((tmp_path / "out").iterdir()) == []

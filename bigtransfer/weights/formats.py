@@ -214,15 +214,25 @@ def _open_torch(path: Path, stack: contextlib.ExitStack) -> _Opened:
 # --- Writing
 
 
+@contextlib.contextmanager
+def _writing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """`runs.atomic_write`, with the many ways in which libraries say that the disk is full as WeightsError."""
+    try:
+        with runs.atomic_write(path) as temporary:
+            yield temporary
+    except (OSError, safetensors.SafetensorError, RuntimeError) as error:
+        raise WeightsError(f"{path} cannot be written ({error}). Is there room on the disk?") from error
+
+
 def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write contiguous tensors atomically; `metadata` becomes the header's."""
-    with runs.atomic_write(path) as temporary:
+    with _writing(path) as temporary:
         safetensors.torch.save_file(dict(tensors), temporary, metadata=dict(metadata))
 
 
 def write_npz(path: str | os.PathLike[str], tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Write an uncompressed .npz atomically, holding one tensor at a time."""
-    with runs.atomic_write(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
+    with _writing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         for name, tensor in tensors:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, tensor.contiguous().numpy(), allow_pickle=False)
@@ -230,5 +240,5 @@ def write_npz(path: str | os.PathLike[str], tensors: Iterable[tuple[str, Tensor]
 
 def write_torch(path: str | os.PathLike[str], value: Any) -> None:
     """`torch.save`, atomically."""
-    with runs.atomic_write(path) as temporary:
+    with _writing(path) as temporary:
         torch.save(value, temporary)
