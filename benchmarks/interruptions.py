@@ -206,7 +206,7 @@ def main() -> int:
         return "yes" if same else "NO"
 
     rows = "\n".join(
-        f"| {i} | {kill.name} | {kill.moment} | {'not yet' if kill.started_from is None else kill.started_from} | {kill.reached} | {verdict(kill.same_so_far)} |"
+        f"| {i} | {kill.name} | {kill.moment} | {kill.origin} | {kill.reached} | {verdict(kill.same_so_far)} |"
         for i, kill in enumerate(kills, 1)
     )
     otherwise = " ".join(OTHERWISE)
