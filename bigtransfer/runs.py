@@ -39,12 +39,14 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.touch(exist_ok=False)
+        mode = temporary.stat().st_mode
     except OSError as error:
         raise RunError(f"Cannot write {path}: {error.strerror}. Choose another place.") from error
     try:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(mode)  # some writers put a private file of their own in its place
         os.replace(temporary, path)
         if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
             folder = os.open(path.parent, os.O_RDONLY)

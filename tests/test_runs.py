@@ -40,8 +40,12 @@ def test_files_get_the_mode_of_any_new_file(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         runs.write_json(tmp_path / "a.json", {"ä": 1})
+        with runs.atomic_write(tmp_path / "b") as temporary:
+            temporary.unlink()
+            os.close(os.open(temporary, os.O_CREAT, 0o600))  # as safetensors does
     finally:
         os.umask(before)
+    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o640
     assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
     assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"ä": 1}
 

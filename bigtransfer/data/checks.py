@@ -93,7 +93,7 @@ def _for_each(
     results: list[T] = []
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
-        tqdm(total=len(images), desc=title, unit="img", disable=title is None, leave=False) as bar,
+        tqdm(total=len(images), desc=title, unit="img", disable=None if title else True, leave=False) as bar,
     ):
         for block in pool.map(lambda block: [job(images, i) for i in block], blocks):
             results += block

@@ -123,7 +123,7 @@ class TrainLoader:
                     total=len(self.images),
                     desc="decoding",
                     unit="img",
-                    disable=not progress,
+                    disable=None if progress else True,  # none in a log file
                     leave=False,
                 )
             )
