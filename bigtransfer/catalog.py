@@ -251,7 +251,7 @@ def published() -> Mapping[str, Published]:
                 name="bit-t-r26x1",
                 architecture=ARCHITECTURES["r26x1"],
                 num_classes=200,
-                input=InputSpec(size=64),
+                input=InputSpec(size=48),
                 upstream="Tiny-ImageNet-200",
                 licence="apache-2.0",
                 source="part of this package; made by `bit pretrain`",

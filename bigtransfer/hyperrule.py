@@ -168,8 +168,8 @@ SMALLEST_BATCH = 32
 FEWEST_STEPS = 20
 HIGHEST_LEARNING_RATE = 0.01
 """A budget does not raise the rate above this: a few times more and the network forgets what it knew (docs/lab-notes.md)."""
-SMALLEST_CROP = 64
-_CROPS = (480, 384, 320, 256, 224, 192, 160, 128, 96, 64)
+SMALLEST_CROP = 48
+_CROPS = (480, 384, 320, 256, 224, 192, 160, 128, 96, 64, 48)
 
 
 def within_budget(
