@@ -17,7 +17,7 @@ from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.errors import ImageError
 from bigtransfer.jobs import predict
 from bigtransfer.model import ResNetV2
-from bigtransfer.predictor import Predictor
+from bigtransfer.predictor import Prediction, Predictor
 
 NAMES = ("ant", "bee", "crane", "crane", "eel", "fox", "größe")
 
@@ -234,3 +234,13 @@ def test_a_file_name_that_is_not_utf8(model, photos, tmp_path, capsys):
     for form in ("table", "csv", "jsonl"):
         assert bit(model, odd, "--format", form, "--out", tmp_path / "out") == 0
         assert "udcff.png" in (tmp_path / "out").read_text(encoding="utf-8")
+
+
+def test_long_names_keep_the_columns_of_the_table():
+    stream = io.StringIO()
+    names = ("monarch, monarch butterfly, milkweed butterfly, Danaus plexippus", "bee")
+    for share in (0.9, 0.1):
+        prediction = Prediction("a.png", names, np.array([share, 1 - share], np.float32))
+        predict._write_line(stream, 5, 40, 1, prediction)
+    first, second = stream.getvalue().splitlines()
+    assert first.index("90.0%") == second.index("90.0%") and "milkweed..." in first

@@ -55,7 +55,7 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
     if card.upstream:
         yield "trained on", card.upstream
     for name, value in card.metrics.items():
-        yield name, f"{value:.2%}" if _is_share(name, value) else f"{value:g}"
+        yield name.replace("/", " ").replace("_", " "), f"{value:.2%}" if _is_share(name, value) else f"{value:g}"
     if card.recipe:
         yield "recipe", ", ".join(_recipe(card.recipe))
     yield "licence", card.licence or "not stated"
@@ -117,7 +117,7 @@ def _input(spec: InputSpec, channels: int) -> str:
 
 def _recipe(recipe: Mapping[str, Any]) -> Iterator[str]:
     for key, value in recipe.items():
-        if value is not None and key != "notes":
+        if value not in (None, "", [], ()) and key != "notes":
             shown = (
                 " ".join(map(str, value))
                 if isinstance(value, (list, tuple))

@@ -165,6 +165,8 @@ def _write_line(stream: TextIO, image_width: int, label_width: int, top_k: int, 
         print(f"{name:<{image_width}}  cannot be read: {prediction.error}", file=stream)
         return
     (label, probability), *others = prediction.top(top_k)
+    if len(label) > label_width:
+        label = label[: label_width - 3] + "..."
     rest = ", ".join(f"{other} {p:.1%}" for other, p in others if p >= 0.0005)
     line = f"{name:<{image_width}}  {label:<{label_width}}  {probability:11.1%}"
     print(f"{line}   {rest}".rstrip(), file=stream)
