@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -160,11 +161,14 @@ def test_every_bad_image_is_found_with_its_reason(tmp_path: Path) -> None:
         assert [next(word for word in ("empty", "truncated", "web page") if word in error.reason) for error in errors]
 
 
-def test_check_stops_or_skips(tmp_path: Path, capsys) -> None:
+def test_check_stops_or_skips(tmp_path: Path, capsys, monkeypatch) -> None:
     images = damaged(tmp_path)
     with pytest.raises(UnreadableImages, match="3 of 7 images cannot be read") as caught:
         check(images)
     assert len(caught.value.images) == 3 and "--skip-bad-images" in str(caught.value)
+    check(images, skip_bad=True, progress=True)
+    assert capsys.readouterr().err == ""  # a file is no place for a bar
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     kept, errors = check(images, skip_bad=True, progress=True)
     assert names(kept) == ["cat/000.png", "cat/002.png", "dog/000.png", "dog/001.png"] and len(errors) == 3
     assert kept.labels.tolist() == [0, 0, 1, 1]

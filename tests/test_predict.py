@@ -243,4 +243,4 @@ def test_long_names_keep_the_columns_of_the_table():
         prediction = Prediction("a.png", names, np.array([share, 1 - share], np.float32))
         predict._write_line(stream, 5, 40, 1, prediction)
     first, second = stream.getvalue().splitlines()
-    assert first.index("90.0%") == second.index("90.0%") and "milkweed..." in first
+    assert first.index("90.0%") == second.index("90.0%") and "milkweed ... " in first
