@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import dataclasses
 import json
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -420,28 +418,6 @@ def test_the_first_signal_asks_the_second_acts(number: int) -> None:
         assert caught == ["usual", "usual"], "afterwards signals are as they were"
     finally:
         signal.signal(number, usual)
-
-
-@pytest.mark.skipif(not hasattr(signal, "siginterrupt"), reason="needs POSIX signals")
-def test_the_first_signal_lets_system_calls_go_on() -> None:
-    """Those of libraries, that is; Python itself repeats interrupted ones."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    reader, writer = os.pipe()
-
-    def disturb() -> None:
-        time.sleep(0.1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.1)
-        os.write(writer, b"x")
-
-    with loop.stop_on_signals() as stop:
-        thread = threading.Thread(target=disturb)
-        thread.start()
-        got = libc.read(reader, ctypes.create_string_buffer(1), 1)
-        thread.join()
-    os.close(reader)
-    os.close(writer)
-    assert stop.signal == signal.SIGTERM and got == 1
 
 
 def test_ctrl_c_twice_interrupts_at_once() -> None:

@@ -237,10 +237,6 @@ def stop_on_signals() -> Iterator[StopRequest]:
     try:
         for each in (signal.SIGINT, signal.SIGTERM):
             previous[each] = signal.signal(each, note)
-            if hasattr(signal, "siginterrupt"):
-                # Python's handlers let system calls fail with EINTR, which libraries take badly: oneMKL, interrupted while it loads its
-                # kernels, ends the process.
-                signal.siginterrupt(each, False)
     except ValueError:  # not the main thread (a notebook's executor, a server): signals stay as they are
         previous.clear()
     try:
