@@ -197,7 +197,12 @@ def main() -> int:
         if start(command(run), output).wait() != 0:
             sys.exit(output.read_text())
         one, other = (weights.load(folder)[0].state_dict() for folder in (run, whole))
-        same_weights = all(torch.equal(one[name], other[name]) for name in other) and one.keys() == other.keys()
+        apart = {
+            name: float((one[name] - other[name]).abs().max())
+            for name in other
+            if not torch.equal(one[name], other[name])
+        }
+        same_weights = not apart and one.keys() == other.keys()
         same_numbers = log(run) == expected
         dtype = json.loads((run / "config.json").read_text())["resolved"]["dtype"]
         cards = [weights.describe(folder).metrics for folder in (run, whole)]
@@ -218,11 +223,11 @@ def main() -> int:
   --eval-every 10 --device cpu --checkpoint-every 0s`, every third start with `{otherwise}`
 - Data: {described}; network: one unit a block, random weights, {sum(t.numel() for t in other.values()) / 1e6:.1f} M parameters
 - Versions: Python {platform.python_version()}, torch {torch.__version__}
-- Hardware: {processor()}, {torch.get_num_threads()} thread(s), {dtype}, beside other work; median step {step_seconds:.2f} s
+- Hardware: {processor()}, torch threads: {torch.get_num_threads()}, {dtype}, beside other work; median step {step_seconds:.2f} s
 
 {finished}
 
-- final weights: **{verdict(same_weights)}**
+- final weights: **{verdict(same_weights)}**{f"; largest difference by tensor: {apart}" if apart else ""}
 - metrics.jsonl (losses, learning rates, validation): **{verdict(same_numbers)}**
 - measured on the test images: **{verdict(cards[0] == cards[1])}**
 
