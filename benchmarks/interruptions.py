@@ -126,7 +126,7 @@ def interrupt(
             if (resumed or not before) and steps_logged(run) >= base + wanted:
                 break
             time.sleep(0.005)
-        time.sleep(chance.uniform(0.0, 2 * step_seconds))  # somewhere within a step or its checkpoint
+        time.sleep(chance.uniform(0.0, min(2 * step_seconds, 0.5)))  # somewhere within a step or its checkpoint
     process.send_signal(number)
     process.wait()
     if process.returncode not in (-number, 128 + number):
