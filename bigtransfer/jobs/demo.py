@@ -60,6 +60,10 @@ def run(config: DemoConfig) -> int:
     for title, accuracy in rows.items():
         low, high = wilson(accuracy, tested)
         print(f"  {title:<38}{accuracy:7.1%}   ({low:.1%} to {high:.1%})")
+    print(
+        "Digits of 8 x 8 px have little in common with the photographs this network has seen, so its start is worth little here.\n"
+        "On photographs it is worth more: see its card and its measurements, bigtransfer/pretrained/bit-t-r26x1.md."
+    )
     print(f"\nThe report, to open in a browser: {out / 'pretrained' / 'report.html'}")
     print("Next, with your own images, one folder per class:\n  bit finetune path/to/photos --budget 10m")
     return 0
