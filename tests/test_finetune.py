@@ -23,7 +23,7 @@ from bigtransfer import cli, weights
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.evals import linear
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import finetune
+from bigtransfer.jobs import finetune, training
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint
 
@@ -253,6 +253,18 @@ def test_interrupted_runs_end_with_the_very_same_weights(
     for name in ("split.json", "report.html", "evaluation.json"):
         assert (run / name).is_file()
     assert weights.describe(run).metrics == weights.describe(whole).metrics
+
+
+def test_a_resume_computes_with_the_threads_that_the_run_began_with() -> None:
+    """Sums over another number of threads are rounded otherwise: the weights would not be the same bit for bit."""
+    now = torch.get_num_threads()
+    try:
+        training.same_threads({"environment": {"threads": now + 1}})
+        assert torch.get_num_threads() == now + 1
+        training.same_threads({})  # written before threads were recorded
+        assert torch.get_num_threads() == now + 1
+    finally:
+        torch.set_num_threads(now)
 
 
 def test_ctrl_c_saves_and_says_so(data: Path, tiny: Path, tmp_path: Path) -> None:

@@ -84,6 +84,8 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     if earlier is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
         print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
         return _finished(folder, earlier)
+    if earlier is not None:
+        training.same_threads(earlier)
     device = choose_device(config.device)
     dtype = loop.compute_dtype(config.precision, device)
     channels = _channels(config)

@@ -45,6 +45,8 @@ def run(config: PretrainConfig) -> int:
     device = choose_device(config.device)
     folder = training.run_folder(config.out, config.data, config.model)
     earlier = training.earlier(folder, "pretrain", config)
+    if earlier is not None:
+        training.same_threads(earlier)
     arch = dataclasses.replace(
         architecture(config.model), norm=config.norm, weight_standardization=config.weight_standardization
     )

@@ -235,6 +235,14 @@ def readable(images: ImageSet, skip_bad: bool) -> tuple[ImageSet, list[dict[str,
     return kept, [{"name": images.name(int(i)), "reason": error.reason} for i, error in zip(gone, errors, strict=True)]
 
 
+def same_threads(earlier: Mapping[str, Any]) -> None:
+    """Compute with as many CPU threads as the run began with: sums over threads are rounded otherwise, and a resume is to repeat the
+    uninterrupted run bit for bit even where fewer cores are free by then. earlier: the run's config.json."""
+    threads = earlier.get("environment", {}).get("threads")
+    if isinstance(threads, int) and threads >= 1 and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)
+
+
 def run_folder(out: str | None, data: str, model: str) -> Path:
     """Where a run lives unless --out says otherwise: runs/DATA-MODEL."""
     if out is not None:
