@@ -380,8 +380,7 @@ class PretrainConfig(Config):
     crop: PositiveInt = 224
     """Side of the training crops, px."""
     eval_size: PositiveInt | None = None
-    """Side at which images are shown for validation and afterwards, px. Default: --crop. Things look larger in random-area crops, so
-    about 1.3 x --crop often measures better."""
+    """Side at which images are shown for validation and afterwards, px. Default: --crop."""
     min_area: Share = 0.05
     """Smallest part of an image's area that a random crop takes."""
     norm: Literal["gn", "bn"] = "gn"

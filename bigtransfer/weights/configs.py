@@ -59,13 +59,7 @@ def write_transformers(folder: Path, card: ModelCard) -> None:
         "embedding_size": 64 * arch.width,
         "hidden_sizes": [256 * arch.width * 2**block for block in range(4)],
         "depths": list(arch.units),
-        "layer_type": "preactivation",
-        "hidden_act": "relu",
-        "global_padding": None,
-        "num_groups": 32,
-        "embedding_dynamic_padding": False,
-        "output_stride": 32,
-        "width_factor": 1,
+        **_TRANSFORMERS_BIT,
         "torch_dtype": "float32",
     }
     if card.num_classes:
