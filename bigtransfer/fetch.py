@@ -6,7 +6,8 @@ https://host/a/b.npz is <cache>/host/a/b.npz. `$BIT_OFFLINE=1` forbids the netwo
 https://huggingface.co, as in huggingface_hub. Proxies come from the usual `http_proxy`, `https_proxy`.
 
 What a file is checked against, whichever the server states: its length, the hash of Google's buckets (`x-goog-hash`: MD5, or
-CRC-32C where there is no MD5), and that of the Hugging Face hub (`x-linked-etag`: SHA-256; else its etag: git's SHA-1).
+CRC-32C where there is no MD5), and that of the Hugging Face hub (`x-linked-etag`: SHA-256; else its etag: git's SHA-1). `download` can
+be told length and SHA-256, and also takes the addresses of object stores (`s3://`, `gs://`, ... through fsspec).
 """
 
 from __future__ import annotations
@@ -90,17 +91,29 @@ def fetch(address: str, *, no_network: bool | None = None, progress: bool = True
             f"{address} is not in the cache, and downloads are switched off (offline). Switch them on (unset BIT_OFFLINE), "
             f"or download it elsewhere and put it at {target}"
         )
+    download(address, target, progress=progress)
+    return target
+
+
+def download(
+    address: str, target: Path, *, size: int | None = None, sha256: str | None = None, progress: bool = False
+) -> None:
+    """Bring the file at `address` to `target`; nothing is done if that exists by the time other processes are through with it.
+
+    address: http, https, or of any file system that fsspec knows (`s3://bucket/key`, `memory://name`). size (bytes), sha256 (hex): what
+    the file must have, where that is known. Raises DownloadError.
+    """
+    kind = _Download if address.startswith(("https://", "http://")) else _StoreDownload
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(target, address):
             if not target.is_file():
-                _Download(address, target, progress).run()
+                kind(address, target, progress, size, sha256).run()
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise DownloadError(
             f"Cannot keep {address} in {target.parent}: {reason}. Make room there or set BIT_CACHE to another folder."
         ) from error
-    return target
 
 
 @contextlib.contextmanager
@@ -139,8 +152,12 @@ class _Partial:
 
 
 class _Download:
-    def __init__(self, address: str, target: Path, progress: bool) -> None:
+    def __init__(
+        self, address: str, target: Path, progress: bool, size: int | None = None, sha256: str | None = None
+    ) -> None:
         self.address = address
+        self.size = size
+        self.sha256 = sha256
         self.target = target
         self.part = target.with_name(f".{target.name}.part")
         self.state = target.with_name(f".{target.name}.part.json")
@@ -242,10 +259,22 @@ class _Download:
             have, size = 0, _length(headers)
             if "text/html" in headers.get("Content-Type", ""):
                 raise self._error("the server sent a web page instead of the file", "Is there a login page in between?")
-            self.partial = _Partial(_validator(headers), size, _digests(headers, redirects.linked_etag))
-            self._remember()
-            if size is not None and size > shutil.disk_usage(self.part.parent).free:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._begin(_Partial(_validator(headers), size, _digests(headers, redirects.linked_etag)))
+        self._append(response, have, size)
+
+    def _begin(self, partial: _Partial) -> None:
+        """A new part file is about to be written: is it what was expected, and is there room?"""
+        if None not in (self.size, partial.size) and self.size != partial.size:
+            raise self._error(
+                f"it has {partial.size} bytes, but should have {self.size}", "Has it been replaced by another version?"
+            )
+        self.partial = partial
+        self._remember()
+        if partial.size is not None and partial.size > shutil.disk_usage(self.part.parent).free:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _append(self, source: Any, have: int, size: int | None) -> None:
+        """Copy what `source` still gives to the part file, which shall have `size` bytes then."""
         with (
             open(self.part, "ab" if have else "wb") as file,
             tqdm(
@@ -258,16 +287,16 @@ class _Download:
                 disable=None if self.progress else True,
             ) as bar,
         ):
-            self._copy(response, file, bar)
+            self._copy(source, file, bar)
         if size is not None and self._have() != size:
             if self._have() > size:
                 self._forget()
             raise _Retry(f"the connection ended after {self._have()} of {size} bytes")
 
-    def _copy(self, response: Any, file: IO[bytes], bar: Any) -> None:
+    def _copy(self, source: Any, file: IO[bytes], bar: Any) -> None:
         while True:
             try:
-                chunk = response.read(_CHUNK)
+                chunk = source.read(_CHUNK)
             except (OSError, http.client.HTTPException) as error:
                 raise _Retry(_reason(error)) from error
             if not chunk:
@@ -278,13 +307,14 @@ class _Download:
     # --- Integrity
 
     def _verify(self) -> None:
-        """Compare the complete part file with what the server said of it; a wrong one is dropped and fetched once more."""
-        wanted = self.partial.digests or {}
+        """Compare the complete part file with what is known of it; a wrong one is dropped and fetched once more."""
+        wanted = {"sha256": self.sha256} if self.sha256 else self.partial.digests or {}
         for algorithm, found in _hash(self.part, wanted).items():
             if found != wanted[algorithm]:
                 self._forget()
                 self.corrupt += 1
-                message = f"it arrived damaged: its {algorithm} is {found}, the server states {wanted[algorithm]}"
+                says = "it should be" if self.sha256 else "the server states"
+                message = f"it arrived damaged: its {algorithm} is {found}, {says} {wanted[algorithm]}"
                 if self.corrupt > 1:
                     raise self._error(f"twice {message}", "Something on the way changes it.")
                 raise _Retry(message)
@@ -314,6 +344,39 @@ class _Download:
             f"Cannot download {self.address}: {reason}. {advice}{' ' if advice else ''}"
             f"You can also get it by hand and put it at {self.target}"
         )
+
+
+class _StoreDownload(_Download):
+    """From whatever fsspec opens: object stores, other machines' disks."""
+
+    def _attempt(self) -> None:
+        import fsspec  # a second; not for those who only use http
+
+        try:
+            system, path = fsspec.url_to_fs(self.address)
+            info = system.info(path)
+            partial = _Partial(system.ukey(path), info.get("size"))
+            if self._have() and self.partial != partial:
+                self._forget()
+            have = self._have()
+            if not have:
+                self._begin(partial)
+            if have == 0 or have != partial.size:
+                with system.open(path, "rb") as source:
+                    source.seek(have)
+                    self._append(source, have, partial.size)
+        except (_Retry, DownloadError):
+            raise
+        except FileNotFoundError as error:
+            raise self._error("there is no such file") from error
+        except PermissionError as error:
+            raise self._error(f"the store does not give it ({error})", "Are the credentials in place?") from error
+        except (ImportError, ValueError) as error:  # a package for this kind of store, an unknown kind
+            raise self._error(str(error)) from error
+        except Exception as error:  # every store's library has its own
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise
+            raise _Retry(_reason(error)) from error
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
