@@ -5,7 +5,7 @@
   metrics.jsonl    one JSON object a line, {"step": ..., ...}
   split.json       which images went where
   unreadable.json  images left out, with the reason
-  checkpoint.safetensors   what a resume needs (train.checkpoint); gone when the run is finished
+  checkpoints/     what a resume needs (train.checkpoint); gone when the run is finished
   evaluation.json
   model.safetensors
   report.html
@@ -20,6 +20,7 @@ import contextlib
 import json
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,19 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(mode)  # some writers put a private file of their own in its place
         os.replace(temporary, path)
-        if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Wait until the names in `folder` are on the disk: what was renamed stays so if the machine dies next."""
+    if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
@@ -98,7 +104,10 @@ class Run:
             ) from error
         try:
             for leftover in self.folder.glob(".*.tmp"):
-                leftover.unlink(missing_ok=True)
+                if leftover.is_dir():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
