@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import multiprocessing
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,11 @@ import torch
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.data import images as image_ops
-from bigtransfer.data.augment import InceptionCrop, Order, SquareCrop, draws, normalize
-from bigtransfer.data.loader import FeatureLoader, TrainLoader, available_memory, eval_batches
-from bigtransfer.errors import ImageError
+from bigtransfer.data.augment import Growth, InceptionCrop, SquareCrop, draws, normalize
+from bigtransfer.data.cache import available_memory
+from bigtransfer.data.loader import Batch, FeatureLoader, TrainLoader, eval_batches
+from bigtransfer.data.order import FullShuffle
+from bigtransfer.errors import ConfigError, ImageError
 from tests.data_makers import class_folders
 
 # --- Order
@@ -25,7 +29,7 @@ from tests.data_makers import class_folders
 
 @pytest.mark.parametrize(("examples", "batch"), [(12, 4), (10, 4), (7, 7), (3, 8), (1, 5), (5, 12)])
 def test_every_image_comes_once_per_epoch(examples: int, batch: int) -> None:
-    order = Order(examples, batch, seed=3)
+    order = FullShuffle(examples, batch, seed=3)
     stream = np.concatenate([order.indices(step) for step in range(3 * examples)])  # that many steps end with an epoch
     assert len(stream) == 3 * examples * batch
     epochs = stream.reshape(-1, examples)
@@ -35,16 +39,16 @@ def test_every_image_comes_once_per_epoch(examples: int, batch: int) -> None:
 
 
 def test_a_set_smaller_than_a_batch_repeats_its_images_evenly() -> None:
-    counts = np.bincount(Order(3, 8, seed=0).indices(5), minlength=3)
+    counts = np.bincount(FullShuffle(3, 8, seed=0).indices(5), minlength=3)
     assert counts.sum() == 8 and counts.max() - counts.min() == 1
 
 
 def test_the_order_is_a_function_of_seed_and_step() -> None:
-    one, other = Order(50, 16, seed=7), Order(50, 16, seed=7)
+    one, other = FullShuffle(50, 16, seed=7), FullShuffle(50, 16, seed=7)
     forwards = [one.indices(step).tolist() for step in range(20)]
     backwards = [other.indices(step).tolist() for step in reversed(range(20))]
     assert forwards == backwards[::-1]
-    assert forwards != [Order(50, 16, seed=8).indices(step).tolist() for step in range(20)]
+    assert forwards != [FullShuffle(50, 16, seed=8).indices(step).tolist() for step in range(20)]
 
 
 # --- Crops
@@ -189,16 +193,16 @@ def test_batches_hold_the_images_that_the_order_names(pictures: ImageSet) -> Non
     for batch in loader.batches(0, 3):
         assert batch.images.shape == (8, 3, 16, 16) and batch.images.dtype == torch.uint8
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
-        for i, index in enumerate(Order(len(pictures), 8, 5).indices(batch.step)):
+        for i, index in enumerate(FullShuffle(len(pictures), 8, 5).indices(batch.step)):
             expected = image_ops.resize(pictures.read(index), 16, 16, "bilinear", True)
             assert (batch.images[i].permute(1, 2, 0).numpy() == expected).all()
             assert batch.labels[i] == pictures.labels[index]
 
 
 def test_large_sets_are_not_cached(pictures: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigtransfer.data.loader.available_memory", lambda: 11 * 20 * 20 * 3 * 2.4)
+    monkeypatch.setattr("bigtransfer.data.cache.available_memory", lambda: 11 * 20 * 20 * 3 * 2.4)
     assert not TrainLoader(pictures, SquareCrop(resize=20, crop=16), batch_size=8, seed=5).cached
-    monkeypatch.setattr("bigtransfer.data.loader.available_memory", lambda: 11 * 20 * 20 * 3 * 2.6)
+    monkeypatch.setattr("bigtransfer.data.cache.available_memory", lambda: 11 * 20 * 20 * 3 * 2.6)
     assert TrainLoader(pictures, SquareCrop(resize=20, crop=16), batch_size=8, seed=5).cached
 
 
@@ -211,6 +215,107 @@ def test_an_unreadable_image_is_named(tmp_path: Path, workers: int) -> None:
     with pytest.raises(ImageError) as caught:
         list(loader.batches(0, 3))
     assert caught.value.name == str(tmp_path / "b" / "001.png") and "001.png" in str(caught.value)
+
+
+# --- Parts of batches, images left out, growing crops
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8, 11])
+def test_the_ranks_share_each_batch(pictures: ImageSet, ranks: int) -> None:
+    """Also where they do not divide it, and where some get nothing."""
+
+    def batches(**place) -> list[Batch]:
+        loader = TrainLoader(pictures, InceptionCrop(size=16), batch_size=8, seed=5, cache="memory", **place)
+        return list(loader.batches(2, 5))
+
+    parts = [batches(rank=rank, ranks=ranks) for rank in range(ranks)]
+    assert {len(batch.labels) for part in parts for batch in part} == {-(-8 // ranks), 8 // ranks}
+    for number, whole in enumerate(batches()):
+        assert torch.equal(torch.cat([part[number].images for part in parts]), whole.images)
+        assert torch.equal(torch.cat([part[number].labels for part in parts]), whole.labels)
+        assert all(part[number].images.shape[1:] == (3, 16, 16) for part in parts)
+
+
+@dataclasses.dataclass
+class Counting:
+    """A store of random pictures that counts what is read of it."""
+
+    count: int
+    reads: Counter[int] = dataclasses.field(default_factory=Counter)
+
+    def read(self, row: int, channels: int) -> np.ndarray:
+        self.reads[row] += 1
+        return np.full((20, 20, channels), row, dtype=np.uint8)
+
+    def name(self, row: int) -> str:
+        return f"{row}.png"
+
+    runs = None
+
+    def as_set(self, labels: np.ndarray | None = None) -> ImageSet:
+        return ImageSet(self, np.arange(self.count), np.arange(self.count) if labels is None else labels, ("a",))  # pyright: ignore
+
+
+def test_a_rank_reads_only_its_part() -> None:
+    store = Counting(12)
+    loader = TrainLoader(
+        store.as_set(), SquareCrop(resize=16, crop=16), batch_size=12, seed=0, cache="none", rank=1, ranks=3
+    )
+    (batch,) = loader.batches(4, 5)
+    assert sorted(store.reads.elements()) == sorted(batch.labels.tolist()) and len(batch.labels) == 4
+
+
+@forks
+@pytest.mark.parametrize("wide", [False, True])
+def test_bad_images_are_left_out_if_asked(tmp_path: Path, wide: bool) -> None:
+    images = open_dataset(class_folders(tmp_path, {"a": 3, "b": 3})).train
+    if wide:  # several labels an image
+        images = dataclasses.replace(images, labels=np.stack([images.labels, np.full(6, -1)], axis=1))
+    bad = ("a/001.png", "b/002.png")
+    augmentation = InceptionCrop(size=16)
+
+    def loader(**options) -> TrainLoader:
+        return TrainLoader(images, augmentation, batch_size=4, seed=0, **options)
+
+    good = list(loader(cache="none").batches(0, 6))
+    for name in bad:
+        (tmp_path / name).write_bytes(b"no image")
+    ways = ({"cache": "none"}, {"cache": "none", "workers": 2}, {"cache": "memory"}, {"cache": "auto"})
+    for options in ways:
+        for batch, whole in zip(loader(skip_bad=True, **options).batches(0, 6), good, strict=True):
+            indices = FullShuffle(6, 4, 0).indices(batch.step).tolist()
+            gone = torch.tensor([images.name(i) in bad for i in indices])
+            assert [Path(error.name) for error in batch.errors] == [
+                tmp_path / images.name(i) for i in indices if images.name(i) in bad
+            ]
+            assert all("image format" in error.reason for error in batch.errors)
+            assert (batch.labels[gone] == -1).all() and torch.equal(batch.labels[~gone], whole.labels[~gone])
+            assert not batch.images[gone].any() and torch.equal(batch.images[~gone], whole.images[~gone])
+    for options in ways:
+        with pytest.raises(ImageError, match=r"001\.png|002\.png"):
+            list(loader(**options).batches(0, 6))
+
+
+@forks
+@pytest.mark.parametrize("options", [{"cache": "memory"}, {"cache": "none"}, {"cache": "none", "workers": 2}])
+def test_crops_grow_during_training(pictures: ImageSet, options) -> None:
+    growth = Growth(start=16, steps=20, begin=0.2, end=0.7)
+    growing = InceptionCrop(size=48, growth=growth)
+    loader = TrainLoader(pictures, growing, batch_size=4, seed=5, **options)
+    sides = {batch.step: batch.images.shape[-1] for batch in loader.batches(0, 20)}
+    assert list(sides.values()) == sorted(sides.values()) and set(sides.values()) == {16, 24, 32, 40, 48}
+    assert sides[4] == 16 and sides[6] == 24 and sides[9] == 32 and sides[13] == 48
+    for step in (4, 8, 19):  # the same crops, at another scale
+        fixed = TrainLoader(pictures, InceptionCrop(size=sides[step]), batch_size=4, seed=5, **options)
+        assert bytes_of(fixed.batches(step, step + 1)) == bytes_of(loader.batches(step, step + 1))
+
+
+def test_large_crops_grow_in_steps_that_suit_the_network() -> None:
+    crop = InceptionCrop(size=224, growth=Growth(start=128, steps=100))
+    assert [crop.at(step).side for step in (0, 39, 50, 60, 70, 80, 99)] == [128, 128, 160, 192, 192, 224, 224]
+    assert SquareCrop(resize=20, crop=16).at(7).side == 16
+    with pytest.raises(ConfigError, match="from 100 to 224 px: both must be multiples of 32"):
+        InceptionCrop(size=224, growth=Growth(start=100, steps=10))
 
 
 @forks
@@ -232,7 +337,7 @@ def test_feature_batches_follow_the_same_order() -> None:
     features, labels = torch.arange(10.0)[:, None].repeat(1, 3), torch.arange(10) % 2
     loader = FeatureLoader(features, labels, batch_size=4, seed=5)
     for batch in loader.batches(2, 5):
-        indices = Order(10, 4, 5).indices(batch.step)
+        indices = FullShuffle(10, 4, 5).indices(batch.step)
         assert batch.images[:, 0].tolist() == indices.tolist() and batch.labels.tolist() == (indices % 2).tolist()
 
 

@@ -5,66 +5,78 @@ Nothing here keeps state: a resumed run, another number of workers, or a cache i
 
 from __future__ import annotations
 
-import math
+import dataclasses
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bigtransfer.data import images
+from bigtransfer.errors import ConfigError
 
-# Streams of random numbers that must not share draws.
-_ORDER, _AUGMENT = 1, 2
-
-
-class Order:
-    """Which images make up each batch: the set in a fresh random order each epoch, epochs laid end to end.
-
-    A batch may straddle two epochs, and a set smaller than a batch repeats its images evenly within it.
-    """
-
-    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
-        self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
-        self._epochs: dict[int, np.ndarray] = {}
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        if epoch not in self._epochs:
-            self._epochs = {k: v for k, v in self._epochs.items() if k == epoch - 1}
-            self._epochs[epoch] = np.random.default_rng((self.seed, _ORDER, epoch)).permutation(self.num_examples)
-        return self._epochs[epoch]
-
-    def indices(self, step: int) -> np.ndarray:
-        """Indices of the images of batch `step`, int64 (batch_size,)."""
-        position = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
-        epochs, offsets = np.divmod(position, self.num_examples)
-        return np.concatenate([self._epoch(epoch)[offsets[epochs == epoch]] for epoch in np.unique(epochs)])
+_STREAM = 2
+"""Stream of random numbers; `data.order` and `train.objective` have the others."""
 
 
-class Augmentation(Protocol):
-    """A random transformation of images of one set, split so that its fixed part can be cached."""
+class Crops(NamedTuple):
+    """What the draws mean for images of known sizes."""
 
+    boxes: np.ndarray
+    """int64 (n, 4): top, left, height and width of the part of each image that is kept, px."""
+    mirrored: np.ndarray
+    """bool (n,): to be flipped left-right."""
+
+
+class Augmentation(ABC):
+    """A random transformation of images of one set: a fixed part that can be cached, then a random crop, resized and mirrored."""
+
+    interpolation: images.Interpolation
+    antialias: bool
+
+    @property
+    @abstractmethod
+    def side(self) -> int:
+        """Height and width of the results, px."""
+
+    def at(self, step: int) -> Augmentation:
+        """The augmentation of batch `step`. It has the same fixed part and the same draws at any step."""
+        return self
+
+    @abstractmethod
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The fixed part, uint8 (h, w, c) -> uint8 (h', w', c)."""
-        ...
 
+    @abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         """Random numbers for `count` images, float64 (count, k)."""
-        ...
+
+    @abstractmethod
+    def crops(self, sizes: np.ndarray, draws: np.ndarray) -> Crops:
+        """The crops of prepared images of `sizes` (int64 (n, 2): height, width) by their draws (n, k)."""
+
+    def cut(self, prepared: np.ndarray, box: np.ndarray, mirrored: bool) -> np.ndarray:
+        """One image's crop, uint8 (h', w', c) -> uint8 (side, side, c)."""
+        top, left, height, width = box.tolist()
+        part = prepared[top : top + height, left : left + width]
+        image = images.resize(part, self.side, self.side, self.interpolation, self.antialias)
+        return image[:, ::-1] if mirrored else image
 
     def apply(self, prepared: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        """The random part of one image, uint8 (h', w', c) -> uint8 (size, size, c)."""
-        ...
+        """The random part of one image, uint8 (h', w', c) and its draws (k,) -> uint8 (side, side, c)."""
+        boxes, mirrored = self.crops(np.array([prepared.shape[:2]]), draws[None])
+        return self.cut(prepared, boxes[0], bool(mirrored[0]))
 
 
 def draws(augmentation: Augmentation, seed: int, step: int, count: int) -> np.ndarray:
     """The random numbers of batch `step`."""
-    return augmentation.draw(np.random.default_rng((seed, _AUGMENT, step)), count)
+    return augmentation.draw(np.random.default_rng((seed, _STREAM, step)), count)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SquareCrop:
+class SquareCrop(Augmentation):
     """The HyperRule's: resize both sides to `resize`, crop `crop` x `crop` at random, flip left-right half of the time."""
 
     resize: int
@@ -75,6 +87,10 @@ class SquareCrop:
     interpolation: images.Interpolation = "bilinear"
     antialias: bool = True
 
+    @property
+    def side(self) -> int:
+        return self.crop
+
     def prepare(self, image: np.ndarray) -> np.ndarray:
         side = self.resize if self.random_crop else self.crop
         return images.resize(image, side, side, self.interpolation, self.antialias)
@@ -82,16 +98,41 @@ class SquareCrop:
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return rng.random((count, 3))
 
-    def apply(self, prepared: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        room = prepared.shape[0] - self.crop
-        top, left = (int(draw * (room + 1)) for draw in draws[:2])
-        image = prepared[top : top + self.crop, left : left + self.crop]
-        return image[:, ::-1] if self.flip and draws[2] < 0.5 else image
+    def crops(self, sizes: np.ndarray, draws: np.ndarray) -> Crops:
+        corners = (draws[:, :2] * (sizes - self.crop + 1)).astype(np.int64)
+        return Crops(np.hstack([corners, np.full_like(corners, self.crop)]), self.flip & (draws[:, 2] < 0.5))
 
 
 @dataclass(frozen=True, kw_only=True)
-class InceptionCrop:
-    """Upstream training's: a random part of the image (by area and aspect ratio), resized to `size` x `size`, flipped half of the time."""
+class Growth:
+    """Progressive resizing: crops begin with a side of `start` px and grow between two points of a training of `steps` steps.
+
+    Sides in between are rounded to multiples of 8 px, of 32 px for crops that end with 128 px or more.
+    """
+
+    start: int
+    steps: int
+    begin: float = 0.4
+    end: float = 0.8
+    """`begin` and `end`: shares of the training between which the side grows evenly, 0 <= begin < end."""
+
+    def side(self, size: int, step: int) -> int:
+        """Side of the crops of batch `step`, px, where the last ones are `size` px."""
+        share = min(max((step / self.steps - self.begin) / (self.end - self.begin), 0.0), 1.0)
+        grain = _grain(size)
+        return int((self.start + share * (size - self.start)) / grain + 0.5) * grain
+
+
+def _grain(size: int) -> int:
+    return 8 if size < 128 else 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class InceptionCrop(Augmentation):
+    """Upstream training's: a random part of the image (by area and aspect ratio), resized to `size` x `size`, flipped half of the time.
+
+    With `growth`, `at(step)` gives smaller crops early in the training. ConfigError where the sides are not multiples of its grain.
+    """
 
     size: int
     min_area: float = 0.05
@@ -101,8 +142,25 @@ class InceptionCrop:
     flip: bool = True
     interpolation: images.Interpolation = "bilinear"
     antialias: bool = True
+    growth: Growth | None = None
 
     _ATTEMPTS = 10
+
+    def __post_init__(self) -> None:
+        grain = _grain(self.size)
+        if self.growth is not None and (self.size % grain or self.growth.start % grain):
+            raise ConfigError(
+                f"Crops cannot grow from {self.growth.start} to {self.size} px: both must be multiples of {grain} px."
+            )
+
+    @property
+    def side(self) -> int:
+        return self.size
+
+    def at(self, step: int) -> InceptionCrop:
+        if self.growth is None:
+            return self
+        return dataclasses.replace(self, size=self.growth.side(self.size, step), growth=None)
 
     def prepare(self, image: np.ndarray) -> np.ndarray:
         return image
@@ -110,21 +168,17 @@ class InceptionCrop:
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return rng.random((count, 3 + 2 * self._ATTEMPTS))
 
-    def apply(self, prepared: np.ndarray, draws: np.ndarray) -> np.ndarray:
-        height, width = prepared.shape[:2]
-        for area_draw, ratio_draw in draws[3:].reshape(-1, 2):
-            area = height * width * (self.min_area + (1 - self.min_area) * area_draw)
-            ratio = self.max_ratio ** (2 * ratio_draw - 1)
-            w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-            if 0 < w <= width and 0 < h <= height:
-                break
-        else:  # nothing fitted: the largest centred part of an allowed ratio
-            w, h = min(width, round(height * self.max_ratio)), min(height, round(width * self.max_ratio))
-        top, left = int(draws[0] * (height - h + 1)), int(draws[1] * (width - w + 1))
-        image = images.resize(
-            prepared[top : top + h, left : left + w], self.size, self.size, self.interpolation, self.antialias
-        )
-        return image[:, ::-1] if self.flip and draws[2] < 0.5 else image
+    def crops(self, sizes: np.ndarray, draws: np.ndarray) -> Crops:
+        height, width = sizes.T[..., None]  # (n, 1), against (n, attempts) below
+        area = height * width * (self.min_area + (1 - self.min_area) * draws[:, 3::2])
+        ratio = self.max_ratio ** (2 * draws[:, 4::2] - 1)
+        # The last column is for images that no attempt fits: the largest centred part of an allowed ratio.
+        w = np.hstack([np.rint(np.sqrt(area * ratio)), np.minimum(width, np.rint(height * self.max_ratio))])
+        h = np.hstack([np.rint(np.sqrt(area / ratio)), np.minimum(height, np.rint(width * self.max_ratio))])
+        first = np.argmax((w > 0) & (w <= width) & (h > 0) & (h <= height), axis=1)
+        extent = np.stack([h, w], axis=2)[np.arange(len(first)), first]
+        corners = draws[:, :2] * (sizes - extent + 1)
+        return Crops(np.hstack([corners, extent]).astype(np.int64), self.flip & (draws[:, 2] < 0.5))
 
 
 def normalize(batch: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

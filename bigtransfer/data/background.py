@@ -1,0 +1,153 @@
+"""Work done ahead of whoever needs its results, in threads or processes that end with the generator that they feed."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
+import traceback
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch.multiprocessing  # noqa: F401  from here on, tensors travel between processes through shared memory
+
+from bigtransfer.errors import BitError, DataError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+Stopped = Callable[[], bool]
+"""Asked now and then by long work: True when nobody wants its result any more."""
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use, which schedulers and containers often limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def in_threads(
+    function: Callable[[T, Stopped], R], items: Iterable[T], *, threads: int, ahead: int
+) -> Generator[R, None, None]:
+    """`function(item, stopped)` of each item, in order, up to `ahead` items ahead. Raises what the function raises."""
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(threads)
+    pending: deque[Future[R]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item, stop.is_set))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        stop.set()
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_AHEAD = 2
+"""Results that each process of `in_processes` works out ahead."""
+
+
+def in_processes(
+    function: Callable[[T, Stopped], R], items: Iterable[T], *, processes: int
+) -> Generator[R, None, None]:
+    """The same in worker processes; function, items and results are pickled, tensors in them shared.
+
+    Raises the BitErrors that the function raises, and DataError if a worker dies. Each worker has a pipe of its own, so that one that is
+    killed leaves no lock behind for the others to wait on.
+    """
+    context = multiprocessing.get_context()
+    stop = context.RawValue("b", 0)
+    workers: list[tuple[Any, Any]] = []  # processes and pipes, whose types differ by system
+
+    def close() -> None:
+        stop.value = 1
+        for _, pipe in workers:
+            with contextlib.suppress(OSError):  # it has died
+                pipe.send(None)  # wakes the one that waits
+        for process, pipe in workers:
+            process.join(timeout=2)
+            if process.is_alive():  # in the middle of an image; it has nothing to tidy up
+                process.kill()
+                process.join()
+            pipe.close()
+
+    # Without it, Python's exit would wait for them if the generator is never closed.
+    atexit.register(close)
+    try:
+        for _ in range(processes):
+            pipe, far_end = context.Pipe()
+            process = context.Process(target=_serve, args=(function, far_end, stop), daemon=True)
+            process.start()
+            far_end.close()  # so that the worker's death is the pipe's end
+            workers.append((process, pipe))
+        waiting: deque[tuple[Any, Any]] = deque()
+        for number, item in enumerate(items):
+            if number >= _AHEAD * processes:
+                yield _received(*waiting.popleft())
+            waiting.append(workers[number % processes])
+            _sent(*waiting[-1], item)
+        while waiting:
+            yield _received(*waiting.popleft())
+    finally:
+        atexit.unregister(close)
+        close()
+
+
+def _sent(process: Any, pipe: Any, item: object) -> None:
+    try:
+        pipe.send(item)
+    except OSError as error:
+        raise _died(process) from error
+
+
+def _received(process: Any, pipe: Any) -> Any:
+    try:
+        result, error, trace = pipe.recv()
+    except (EOFError, OSError) as broken:
+        raise _died(process) from broken
+    if error is not None:
+        raise error
+    if trace is not None:
+        raise RuntimeError(f"in a worker process:\n{trace}")
+    return result
+
+
+def _died(process: Any) -> DataError:
+    process.join(timeout=1)
+    code = process.exitcode
+    how = f"was killed by {signal.Signals(-code).name}" if code is not None and code < 0 else f"ended with code {code}"
+    return DataError(
+        f"A process that decodes images {how}. If memory ran out, lower --workers; the same command goes on from the last checkpoint."
+    )
+
+
+def _serve(function: Callable[[Any, Stopped], Any], pipe: Any, stop: Any) -> None:
+    """A worker's life: until it is told to stop, or the main process is gone."""
+    # Ctrl-C in a terminal, and many a scheduler's SIGTERM, reach all of a job's processes; only the main one shall act on them.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    while True:
+        # The pipe alone does not tell: workers forked later hold copies of the main process's end of it.
+        ready = multiprocessing.connection.wait([pipe, parent.sentinel])
+        if stop.value or parent.sentinel in ready:
+            return
+        try:
+            item = pipe.recv()
+            try:
+                answer = function(item, lambda: bool(stop.value)), None, None
+            except BitError as error:
+                answer = None, error, None
+            except Exception:
+                answer = None, None, traceback.format_exc()
+            pipe.send(answer)
+        except (EOFError, OSError):
+            return

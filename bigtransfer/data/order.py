@@ -1,0 +1,168 @@
+"""Which images make up each batch: a pure function of (seed, step), the same for any number of processes.
+
+Sample number t of a training (batch `step` of size B holds the samples step * B ... step * B + B - 1) belongs to epoch t // n of a
+set of n images, so epochs are laid end to end: a batch may straddle two, and a set smaller than a batch repeats its images evenly.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+_STREAM = 1
+"""Stream of random numbers; `data.augment` has the others."""
+
+LARGEST_ARRAY = 1 << 22
+"""Sets of more images are not shuffled by an array of the epoch's order (8 bytes an image in every process) but by `permuted`."""
+
+LANES = 64
+"""Least number of places of a set that a batch is gathered from, where `LaneOrder` is used (a smaller batch: one an image)."""
+
+WINDOW = 1 << 14
+"""Images among which `LaneOrder` shuffles at a time, all lanes together: what has to be at hand, in memory or nearby."""
+
+
+class Order(Protocol):
+    """What `TrainLoader` asks."""
+
+    def indices(self, step: int) -> np.ndarray:
+        """Indices of the images of batch `step`, int64 (batch_size,)."""
+        ...
+
+
+def order_of(num_examples: int, runs: np.ndarray | None, batch_size: int, seed: int) -> Order:
+    """The order for a set whose images lie in `runs` (see `LaneOrder`), or anywhere (None)."""
+    return FullShuffle(num_examples, batch_size, seed) if runs is None else LaneOrder(runs, batch_size, seed)
+
+
+class FullShuffle:
+    """The set in a fresh random order each epoch."""
+
+    def __init__(self, num_examples: int, batch_size: int, seed: int) -> None:
+        self.num_examples, self.batch_size, self.seed = num_examples, batch_size, seed
+        self._arrays: dict[int, np.ndarray] = {}
+
+    def _at(self, epoch: int, offsets: np.ndarray) -> np.ndarray:
+        if self.num_examples > LARGEST_ARRAY:
+            return permuted(offsets, self.num_examples, _generator(self.seed, epoch).integers(2**63, dtype=np.uint64))
+        array = self._arrays.get(epoch)
+        if array is None:
+            array = _generator(self.seed, epoch).permutation(self.num_examples)
+            # Threads may ask for steps on either side of an epoch's end.
+            self._arrays = {k: v for k, v in self._arrays.items() if abs(k - epoch) == 1} | {epoch: array}
+        return array[offsets]
+
+    def indices(self, step: int) -> np.ndarray:
+        """Indices of the images of batch `step`, int64 (batch_size,)."""
+        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        epochs, offsets = np.divmod(samples, self.num_examples)
+        return np.concatenate([self._at(epoch, offsets[epochs == epoch]) for epoch in np.unique(epochs).tolist()])
+
+
+class LaneOrder:
+    """A shuffle for images that lie together in files which should be read piece by piece: tar shards, row groups of a table.
+
+    Each epoch lays the runs end to end in a random order, starting at a random place, and cuts that sequence into equal lanes, whose
+    images are shuffled within blocks of `block`. Samples are dealt to the lanes in turn; within a batch they stand in the lanes'
+    order. A process that takes a contiguous part of every batch therefore reads only its share of the lanes, one block of each at a
+    time, and meets a file of another process only where a lane's or a part's border cuts it. Memory: a few numbers per run.
+    """
+
+    def __init__(self, runs: np.ndarray, batch_size: int, seed: int) -> None:
+        """runs: int64 (s + 1,): run k holds the images runs[k] ... runs[k + 1] - 1; it begins with 0 and ends with the set's size."""
+        self.batch_size, self.seed = batch_size, seed
+        self.num_examples = int(runs[-1])
+        self.lanes = min(
+            batch_size, max(LANES, batch_size // 8)
+        )  # up to a process for every 8 images has a lane of its own
+        self.block = max(1, WINDOW // self.lanes)
+        self._runs = np.asarray(runs, dtype=np.int64)
+        self._layouts: dict[int, _Layout] = {}
+
+    def indices(self, step: int) -> np.ndarray:
+        """Indices of the images of batch `step`, int64 (batch_size,)."""
+        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        samples = samples[np.argsort(samples % self.lanes, kind="stable")]
+        epochs = samples // self.num_examples
+        result = np.empty_like(samples)
+        for epoch in np.unique(epochs).tolist():
+            chosen = epochs == epoch
+            result[chosen] = self._at(epoch, samples[chosen])
+        return result
+
+    def _at(self, epoch: int, samples: np.ndarray) -> np.ndarray:
+        layout = self._layouts.get(epoch)
+        if layout is None:
+            layout = _Layout(self._runs, _generator(self.seed, epoch))
+            self._layouts = {k: v for k, v in self._layouts.items() if abs(k - epoch) == 1} | {epoch: layout}
+        # Lane l has the samples l, l + lanes, ...; so many of them come before this epoch, and before the next.
+        each = np.arange(self.lanes)
+        before, after = (-((each - border * self.num_examples) // self.lanes) for border in (epoch, epoch + 1))
+        lengths = after - before
+        starts = np.cumsum(lengths) - lengths
+        lane = samples % self.lanes
+        block, offset = np.divmod(samples // self.lanes - before[lane], self.block)
+        block_start = block * self.block
+        length = np.minimum(self.block, lengths[lane] - block_start)
+        keys = _mixed(layout.key + _mixed((starts[lane] + block_start).astype(np.uint64)))
+        return layout.images(starts[lane] + block_start + permuted(offset, length, keys))
+
+
+class _Layout:
+    """An epoch's runs laid end to end."""
+
+    def __init__(self, runs: np.ndarray, rng: np.random.Generator) -> None:
+        order = rng.permutation(len(runs) - 1)
+        self.key = rng.integers(2**63, dtype=np.uint64)
+        self._size = int(runs[-1])
+        self._shift = int(rng.integers(self._size))
+        lengths = np.diff(runs)[order]
+        self._ends = np.cumsum(lengths)
+        self._skip = runs[:-1][order] - (self._ends - lengths)
+
+    def images(self, positions: np.ndarray) -> np.ndarray:
+        """Indices of the images at those positions of the epoch's sequence."""
+        positions = (positions + self._shift) % self._size
+        return positions + self._skip[np.searchsorted(self._ends, positions, side="right")]
+
+
+def _generator(seed: int, epoch: int) -> np.random.Generator:
+    return np.random.default_rng((seed, _STREAM, epoch))
+
+
+_HALF_ROUNDS = 8
+_GOLDEN = 0x9E3779B97F4A7C15
+
+
+def permuted(positions: np.ndarray, lengths: np.ndarray | int, keys: np.ndarray | np.uint64) -> np.ndarray:
+    """What stands at `positions` of random permutations of 0 ... lengths - 1, one for each key; no permutation is ever written down.
+
+    All arguments are broadcast; int64 result. A Feistel network permutes the smallest power of two (at least 4) that holds the
+    length, and is applied again where its result lies beyond the length ("cycle walking": less than twice on average, which leaves
+    a permutation of the rest).
+    """
+    positions, lengths, keys = np.broadcast_arrays(positions, lengths, keys)
+    bits = np.maximum(np.frexp(lengths - 1)[1], 2)  # float64 is exact far beyond any number of images
+    low = (bits // 2).astype(np.uint64)
+    high_mask, low_mask = ((np.uint64(1) << half) - np.uint64(1) for half in (bits.astype(np.uint64) - low, low))
+    limits, values = lengths.astype(np.uint64), positions.astype(np.uint64)
+    todo = np.arange(len(values))
+    while len(todo):
+        left, right = values[todo] >> low[todo], values[todo] & low_mask[todo]
+        for number in range(_HALF_ROUNDS):
+            key = keys[todo] + np.uint64((number + 1) * _GOLDEN % 2**64)
+            if number % 2:
+                right = right ^ (_mixed(left + key) & low_mask[todo])
+            else:
+                left = left ^ (_mixed(right + key) & high_mask[todo])
+        values[todo] = (left << low[todo]) | right
+        todo = todo[values[todo] >= limits[todo]]
+    return values.astype(np.int64)
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    """uint64 -> uint64: a bijection whose every output bit depends on every input bit (the finalizer of SplitMix64)."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
