@@ -1,14 +1,30 @@
-"""What environment variables decide for every command: `$BIT_CACHE` and `$BIT_OFFLINE`."""
+"""What environment variables decide for every command: `$BIT_CACHE`, `$BIT_SHARD_CACHE` and `$BIT_OFFLINE`."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
+from bigtransfer.errors import ConfigError
+
 
 def cache_folder() -> Path:
     """Where downloads, conversions and compiled code are kept: `$BIT_CACHE`, else ~/.cache/bigtransfer; it need not exist yet."""
     return Path(os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer").expanduser()
+
+
+def shard_cache() -> int | None:
+    """Bytes that fetched shards may take on this machine: `$BIT_SHARD_CACHE`, in GB (10^9); None if it is not set."""
+    text = os.environ.get("BIT_SHARD_CACHE", "")
+    if not text:
+        return None
+    try:
+        size = float(text)
+        if not 0 < size < float("inf"):
+            raise ValueError
+    except ValueError as error:
+        raise ConfigError(f"BIT_SHARD_CACHE is a number of GB, such as 200, not {text!r}.") from error
+    return int(size * 1e9)
 
 
 def offline() -> bool:

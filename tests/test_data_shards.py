@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bigtransfer.data import open_dataset
+from bigtransfer.data.remote import Cache
 from bigtransfer.data.shards import expand
 from bigtransfer.errors import DataError, ImageError
 
@@ -32,19 +33,22 @@ def image(seed: int, kind: str = "PNG") -> bytes:
     return encoded(pattern(12, 16, seed), kind)
 
 
+CACHE = Cache(Path("unused"), limit=1)
+
+
 def test_expand(tmp_path: Path) -> None:
     for name in ("a-008.tar", "a-009.tar", "a-010.tar", "b-1.tar", "c-1.tar"):
         (tmp_path / name).touch()
 
     def names(pattern: str) -> list[str]:
-        return [path.name for path in expand(f"{tmp_path}/{pattern}")]
+        return [Path(str(path)).name for path in expand(f"{tmp_path}/{pattern}", CACHE)]
 
     assert names("a-{008..010}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar"]
     assert names("{b,c}-1.tar") == ["b-1.tar", "c-1.tar"]
     assert names("a-{008..009}.{tar,tar}") == ["a-008.tar", "a-009.tar"]
     assert names("a-*.tar") == ["a-008.tar", "a-009.tar", "a-010.tar"]
     with pytest.raises(DataError, match=r"no file .*a-011\.tar"):
-        expand(f"{tmp_path}/a-{{008..011}}.tar")
+        expand(f"{tmp_path}/a-{{008..011}}.tar", CACHE)
 
 
 def test_shards_with_numbers(tmp_path: Path) -> None:
@@ -145,9 +149,11 @@ def test_a_tar_file_that_goes_away(tmp_path: Path) -> None:
     images = open_dataset(path).train
     with pytest.raises(ImageError, match=r"x\.tar: b/1\.png: "):
         images.read(1)
+    other = open_dataset(path).train
     path.unlink()
+    assert images.read(0).shape == (12, 16, 3)  # it had been opened
     with pytest.raises(ImageError, match="cannot be read"):
-        images.read(0)
+        other.read(0)
 
 
 def test_shards_written_by_webdataset(tmp_path: Path) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from bigtransfer import settings
-from bigtransfer.data import images, named, shards, tables
+from bigtransfer.data import images, index, named, remote, shards, tables
 from bigtransfer.data.layout import Found, build, from_paths
+from bigtransfer.data.remote import Cache, RemoteFile
 from bigtransfer.data.sources import Files, ImageSet, Splits
 from bigtransfer.data.tables import Columns
 from bigtransfer.errors import DataError
@@ -25,26 +26,45 @@ def open_dataset(
     image_column: str | None = None,
     label_column: str | None = None,
     split_column: str | None = None,
+    label_separator: str | None = None,
+    multi_label: bool = False,
     class_names: Sequence[str] | None = None,
     channels: int = 3,
     cache: str | os.PathLike[str] | None = None,
+    shard_cache: int | None = None,
 ) -> Splits:
     """The data set that `spec` names, in its own splits. Nothing is decoded here, and no split is made up (see `data.splits`).
 
     spec: a folder (of class folders; of train/val/test folders of those; of images without classes; of Parquet files or tar
-    shards; written by `datasets`' save_to_disk), a .csv, .tsv or .parquet table, a .tar file or a pattern of tar shards such as
-    `shards/train-{000..009}.tar`, `hf:<owner>/<name>` from the Hugging Face hub, or one of `named.NAMES`. What exists on disk
+    shards; written by `bit shard`, or by `datasets`' save_to_disk), a .csv, .tsv or .parquet table, a .tar file or a pattern of tar
+    shards such as `shards/train-{000..009}.tar`, `hf:<owner>/<name>` from the Hugging Face hub, or one of `named.NAMES`; or the address
+    (http, https, or any that fsspec knows, such as s3://) of a folder written by `bit shard` or of tar shards. What exists on disk
     goes before a name.
     image_column, label_column, split_column: columns of a table; by default those with usual names (`tables.Columns`).
+    label_separator: what stands between the labels of an image in a CSV or TSV table whose images have several.
+    multi_label: whether images may have several labels (lists, in other forms than those tables): `labels` is then (n, k).
     class_names: number the labels by this list, say a model's classes, instead of by the names found; the data may then lack
     classes, but have none that is not listed.
     channels: 3 (RGB) or 1 (grey). cache: where downloads and conversions are kept; default `cache_folder()`.
+    shard_cache: bytes that fetched shards may take there; default `remote.Cache.at`.
 
     Raises DataError if there is no such data set or it is not understood.
     """
-    columns = Columns(image=image_column, label=label_column, split=split_column)
-    found = _find(str(spec), columns, cache_folder() if cache is None else Path(cache), hub_cache=cache)
-    return build(found, class_names, channels)
+    columns = Columns(image=image_column, label=label_column, split=split_column, label_separator=label_separator)
+    folder = cache_folder() if cache is None else Path(cache)
+    remote_cache = Cache.at(folder / "shards", shard_cache)
+    where = str(spec)
+    if remote.is_address(where) and not where.lower().endswith(shards.TAR_ENDINGS):
+        splits = index.open_address(where, folder, remote_cache, class_names, channels)
+    elif index.is_indexed(Path(where).expanduser()):
+        splits = index.open_folder(Path(where).expanduser(), class_names, channels)
+    else:
+        splits = build(_find(where, columns, folder, remote_cache, hub_cache=cache), class_names, channels)
+    if not multi_label and splits.train.labels is not None and splits.train.labels.ndim > 1:
+        raise DataError(
+            f"The images of {where} have several labels each. `bit pretrain` can learn from such sets; this needs one label per image."
+        )
+    return splits
 
 
 def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3) -> ImageSet:
@@ -73,7 +93,9 @@ def cache_folder() -> Path:
     return settings.cache_folder() / "data"
 
 
-def _find(spec: str, columns: Columns, cache: Path, hub_cache: str | os.PathLike[str] | None) -> Found:
+def _find(
+    spec: str, columns: Columns, cache: Path, remote_cache: Cache, hub_cache: str | os.PathLike[str] | None
+) -> Found:
     path = Path(spec).expanduser()
     if path.is_dir():
         return _folder(path, columns, cache)
@@ -81,8 +103,8 @@ def _find(spec: str, columns: Columns, cache: Path, hub_cache: str | os.PathLike
         return _files([path], columns, cache)
     if spec.startswith("hf:"):
         return tables.hub_dataset(spec.removeprefix("hf:"), columns, None if hub_cache is None else Path(hub_cache))
-    if any(character in spec for character in "*?[{"):
-        return _files(shards.expand(spec), columns, cache)
+    if remote.is_address(spec) or any(character in spec for character in "*?[{"):
+        return _files(shards.expand(spec, remote_cache), columns, cache)
     if spec in named.NAMES:
         return named.open_named(spec, cache)
     near = difflib.get_close_matches(spec, named.NAMES, n=2)
@@ -90,8 +112,11 @@ def _find(spec: str, columns: Columns, cache: Path, hub_cache: str | os.PathLike
     raise DataError(f"There is no file or folder {spec}, and no data set of that name. {hint}")
 
 
-def _files(paths: Sequence[Path], columns: Columns, cache: Path) -> Found:
+def _files(files: Sequence[Path | RemoteFile], columns: Columns, cache: Path) -> Found:
     """A table, or tar files."""
+    paths = [file for file in files if isinstance(file, Path)]
+    if len(paths) < len(files):
+        return shards.tar_files(files, columns.label, cache)
     endings = {_ending(path) for path in paths}
     if endings <= {".csv", ".tsv"} and len(paths) == 1:
         return tables.text_table(paths[0], columns)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from array import array
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,16 +35,70 @@ def split_of_file(path: Path) -> str:
     return split_of(re.split(r"[-_.\d]", path.name)[0]) or split_of(path.parent.name) or "train"
 
 
-@dataclass
 class Part:
-    """One split: rows of the store and their classes, side by side."""
+    """One split: rows of the store and their classes, side by side, in some sixteen bytes an image."""
 
-    rows: list[int] = dataclasses.field(default_factory=list)
-    classes: list[Label] = dataclasses.field(default_factory=list)
+    def __init__(self) -> None:
+        self.values: dict[Label, int] = {}
+        """Every class that occurs -> its code."""
+        self._rows, self._codes, self._counts = array("q"), array("i"), array("i")
+        self.several = False
+        """Whether images have lists of classes, though they may be lists of one."""
 
-    def add(self, row: int, name: Label) -> None:
-        self.rows.append(row)
-        self.classes.append(name)
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, row: int, name: Label | list[Label]) -> None:
+        """One image, with its class, or all its classes."""
+        self.several |= isinstance(name, list)
+        names = [one for one in (name if isinstance(name, list) else [name]) if one is not None]
+        self._rows.append(row)
+        self._counts.append(len(names))
+        self._codes.extend(self.values.setdefault(one, len(self.values)) for one in names)
+
+    def add_all(
+        self, rows: range, codes: np.ndarray, values: Sequence[Label], counts: np.ndarray | None = None
+    ) -> None:
+        """Many images: `values[codes[j]]` are their classes (code -1: none), one each; or `counts[i]` of them the i-th image's."""
+        self.several |= counts is not None
+        counts = np.ones(len(rows), np.int32) if counts is None else counts
+        known = np.full(len(values) + 1, -1, dtype=np.int32)  # code -1 finds the last
+        for code in np.unique(codes[codes >= 0]):
+            if (value := values[code]) is not None:
+                known[code] = self.values.setdefault(value, len(self.values))
+        flat = known[codes]
+        owners = np.repeat(np.arange(len(rows)), counts)[flat >= 0]
+        self._rows.frombytes(np.arange(rows.start, rows.stop, dtype=np.int64).tobytes())
+        self._counts.frombytes(np.bincount(owners, minlength=len(rows)).astype(np.int32).tobytes())
+        self._codes.frombytes(flat[flat >= 0].tobytes())
+
+    @property
+    def rows(self) -> np.ndarray:
+        """int64 (n,)."""
+        return np.frombuffer(self._rows, np.int64)
+
+    @property
+    def unlabelled(self) -> np.ndarray:
+        """Positions of the images without a class."""
+        return np.flatnonzero(np.frombuffer(self._counts, np.int32) == 0)
+
+    def labels(self, number: Mapping[str, int]) -> np.ndarray:
+        """The classes by their numbers: int64 (n,), where every image must have one; or, if `several`, (n, k) in ascending order without
+        repetition, then -1."""
+        known = np.array([number[str(value)] for value in self.values], dtype=np.int64)
+        flat = known[np.frombuffer(self._codes, np.int32)]
+        if not self.several:
+            return flat
+        counts = np.frombuffer(self._counts, np.int32)
+        starts = np.cumsum(counts) - counts
+        beyond = len(number)
+        table = np.full((len(self), max(1, counts.max(initial=0))), beyond, dtype=np.int64)
+        table[np.repeat(np.arange(len(self)), counts), np.arange(len(flat)) - np.repeat(starts, counts)] = flat
+        table.sort(axis=1)
+        table[:, 1:][table[:, 1:] == table[:, :-1]] = beyond
+        table.sort(axis=1)
+        table[table == beyond] = -1
+        return table[:, : max(1, (table >= 0).sum(axis=1).max(initial=0))]
 
 
 @dataclass
@@ -69,11 +124,11 @@ def build(found: Found, class_names: Sequence[str] | None, channels: int) -> Spl
     if "train" not in found.parts:
         have = listed(found.parts)
         raise DataError(f"{found.where} has {have} but no train split. To use one part alone, give that part itself.")
-    present = {split: {name for name in part.classes if name is not None} for split, part in found.parts.items()}
     given = class_names if class_names is not None else found.class_names
     if given is None:
-        numbered = all(isinstance(name, int) for name in present["train"])
-        ordered = [str(name) for name in sorted(present["train"], key=None if numbered else str)]
+        present = found.parts["train"].values
+        numbered = all(isinstance(name, int) for name in present)
+        ordered = [str(name) for name in sorted(present, key=None if numbered else str)]  # pyright: ignore
         if len(ordered) == 1:
             raise DataError(
                 f"{found.where} has one class only, {ordered[0]!r}: there is nothing to tell apart. "
@@ -84,9 +139,10 @@ def build(found: Found, class_names: Sequence[str] | None, channels: int) -> Spl
         names, reference = tuple(given), "the list of classes"
     notes = found.notes
     number = {name: label for label, name in enumerate(names)}
+    several = any(part.several for part in found.parts.values())
     sets = {}
     for split, part in found.parts.items():
-        of_part = {str(name) for name in present[split]}
+        of_part = {str(name) for name in part.values}
         extra, missing = sorted(of_part - set(names)), sorted(set(names) - of_part)
         if extra:
             also = f" and lacks {listed(missing)}" if missing and class_names is None else ""
@@ -96,15 +152,25 @@ def build(found: Found, class_names: Sequence[str] | None, channels: int) -> Spl
             )
         if missing and of_part and class_names is None:
             notes += (f"{split} has no images of {listed(missing)}.",)
-        labels = None
-        if None not in part.classes:
-            labels = np.array([number[str(name)] for name in part.classes], dtype=np.int64)
+        rows, labels, unlabelled = part.rows, None, part.unlabelled
+        if not len(unlabelled):
+            labels = part.labels(number)
+        elif part.several:
+            labels = np.delete(part.labels(number), unlabelled, axis=0)
+            rows = np.delete(rows, unlabelled)
+            notes += (f"{len(unlabelled)} images of {split} have an empty list of labels; they are left out.",)
         elif of_part:
-            raise DataError(
-                f"{found.where}: {part.classes.count(None)} images of {split} have no label, the others do."
-            )
-        rows = np.array(part.rows, dtype=np.int64)
+            raise DataError(f"{found.where}: {len(unlabelled)} images of {split} have no label, the others do.")
+        if several and labels is not None and labels.ndim == 1:
+            labels = labels[:, None]
         sets[split] = ImageSet(found.store, rows, labels, () if labels is None else names, channels)
+    if several:
+        width = max(images.labels.shape[1] for images in sets.values() if images.labels is not None)
+        for split, images in sets.items():
+            if images.labels is not None:
+                padding = ((0, 0), (0, width - images.labels.shape[1]))
+                padded = np.pad(images.labels, padding, constant_values=-1)
+                sets[split] = dataclasses.replace(images, labels=padded)
     return Splits(sets["train"], sets.get("val"), sets.get("test"), notes)
 
 
@@ -131,12 +197,12 @@ def from_paths(
         empty = sorted(set(folders) - tops)
         if empty and tops:
             raise DataError(f"Class folders of {where} without an image: {listed(empty)}. Fill or remove them.")
-        parts["train"] = Part(
-            list(range(len(paths))), [path.partition("/")[0] if "/" in path else None for path in paths]
-        )
+        parts["train"] = Part()
+        for row, path in enumerate(paths):
+            parts["train"].add(row, path.partition("/")[0] if "/" in path else None)
     for part in parts.values():
-        if None in part.classes and any(part.classes):
-            loose = paths[part.rows[part.classes.index(None)]]
+        if part.values and len(part.unlabelled):
+            loose = paths[int(part.rows[part.unlabelled[0]])]
             raise DataError(
                 f"In {where} images lie beside folders of images, such as {loose}. Put every image into the folder of its class; "
                 "if there are no classes, put all images into one folder."

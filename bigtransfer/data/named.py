@@ -82,7 +82,8 @@ def _arrays(folder: Path) -> Found:
     names: list[str] = []
     for split in ("train", "test"):
         labels = np.load(folder / f"{split}-labels.npy", allow_pickle=False)
-        parts[split] = Part(list(range(len(names), len(names) + len(labels))), [class_names[label] for label in labels])
+        parts[split] = Part()
+        parts[split].add_all(range(len(names), len(names) + len(labels)), labels, class_names)
         names += (f"{split}/{row:05d}" for row in range(len(labels)))
     return Found(Arrays([folder / "train.npy", folder / "test.npy"], names), parts, folder.name, class_names)
 

@@ -1,13 +1,15 @@
 """Labelled images with random access, wherever they lie: `ImageSet` over a store.
 
-A store holds the encoded or raw images of one place (`Files`, `TarFiles`, `ArrowRows`, `Arrays`) and knows nothing of labels or
-splits; an `ImageSet` is a choice of its rows with their labels. Both pickle small and open their files where they are used, so
-that worker processes can have them.
+A store holds the encoded or raw images of one place (`Files`, `TarFiles`, `ParquetRows`, `ArrowRows`, `Arrays`) and knows nothing of
+labels or splits; an `ImageSet` is a choice of its rows with their labels. Both pickle small and open their files where they are used,
+so that worker processes can have them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import numpy as np
 
 from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
+from bigtransfer.data.remote import RemoteFile
 from bigtransfer.errors import DataError, ImageError
 
 
@@ -38,8 +41,57 @@ class Strings(Sequence[str]):
         return os.fsdecode(self._bytes[self._ends[i] : self._ends[i + 1]])
 
 
+class RowNumbers(Sequence[str]):
+    """Names made of a file's prefix and a running number, for rows that lie in files one after another: nothing is stored per row."""
+
+    def __init__(self, prefixes: Iterable[str], starts: np.ndarray, ends: np.ndarray, width: int = 6) -> None:
+        """starts: int (files,), the number of each file's first row. ends: int (files + 1,), the first row of each file, and the number of
+        rows. width: digits of the number."""
+        self._prefixes = Strings(prefixes)
+        self._starts, self._ends, self._width = starts, ends, width
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, i: int) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        file = int(np.searchsorted(self._ends, i, side="right")) - 1
+        number = i - int(self._ends[file]) + int(self._starts[file])
+        return f"{self._prefixes[file]}{number:0{self._width}d}"
+
+
+class Mapped(np.ndarray):
+    """The array of an `.npy` file, mapped into memory; pickled as the file's path. What is made from it is an array like any other."""
+
+    path: str | None = None
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.path is None:
+            return np.asarray(self).__reduce_ex__(protocol)
+        return mapped, (self.path,)
+
+
+def mapped(path: str | os.PathLike[str]) -> Mapped:
+    """The array of an `.npy` file, mapped into memory, not read."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False).view(Mapped)
+    array.path = os.path.abspath(path)
+    return array
+
+
 class Store(Protocol):
     """Images by row, 0..n-1."""
+
+    @property
+    def encoded(self) -> bool:
+        """Whether `data` gives image files, rather than bare pixels."""
+        ...
+
+    @property
+    def runs(self) -> np.ndarray | None:
+        """int64 (s+1,): the rows `runs[j]` to `runs[j + 1] - 1` lie together in one file, so that reading one of them makes the others
+        cheap; None where any row is as near as any other."""
+        ...
 
     def name(self, row: int) -> str:
         """The image's path or key, unique in the store."""
@@ -60,6 +112,9 @@ class Store(Protocol):
 
 class Files:
     """Image files, by their paths relative to one folder."""
+
+    encoded = True
+    runs = None
 
     def __init__(self, root: str | os.PathLike[str], paths: Iterable[str]) -> None:
         self.root = Path(root)
@@ -86,19 +141,32 @@ class Files:
 
 
 class TarFiles:
-    """Members of uncompressed tar files, read in place by their offsets."""
+    """Members of uncompressed tar files, read in place by their offsets; a remote file is fetched when its first row is read."""
+
+    encoded = True
+    _OPEN = 128
+    """Files kept open by a process."""
 
     def __init__(
         self,
-        tars: Sequence[Path],
-        tar: Iterable[int],
-        offset: Iterable[int],
-        length: Iterable[int],
-        names: Iterable[str],
+        tars: Sequence[Path | RemoteFile],
+        runs: np.ndarray,
+        offset: np.ndarray,
+        length: np.ndarray,
+        names: Sequence[str],
+        sizes: Sequence[int] | None = None,
     ) -> None:
+        """runs: int64 (tars + 1,), the first row of each file, and the number of rows n. offset, length: int (n,), of the image in its
+        file, bytes. sizes: bytes of each file, where known: a file of another size is damaged."""
         self.tars = tuple(tars)
-        self._tar, self._offset, self._length = (np.fromiter(values, np.int64) for values in (tar, offset, length))
-        self._names = Strings(names)
+        self.runs = runs
+        self._offset, self._length = offset, length
+        self._names = names
+        self._sizes = sizes
+        self._files: dict[int, _OpenFile] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}
 
     def name(self, row: int) -> str:
         return self._names[row]
@@ -110,29 +178,79 @@ class TarFiles:
         return images.size(self.data(row), self._place(row))
 
     def data(self, row: int) -> bytes:
+        """As every store's; and DataError if the whole file cannot be fetched, or is damaged."""
         try:
-            with open(self.tars[self._tar[row]], "rb", buffering=0) as file:
-                file.seek(self._offset[row])
-                return file.read(self._length[row])
+            return self._open(self._tar(row)).read(int(self._offset[row]), int(self._length[row]))
         except OSError as error:
             raise ImageError(self._place(row), f"the file cannot be read ({error.strerror})") from error
 
+    def _tar(self, row: int) -> int:
+        return int(np.searchsorted(self.runs, row, side="right")) - 1
+
+    def _open(self, number: int) -> _OpenFile:
+        if (known := self._files.get(number)) is not None:
+            return known
+        file = self._found(number)
+        if self._sizes is not None and file.size != self._sizes[number]:
+            raise DataError(
+                f"{self.tars[number]} has {file.size} bytes, its index says {self._sizes[number]}: it is damaged, or was not copied "
+                "completely. `bit shard FOLDER --verify` checks all."
+            )
+        self._files[number] = file
+        # Threads share this dict; each holds on to the file that it is reading.
+        for oldest in list(self._files)[: -self._OPEN]:
+            self._files.pop(oldest, None)
+        return file
+
+    def _found(self, number: int) -> _OpenFile:
+        tar = self.tars[number]
+        if isinstance(tar, Path):
+            return _OpenFile(tar)
+        for _ in range(10):
+            # Another process may remove the file from a small cache before this one has opened it.
+            with contextlib.suppress(FileNotFoundError):
+                return _OpenFile(tar.local())
+        raise DataError(f"{tar} disappears from the cache as soon as it arrives. Allow more with BIT_SHARD_CACHE (GB).")
+
     def _place(self, row: int) -> str:
-        return f"{self.tars[self._tar[row]]}: {self.name(row)}"
+        return f"{self.tars[self._tar(row)]}: {self.name(row)}"
 
 
-class ArrowRows:
-    """Encoded images in a column of Arrow files (streams, as Hugging Face `datasets` writes them), mapped into memory."""
+class _OpenFile:
+    """A file that several threads read; it is closed when the last of them lets go of it."""
 
-    def __init__(self, files: Sequence[Path], column: str, names: Iterable[str], root: Path) -> None:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        self.size = os.fstat(self._descriptor).st_size
+
+    def __del__(self) -> None:
+        if hasattr(self, "_descriptor"):
+            os.close(self._descriptor)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """`length` bytes from `offset` on; fewer where the file ends before."""
+        if hasattr(os, "pread"):
+            return os.pread(self._descriptor, length, offset)
+        with open(self._path, "rb", buffering=0) as own:
+            own.seek(offset)
+            return own.read(length)
+
+
+class _ImageColumn:
+    """Encoded images in a column of tables, in the forms that people and Hugging Face's `datasets` write."""
+
+    encoded = True
+
+    def __init__(self, files: Sequence[Path], column: str, names: Sequence[str], root: Path) -> None:
+        """root: the folder to which paths in the column are relative."""
         self.files = tuple(files)
         self._column = column
-        self._names = Strings(names)
+        self._names = names
         self._root = root
-        self._rows: Any = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_rows": None}
+    def _value(self, row: int) -> Any:
+        raise NotImplementedError
 
     def name(self, row: int) -> str:
         return self._names[row]
@@ -144,12 +262,7 @@ class ArrowRows:
         return images.size(self.data(row), self._place(row))
 
     def data(self, row: int) -> bytes:
-        if self._rows is None:
-            import pyarrow
-
-            columns = [arrow_table(file).column(self._column) for file in self.files]
-            self._rows = pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks])
-        value = self._rows[row].as_py()
+        value = self._value(row)
         if isinstance(value, dict):  # the form of an `Image` feature: the file's bytes, or where the file is
             content, path = value.get("bytes"), value.get("path")
             if content is None and path is not None:
@@ -166,6 +279,77 @@ class ArrowRows:
         return f"{self._root}: {self.name(row)}"
 
 
+class ArrowRows(_ImageColumn):
+    """Images in Arrow files (streams, as Hugging Face `datasets` writes them), mapped into memory."""
+
+    runs = None
+    _rows: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_rows": None}
+
+    def _value(self, row: int) -> Any:
+        if self._rows is None:
+            import pyarrow
+
+            columns = [arrow_table(file).column(self._column) for file in self.files]
+            self._rows = pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks])
+        return self._rows[row].as_py()
+
+
+class ParquetRows(_ImageColumn):
+    """Images in Parquet files, read where they are. Parquet gives only whole row groups; each process keeps some of them."""
+
+    _KEPT = 1 << 30
+    """Bytes of row groups that a process keeps, but never fewer than the last one."""
+
+    def __init__(self, files: Sequence[Path], column: str, names: Sequence[str], root: Path) -> None:
+        """DataError if a file is damaged."""
+        import pyarrow.parquet
+
+        super().__init__(files, column, names, root)
+        groups, rows = [0], [0]
+        for file in self.files:
+            metadata = pyarrow.parquet.read_metadata(file)
+            groups.append(groups[-1] + metadata.num_row_groups)
+            rows += (metadata.row_group(group).num_rows for group in range(metadata.num_row_groups))
+        self._groups = np.array(groups)
+        self.runs = np.cumsum(rows, dtype=np.int64)
+        self._kept: dict[int, Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_kept": {}}
+
+    def _value(self, row: int) -> Any:
+        group = int(np.searchsorted(self.runs, row, side="right")) - 1
+        return self._group(group)[row - int(self.runs[group])].as_py()
+
+    def _group(self, group: int) -> Any:
+        """The image column of a row group, counted over all files."""
+        column = self._kept.get(group)
+        if column is None:
+            import pyarrow
+            import pyarrow.parquet
+
+            number = int(np.searchsorted(self._groups, group, side="right")) - 1
+            try:
+                with pyarrow.parquet.ParquetFile(self.files[number]) as file:
+                    table = file.read_row_group(group - int(self._groups[number]), columns=[self._column])
+            except (OSError, ValueError, pyarrow.ArrowException) as error:
+                raise DataError(f"{self.files[number]} is damaged, or was changed: {error}") from error
+            column = table.column(0)
+            self._kept[group] = column
+            # Threads share this: what one drops another may go on reading.
+            known = list(self._kept.items())
+            excess = sum(kept.nbytes for _, kept in known) - self._KEPT
+            for oldest, kept in known[:-1]:
+                if excess <= 0:
+                    break
+                self._kept.pop(oldest, None)
+                excess -= kept.nbytes
+        return column
+
+
 def arrow_table(file: Path) -> Any:
     """The pyarrow table in an Arrow stream file, mapped into memory, not read."""
     import pyarrow
@@ -176,6 +360,9 @@ def arrow_table(file: Path) -> Any:
 
 class Arrays:
     """Images of one size as pixels, in `.npy` files of uint8 `(n, height, width, channels)`, mapped into memory."""
+
+    encoded = False
+    runs = None
 
     def __init__(self, files: Sequence[Path], names: Iterable[str]) -> None:
         self.files = tuple(files)
@@ -208,15 +395,48 @@ class Arrays:
         return self._pixels(row).tobytes()
 
 
+class Joined:
+    """Several stores as one: the rows of the first, then those of the second, and so on."""
+
+    encoded = True
+
+    def __init__(self, stores: Sequence[TarFiles]) -> None:
+        self._stores = tuple(stores)
+        self._starts = np.cumsum([0, *(store.runs[-1] for store in stores)], dtype=np.int64)
+        parts = [store.runs[:-1] + start for store, start in zip(stores, self._starts, strict=False)]
+        self.runs = np.concatenate([*parts, self._starts[-1:]])
+
+    def _at(self, row: int) -> tuple[TarFiles, int]:
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self._stores[number], row - int(self._starts[number])
+
+    def name(self, row: int) -> str:
+        store, row = self._at(row)
+        return store.name(row)
+
+    def read(self, row: int, channels: int) -> Pixels:
+        store, row = self._at(row)
+        return store.read(row, channels)
+
+    def size(self, row: int) -> tuple[int, int]:
+        store, row = self._at(row)
+        return store.size(row)
+
+    def data(self, row: int) -> bytes:
+        store, row = self._at(row)
+        return store.data(row)
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Some images with their labels; picklable."""
 
     store: Store
-    rows: np.ndarray
-    """int64 (n,): the images' rows in the store."""
+    rows: np.ndarray | range
+    """int64 (n,): the images' rows in the store; a range (of step 1) where they stand in the store's order."""
     labels: np.ndarray | None
-    """int64 (n,) in 0..len(class_names)-1; None: unlabelled."""
+    """Integers (n,) in 0..len(class_names)-1; where images have several labels, (n, k): those of each image, then -1. None:
+    unlabelled. Of a large set they are a file mapped into memory."""
     class_names: tuple[str, ...]
     """By label; () if unlabelled."""
     channels: int = 3
@@ -225,8 +445,26 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @functools.cached_property
+    def runs(self) -> np.ndarray | None:
+        """int64 (s+1,): the images `runs[j]` to `runs[j + 1] - 1` lie together in one file (a tar shard, a row group of a Parquet file),
+        so that reading one of them makes the others cheap. None where any image is as near as any other, or where the order of this
+        set has torn apart what lies together."""
+        bounds = self.store.runs
+        if bounds is None or not len(self):
+            return None
+        if isinstance(self.rows, range):
+            inner = bounds[(bounds > self.rows.start) & (bounds < self.rows.stop)] - self.rows.start
+            return np.concatenate([[0], np.unique(inner), [len(self)]]).astype(np.int64)
+        file = np.searchsorted(bounds, self.rows, side="right")
+        cuts = np.flatnonzero(file[1:] != file[:-1]) + 1
+        if len(cuts) + 1 > 2 * len(np.unique(file)):
+            return None
+        return np.concatenate([[0], cuts, [len(self)]]).astype(np.int64)
+
     def read(self, i: int) -> Pixels:
-        """Image `i`: uint8 `(height, width, channels)`, upright. Raises ImageError if it cannot be decoded."""
+        """Image `i`: uint8 `(height, width, channels)`, upright. Raises ImageError if it cannot be decoded; DataError if a whole file of
+        images is damaged or cannot be fetched, which no other image would make good."""
         return self.store.read(int(self.rows[i]), self.channels)
 
     def name(self, i: int) -> str:
@@ -234,23 +472,25 @@ class ImageSet:
         return self.store.name(int(self.rows[i]))
 
     def size(self, i: int) -> tuple[int, int]:
-        """Height and width of image `i`, px, from its header. Raises ImageError."""
+        """Height and width of image `i`, px, from its header. Raises as `read` does."""
         return self.store.size(int(self.rows[i]))
 
     def data(self, i: int) -> bytes:
-        """The bytes of image `i` as stored (a file's content, or raw pixels). Raises ImageError."""
+        """The bytes of image `i` as stored (a file's content, or raw pixels). Raises as `read` does."""
         return self.store.data(int(self.rows[i]))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at those indices, in that order, with the same class names."""
         indices = np.asarray(indices, dtype=np.int64)
-        labels = None if self.labels is None else self.labels[indices]
-        return dataclasses.replace(self, rows=self.rows[indices], labels=labels)
+        labels = None if self.labels is None else np.asarray(self.labels[indices])
+        rows = indices + self.rows.start if isinstance(self.rows, range) else self.rows[indices]
+        return dataclasses.replace(self, rows=rows, labels=labels)
 
     def class_counts(self) -> np.ndarray:
         """int64 (classes,): images of each class. The set must be labelled."""
         assert self.labels is not None
-        return np.bincount(self.labels, minlength=len(self.class_names))
+        labels = np.asarray(self.labels)
+        return np.bincount(labels[labels >= 0], minlength=len(self.class_names))
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bigtransfer.data.layout import Found, Label, Part, listed, split_of, split_of_file
-from bigtransfer.data.sources import ArrowRows, Files, arrow_table
+from bigtransfer.data.sources import ArrowRows, Files, ParquetRows, RowNumbers, arrow_table
 from bigtransfer.errors import DataError
 from bigtransfer.runs import atomic_write
 
@@ -31,6 +33,8 @@ class Columns:
     label: str | None = None
     split: str | None = None
     """Rows say train, val or test. None: the column "split" if there is one, else all rows are train."""
+    label_separator: str | None = None
+    """What stands between the labels of an image in a table of text; None: an image has one label."""
 
 
 def text_table(path: Path, columns: Columns) -> Found:
@@ -56,8 +60,16 @@ def text_table(path: Path, columns: Columns) -> Found:
     return _of_paths(path, columns, {name: [row[i] for row in rows] for i, name in enumerate(names)})
 
 
+CONVERT_BELOW = 2 << 30
+"""Bytes of Parquet files below which they are converted into a form where any single row can be read."""
+
+
 def parquet_tables(paths: Sequence[Path], columns: Columns, cache: Path) -> Found:
-    """Parquet files of paths, or of the images themselves; files called train-*, validation-*, test-* are those splits."""
+    """Parquet files of paths, or of the images themselves; files called train-*, validation-*, test-* are those splits.
+
+    Images in less than `CONVERT_BELOW` bytes are converted once, into the cache; more are read where they are, whole row groups at
+    a time.
+    """
     parquet = _require("pyarrow.parquet", "pyarrow", "bigtransfer[parquet]")
     where = str(paths[0] if len(paths) == 1 else paths[0].parent)
     try:
@@ -67,10 +79,15 @@ def parquet_tables(paths: Sequence[Path], columns: Columns, cache: Path) -> Foun
             if len(paths) > 1:
                 raise DataError(f"{where}: several Parquet files of paths; give one, with a split column.")
             return _of_paths(paths[0], columns, parquet.read_table(paths[0]).to_pydict())
+        splits = [split_of_file(path) for path in paths]
+        if sum(path.stat().st_size for path in paths) >= CONVERT_BELOW:
+            label = _pick(columns.label, _LABEL, schema.names, _features(schema), where)
+            tables = [parquet.read_table(path, columns=[label]) for path in paths]
+            parts, names, class_names = _labelled(tables, splits, label, _features(schema))
+            return Found(ParquetRows(paths, image, names, paths[0].parent), parts, where, class_names)
         files = [_as_arrow(path, cache) for path in paths]
     except (OSError, ValueError) as error:
         raise DataError(f"{where} cannot be read as Parquet: {error}") from error
-    splits = [split_of_file(path) for path in paths]
     return _of_images(files, splits, _features(schema), columns, where, paths[0].parent)
 
 
@@ -125,13 +142,14 @@ def _of_paths(path: Path, columns: Columns, table: dict[str, list[Any]]) -> Foun
     label_column = _pick(columns.label, _LABEL, list(table), {}, str(path))
     split_column = columns.split or ("split" if "split" in table else None)
     images = [str(value) for value in table[image_column]]
-    labels: list[Label] = list(table[label_column])
+    labels: list[Label | list[Label]] = list(table[label_column])
+    if columns.label_separator is not None:
+        labels = [_separated(label, columns.label_separator) for label in labels]
     splits = ["train"] * len(images)
     if split_column is not None:
         splits = table[_pick(split_column, _SPLIT, list(table), {}, str(path))]
-    if all(isinstance(label, str) and re.fullmatch(r"0|[1-9]\d*", label) for label in labels):
-        labels = [int(str(label)) for label in labels]
-    seen: dict[str, Label] = {}
+    labels = _numbers(labels)
+    seen: dict[str, Label | list[Label]] = {}
     parts: dict[str, Part] = {}
     for row, (image, label, split) in enumerate(zip(images, labels, splits, strict=True)):
         if image in seen:
@@ -168,19 +186,63 @@ def _of_images(
     schema = tables[0].schema
     image = _pick(columns.image, _IMAGE, schema.names, features, where)
     label = _pick(columns.label, _LABEL, schema.names, features, where)
-    class_names = features.get(label, {}).get("names")
+    parts, names, class_names = _labelled(tables, splits, label, features)
+    return Found(ArrowRows(files, image, names, root), parts, where, class_names)
+
+
+def _labelled(
+    tables: Sequence[Any], splits: Sequence[str | None], label: str, features: dict[str, Any]
+) -> tuple[dict[str, Part], RowNumbers, tuple[str, ...] | None]:
+    """The splits of tables that lie one after another, the names of their rows, and the classes in the data's own order, if it has one."""
+    pyarrow: Any = _require("pyarrow", "pyarrow", "bigtransfer[parquet]")
+    compute: Any = _require("pyarrow.compute", "pyarrow", "bigtransfer[parquet]")
+    class_names = _class_names(features.get(label, {}))
     parts: dict[str, Part] = {}
-    names: list[str] = []
+    firsts, starts, row = [], [], 0
     for table, split in zip(tables, splits, strict=True):
         part = parts.setdefault(split or "train", Part())
-        for value in table.column(label).to_pylist():
-            if value == -1:  # how `datasets` marks a withheld label
-                value = None
-            elif class_names is not None and value is not None:
-                value = class_names[value]
-            names.append(f"{split or 'train'}/{len(part.rows):06d}")
-            part.add(len(names) - 1, value)
-    return Found(ArrowRows(files, image, names, root), parts, where, tuple(class_names) if class_names else None)
+        firsts.append(f"{split or 'train'}/")
+        starts.append(len(part))
+        column, counts = table.column(label), None
+        if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+            counts = compute.fill_null(compute.list_value_length(column), 0).to_numpy()
+            column = compute.list_flatten(column)
+        coded = column.combine_chunks().dictionary_encode()
+        coded = coded.combine_chunks() if isinstance(coded, pyarrow.ChunkedArray) else coded
+        values = coded.dictionary.to_pylist()
+        if class_names is not None:  # -1 is how `datasets` marks a withheld label
+            values = [None if value is None or value == -1 else class_names[value] for value in values]
+        else:
+            values = [None if value == -1 else value for value in values]
+        codes = compute.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
+        part.add_all(range(row, row + table.num_rows), codes, values, counts)
+        row += table.num_rows
+    ends = np.cumsum([0, *(table.num_rows for table in tables)], dtype=np.int64)
+    return parts, RowNumbers(firsts, np.array(starts), ends), class_names
+
+
+def _class_names(feature: Any) -> tuple[str, ...] | None:
+    """The classes that `datasets` declares for a column: a ClassLabel, or a list of those in any of the forms that its versions write."""
+    while isinstance(feature, (dict, list)):
+        if isinstance(feature, list):
+            feature = feature[0] if feature else None
+        elif "names" in feature:
+            return tuple(feature["names"]) if feature["names"] else None
+        else:
+            feature = feature.get("feature")
+    return None
+
+
+def _separated(text: Any, separator: str) -> list[Label]:
+    return [part.strip() for part in str(text).split(separator) if part.strip()] if text is not None else []
+
+
+def _numbers(labels: list[Label | list[Label]]) -> list[Label | list[Label]]:
+    """The labels as numbers, if all of them are written as such."""
+    flat = [one for label in labels for one in (label if isinstance(label, list) else [label])]
+    if not all(isinstance(one, str) and re.fullmatch(r"0|[1-9]\d*", one) for one in flat):
+        return labels
+    return [[int(str(one)) for one in label] if isinstance(label, list) else int(str(label)) for label in labels]
 
 
 @dataclass(frozen=True)
@@ -196,13 +258,19 @@ _LABEL = _Kind(_USUAL_LABEL, "ClassLabel", "--label-column")
 _SPLIT = _Kind((), "", "--split-column")
 
 
+def _list_of(feature: dict[str, Any]) -> str | None:
+    """What a list in a `datasets` description is a list of."""
+    inner = feature.get("feature")
+    return inner.get("_type") if isinstance(inner, dict) else None
+
+
 def _pick(asked: str | None, kind: _Kind, names: Sequence[str], features: dict[str, Any], where: str) -> str:
     """The column asked for; else the only one declared to be of that kind; else the first with a usual name. DataError if none."""
     if asked is None:
         declared = [
             name
             for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == kind.feature
+            if isinstance(feature, dict) and kind.feature in (feature.get("_type"), _list_of(feature))
         ]
         usual = [name for name in kind.usual if name in names]
         if len(declared) == 1 or usual:
