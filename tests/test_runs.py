@@ -83,7 +83,8 @@ def test_only_one_process_works_in_a_folder_and_a_dead_one_leaves_it_free(tmp_pa
         with pytest.raises(RunError, match="Another process is at work"), runs.Run(tmp_path).hold():
             pass
         other.kill()
-    (tmp_path / ".checkpoint.safetensors.0a1b.tmp").write_text("half written")
+    (tmp_path / ".model.safetensors.0a1b.tmp").write_text("half written")
+    (tmp_path / ".checkpoints.0a1b.tmp" / "step-00000001").mkdir(parents=True)
     with runs.Run(tmp_path).hold():
         assert not list(tmp_path.glob(".*.tmp")), "what a killed process left is cleared away"
     with pytest.raises(ZeroDivisionError), runs.Run(tmp_path).hold():
