@@ -25,7 +25,8 @@ from bigtransfer.errors import BitError, ConfigError
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Your images": ("finetune", "evaluate", "predict", "report"),
-    "Models": ("models", "info", "convert", "pretrain"),
+    "Models": ("models", "info", "convert"),
+    "Upstream": ("pretrain", "shard"),
     "Try it": ("demo",),
 }
 """Every command, as the help shows them. `finetune` is `config.FinetuneConfig` and `jobs/finetune.py`, and so on."""
