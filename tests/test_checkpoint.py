@@ -117,7 +117,7 @@ def test_the_last_ones_are_kept_and_what_a_killed_process_left_is_cleared_away(t
     state = saved(tmp_path, 1, 2)
     half = tmp_path / "checkpoints" / ".step-00000003.0a1b2c3d.tmp"
     half.mkdir()
-    (half / "shard-00001-model-00001-of-00001.safetensors").write_bytes(b"half")
+    (half / "shard-00001.safetensors").write_bytes(b"half")
     assert checkpoint.steps(tmp_path) == [1, 2]
     path = checkpoint.save(tmp_path, train(state, 3), FACTS)
     assert names(tmp_path) == ["step-00000002", "step-00000003"] and checkpoint.latest(tmp_path) == path
@@ -256,11 +256,10 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
 
 
 def test_an_interrupt_while_writing_is_an_interrupt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Interrupted(storage.dcp.HuggingFaceStorageWriter):
-        def write_data(self, *_: Any) -> Any:
-            raise KeyboardInterrupt
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(storage.dcp, "HuggingFaceStorageWriter", Interrupted)
+    monkeypatch.setattr(storage, "save_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save(tmp_path, new(), FACTS)
     assert names(tmp_path) == []

@@ -61,16 +61,12 @@ def save(folder: Path, state: State, facts: Mapping[str, Any], *, world: World |
 
     def finish() -> None:
         with _told(path):
-            files = sorted(temporary.iterdir())
-            for file in files:  # torch 2.11 syncs them too, but before their last bytes have left its buffer
-                with open(file, "rb+") as written:
-                    os.fsync(written.fileno())
             manifest = {
                 "format": FORMAT,
                 "step": state.step,
                 "micro_batch": state.micro_batch,
                 "facts": dict(facts),
-                "files": {file.name: file.stat().st_size for file in files},
+                "files": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
             }
             runs.write_json(temporary / MANIFEST, manifest)
             if path.exists():  # and is damaged, or the run would have gone on from it

@@ -7,31 +7,52 @@ Apart from `checkpoint`, which imports it when it is needed, because loading thi
 from __future__ import annotations
 
 import contextlib
+import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 from torch import Tensor
+from torch.distributed.checkpoint.storage import WriteResult
+from torch.futures import Future
 
+from bigtransfer import runs
 from bigtransfer.dist import World
 
 
-class _Planner(dcp.DefaultSavePlanner):
-    """safetensors takes no strided tensors such as channels_last kernels. Changed one by one, when each is written."""
+class _Writer(dcp.HuggingFaceStorageWriter):
+    """torch's writer of safetensors, except that a file is written straight from the tensors: torch first makes a copy of the whole
+    file in memory, takes no strided tensors such as channels_last kernels, and would write one of two parts of a tensor."""
 
-    def transform_object(self, write_item: dcp.planner.WriteItem, object: Any) -> Any:
-        return super().transform_object(write_item, object).contiguous()
+    def write_data(self, plan: dcp.SavePlan, planner: dcp.SavePlanner) -> Future[list[WriteResult]]:
+        tensors, offsets, results = {}, {}, []
+        for item in plan.items:
+            name, tensor = item.index.fqn, planner.resolve_data(item)
+            assert isinstance(tensor, Tensor) and item.tensor_data is not None and name not in tensors
+            tensors[name] = tensor.detach().cpu().contiguous()
+            offsets[name] = {"saved_offsets": list(item.tensor_data.chunk.offsets)}
+            results.append(WriteResult(item.index, tensor.nbytes, None))
+        if tensors:
+            # The form of the header that torch's reader knows.
+            header = {"format": "pt", "DCP_SHARDING_INFO": json.dumps(offsets)}
+            with runs.atomic_write(
+                Path(self.path) / f"shard-{plan.storage_data['shard_index']:05d}.safetensors"
+            ) as file:
+                save_file(tensors, file, header)
+        done: Future[list[WriteResult]] = Future()
+        done.set_result(results)
+        return done
 
 
 def write(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Write the tensors into `folder`. What all processes hold alike is written once, divided among them; of a DTensor each writes
     its own part. Returns when all have finished; what went wrong in one is raised in all."""
     with _together(world) as alone:
-        writer = dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True)
-        dcp.save(dict(tensors), storage_writer=writer, planner=_Planner(), no_dist=alone)
+        writer = _Writer(str(folder), save_distributed=True)
+        dcp.save(dict(tensors), storage_writer=writer, no_dist=alone)
 
 
 def contents(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
