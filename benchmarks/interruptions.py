@@ -32,10 +32,8 @@ from PIL import Image
 
 from bigtransfer import weights
 from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.jobs import training
 from bigtransfer.model import ResNetV2
-
-TIMES = ("images_per_second", "data_wait")
-"""What is logged of the clock, and may differ."""
 
 BATCH = 16
 
@@ -92,7 +90,7 @@ def log(run: Path) -> list[dict[str, float]]:
     path = run / "metrics.jsonl"
     for line in path.read_text().splitlines() if path.is_file() else ():
         try:
-            lines.append({key: value for key, value in json.loads(line).items() if key not in TIMES})
+            lines.append({key: value for key, value in json.loads(line).items() if key not in training.CLOCK})
         except json.JSONDecodeError:
             continue
     return lines
@@ -131,7 +129,7 @@ def interrupt(
     process.wait()
     if process.returncode not in (-number, 128 + number):
         sys.exit(f"exit status {process.returncode} instead of a kill:\n{output.read_text()}")
-    if list(run.glob(".checkpoint.safetensors.*.tmp")):
+    if list((run / "checkpoints").glob(".*.tmp")):
         moment = "writing a checkpoint"
     return moment
 

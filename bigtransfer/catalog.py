@@ -49,6 +49,24 @@ class Architecture:
         total += 2 * channels
         return total + (channels + 1) * num_classes
 
+    def forward_flops(self, size: int, num_classes: int) -> float:
+        """Floating-point operations of the convolutions and the head on one image of `size` x `size` px: two for each multiply-add,
+        the convention of published figures; norms and the like, some percent of the time but hardly of the operations, not counted."""
+        side = -(-size // 2)
+        channels = 64 * self.width
+        products = self.in_chans * 49 * channels * side**2
+        side = -(-side // 2)
+        for block, count in enumerate(self.units):
+            out = 256 * self.width * 2**block
+            middle = out // 4
+            for unit in range(count):
+                products += channels * middle * side**2  # before the stride
+                if unit == 0 and block > 0:
+                    side = -(-side // 2)
+                products += (9 * middle**2 + middle * out + (channels * out if unit == 0 else 0)) * side**2
+                channels = out
+        return 2.0 * (products + channels * num_classes)
+
 
 ARCHITECTURES: Mapping[str, Architecture] = {
     f"r{depth}x{width}": Architecture(units=units, width=width)

@@ -105,9 +105,8 @@ def interrupt(arguments: list[str], run: Path, step: int, number: int) -> tuple[
 
 def numbers(run: Path) -> list[dict[str, float]]:
     """metrics.jsonl without the times."""
-    times = ("images_per_second", "data_wait")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in line.items() if key not in times} for line in lines]
+    return [{key: value for key, value in line.items() if key not in training.CLOCK} for line in lines]
 
 
 def digest(run: Path) -> str:

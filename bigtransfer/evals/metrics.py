@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bigtransfer.data.sources import ImageSet
+from bigtransfer.dist import World
 from bigtransfer.errors import DataError, ImageError, WeightsError
 from bigtransfer.runs import atomic_write
 
@@ -108,6 +109,14 @@ class Classification:
             raise DataError(f"States of {self.num_classes} and {other.num_classes} classes do not add.")
         total = Classification(self.num_classes)
         total._parts = self._parts + other._parts
+        return total
+
+    def gathered(self, world: World) -> Classification:
+        """The sum of the states of all processes of `world`, on each of them."""
+        records = np.ascontiguousarray(self.records)
+        rows = torch.from_numpy(records.view(np.uint8).reshape(len(records), _RECORD.itemsize).copy())
+        total = Classification(self.num_classes)
+        total._parts = [world.gather(rows).numpy().reshape(-1).view(_RECORD)]
         return total
 
     def __len__(self) -> int:

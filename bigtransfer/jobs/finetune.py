@@ -439,6 +439,7 @@ def _train(
         eval_every=config.eval_every or max(1, recipe.steps // 10),
         checkpoint_seconds=seconds(config.checkpoint_every),
         tensorboard=config.tensorboard,
+        forward_flops=None if linear_only else lambda side: model.architecture.forward_flops(side, model.num_classes),
     )
 
 

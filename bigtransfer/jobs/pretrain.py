@@ -1,26 +1,33 @@
-"""`bit pretrain`: a network from random weights on a large labelled set."""
+"""`bit pretrain`: a network from random weights on a large labelled set, alone or, under torchrun, as one of many processes."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import nn
 
 from bigtransfer import data, hyperrule, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
-from bigtransfer.config import PretrainConfig, seconds
-from bigtransfer.data import ImageSet
-from bigtransfer.data.augment import InceptionCrop
-from bigtransfer.data.loader import TrainLoader
-from bigtransfer.errors import DataError
+from bigtransfer.config import PretrainConfig, command_line, seconds
+from bigtransfer.data import ImageSet, splits
+from bigtransfer.data.augment import Growth, InceptionCrop
+from bigtransfer.data.loader import TrainLoader, eval_batches
+from bigtransfer.dist import World, join
+from bigtransfer.errors import ConfigError, DataError, WeightsError
+from bigtransfer.evals import linear
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
-from bigtransfer.model import build
+from bigtransfer.model import ResNetV2, build
 from bigtransfer.predictor import choose_device
-from bigtransfer.train import loop
+from bigtransfer.train import loop, objective, parallel
+
+PROBE_TEST_IMAGES = 2000
+"""The most images that the probe is judged by: its standard error is then at most 1.1 points."""
 
 
 def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str, ...]:
@@ -42,31 +49,43 @@ def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str
 
 def run(config: PretrainConfig) -> int:
     """Train, or go on training, and save the model; 0 when done, 128 + signal when stopped by one."""
-    device = choose_device(config.device)
-    folder = training.run_folder(config.out, config.data, config.model)
-    earlier = training.earlier(folder, "pretrain", config)
-    if earlier is not None:
-        training.same_threads(earlier)
-    arch = dataclasses.replace(
-        architecture(config.model), norm=config.norm, weight_standardization=config.weight_standardization
-    )
-    splits = data.open_dataset(config.data, channels=arch.in_chans)
-    train_set, val_set = splits.train, splits.val or splits.test
-    if train_set.labels is None:
-        raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
-    if val_set is not None and val_set.labels is None:
-        val_set = None
+    with join(choose_device(config.device)) as (world, device):
+        folder = training.run_folder(config.out, config.data, config.model)
+        # Only rank 0 looks into the folder: it is the one that writes there.
+        found = training.earlier(folder, "pretrain", config) if world.is_main else None
+        earlier = world.collect(found)[0]
+        if earlier is not None:
+            training.same_threads(earlier)
+        arch = dataclasses.replace(
+            architecture(config.model), norm=config.norm, weight_standardization=config.weight_standardization
+        )
+        if config.batch_size < world.size:
+            raise ConfigError(
+                f"--batch-size {config.batch_size} leaves some of the {world.size} processes without an image."
+            )
+        opened = data.open_dataset(config.data, channels=arch.in_chans)
+        train_set, val_set = opened.train, opened.val or opened.test
+        if train_set.labels is None:
+            raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
+        if val_set is not None and val_set.labels is None:
+            val_set = None
+        run = runs.Run(folder)
+        if not world.is_main:
+            return _train(config, run, world, device, arch, train_set, val_set)
+        with run.hold():
+            return _train(config, run, world, device, arch, train_set, val_set)
+
+
+def _train(
+    config: PretrainConfig,
+    run: runs.Run,
+    world: World,
+    device: torch.device,
+    arch: Architecture,
+    train_set: ImageSet,
+    val_set: ImageSet | None,
+) -> int:
     names = readable_names(train_set.class_names, config.class_names)
-    record = folder / "unreadable.json"
-    if earlier is not None and record.is_file():
-        unreadable = json.loads(record.read_text(encoding="utf-8"))
-        train_set, val_set = (_without(images, unreadable) for images in (train_set, val_set))
-    else:
-        train_set, unreadable = training.readable(train_set, config.skip_bad_images)
-        if val_set is not None:
-            val_set, bad = training.readable(val_set, config.skip_bad_images)
-            unreadable += bad
-    assert train_set is not None
     recipe = hyperrule.upstream(
         len(train_set),
         config.epochs,
@@ -82,72 +101,67 @@ def run(config: PretrainConfig) -> int:
         "recipe": recipe.to_dict(),
         "seed": config.seed,
         "architecture": dataclasses.asdict(arch),
+        "weights": config.weights,
         "images": len(train_set),
         "min_area": config.min_area,
+        "crop_from": config.crop_from,
+        "crop_ramp": config.crop_ramp,
+        "loss": config.loss,
+        "ema": config.ema,
     }
-    run = runs.Run(folder)
-    with run.hold():
-        if earlier is None:
-            runs.write_json(record, unreadable)
-        return _train(config, run, device, arch, recipe, facts, train_set, val_set, names)
-
-
-def _without(images: ImageSet | None, unreadable: list[dict[str, str]]) -> ImageSet | None:
-    """The set without the images that unreadable.json lists."""
-    gone = {row["name"] for row in unreadable}
-    if images is None or not gone:
-        return images
-    return images.subset([i for i in range(len(images)) if images.name(i) not in gone])
-
-
-def _train(
-    config: PretrainConfig,
-    run: runs.Run,
-    device: torch.device,
-    arch: Architecture,
-    recipe: Recipe,
-    facts: dict[str, Any],
-    train_set: ImageSet,
-    val_set: ImageSet | None,
-    names: tuple[str, ...],
-) -> int:
     spec = InputSpec(size=config.eval_size or config.crop)
     dtype = loop.compute_dtype(config.precision, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = build(arch, len(names))
-    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    fitting = loop.fitting_micro_batch(model, config.crop, dtype, device, recipe.batch_size)
-    state = loop.new_state(model, recipe, micro_batch=config.micro_batch or fitting)
-    resumed = training.resume(run, state, facts)
-    if not (run.folder / "config.json").is_file():
+    model = _network(config, arch, names).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    own = len(world.part(recipe.batch_size))
+    micro_batch = config.micro_batch or loop.fitting_micro_batch(model, config.crop, dtype, device, own)
+    forward, sync = parallel.distribute(model, world, config.strategy)
+    state = loop.new_state(model, recipe, micro_batch=micro_batch)
+    if config.ema is not None:
+        loop.track_average(state)
+    resumed = training.resume(run, state, facts, world)
+    if world.is_main and not (run.folder / "config.json").is_file():
         runs.write_json(
             run.folder / "config.json",
             {
                 "command": "pretrain",
                 "asked": dataclasses.asdict(config),
-                "resolved": {"device": str(device), "dtype": str(dtype), "micro_batch": state.micro_batch, **facts},
+                "resolved": {
+                    "device": str(device),
+                    "dtype": str(dtype),
+                    "micro_batch": state.micro_batch,
+                    "processes": world.size,
+                    **facts,
+                },
                 "recipe": recipe.to_dict(),
                 "environment": training.environment(device),
                 "data": {"train": len(train_set), "val": len(val_set) if val_set else 0, "classes": len(names)},
             },
         )
-    print(
-        f"{config.model} ({sum(p.numel() for p in model.parameters()):,} parameters) on {len(train_set):,} images of {len(names)} classes: "
-        f"{recipe.steps:,} steps of {recipe.batch_size}, {config.crop} px, {str(dtype).removeprefix('torch.')} on {device}"
-        + (f", from step {state.step}" if resumed else ""),
-        flush=True,
-    )
+    if world.is_main:
+        among = f", {world.size} processes ({config.strategy})" if world.size > 1 else ""
+        print(
+            f"{config.model} ({arch.num_parameters(len(names)):,} parameters) on {len(train_set):,} images of {len(names)} classes: "
+            f"{recipe.steps:,} steps of {recipe.batch_size}, {config.crop} px, {str(dtype).removeprefix('torch.')} on {device}{among}"
+            + (f", from step {state.step}" if resumed else ""),
+            flush=True,
+        )
     outcome = training.Outcome(finished=True)
     if state.step < recipe.steps:
+        growth = None
+        if config.crop_from is not None:
+            begin, end = config.crop_ramp
+            growth = Growth(start=config.crop_from, steps=recipe.steps, begin=begin, end=end)
         loader = TrainLoader(
             train_set,
-            InceptionCrop(size=config.crop, min_area=config.min_area),
+            InceptionCrop(size=config.crop, min_area=config.min_area, growth=growth),
             batch_size=recipe.batch_size,
             seed=config.seed,
             cache=config.cache,
             workers=training.spare_workers() if config.workers is None else config.workers,
-            progress=True,
+            progress=world.is_main,
+            skip_bad=config.max_bad_images > 0,
+            rank=world.rank,
+            ranks=world.size,
         )
         outcome = training.train(
             run,
@@ -157,16 +171,115 @@ def _train(
             facts=facts,
             device=device,
             dtype=dtype,
-            forward=torch.compile(model) if config.compile else model,
-            validate=None if val_set is None else training.validation(state, val_set, spec, device, dtype),
+            forward=torch.compile(forward) if config.compile else forward,
+            validate=_measurements(config, state, val_set, spec, device, dtype, world),
             eval_every=config.eval_every or max(1, recipe.steps // 10),
             checkpoint_seconds=seconds(config.checkpoint_every),
             tensorboard=config.tensorboard,
+            keep=config.keep_checkpoints,
+            loss=config.loss,
+            ema_decay=config.ema,
+            world=world,
+            sync=sync,
+            max_bad=config.max_bad_images,
+            forward_flops=lambda side: arch.forward_flops(side, len(names)),
         )
     if not outcome.finished:
-        print(f"Stopped after step {state.step} of {recipe.steps}; the same command goes on from there.")
+        if world.is_main:
+            print(f"Stopped after step {state.step} of {recipe.steps}; the same command goes on from there.")
         return 128 + (outcome.signal or 0)
-    measured = [line for line in run.metrics() if "val/top1" in line]
+    with state.averaged():
+        tensors = parallel.whole(model)
+    if world.is_main:
+        _save(config, run, arch, names, spec, recipe, tensors)
+    return 0
+
+
+def _network(config: PretrainConfig, arch: Architecture, names: tuple[str, ...]) -> ResNetV2:
+    """The network as it begins: the same on every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = build(arch, len(names))
+    if config.loss == "sigmoid":
+        assert isinstance(model.head, nn.Linear)
+        nn.init.constant_(model.head.bias, objective.SIGMOID_HEAD_BIAS)
+    if config.weights is not None:
+        source, card = weights.load(config.weights)
+        if card.architecture != arch or card.num_classes != len(names):
+            raise WeightsError(
+                f"--weights {config.weights} is not a {config.model} with the {len(names)} classes of {config.data}."
+            )
+        if card.class_names is not None and card.class_names != names:
+            raise WeightsError(f"--weights {config.weights} has other classes than {config.data}, or in another order.")
+        model.load_state_dict(source.state_dict())
+    return model
+
+
+def _measurements(
+    config: PretrainConfig,
+    state: loop.State,
+    val_set: ImageSet | None,
+    spec: InputSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World,
+) -> Callable[[], Mapping[str, float]] | None:
+    """What is measured now and then: accuracy on the validation images, and the probe."""
+    parts: list[Callable[[], Mapping[str, float]]] = []
+    if val_set is not None:
+        parts.append(training.validation(state, val_set, spec, device, dtype, world))
+    if config.probe is not None:
+        parts.append(_probe(config, state, spec, device, dtype))
+    if not parts:
+        return None
+    return lambda: {name: value for part in parts for name, value in part().items()}
+
+
+def _probe(
+    config: PretrainConfig, state: loop.State, spec: InputSpec, device: torch.device, dtype: torch.dtype
+) -> Callable[[], Mapping[str, float]]:
+    """A function that solves a linear classifier on the network's features of a few images of a second set: "probe/top1" is its
+    accuracy on others, with the fixed penalty of big_vision's few-shot evaluation.
+
+    Every process does all of it: with FSDP each forward pass needs all, and otherwise the rest would only wait.
+    """
+    assert config.probe is not None
+    opened = data.open_dataset(config.probe, channels=state.model.architecture.in_chans)
+    held_out = opened.test or opened.val
+    if opened.train.labels is None or held_out is None or held_out.labels is None:
+        raise DataError(f"--probe {config.probe}: the probe needs labelled images to learn from and others to test on.")
+    shots = splits.per_class(opened.train, config.probe_examples, config.seed, allow_fewer=True)
+    drawn = np.random.default_rng(config.seed).permutation(len(held_out))[:PROBE_TEST_IMAGES]
+    test = held_out.subset(np.sort(drawn))
+
+    def measure() -> Mapping[str, float]:
+        with state.averaged():
+            features, labels = linear.extract_features(
+                state.model, eval_batches(shots, spec, state.micro_batch, skip_bad=True), device, dtype
+            )
+            probe = linear.fit(features, labels, len(shots.class_names), penalty=linear.FEWSHOT_PENALTY)
+            features, labels = linear.extract_features(
+                state.model, eval_batches(test, spec, state.micro_batch, skip_bad=True), device, dtype
+            )
+        with torch.inference_mode():
+            right = (probe.head(features).argmax(1) == labels).float().mean()
+        return {"probe/top1": right.item()}
+
+    return measure
+
+
+def _save(
+    config: PretrainConfig,
+    run: runs.Run,
+    arch: Architecture,
+    names: tuple[str, ...],
+    spec: InputSpec,
+    recipe: Recipe,
+    tensors: dict[str, torch.Tensor],
+) -> None:
+    """The finished model, from its tensors, as one file that explains itself."""
+    measured = next((line for line in reversed(run.metrics()) if "loss" not in line), {})
+    asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("out",)}
     card = ModelCard(
         name=config.name or run.folder.name,
         architecture=arch,
@@ -174,13 +287,13 @@ def _train(
         input=spec,
         class_names=names,
         upstream=config.upstream or config.data,
-        source="bit pretrain",
+        source=command_line("pretrain", asked),
         recipe=recipe.to_dict(),
-        metrics={key: value for key, value in measured[-1].items() if key != "step"} if measured else {},
+        metrics={key: value for key, value in measured.items() if key != "step"},
     )
-    weights.save(run.folder / "model.safetensors", model, card)
-    print(
-        f"Saved {run.folder / 'model.safetensors'}"
-        + (f": val top-1 {card.metrics['val/top1']:.2%}" if measured else "")
-    )
-    return 0
+    model = build(arch, len(names))
+    model.load_state_dict(tensors)
+    file = run.folder / "model.safetensors"
+    weights.save(file, model, card)
+    shown = ", ".join(f"{key} {value:.4g}" for key, value in card.metrics.items())
+    print(f"Saved {file}" + (f": {shown}" if shown else ""))

@@ -7,9 +7,10 @@ import dataclasses
 import json
 import os
 import platform
+import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,12 @@ from bigtransfer.catalog import InputSpec
 from bigtransfer.config import Config, fields_of
 from bigtransfer.data import ImageSet, checks
 from bigtransfer.data.augment import normalize
-from bigtransfer.data.loader import FeatureLoader, TrainLoader, eval_batches, usable_cores
-from bigtransfer.errors import ConfigError, RunError
+from bigtransfer.data.loader import EvalBatch, FeatureLoader, TrainLoader, eval_batches, usable_cores
+from bigtransfer.dist import World
+from bigtransfer.errors import ConfigError, DataError, RunError, TrainingError
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.train import checkpoint, loop
+from bigtransfer.ops.peak import matmul_flops
+from bigtransfer.train import checkpoint, loop, objective, parallel
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -50,6 +53,10 @@ def spare_workers() -> int:
     return max(1, min(16, usable_cores() - 1))
 
 
+CLOCK = ("images_per_second", "data_wait", "mfu")
+"""What is logged of the clock. The rest of metrics.jsonl is the same in every repetition of a run."""
+
+
 @dataclass(kw_only=True)
 class Outcome:
     """How `train` ended."""
@@ -57,9 +64,6 @@ class Outcome:
     finished: bool
     """False: a signal asked it to stop; the checkpoint is written."""
     signal: int | None = None
-    seconds: float = 0.0
-    """Wall-clock of the steps of this process, without validation."""
-    images: int = 0
 
 
 def train(
@@ -76,17 +80,33 @@ def train(
     eval_every: int,
     checkpoint_seconds: float,
     tensorboard: bool = False,
+    keep: int = 1,
+    loss: objective.Loss = "softmax",
+    ema_decay: float | None = None,
+    world: World | None = None,
+    sync: parallel.Sync | None = None,
+    max_bad: float = 0.0,
+    forward_flops: Callable[[int], float] | None = None,
 ) -> Outcome:
     """Take the steps from `state.step` to the recipe's end, logging each to `run`, and leave a checkpoint of the last one taken.
 
-    forward: the part of the model that is trained, on a batch's images, or a compiled form of it.
+    forward: the part of the model that is trained, on a batch's images, or a compiled form of it. loss, ema_decay, world and sync: see
+    `loop.steps`; of several processes, all call this, and the main one prints and logs.
     facts: what a checkpoint belongs to; a later `checkpoint.restore` with other facts is refused. validate: called every `eval_every`
-    steps and after the last one; its numbers are logged. SIGINT and SIGTERM stop after the step at hand.
+    steps and after the last one; its numbers are logged. keep: how many checkpoints. SIGINT and SIGTERM stop after the step at hand.
+    max_bad: share of the images seen, or of an epoch's if that is more, that the loader may leave out; DataError beyond.
+    forward_flops: of the network on one image of so many pixels' side, for the logged model FLOP utilisation ("mfu": three times
+    these, since the backward pass takes twice as many, over what the devices can do at most).
     """
+    world = World() if world is None else world
     outcome = Outcome(finished=True)
+    peak = world.size * matmul_flops(device, dtype) if forward_flops else 0.0
+    # Counted by one and told to all, who are to agree on when it is too many.
+    left_out = sum(len(line.get("left_out", ())) for line in run.metrics()) if world.is_main else 0
+    left_out = world.collect(left_out)[0]
     with contextlib.ExitStack() as stack:
         writer = None
-        if tensorboard:
+        if tensorboard and world.is_main:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError as error:
@@ -95,11 +115,14 @@ def train(
                 ) from error
             writer = stack.enter_context(SummaryWriter(run.folder / "tensorboard", purge_step=state.step))
 
-        def log(step: int, numbers: Mapping[str, float]) -> None:
+        def log(step: int, numbers: Mapping[str, Any]) -> None:
+            if not world.is_main:
+                return
             run.log(step, **numbers)
             if writer is not None:
                 for key, value in numbers.items():
-                    writer.add_scalar(key, value, step)
+                    if isinstance(value, int | float):
+                        writer.add_scalar(key, value, step)
 
         stop = stack.enter_context(loop.stop_on_signals())
         bar = stack.enter_context(
@@ -110,53 +133,113 @@ def train(
                 unit="step",
                 dynamic_ncols=True,
                 mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file need not hold every state of the bar
+                disable=not world.is_main,
             )
         )
         # Closed also when an error ends the loop: they hold worker processes and a thread.
         batches = stack.enter_context(contextlib.closing(loader.batches(state.step, recipe.steps)))
         taken = stack.enter_context(
             contextlib.closing(
-                loop.steps(state, batches, recipe, seed=loader.seed, device=device, dtype=dtype, forward=forward)
+                loop.steps(
+                    state,
+                    batches,
+                    recipe,
+                    seed=loader.seed,
+                    device=device,
+                    dtype=dtype,
+                    forward=forward,
+                    loss=loss,
+                    ema_decay=ema_decay,
+                    world=world,
+                    sync=sync,
+                )
             )
         )
         saved_at = time.monotonic()
-        for step in taken:
-            outcome.seconds += step.seconds
-            outcome.images += step.images
-            log(
-                step.number,
-                {
-                    "loss": step.loss,
-                    "lr": step.learning_rate,
-                    "images_per_second": round(step.rate, 2),
-                    "data_wait": round(step.data_seconds / step.seconds, 4),
-                },
-            )
-            bar.set_postfix_str(
-                f"loss {step.loss:.3f}, lr {step.learning_rate:.2g}, {step.rate:.0f} img/s", refresh=False
-            )
-            bar.update()
+        for step in _pointing_to_checkpoints(taken, run.folder):
+            numbers: dict[str, Any] = {
+                "loss": step.loss,
+                "lr": step.learning_rate,
+                "gradient_norm": step.gradient_norm,
+                "images_per_second": round(step.rate, 2),
+                "data_wait": round(step.data_seconds / step.seconds, 4),
+            }
+            if forward_flops:
+                numbers["mfu"] = round(3 * forward_flops(step.side) * step.rate / peak, 4)
             last = state.step == recipe.steps
+            # What one process knows and all must act on together: a signal to it, rank 0's clock, an image it could not read.
+            due = world.is_main and time.monotonic() - saved_at >= checkpoint_seconds
+            asked = torch.tensor([bool(stop), due, len(step.errors)], dtype=torch.int64, device=device)
+            stopping, saving, errors = world.total(asked).tolist()
+            if errors:
+                rows = world.collect([{"name": error.name, "reason": error.reason} for error in step.errors])
+                numbers["left_out"] = [row for of_rank in rows for row in of_rank]
+            log(step.number, numbers)
+            bar.set_postfix_str(_seen_at_a_glance(numbers), refresh=False)
+            bar.update()
             if validate is not None and (last or state.step % eval_every == 0):
                 measured = validate()
                 log(step.number, measured)
-                bar.write(
-                    f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in measured.items()),
-                    file=sys.stderr,
-                )
-            if last or stop or time.monotonic() - saved_at >= checkpoint_seconds:
-                checkpoint.save(run.folder, state, facts)
+                if world.is_main:
+                    bar.write(
+                        f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in measured.items()),
+                        file=sys.stderr,
+                    )
+            if last or stopping or saving:
+                checkpoint.save(run.folder, state, facts, world=world, keep=keep)
                 saved_at = time.monotonic()
-            if stop and not last:
-                outcome.finished, outcome.signal = False, stop.signal
+            if errors:
+                left_out += errors
+                seen = max(state.step * recipe.batch_size, len(loader.labels))
+                if left_out > max_bad * seen:
+                    newest = numbers["left_out"][-1]
+                    raise DataError(
+                        f"{left_out} images could not be read up to step {state.step}, more than --max-bad-images {max_bad:g} allows; "
+                        f"the newest: {newest['name']}: {newest['reason']}. {run.folder / 'metrics.jsonl'} lists them under left_out."
+                    )
+            if stopping and not last:
+                outcome.finished, outcome.signal = False, stop.signal or signal.SIGTERM
                 break
     return outcome
 
 
+def _seen_at_a_glance(numbers: Mapping[str, Any]) -> str:
+    """A step's numbers beside the progress bar."""
+    shown = f"loss {numbers['loss']:.3f}, lr {numbers['lr']:.2g}, {numbers['images_per_second']:.0f} img/s"
+    if "mfu" in numbers:
+        shown += f", MFU {numbers['mfu']:.0%}"
+    if numbers["data_wait"] >= 0.05:
+        shown += f", waiting for data {numbers['data_wait']:.0%}"
+    return shown
+
+
+def _pointing_to_checkpoints(steps: Iterator[loop.Step], folder: Path) -> Iterator[loop.Step]:
+    """The steps; if the training cannot go on, the error also says what is left."""
+    try:
+        yield from steps
+    except TrainingError as error:
+        saved = checkpoint.steps(folder)
+        left = (
+            f"The newest checkpoint, of step {saved[-1]}, is in {folder}." if saved else "There is no checkpoint yet."
+        )
+        raise TrainingError(f"{error} {left}") from error
+
+
 def validation(
-    state: loop.State, images: ImageSet, spec: InputSpec, device: torch.device, dtype: torch.dtype
+    state: loop.State,
+    images: ImageSet,
+    spec: InputSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    world: World | None = None,
 ) -> Callable[[], dict[str, float]]:
-    """A function that measures the model as it is now on a labelled set: "val/top1" and its like."""
+    """A function that measures the model as it is now, with its averaged weights if it keeps such, on a labelled set: "val/top1" and its
+    like. Each process of `world` looks at a part of the images; all get the numbers of the whole."""
+    world = World() if world is None else world
+    places = world.part(len(images))
+    part = images.subset(places)
+    # As many forward passes on every process: with FSDP each is a joint effort.
+    passes = -(-(-(-len(images) // world.size)) // state.micro_batch)
 
     @torch.inference_mode()
     def logits(batch: torch.Tensor) -> torch.Tensor:
@@ -164,25 +247,56 @@ def validation(
 
     def measure() -> dict[str, float]:
         state.model.eval()
-        # What fits with its activations for the backward pass fits without.
-        result = evals.evaluate(logits, eval_batches(images, spec, state.micro_batch), len(images.class_names))
+        with state.averaged():
+            done = 0
+
+            def batches() -> Iterator[EvalBatch]:
+                nonlocal done
+                # What fits with its activations for the backward pass fits without.
+                for batch in eval_batches(part, spec, state.micro_batch):
+                    done += 1
+                    yield batch._replace(indices=batch.indices + places.start)
+
+            if images.labels is not None and images.labels.ndim == 2:
+                hits = torch.zeros(2, dtype=torch.int64)
+                for batch in batches():
+                    best = logits(batch.images).argmax(1, keepdim=True)
+                    hits += torch.tensor([int((batch.labels == best).any(1).sum()), len(best)])
+            else:
+                result = evals.evaluate(logits, batches(), len(images.class_names))
+            for _ in range(passes - done):
+                logits(torch.zeros(1, images.channels, spec.size, spec.size, dtype=torch.uint8))
         state.model.train()
-        return result.named("val")
+        if images.labels is not None and images.labels.ndim == 2:
+            right, seen = world.total(hits.to(device)).tolist()
+            return {"val/precision_at_1": right / seen}
+        return result.gathered(world).named("val")
 
     return measure
 
 
-def resume(run: runs.Run, state: loop.State, facts: Mapping[str, Any]) -> bool:
+def resume(run: runs.Run, state: loop.State, facts: Mapping[str, Any], world: World | None = None) -> bool:
     """Continue from the run's checkpoint if it has one: restore `state`, forget later log lines. True if there was one."""
-    if not checkpoint.exists(run.folder):
-        run.rewind(-1)
-        return False
-    checkpoint.restore(run.folder, state, facts)
-    run.rewind(state.step - 1)
-    return True
+    found = checkpoint.exists(run.folder)
+    if found:
+        checkpoint.restore(run.folder, state, facts, world=world)
+    if world is None or world.is_main:
+        run.rewind(state.step - 1)
+    return found
 
 
-_NO_EFFECT = ("out", "workers", "cache", "tensorboard", "checkpoint_every", "name", "upstream", "class_names")
+_NO_EFFECT = (
+    "out",
+    "workers",
+    "cache",
+    "tensorboard",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "name",
+    "upstream",
+    "class_names",
+    "max_bad_images",
+)
 """What a resumed run may be asked differently: it changes neither the training nor what is measured."""
 
 

@@ -15,12 +15,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bigtransfer.data.loader import Batch, available_memory
-from bigtransfer.errors import TrainingError
+from bigtransfer.data.cache import available_memory
+from bigtransfer.data.loader import Batch
+from bigtransfer.dist import World
+from bigtransfer.errors import ImageError, TrainingError
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.model import ResNetV2
 from bigtransfer.ops.memory import keep_freed_memory
-from bigtransfer.train import objective
+from bigtransfer.train import objective, parallel
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,35 @@ class State:
     """Images computed at a time. Halved for good when memory runs out, and saved with the rest: it decides how sums are rounded."""
     step: int = 0
     """Optimizer steps taken so far: the number of the next step."""
+    ema: dict[str, Tensor] | None = None
+    """Moving averages of the parameters by name, float32, if they are kept (`track_average`)."""
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the model has the moving averages as parameters, if they are kept: they are what is measured and delivered."""
+        if self.ema is None:
+            yield
+            return
+        pairs = [(_local(parameter), _local(self.ema[name])) for name, parameter in self.model.named_parameters()]
+
+        def swap() -> None:
+            # By value: FSDP has references of its own to the parameters' memory.
+            for parameter, average in pairs:
+                kept = parameter.clone()
+                parameter.copy_(average)
+                average.copy_(kept)
+
+        swap()
+        try:
+            yield
+        finally:
+            swap()
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """The part of a tensor that this process holds: all of it unless it is sharded (DTensor)."""
+    local: Any = tensor.detach()
+    return local.to_local() if hasattr(local, "to_local") else local
 
 
 @dataclass(frozen=True)
@@ -46,8 +77,15 @@ class Step:
     number: int
     loss: float
     """Mean over the batch, nats."""
+    gradient_norm: float
+    """Euclidean length of the whole gradient, without weight decay."""
     learning_rate: float
     images: int
+    """Of all processes; those left out as unreadable included."""
+    side: int
+    """Of the crops, px."""
+    errors: tuple[ImageError, ...]
+    """The images that this process's loader left out."""
     seconds: float
     """Wall-clock of the whole step."""
     data_seconds: float
@@ -92,7 +130,23 @@ def new_state(
         {"params": [p for p in chosen if p.ndim > 1], "weight_decay": recipe.weight_decay},
         {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return State(model, torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=True), micro_batch)
+    # torch has the one-kernel form for plain tensors only, not for sharded ones (DTensor).
+    fused = not any(hasattr(parameter, "full_tensor") for parameter in chosen)
+    return State(model, torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=fused), micro_batch)
+
+
+def track_average(state: State) -> None:
+    """Keep a moving average of the parameters from now on (`steps`' `ema_decay`)."""
+    state.ema = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
+
+
+def _update_average(state: State, decay: float) -> None:
+    """average <- d average + (1 - d) parameters; d rises to `decay` as (1 + t) / (10 + t), so that the first, random, parameters
+    are soon forgotten (TensorFlow's convention)."""
+    assert state.ema is not None
+    decay = min(decay, (1 + state.step) / (10 + state.step))
+    parameters = dict(state.model.named_parameters())
+    torch._foreach_lerp_(list(state.ema.values()), [parameters[name].detach() for name in state.ema], 1 - decay)
 
 
 def activation_bytes(model: ResNetV2, size: int, dtype: torch.dtype) -> int:
@@ -112,7 +166,7 @@ def fitting_micro_batch(model: ResNetV2, size: int, dtype: torch.dtype, device: 
     """The whole batch if its activations fit in memory, else the largest power of two of images that do.
 
     At most 128 on a CPU, where more is not faster. Left free are room for gradients and momentum, and on a CPU what the loader may
-    take for its cache (`data.loader.CACHE_SHARE`).
+    take for its cache (`data.cache.CACHE_SHARE`).
     """
     if device.type == "cuda":
         free, share = torch.cuda.mem_get_info(device)[0], 0.7
@@ -142,18 +196,28 @@ def steps(
     device: torch.device,
     dtype: torch.dtype,
     forward: Callable[[Tensor], Tensor] | None = None,
+    loss: objective.Loss = "softmax",
+    ema_decay: float | None = None,
+    world: World | None = None,
+    sync: parallel.Sync | None = None,
 ) -> Generator[Step, None, None]:
     """Take one optimizer step for each of `batches` and yield it once taken; `state` is then ready to be saved.
 
-    The gradient of a batch is the sum over its micro-batches of per-image gradients, divided by the batch's size, so any split gives
-    the same step up to rounding. Out of memory halves `state.micro_batch` and repeats the step, down to one image.
+    The gradient of a batch is the sum over its micro-batches of per-image gradients, divided by the recipe's batch size, so any split
+    into micro-batches or among processes gives the same step up to rounding. Out of memory halves `state.micro_batch` and repeats the
+    step, down to one image; among several processes it ends the training.
     forward: batch of images -> logits, by `state.model` unless given: a compiled form of it, or its head where `batches` are of features.
-    Raises TrainingError when the loss is not finite or one image does not fit; the state is then the one before that step.
+    ema_decay: of the moving average, if `state` keeps one. world: whose part of each batch `batches` hold; `forward` and `sync` are then
+    those of `parallel.distribute`. MixUp needs the whole batch and therefore a world of one.
+    Raises TrainingError when loss or gradient are not finite or one image does not fit; the state is then the one before that step.
     """
+    world = World() if world is None else world
+    assert world.size == 1 or recipe.mixup_alpha == 0, "MixUp's partners may be with another process"
     if device.type == "cpu":
         keep_freed_memory()
     model = state.model
     forward = model if forward is None else forward
+    parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
     model.train()
     iterator = iter(batches)
     while True:
@@ -170,14 +234,22 @@ def steps(
                 total = torch.zeros((), device=device)
                 for start in range(0, count, state.micro_batch):
                     part = slice(start, min(start + state.micro_batch, count))
-                    logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
-                    loss = objective.loss_sum(logits, batch.labels, part, mix) / count
-                    loss.backward()
-                    total += loss.detach()
+                    with sync(part.stop == count) if sync else contextlib.nullcontext():
+                        logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
+                        # The gradient is averaged over the processes, so each one's share counts as often as there are processes.
+                        share = recipe.batch_size / world.size
+                        micro = objective.loss_sum(logits, batch.labels, part, mix, loss) / share
+                        micro.backward()
+                    total += micro.detach()
                 break
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
                     raise
+                if world.size > 1:  # the others are already waiting for this process's gradients
+                    raise TrainingError(
+                        f"Out of memory in process {world.rank} with {state.micro_batch} images of {batch.images.shape[-1]} px at a "
+                        "time. Give a smaller --micro-batch."
+                    ) from error
                 # More than the batch would change nothing.
                 state.micro_batch = min(state.micro_batch, count) // 2
                 if state.micro_batch == 0:
@@ -190,12 +262,15 @@ def steps(
             state.optimizer.zero_grad(set_to_none=True)
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        loss_value = float(total)
-        if not math.isfinite(loss_value):
+        norm = _length([parameter.grad for parameter in parameters if parameter.grad is not None])
+        loss_value, gradient_norm = (world.total(total) / world.size).item(), norm.item()
+        if not (math.isfinite(loss_value) and math.isfinite(gradient_norm)):
             state.optimizer.zero_grad(set_to_none=True)
+            what = "loss" if not math.isfinite(loss_value) else "gradient's length"
             raise TrainingError(
-                f"The loss is {loss_value} at step {state.step}: training has diverged. Start a new run (another --out) with a lower "
-                "--learning-rate, or with --precision fp32."
+                f"The {what} is {gradient_norm if math.isfinite(loss_value) else loss_value} at step {state.step}: training has "
+                f"diverged{f'; up to step {state.step - 1} all was finite' if state.step else ''}. Start a new run (another --out) "
+                "with a lower --learning-rate, or with --precision fp32."
             )
         rate = recipe.learning_rate(state.step)
         for group in state.optimizer.param_groups:
@@ -203,14 +278,26 @@ def steps(
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
+        if state.ema is not None and ema_decay is not None:
+            _update_average(state, ema_decay)
         yield Step(
             number=state.step - 1,
             loss=loss_value,
+            gradient_norm=gradient_norm,
             learning_rate=rate,
-            images=count,
+            images=recipe.batch_size,
+            side=batch.images.shape[-1],
+            errors=batch.errors,
             seconds=time.perf_counter() - started,
             data_seconds=waited,
         )
+
+
+def _length(gradients: list[Tensor]) -> Tensor:
+    """Euclidean length of all gradients together, scalar; of sharded ones (DTensor), over all processes."""
+    total: Any = torch.nn.utils.get_total_norm(gradients)
+    # Not isinstance: importing DTensor takes a second, which only sharded runs have spent already.
+    return total.full_tensor() if hasattr(total, "full_tensor") else total
 
 
 @dataclass

@@ -1,8 +1,9 @@
-"""What training minimizes: softmax cross-entropy, on images that MixUp may have blended."""
+"""What training minimizes: softmax or sigmoid cross-entropy, on images that MixUp may have blended."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,6 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigtransfer.data.augment import normalize
+
+Loss = Literal["softmax", "sigmoid"]
+
+SIGMOID_HEAD_BIAS = -10.0
+"""Where the head's biases start under the sigmoid loss, so that thousands of absent classes cost nothing at first (the authors' later
+code, for ImageNet-21k)."""
 
 _MIXUP = 3  # stream of random numbers; data.augment uses 1 and 2
 
@@ -46,13 +53,35 @@ def inputs(images: Tensor, part: slice, mix: Mix | None, dtype: torch.dtype, dev
     return torch.lerp(partner, own, mix.lam).to(dtype)
 
 
-def loss_sum(logits: Tensor, labels: Tensor, part: slice, mix: Mix | None) -> Tensor:
-    """Cross-entropy summed over one micro-batch, (m, classes) float32 logits -> scalar, nats.
+def loss_sum(logits: Tensor, labels: Tensor, part: slice, mix: Mix | None, loss: Loss = "softmax") -> Tensor:
+    """The loss summed over one micro-batch: float32 logits (m, classes) -> scalar, nats. `part` is its place in `labels`.
 
-    Mixing the two losses equals the loss on mixed one-hot labels.
+    labels: int64, -1 for none: (n,), or (n, k) where images have up to k classes. softmax: cross-entropy, with the classes of an
+    image equally likely. sigmoid: binary cross-entropy summed over the classes (the authors' later code; the paper does not state its
+    loss for multi-label sets). An image without any label, such as one that could not be read, adds nothing.
+    Mixing two images' losses equals the loss on mixed targets.
     """
-    own = F.cross_entropy(logits, labels[part].to(logits.device), reduction="sum")
+    own = _sum(logits, labels[part].to(logits.device), loss)
     if mix is None:
         return own
-    partner = F.cross_entropy(logits, labels[mix.partner[part]].to(logits.device), reduction="sum")
+    partner = _sum(logits, labels[mix.partner[part]].to(logits.device), loss)
     return mix.lam * own + (1 - mix.lam) * partner
+
+
+def _sum(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+    if loss == "softmax" and labels.ndim == 1:
+        return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
+    targets = multi_hot(labels, logits.shape[1])
+    if loss == "softmax":
+        return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True).clamp(min=1), reduction="sum")
+    labelled = targets.any(1, keepdim=True)
+    return F.binary_cross_entropy_with_logits(logits, targets, weight=labelled.to(logits.dtype), reduction="sum")
+
+
+def multi_hot(labels: Tensor, classes: int) -> Tensor:
+    """int64 (n,) or (n, k), -1 for none -> float32 (n, classes): 1 for each class of the image."""
+    labels = labels.reshape(len(labels), -1)
+    # Absent labels fall into a column of their own, which is cut off.
+    places = torch.where(labels < 0, classes, labels)
+    hot = torch.zeros(len(labels), classes + 1, device=labels.device)
+    return hot.scatter_(1, places, 1.0)[:, :classes]

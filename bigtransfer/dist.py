@@ -1,0 +1,141 @@
+"""The processes that train one model together: a `World`, on torch.distributed. A world of one costs nothing.
+
+`torchrun` starts the processes and restarts them when one dies; it tells each its place through environment variables, which
+`join` reads. Without them the world is this process alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as torch_distributed
+from torch import Tensor
+
+from bigtransfer.errors import ConfigError, RunError
+
+TIMEOUT = datetime.timedelta(minutes=30)
+"""How long a process waits for the others, who may be filling a cache or validating, before it takes them for dead."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Who takes part in the training, and which of them this process is."""
+
+    rank: int = 0
+    """This process's number, 0..size-1. Rank 0 is the one that talks: it prints, logs, and writes what is not sharded."""
+    size: int = 1
+    local_rank: int = 0
+    """This process's number on its machine, 0..local_size-1: the index of its GPU."""
+    local_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over all processes, the same bits on each. All must call it; RunError if one of them is gone."""
+        if self.size == 1:
+            return values
+        summed = values.clone()
+        with _peers():
+            torch_distributed.all_reduce(summed)
+        return summed
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        # A sum, because a barrier of NCCL's needs to be told the device.
+        self.total(torch.zeros((), device=self._device()))
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows `(n, ...)` of all processes, which may have different numbers of them, in the order of the ranks."""
+        if self.size == 1:
+            return rows
+        counts = torch.zeros(self.size, dtype=torch.int64, device=self._device())
+        counts[self.rank] = len(rows)
+        ends = self.total(counts).cumsum(0).tolist()
+        everyone = torch.zeros(ends[-1], *rows.shape[1:], dtype=rows.dtype, device=self._device())
+        everyone[ends[self.rank] - len(rows) : ends[self.rank]] = rows.to(everyone.device)
+        return self.total(everyone).to(rows.device)
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every process's `value` (JSON), in the order of the ranks, on all of them."""
+        if self.size == 1:
+            return [value]
+        # As lines of JSON: torch's own gathering of objects would unpickle what comes over the network.
+        line = torch.tensor(list(json.dumps(value).encode() + b"\n"), dtype=torch.uint8)
+        return [json.loads(text) for text in bytes(self.gather(line).tolist()).splitlines()]
+
+    def part(self, count: int) -> range:
+        """This process's share of `count` things: contiguous, and every thing is in exactly one process's."""
+        return range(self.rank * count // self.size, (self.rank + 1) * count // self.size)
+
+    @staticmethod
+    def _device() -> torch.device:
+        """Where the process group can send from."""
+        nccl = torch_distributed.is_initialized() and torch_distributed.get_backend() == "nccl"
+        return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
+
+
+@contextlib.contextmanager
+def _peers() -> Iterator[None]:
+    """Turns a backend's error about a lost process into one that says what to do."""
+    try:
+        yield
+    except torch_distributed.DistError as error:
+        raise _lost(error) from error
+    except RuntimeError as error:  # gloo's are plain
+        if any(word in str(error) for word in ("peer", "gloo", "Socket", "Timed out")):
+            raise _lost(error) from error
+        raise
+
+
+def _lost(error: Exception) -> RunError:
+    first = str(error).splitlines()[0]
+    return RunError(
+        f"Another process of this training has ended or cannot be reached ({first}). torchrun restarts all of them from the last "
+        "checkpoint if --max-restarts allows it; otherwise give the same command again."
+    )
+
+
+@contextlib.contextmanager
+def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """Within, the world that torchrun started this process in, and the device that this process is to compute on.
+
+    device: what was asked for; "cuda" becomes the GPU of the process's local rank. ConfigError if there are fewer GPUs than
+    processes on this machine. RunError if the other processes do not come.
+    """
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield World(), device
+        return
+    world = World(
+        rank=int(os.environ["RANK"]),
+        size=int(os.environ["WORLD_SIZE"]),
+        local_rank=int(os.environ.get("LOCAL_RANK", 0)),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+    )
+    if device.type == "cuda":
+        if world.local_size > torch.cuda.device_count():
+            raise ConfigError(
+                f"torchrun started {world.local_size} processes on a machine with {torch.cuda.device_count()} GPUs: choose "
+                "--nproc-per-node no larger."
+            )
+        device = torch.device("cuda", world.local_rank)
+        torch.cuda.set_device(device)
+    if world.size == 1:
+        yield world, device
+        return
+    try:
+        torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise _lost(error) from error
+    try:
+        yield world, device
+    finally:
+        torch_distributed.destroy_process_group()
