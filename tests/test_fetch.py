@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import http.server
 import json
 import multiprocessing
-import re
 import socket
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,75 +17,13 @@ import pytest
 from bigtransfer import catalog, crc32c, fetch, weights
 from bigtransfer.errors import DownloadError
 
-CONTENT = bytes(range(256)) * 1200
-"""300 KiB: several reads of a socket."""
-ETAG = '"version-1"'
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Server
-
-    def do_GET(self) -> None:
-        self.server.requests.append((self.path, dict(self.headers)))
-        self.server.answer(self)
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def reply(self, status: int, body: bytes, headers: dict[str, str] | None = None, sent: int | None = None) -> None:
-        """Answer; `sent` bytes only of the body, then hang up."""
-        self.send_response(status)
-        for name, value in ({"Content-Length": str(len(body))} | (headers or {})).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body[:sent])
-        if sent is not None:
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-
-    def file(self, headers: dict[str, str] | None = None, sent: int | None = None, content: bytes = CONTENT) -> None:
-        """The file as a good server sends it: ranges, If-Range, etag."""
-        headers = {"ETag": ETAG, "Accept-Ranges": "bytes"} | (headers or {})
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if wanted and self.headers.get("If-Range") == headers["ETag"]:
-            start = int(wanted[1])
-            content_range = f"bytes {start}-{len(content) - 1}/{len(content)}"
-            self.reply(206, content[start:], headers | {"Content-Range": content_range}, sent)
-        else:
-            self.reply(200, content, headers, sent)
-
-
-class Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[tuple[str, dict[str, str]]] = []
-        self.answer: Callable[[Handler], None] = Handler.file
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}/folder/weights.npz"
-
-    def in_turn(self, *answers: Callable[[Handler], None]) -> None:
-        """Give these answers one after the other, the last for ever."""
-        rest = list(answers)
-        self.answer = lambda handler: (rest.pop(0) if len(rest) > 1 else rest[0])(handler)
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients that hang up are part of the tests
+from .file_server import CONTENT, ETAG, Handler, Server, running
 
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    with Server() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    with running() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(autouse=True)

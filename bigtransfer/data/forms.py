@@ -46,13 +46,13 @@ def open_dataset(
     class_names: number the labels by this list, say a model's classes, instead of by the names found; the data may then lack
     classes, but have none that is not listed.
     channels: 3 (RGB) or 1 (grey). cache: where downloads and conversions are kept; default `cache_folder()`.
-    shard_cache: bytes that fetched shards may take there; default `remote.Cache.at`.
+    shard_cache: bytes that fetched shards may take there; default: as `$BIT_SHARD_CACHE` says, else half of the disk's free room.
 
     Raises DataError if there is no such data set or it is not understood.
     """
     columns = Columns(image=image_column, label=label_column, split=split_column, label_separator=label_separator)
     folder = cache_folder() if cache is None else Path(cache)
-    remote_cache = Cache.at(folder / "shards", shard_cache)
+    remote_cache = Cache(folder / "shards", settings.shard_cache() if shard_cache is None else shard_cache)
     where = str(spec)
     if remote.is_address(where) and not where.lower().endswith(shards.TAR_ENDINGS):
         splits = index.open_address(where, folder, remote_cache, class_names, channels)

@@ -32,6 +32,8 @@ from bigtransfer.errors import DataError
 FORMAT = "bigtransfer shards"
 VERSION = 1
 SPLITS = ("train", "val", "test")
+PLAN = ".plan.json"
+"""There as long as `bit shard` has not finished."""
 KEY_DIGITS = 9
 """Of the running number of an image in its split, which is its key."""
 
@@ -103,7 +105,9 @@ class Index:
 
 
 def is_indexed(folder: Path) -> bool:
-    """Whether `folder` holds shards with an index."""
+    """Whether `folder` holds shards with an index. DataError if it will, once `bit shard` has finished."""
+    if (folder / PLAN).is_file() and not (folder / "index.json").is_file():
+        raise DataError(f"{folder} is unfinished: the same `bit shard` command again goes on.")
     try:
         with open(folder / "index.json", encoding="utf-8") as file:
             return FORMAT in file.read(200)
@@ -126,7 +130,9 @@ def open_address(address: str, cache: Path, shards: Cache, class_names: Sequence
     place = cache / "indexes" / hashlib.sha256(base.encode()).hexdigest()[:16]
     path = remote.renewed(f"{base}/index.json", place / "index.json")
     index = Index.read(path, f"{base}/index.json")
-    kept = Cache(place, limit=1 << 62)  # small beside the shards, and mapped into memory as long as the set is in use
+    kept = Cache(
+        place, 1 << 62
+    )  # nothing is removed: small beside the shards, and mapped into memory while the set is in use
     files: dict[str, Path | RemoteFile] = {}
     for part in index.splits.values():
         for array in part.arrays.values():

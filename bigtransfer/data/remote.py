@@ -36,37 +36,29 @@ class Cache:
     """A folder of fetched files with at most about `limit` bytes: downloads under way may exceed it by a file each."""
 
     folder: Path
-    limit: int
-
-    @classmethod
-    def at(cls, folder: Path, limit: int | None) -> Cache:
-        """limit: bytes; None: as `$BIT_SHARD_CACHE` says, else half of what is free on that disk without the cache's own files."""
-        if limit is None:
-            limit = settings.shard_cache()
-        if limit is None:
-            existing = next(parent for parent in (folder, *folder.parents) if parent.exists())
-            limit = (shutil.disk_usage(existing).free + sum(size for _, size, _ in _contents(folder))) // 2
-        return cls(folder, limit)
+    limit: int | None = None
+    """None: half of what would be free on that disk without the cache's own files."""
 
     def make_room(self, size: int, address: str) -> None:
-        """Remove what was used longest ago until `size` more bytes fit."""
-        if size > self.limit:
-            raise DataError(
-                f"{address} has {size / 1e9:.2f} GB, more than the {self.limit / 1e9:.2f} GB that {self.folder} may hold. "
-                "Allow more with BIT_SHARD_CACHE (GB), make room on the disk, or set BIT_CACHE to another one."
-            )
+        """Remove what was opened longest ago until `size` more bytes fit."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.folder / ".room.lock"):
             files = sorted(_contents(self.folder))
-            excess = sum(size for _, size, _ in files) + size - self.limit
-            for used, length, path in files:
-                if excess <= 0:
+            used = sum(length for _, length, _ in files)
+            limit = (shutil.disk_usage(self.folder).free + used) // 2 if self.limit is None else self.limit
+            if size > limit:
+                raise DataError(
+                    f"{address} has {size / 1e9:.3g} GB, more than the {limit / 1e9:.3g} GB that {self.folder} may take. "
+                    "Allow more with BIT_SHARD_CACHE (GB), make room on the disk, or set BIT_CACHE to another one."
+                )
+            for opened, length, path in files:
+                if used + size <= limit:
                     break
-                if path.name.startswith(".") and time.time() - used < _ABANDONED:
+                if path.name.startswith(".") and time.time() - opened < _ABANDONED:
                     continue  # a download under way
                 with contextlib.suppress(OSError):
                     path.unlink()
-                    excess -= length
+                    used -= length
 
 
 def _contents(folder: Path) -> list[tuple[float, int, Path]]:

@@ -42,7 +42,7 @@ _PIECE = 1 << 20
 _ARRAYS = {"offsets": "int64", "lengths": "uint32", "places": "int64"}
 """What is kept of each image while shards are written; its place is that in the order of writing."""
 SHARD_MB = 256.0
-_PLAN, _JOURNAL = ".plan.json", ".journal.jsonl"
+_JOURNAL = ".journal.jsonl"
 
 
 def run(config: ShardConfig) -> int:
@@ -82,17 +82,26 @@ def write(folder: Path, splits: Splits, config: ShardConfig) -> Index:
     before, finished = _earlier(folder, plan)
     written = {name: _Split(folder, name, part, config, before.get(name, _Done())) for name, part in parts.items()}
     if not finished:
-        runs.write_json(folder / _PLAN, plan)
+        runs.write_json(folder / index.PLAN, plan)
     total = sum(map(len, parts.values()))
     with ThreadPoolExecutor(config.threads or usable_cores()) as pool, _bar(total, "Sharding") as bar:
         for split in written.values():
             split.repair(pool, bar)
             if not finished:
                 split.go_on(pool, bar)
-    if finished:
-        return Index.read(folder / "index.json", str(folder / "index.json"))
+    if not finished:
+        _finish(folder, config, splits.train.class_names, plan, written)
+    for file in (*folder.glob(".*.npy"), folder / index.PLAN, folder / _JOURNAL):
+        file.unlink(missing_ok=True)
+    return Index.read(folder / "index.json", str(folder / "index.json"))
+
+
+def _finish(
+    folder: Path, config: ShardConfig, class_names: tuple[str, ...], plan: dict[str, Any], written: dict[str, _Split]
+) -> None:
+    """Write what stands beside the shards, and last the index."""
     made = Index(
-        class_names=splits.train.class_names,
+        class_names=class_names,
         splits={name: split.finish() for name, split in written.items()},
         made={
             "by": f"bigtransfer {bigtransfer.__version__}, Pillow {Image.__version__}",
@@ -104,9 +113,6 @@ def write(folder: Path, splits: Splits, config: ShardConfig) -> Index:
     if unreadable := [one for split in written.values() for one in split.done.unreadable]:
         runs.write_json(folder / "unreadable.json", unreadable)
     made.write(folder / "index.json")
-    for file in (*folder.glob(".*.npy"), folder / _PLAN, folder / _JOURNAL):
-        file.unlink(missing_ok=True)
-    return made
 
 
 def _plan(parts: dict[str, ImageSet], config: ShardConfig) -> dict[str, Any]:
@@ -187,21 +193,21 @@ class _Written:
 def _earlier(folder: Path, plan: dict[str, Any]) -> tuple[dict[str, _Done], bool]:
     """What an earlier command has finished, and whether that is all. RunError if it was another command."""
     done: dict[str, _Done] = {}
-    if index.is_indexed(folder):
+    if (folder / "index.json").is_file():
         found = Index.read(folder / "index.json", str(folder / "index.json"))
         _same(folder, dict(found.made.get("plan", {})), plan)
         for split, part in found.splits.items():
             done[split] = _Done(list(part.shards), list(found.made["skipped"][split]), images=part.images)
         return done, True
-    if not (folder / _PLAN).is_file():
+    if not (folder / index.PLAN).is_file():
         if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
             raise RunError(f"{folder} is not empty ({others[0]}). Choose an empty or a new folder.")
         return done, False
     try:
-        before = json.loads((folder / _PLAN).read_text(encoding="utf-8"))
+        before = json.loads((folder / index.PLAN).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(
-            f"{folder / '.plan.json'} cannot be read ({error}). Remove {folder}, or choose another."
+            f"{folder / index.PLAN} cannot be read ({error}). Remove {folder}, or choose another."
         ) from error
     _same(folder, before, plan)
     lines = runs.read_metrics(folder / _JOURNAL)

@@ -1,0 +1,323 @@
+"""Shards on a web server that drops, truncates and changes files, and in the stores that fsspec opens."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from bigtransfer import fetch
+from bigtransfer.config import ShardConfig
+from bigtransfer.data import ImageSet, Splits, open_dataset
+from bigtransfer.errors import ConfigError, DataError
+from bigtransfer.jobs import shard
+
+from .data_makers import class_folders
+from .file_server import Handler, Server, read_all, running
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path / "cache"))
+    for name in ("BIT_OFFLINE", "BIT_SHARD_CACHE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fetch, "BACKOFF", 0.0)
+    monkeypatch.setattr(fetch, "TIMEOUT", 5.0)
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 3 images, 5 of train and 1 of test, of 30 kB each."""
+    folder = tmp_path_factory.mktemp("local")
+    for split, counts, seed in (("train", {"cat": 8, "dog": 7}, 0), ("test", {"cat": 1, "dog": 2}, 90)):
+        class_folders(folder / "photos" / split, counts, seed=seed)
+    shard.run(ShardConfig(source=str(folder / "photos"), destination=str(folder / "shards"), shard_images=3, threads=1))
+    return folder / "shards"
+
+
+def serve(server: Server, folder: Path, shards: Callable[[Handler], None] | None = None) -> str:
+    """Give the folder's files at the address that is returned; `shards` answers for those of train instead."""
+
+    def answer(handler: Handler) -> None:
+        file = folder / handler.path.rpartition("/")[2]
+        if shards is not None and file.name.startswith("train-"):
+            shards(handler)
+        elif file.is_file():
+            handler.file({"ETag": f'"{file.name}"'}, content=file.read_bytes())
+        else:
+            handler.reply(404, b"")
+
+    server.answer = answer
+    return f"http://127.0.0.1:{server.server_port}/sets/shards"
+
+
+def asked(server: Server, ending: str = ".tar") -> list[str]:
+    return [path.rpartition("/")[2] for path, _ in server.requests if path.endswith(ending)]
+
+
+def content(images: ImageSet) -> list[bytes]:
+    return [images.data(i) for i in range(len(images))]
+
+
+def same(one: Splits, other: Splits) -> None:
+    assert one.test is not None and other.test is not None
+    for mine, yours in ((one.train, other.train), (one.test, other.test)):
+        assert content(mine) == content(yours) and mine.labels.tolist() == yours.labels.tolist()
+        assert mine.class_names == yours.class_names and mine.name(2) == yours.name(2)
+
+
+# --- A web server
+
+
+@pytest.mark.parametrize("ending", ["", "/", "/index.json"])
+def test_shards_on_a_web_server(server: Server, local: Path, ending: str) -> None:
+    address = serve(server, local) + ending
+    data = open_dataset(address)
+    assert asked(server) == []  # nothing is fetched before it is read
+    assert data.train.read(7).shape == (12, 16, 3) and data.train.read(8).shape == (12, 16, 3)
+    assert asked(server) == ["train-000002.tar"]
+    same(data, open_dataset(local))
+    before = len(asked(server))
+    assert before == 6
+    again = pickle.loads(pickle.dumps(open_dataset(address)))
+    same(again, data)
+    assert len(asked(server)) == before and asked(server, "index.json") == ["index.json"] * 2
+
+
+def test_without_index(server: Server, local: Path) -> None:
+    data = open_dataset(serve(server, local) + "/{train-{000000..000004},test-000000}.tar")
+    assert data.train.class_names == ("0", "1") and data.train.runs.tolist() == [0, 3, 6, 9, 12, 15]
+    assert content(data.train) == content(open_dataset(local).train)
+    assert len(asked(server)) == 6
+    with pytest.raises(DataError, match=r"404.*|no such file"):
+        open_dataset(serve(server, local) + "/train-{000000..000009}.tar")
+    with pytest.raises(DataError, match=r"does not list its files.*\{000\.\.009\}"):
+        open_dataset(serve(server, local) + "/train-*.tar")
+    with pytest.raises(DataError, match="is compressed"):
+        open_dataset(serve(server, local) + "/train.tar.gz")
+
+
+def test_connections_that_drop(server: Server, local: Path) -> None:
+    def drop(handler: Handler) -> None:
+        whole = (local / handler.path.rpartition("/")[2]).read_bytes()
+        handler.file(content=whole, sent=4_000)
+
+    data = open_dataset(serve(server, local, drop))
+    assert content(data.train) == content(open_dataset(local).train)
+    assert len(asked(server)) >= 5 * 3
+
+
+def test_a_shard_that_is_damaged_on_the_way(server: Server, local: Path, cache: Path) -> None:
+    answers = iter([True, False])
+
+    def damage(handler: Handler) -> None:
+        whole = (local / handler.path.rpartition("/")[2]).read_bytes()
+        handler.file(content=whole[:-1] + b"x" if next(answers, True) else whole)
+
+    data = open_dataset(serve(server, local, damage))
+    assert data.train.data(0) == open_dataset(local).train.data(0)  # the second time it arrived whole
+    with pytest.raises(DataError, match=r"train-000004\.tar: twice it arrived damaged: its sha256 is"):
+        data.train.data(14)
+    assert not list((cache / "data" / "shards").glob("*train-000004.tar"))
+
+
+def test_a_shard_of_another_version(server: Server, local: Path) -> None:
+    data = open_dataset(serve(server, local, lambda handler: handler.file(content=b"short")))
+    with pytest.raises(
+        DataError, match=r"train-000000\.tar: it has 5 bytes, but should have \d+\. Has it been replaced"
+    ):
+        data.train.data(0)
+
+
+def test_what_is_not_there(server: Server, local: Path) -> None:
+    data = open_dataset(serve(server, local, lambda handler: handler.reply(404, b"")))
+    with pytest.raises(DataError, match=r"train-000000\.tar: the server answered 404"):
+        data.train.read(0)
+    with pytest.raises(DataError, match=r"index\.json: the server answered 404"):
+        open_dataset(serve(server, local / "none"))
+    server.answer = lambda handler: handler.reply(200, b'{"format": "?"}')
+    with pytest.raises(DataError, match=r"index\.json is not an index of shards: its format is '\?'"):
+        open_dataset(f"http://127.0.0.1:{server.server_port}/x")
+    server.answer = lambda handler: handler.reply(503, b"")
+    with pytest.raises(DataError, match=r"503.*5 attempts"):
+        open_dataset(f"http://127.0.0.1:{server.server_port}/y")
+
+
+def test_offline(server: Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = serve(server, local)
+    with monkeypatch.context() as patch:
+        patch.setenv("BIT_OFFLINE", "1")
+        with pytest.raises(DataError, match="BIT_OFFLINE forbids"):
+            open_dataset(address)
+    open_dataset(address).train.data(0)
+    server.requests.clear()
+    monkeypatch.setenv("BIT_OFFLINE", "1")
+    data = open_dataset(address)
+    assert data.train.data(0) and not server.requests
+    with pytest.raises(DataError, match=r"train-000004\.tar is not in the cache"):
+        data.train.data(14)
+
+
+def test_a_renewed_set_is_not_mixed_with_its_old_form(server: Server, local: Path, tmp_path: Path) -> None:
+    address = serve(server, local)
+    content(open_dataset(address).train)
+    class_folders(tmp_path / "new", {"cat": 3, "dog": 3}, seed=300)
+    shard.run(
+        ShardConfig(source=str(tmp_path / "new"), destination=str(tmp_path / "shards"), shard_images=3, threads=1)
+    )
+    serve(server, tmp_path / "shards")
+    assert content(open_dataset(address).train) == content(open_dataset(tmp_path / "shards").train)
+
+
+# --- The bounded cache
+
+
+def test_the_cache_is_bounded(server: Server, local: Path, cache: Path) -> None:
+    size = (local / "train-000000.tar").stat().st_size
+    folder = cache / "data" / "shards"
+    data = open_dataset(serve(server, local), shard_cache=2 * size + 100)
+    expected = open_dataset(local).train
+    for i in range(15):
+        assert data.train.data(i) == expected.data(i)
+        assert sum(path.stat().st_size for path in folder.iterdir()) <= 2 * size + 100
+    assert sorted(path.name[17:] for path in folder.glob("*.tar")) == ["train-000003.tar", "train-000004.tar"]
+    before = len(asked(server))
+    assert data.train.data(0) == expected.data(0)  # removed from the folder, but still open here
+    assert len(asked(server)) == before
+    other = pickle.loads(pickle.dumps(data.train))
+    assert other.data(0) == expected.data(0) and len(asked(server)) == before + 1
+    with pytest.raises(DataError, match=r"more than the .* GB that .* may take.*BIT_SHARD_CACHE"):
+        open_dataset(serve(server, local), shard_cache=size - 1).train.data(5)
+
+
+def test_what_was_left_behind_makes_room(server: Server, local: Path, cache: Path) -> None:
+    size = (local / "train-000000.tar").stat().st_size
+    folder = cache / "data" / "shards"
+    folder.mkdir(parents=True)
+    for name, age in ((".old.part", 7200), (".new.part", 0)):
+        (folder / name).write_bytes(bytes(size))
+        os.utime(folder / name, (time.time() - age,) * 2)
+    open_dataset(serve(server, local), shard_cache=2 * size + 100).train.data(0)
+    assert not (folder / ".old.part").exists() and (folder / ".new.part").exists()
+
+
+def test_the_limit_from_the_environment(server: Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BIT_SHARD_CACHE", "0.00001")
+    data = open_dataset(serve(server, local))
+    with pytest.raises(DataError, match="BIT_SHARD_CACHE"):
+        data.train.data(0)
+    monkeypatch.setenv("BIT_SHARD_CACHE", "lots")
+    with pytest.raises(ConfigError, match="number of GB"):
+        open_dataset(serve(server, local))
+
+
+def test_threads_share_a_cache_that_is_too_small(server: Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (local / "train-000000.tar").stat().st_size
+    data = open_dataset(serve(server, local), shard_cache=2 * size)
+    monkeypatch.setattr(type(data.train.store._stores[0]), "_OPEN", 1)
+    expected = content(open_dataset(local).train)
+    order = np.random.default_rng(0).integers(0, 15, 60)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(data.train.data, map(int, order))) == [expected[i] for i in order]
+
+
+def test_processes_share_the_cache(server: Server, local: Path) -> None:
+    size = (local / "train-000000.tar").stat().st_size
+    data = open_dataset(serve(server, local), shard_cache=3 * size)
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    workers = [context.Process(target=read_all, args=(data.train, seed, results)) for seed in range(2)]
+    for worker in workers:
+        worker.start()
+    read = [results.get(timeout=60) for _ in workers]
+    for worker in workers:
+        worker.join()
+    expected = dict(enumerate(content(open_dataset(local).train)))
+    assert read == [expected, expected]
+
+
+# --- Stores
+
+
+@pytest.fixture
+def memory(local: Path) -> Iterator[MemoryFileSystem]:
+    system = fsspec.filesystem("memory")
+    for path in local.iterdir():
+        system.pipe(f"/bucket/shards/{path.name}", path.read_bytes())
+    yield system
+    system.rm("/bucket", recursive=True)
+
+
+def test_shards_in_a_store(memory: MemoryFileSystem, local: Path) -> None:
+    same(open_dataset("memory://bucket/shards"), open_dataset(local))
+    data = open_dataset("memory://bucket/shards/train-*.tar")
+    assert len(data.train) == 15 and content(data.train) == content(open_dataset(local).train)
+    assert len(open_dataset("memory://bucket/shards/train-{000000..000002}.tar").train) == 9
+    with pytest.raises(DataError, match=r"There is no file memory://bucket/none-\*\.tar"):
+        open_dataset("memory://bucket/none-*.tar")
+    with pytest.raises(DataError, match="there is no such file"):
+        open_dataset("memory://bucket/none")
+    with pytest.raises(DataError, match="rotocol not known"):
+        open_dataset("nowhere://bucket/none")
+
+
+def test_a_store_that_fails_now_and_then(
+    memory: MemoryFileSystem, local: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = open_dataset("memory://bucket/shards")
+    opened, positions = MemoryFileSystem._open, []
+
+    class Failing:
+        def __init__(self, file) -> None:
+            self.file, self.given = file, 0
+
+        def __enter__(self) -> Failing:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def seek(self, place: int) -> None:
+            positions.append(place)
+            self.file.seek(place)
+
+        def read(self, count: int) -> bytes:
+            if self.given:
+                raise RuntimeError("the store's own kind of error")
+            self.given = 1
+            return self.file.read(9_000)
+
+    monkeypatch.setattr(
+        MemoryFileSystem, "open", lambda self, *arguments, **named: Failing(opened(self, *arguments, **named))
+    )
+    assert data.train.data(0) == open_dataset(local).train.data(0)
+    assert positions[:2] == [0, 9_000]  # it went on where it had stopped
+    monkeypatch.setattr(MemoryFileSystem, "open", lambda *_, **__: 1 / 0)
+    with pytest.raises(
+        DataError, match=r"Cannot download memory://bucket/shards/train-000004\.tar: .*division.*5 attempts"
+    ):
+        data.train.data(14)
+    monkeypatch.undo()
+
+
+def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(DataError, match="nstall s3fs"):
+        open_dataset("s3://bucket/shards")
