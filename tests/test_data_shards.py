@@ -95,6 +95,19 @@ def test_the_key_of_json_labels_can_be_named(tmp_path: Path) -> None:
         open_dataset(path)
 
 
+def test_json_with_several_labels(tmp_path: Path) -> None:
+    members = {}
+    for i, label in enumerate((["b", "a"], "b", [])):
+        members |= {f"{i}.png": image(i), f"{i}.json": json.dumps({"label": label}).encode()}
+    data = open_dataset(tar(tmp_path / "x.tar", members), multi_label=True)
+    assert data.train.class_names == ("a", "b") and data.train.labels.tolist() == [[0, 1], [1, -1]]
+    with pytest.raises(DataError, match="several labels each"):
+        open_dataset(tmp_path / "x.tar")
+    path = tar(tmp_path / "y.tar", {"a.png": image(0), "a.json": b'{"label": ["a", 0.5]}'})
+    with pytest.raises(DataError, match="has no label under"):
+        open_dataset(path)
+
+
 @pytest.mark.parametrize(
     ("members", "message"),
     [

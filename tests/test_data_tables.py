@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigtransfer.data import open_dataset
+from bigtransfer.data import open_dataset, tables
+from bigtransfer.data.sources import ParquetRows
 from bigtransfer.errors import DataError, ImageError
 
 from .data_makers import class_folders, encoded, pattern, write
@@ -252,3 +253,120 @@ def test_hub_errors_are_ours(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'bigtransfer\[datasets\]'"):
         open_dataset("hf:owner/name")
+
+
+# --- Parquet that is read where it is
+
+
+@pytest.fixture
+def large_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of Parquet files that counts as too large to be converted, with row groups of 2 (the last of 1)."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(tables, "CONVERT_BELOW", 0)
+    for file, offset, count in (("train-0", 0, 5), ("train-1", 5, 4), ("test-0", 9, 3)):
+        rows = arrow.table({"image": image_rows(count, offset), "label": [["b", "a"][i % 2] for i in range(count)]})
+        parquet.write_table(rows, tmp_path / f"{file}.parquet", row_group_size=2)
+    return tmp_path
+
+
+def test_large_parquet_is_read_in_place(large_parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_dataset(large_parquet, cache=large_parquet / "cache")
+    assert not (large_parquet / "cache").exists()
+    assert data.test is not None and data.train.class_names == ("a", "b")
+    assert data.train.labels.tolist() == [1, 0, 1, 0, 1, 1, 0, 1, 0] and data.test.labels.tolist() == [1, 0, 1]
+    assert data.train.runs.tolist() == [0, 2, 4, 5, 7, 9] and data.test.runs.tolist() == [0, 2, 3]
+    assert [data.train.name(i) for i in (0, 8)] == ["train/000000", "train/000008"] and data.test.name(
+        1
+    ) == "test/000001"
+    seeds = {"train": range(9), "test": range(9, 12)}
+    other = pickle.loads(pickle.dumps(data.train))
+    monkeypatch.setattr(ParquetRows, "_KEPT", 1)  # every row group is dropped for the next one
+    for images, split in ((data.train, "train"), (data.test, "test"), (other, "train")):
+        for i in np.random.default_rng(0).permutation(len(images)):
+            np.testing.assert_array_equal(images.read(i), pattern(12, 16, seed=seeds[split][i]))
+    assert len(data.train.store._kept) == 1
+
+
+def test_a_row_group_is_read_once_for_all_its_rows(large_parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    train = open_dataset(large_parquet).train
+    read, asked = parquet.ParquetFile.read_row_group, []
+    monkeypatch.setattr(
+        parquet.ParquetFile,
+        "read_row_group",
+        lambda self, group, **named: asked.append(group) or read(self, group, **named),
+    )
+    for i in range(9):
+        train.data(i)
+    assert asked == [0, 1, 2, 0, 1]
+
+
+def test_large_parquet_that_is_damaged(large_parquet: Path) -> None:
+    train = open_dataset(large_parquet).train
+    (large_parquet / "train-1.parquet").write_bytes(b"PAR1 no more PAR1")
+    assert train.read(0).shape == (12, 16, 3)
+    with pytest.raises(DataError, match=r"train-1\.parquet is damaged, or was changed"):
+        train.read(5)
+    with pytest.raises(DataError, match="cannot be read as Parquet"):
+        open_dataset(large_parquet)
+
+
+# --- Several labels per image
+
+
+def test_csv_with_several_labels(tmp_path: Path) -> None:
+    path = table(
+        tmp_path, "image,label,split\nimg/0.png,10|9 | 9,train\nimg/1.png,9,train\nimg/2.png,,train\nimg/3.png,10,val\n"
+    )
+    data = open_dataset(path, label_separator="|", multi_label=True)
+    assert data.train.class_names == ("9", "10") and data.train.labels.tolist() == [[0, 1], [0, -1]]
+    assert data.val is not None and data.val.labels.tolist() == [[1, -1]]
+    assert data.notes == (
+        "1 images of train have an empty list of labels; they are left out.",
+        "val has no images of 9.",
+    )
+    assert [data.train.name(i) for i in range(2)] == ["img/0.png", "img/1.png"]
+    assert data.train.subset([1]).labels.tolist() == [[0, -1]]
+    with pytest.raises(DataError, match="several labels each"):
+        open_dataset(path, label_separator="|")
+    single = table(tmp_path / "b", "image,label\nimg/0.png,10|9\nimg/1.png,9\n")
+    assert open_dataset(single, multi_label=True).train.class_names == ("10|9", "9")
+
+
+@pytest.mark.parametrize("large", [False, True])
+def test_parquet_with_several_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    if large:
+        monkeypatch.setattr(tables, "CONVERT_BELOW", 0)
+    labels = [["dog", "cat"], ["cat"], [], None, ["ant", "dog", "ant"]]
+    parquet.write_table(
+        arrow.table({"image": image_rows(5), "label": labels}), tmp_path / "t.parquet", row_group_size=2
+    )
+    data = open_dataset(tmp_path / "t.parquet", multi_label=True, cache=tmp_path / "cache")
+    assert data.train.class_names == ("ant", "cat", "dog")
+    assert data.train.labels.tolist() == [[1, 2], [1, -1], [0, 2]]
+    assert "2 images of train have an empty list" in data.notes[0]
+    for i, seed in enumerate((0, 1, 4)):
+        np.testing.assert_array_equal(data.train.read(i), pattern(12, 16, seed=seed))
+    with pytest.raises(DataError, match="several labels each"):
+        open_dataset(tmp_path / "t.parquet", cache=tmp_path / "cache")
+
+
+def test_parquet_of_paths_with_several_labels(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table(tmp_path, "")
+    columns = {"path": ["img/0.png", "img/1.png"], "label": [[20, 3], [3]]}
+    parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
+    data = open_dataset(tmp_path / "t.parquet", multi_label=True)
+    assert data.train.class_names == ("3", "20") and data.train.labels.tolist() == [[0, 1], [0, -1]]
+
+
+def test_datasets_with_several_labels(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    several = datasets.Sequence(datasets.ClassLabel(names=["zebra", "ant", "bee"]))
+    features = datasets.Features({"image": datasets.Image(), "kinds": several})
+    rows = {"image": image_rows(3), "kinds": [[2, 0], [1], [0, 1, 2]]}
+    datasets.Dataset.from_dict(rows, features=features).save_to_disk(tmp_path / "d")
+    data = open_dataset(tmp_path / "d", multi_label=True)
+    assert data.train.class_names == ("zebra", "ant", "bee")
+    assert data.train.labels.tolist() == [[0, 2, -1], [1, -1, -1], [0, 1, 2]]
