@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import gc
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -18,38 +23,13 @@ from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.augment import Growth, InceptionCrop, SquareCrop, draws, normalize
-from bigtransfer.data.cache import available_memory
+from bigtransfer.data.background import in_processes, in_threads
 from bigtransfer.data.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.data.order import FullShuffle
-from bigtransfer.errors import ConfigError, ImageError
+from bigtransfer.errors import ConfigError, DataError, ImageError
 from tests.data_makers import class_folders
 
-# --- Order
-
-
-@pytest.mark.parametrize(("examples", "batch"), [(12, 4), (10, 4), (7, 7), (3, 8), (1, 5), (5, 12)])
-def test_every_image_comes_once_per_epoch(examples: int, batch: int) -> None:
-    order = FullShuffle(examples, batch, seed=3)
-    stream = np.concatenate([order.indices(step) for step in range(3 * examples)])  # that many steps end with an epoch
-    assert len(stream) == 3 * examples * batch
-    epochs = stream.reshape(-1, examples)
-    assert (np.sort(epochs, axis=1) == np.arange(examples)).all()
-    if examples > 5:
-        assert len({tuple(epoch) for epoch in epochs}) == len(epochs), "every epoch has an order of its own"
-
-
-def test_a_set_smaller_than_a_batch_repeats_its_images_evenly() -> None:
-    counts = np.bincount(FullShuffle(3, 8, seed=0).indices(5), minlength=3)
-    assert counts.sum() == 8 and counts.max() - counts.min() == 1
-
-
-def test_the_order_is_a_function_of_seed_and_step() -> None:
-    one, other = FullShuffle(50, 16, seed=7), FullShuffle(50, 16, seed=7)
-    forwards = [one.indices(step).tolist() for step in range(20)]
-    backwards = [other.indices(step).tolist() for step in reversed(range(20))]
-    assert forwards == backwards[::-1]
-    assert forwards != [FullShuffle(50, 16, seed=8).indices(step).tolist() for step in range(20)]
-
+CROP = InceptionCrop(size=16)
 
 # --- Crops
 
@@ -318,19 +298,141 @@ def test_large_crops_grow_in_steps_that_suit_the_network() -> None:
         InceptionCrop(size=224, growth=Growth(start=100, steps=10))
 
 
+# --- Work in the background
+
+
+def eventually(condition) -> bool:
+    """Whether it becomes true within a few seconds."""
+    deadline = time.monotonic() + 5
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return condition()
+
+
 @forks
 def test_closing_ends_the_workers_and_signals_do_not(pictures: ImageSet) -> None:
-    loader = TrainLoader(pictures, SquareCrop(resize=16, crop=16), batch_size=4, seed=0, cache="none", workers=1)
+    loader = TrainLoader(pictures, SquareCrop(resize=16, crop=16), batch_size=4, seed=0, cache="none", workers=2)
     batches = loader.batches(0, 1000)
     first = next(batches)
-    (worker,) = multiprocessing.active_children()
-    for number in (signal.SIGINT, signal.SIGTERM):  # as a terminal and schedulers send them to all processes of a job
-        os.kill(worker.pid, number)
-    following = [next(batches).step for _ in range(6)]  # more than what was prefetched
-    assert [first.step, *following] == list(range(7)) and worker.is_alive()
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for worker in workers:
+        for number in (
+            signal.SIGINT,
+            signal.SIGTERM,
+        ):  # as a terminal and schedulers send them to all processes of a job
+            os.kill(worker.pid, number)
+    following = [next(batches).step for _ in range(12)]  # more than what was made ahead
+    assert [first.step, *following] == list(range(13)) and all(worker.is_alive() for worker in workers)
     batches.close()
-    gc.collect()
     assert not multiprocessing.active_children()
+
+
+def test_loaders_can_be_sent_to_processes_that_are_not_forked(pictures: ImageSet) -> None:
+    loader = TrainLoader(pictures, InceptionCrop(size=16), batch_size=8, seed=5, cache="none", rank=1, ranks=2)
+    copy = pickle.loads(pickle.dumps(loader))
+    assert bytes_of(copy.batches(3, 5)) == bytes_of(loader.batches(3, 5))
+
+
+class Slow(Counting):
+    """Takes its time for each image."""
+
+    def read(self, row: int, channels: int) -> np.ndarray:
+        time.sleep(0.1)
+        return super().read(row, channels)
+
+
+@forks
+@pytest.mark.parametrize("workers", [0, 2])
+def test_closing_does_not_wait_for_batches_under_way(workers: int) -> None:
+    loader = TrainLoader(Slow(20).as_set(), CROP, batch_size=20, seed=0, cache="none", workers=workers)
+    threads = threading.active_count()
+
+    def consume() -> None:
+        nonlocal started
+        with contextlib.closing(loader.batches(0, 100)) as batches:
+            assert next(batches).step == 0
+            started = time.monotonic()
+            raise ZeroDivisionError
+
+    started = 0.0
+    with pytest.raises(ZeroDivisionError):
+        consume()
+    assert time.monotonic() - started < 1.5, "a batch takes 2 s"
+    assert threading.active_count() == threads and not multiprocessing.active_children()
+
+
+@forks
+def test_a_killed_worker_is_reported_and_the_others_end(pictures: ImageSet) -> None:
+    loader = TrainLoader(pictures, CROP, batch_size=4, seed=0, cache="none", workers=3)
+    batches = loader.batches(0, 1000)
+    next(batches)
+    victim = multiprocessing.active_children()[1]
+    os.kill(victim.pid, signal.SIGKILL)
+    with pytest.raises(DataError, match=r"was killed by SIGKILL\. If memory ran out, lower --workers"):
+        list(batches)
+    assert not multiprocessing.active_children()
+
+
+def broken(item: int, _stopped) -> int:
+    return 12 // item
+
+
+@forks
+def test_a_mistake_in_a_worker_is_shown_with_its_place() -> None:
+    results = in_processes(broken, [4, 3, 0, 1], processes=2)
+    assert [next(results), next(results)] == [3, 4]
+    with pytest.raises(RuntimeError, match=r"(?s)in a worker process.*in broken.*ZeroDivisionError"):
+        next(results)
+    assert not multiprocessing.active_children()
+
+
+def test_threads_work_ahead_and_no_further() -> None:
+    done = []
+    results = in_threads(lambda item, _: done.append(item) or item, range(100), threads=2, ahead=3)
+    assert next(results) == 0 and eventually(lambda: sorted(done) == [0, 1, 2, 3])
+    assert [next(results) for _ in range(5)] == [1, 2, 3, 4, 5] and eventually(lambda: len(done) == 9)
+    results.close()
+    assert len(done) == 9
+    with pytest.raises(ZeroDivisionError):
+        list(in_threads(broken, [1, 0, 2], threads=1, ahead=1))
+
+
+UNCLOSED = """
+import multiprocessing, os, sys, time
+from bigtransfer.data.background import in_processes
+def work(item, stopped):
+    return os.getpid()
+if __name__ == "__main__":
+    multiprocessing.set_start_method(sys.argv[1])
+    results = in_processes(work, range(10**6), processes=2)
+    print(*{next(results) for _ in range(4)}, flush=True)
+    if sys.argv[2] == "wait":
+        time.sleep(60)
+"""
+
+
+def gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="looks at processes through /proc")
+@pytest.mark.parametrize(("method", "end"), [("fork", "exit"), ("fork", "wait"), ("spawn", "wait")])
+def test_workers_end_with_the_main_process(tmp_path: Path, method: str, end: str) -> None:
+    """With one that ends without having closed the generator, and with one that is killed; also where workers are not forked."""
+    script = tmp_path / "unclosed.py"
+    script.write_text(UNCLOSED)
+    with subprocess.Popen([sys.executable, script, method, end], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        pids = [int(pid) for pid in process.stdout.readline().split()]
+        assert len(pids) == 2
+        if end == "wait":
+            process.kill()
+        assert process.wait(timeout=20) == (-signal.SIGKILL if end == "wait" else 0)
+    assert eventually(lambda: all(map(gone, pids)))
 
 
 def test_feature_batches_follow_the_same_order() -> None:
@@ -368,30 +470,3 @@ def test_images_without_labels_can_be_evaluated_on(tmp_path: Path) -> None:
     images = open_dataset(tmp_path / "a").train
     (batch,) = eval_batches(images, InputSpec(size=8), 4)
     assert images.labels is None and batch.labels.tolist() == [-1, -1]
-
-
-# --- Memory
-
-
-def test_available_memory_is_that_of_the_machine_or_the_container(tmp_path: Path) -> None:
-    assert 2**20 < available_memory() < 2**45
-    machine, groups = tmp_path / "meminfo", tmp_path / "groups"
-    machine.write_text("MemTotal: 99 kB\nMemAvailable:    2000 kB\nCached: 5 kB\n")
-    assert available_memory(groups, machine) == 2_048_000
-    groups.mkdir()
-    (groups / "memory.max").write_text("max\n")
-    (groups / "memory.current").write_text("1000\n")
-    (groups / "memory.stat").write_text("anon 1\ninactive_file 300\n")
-    assert available_memory(groups, machine) == 2_048_000
-    (groups / "memory.max").write_text("1500\n")
-    assert available_memory(groups, machine) == 800
-    (groups / "memory.max").write_text("500\n")
-    (groups / "memory.stat").write_text("anon 1\n")
-    assert available_memory(groups, machine) == 0
-
-
-def test_available_memory_where_the_system_does_not_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    half = available_memory(tmp_path, tmp_path / "none")
-    assert half == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    monkeypatch.delattr(os, "sysconf")
-    assert available_memory(tmp_path, tmp_path / "none") == 4 << 30

@@ -15,8 +15,6 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import torch.multiprocessing  # noqa: F401  from here on, tensors travel between processes through shared memory
-
 from bigtransfer.errors import BitError, DataError
 
 T = TypeVar("T")
@@ -57,7 +55,7 @@ _AHEAD = 2
 def in_processes(
     function: Callable[[T, Stopped], R], items: Iterable[T], *, processes: int
 ) -> Generator[R, None, None]:
-    """The same in worker processes; function, items and results are pickled, tensors in them shared.
+    """The same in worker processes; function, items and results are pickled (tensors travel through shared memory, as torch has it).
 
     Raises the BitErrors that the function raises, and DataError if a worker dies. Each worker has a pipe of its own, so that one that is
     killed leaves no lock behind for the others to wait on.

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
+import shutil
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 from tqdm import tqdm
 
+from bigtransfer.data.augment import Augmentation, Crops
 from bigtransfer.data.background import in_threads, usable_cores
 from bigtransfer.data.sources import ImageSet
-from bigtransfer.errors import ImageError
+from bigtransfer.errors import DataError, ImageError
+from bigtransfer.runs import atomic_write
 
 CACHE_SHARE = 0.4
 """`auto` keeps the decoded images in memory if they take at most this share of what is free."""
@@ -66,9 +74,26 @@ class DecodedImages:
     def __getitem__(self, i: int) -> np.ndarray:
         return self.pixels[self.offsets[i] : self.offsets[i + 1]].reshape(*self.sizes[i], self.channels)
 
+    def crop(self, indices: np.ndarray, crops: Crops, augmentation: Augmentation) -> Tensor:
+        """The images at `indices` (int64 (n,)), each cut as `crops` says: uint8 (n, c, side, side), channels_last; zeros for bad ones."""
+        side = augmentation.side
+        images = np.zeros((len(indices), side, side, self.channels), dtype=np.uint8)
+        for position, (index, box, mirrored) in enumerate(zip(indices.tolist(), *crops, strict=True)):
+            if index not in self.errors:
+                images[position] = augmentation.cut(self[index], box, mirrored)
+        return channels_last(images)
 
-def fits(images: ImageSet, prepare: Prepare, copies: int, skip_bad: bool) -> bool:
-    """Whether `copies` of the prepared set take at most CACHE_SHARE of the free memory, judged by a few images."""
+
+def channels_last(images: np.ndarray) -> Tensor:
+    """uint8 (n, h, w, c) -> (n, c, h, w), channels_last without a copy."""
+    return torch.from_numpy(images).permute(0, 3, 1, 2)
+
+
+def fits(images: ImageSet, prepare: Prepare, *, copies: int = 1, folder: Path | None = None, skip_bad: bool) -> bool:
+    """Whether the prepared set, judged by a few images, takes at most CACHE_SHARE of the free memory.
+
+    copies: processes of which each keeps one. folder: they share one in a file there, which also needs room unless it is there already.
+    """
     sample = np.random.default_rng(0).choice(len(images), size=min(8, len(images)), replace=False)
     sizes = []
     for i in sample.tolist():
@@ -77,7 +102,15 @@ def fits(images: ImageSet, prepare: Prepare, copies: int, skip_bad: bool) -> boo
         except ImageError:
             if not skip_bad:
                 raise
-    return bool(np.mean(sizes or [0]) * len(images) * copies <= CACHE_SHARE * available_memory())
+    needed = float(np.mean(sizes or [0])) * len(images)
+    if folder is None:
+        return needed * copies <= CACHE_SHARE * available_memory()
+    if needed > CACHE_SHARE * available_memory():
+        return False
+    if _index(folder, images, prepare).is_file():
+        return True
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
+    return needed <= 0.9 * shutil.disk_usage(existing).free
 
 
 def in_memory(images: ImageSet, prepare: Prepare, *, skip_bad: bool, progress: bool) -> DecodedImages:
@@ -97,6 +130,80 @@ def in_memory(images: ImageSet, prepare: Prepare, *, skip_bad: bool, progress: b
         used += image.nbytes
     pixels.resize(used, refcheck=False)
     return DecodedImages(pixels, sizes, images.channels, errors)
+
+
+def in_files(folder: Path, images: ImageSet, prepare: Prepare, *, skip_bad: bool, progress: bool) -> DecodedImages:
+    """The decoded set in files of `folder`, mapped into memory: all processes of a machine share them, and later ones find them.
+
+    Whichever process comes first decodes while the others wait; if it dies, the next one does. Files of another set, or of one whose
+    images have changed, are left alone (their names tell them apart). Raises ImageError as `in_memory` does, DataError if the folder
+    has no room.
+    """
+    import filelock
+
+    index = _index(folder, images, prepare)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / ".decoded.lock"):
+            found = _mapped(index, images.channels)
+            if found is None:
+                for leftover in folder.glob(".decoded-*.tmp"):  # of a process that was killed
+                    leftover.unlink(missing_ok=True)
+                _write(index, _decoded(images, prepare, skip_bad, progress), len(images))
+                found = _mapped(index, images.channels)
+    except OSError as error:
+        raise DataError(
+            f"The decoded images cannot be kept in {folder}: {error.strerror}. Make room there, or choose --cache none."
+        ) from error
+    assert found is not None
+    if found.errors and not skip_bad:
+        raise found.errors[min(found.errors)]
+    return found
+
+
+def _index(folder: Path, images: ImageSet, prepare: Prepare) -> Path:
+    """The file that says where each image of the set lies in the file of pixels beside it.
+
+    Named after the images' names and, to notice other contents, another decoder and another fixed part, 16 prepared images.
+    """
+    digest = hashlib.blake2b(digest_size=12)
+    for i in range(len(images)):
+        digest.update(images.name(i).encode(errors="surrogateescape") + b"\0")
+    for i in np.linspace(0, len(images) - 1, 16).astype(np.int64).tolist():
+        try:
+            image = prepare(images.read(i))
+            digest.update(np.array(image.shape, dtype="<i8").tobytes() + image.tobytes())
+        except ImageError as error:
+            digest.update(error.reason.encode())
+    return folder / f"decoded-{digest.hexdigest()}.npz"
+
+
+def _write(index: Path, decoded: Iterator[np.ndarray | ImageError], count: int) -> None:
+    sizes = np.zeros((count, 2), dtype=np.int64)
+    errors = []
+    with atomic_write(index.with_suffix(".pixels")) as temporary, open(temporary, "wb") as file:
+        for i, image in enumerate(decoded):
+            if isinstance(image, ImageError):
+                errors.append([i, image.name, image.reason])
+            else:
+                sizes[i] = image.shape[:2]
+                file.write(image.data)
+    # Last: where this file is, the pixels are complete.
+    with atomic_write(index) as temporary, open(temporary, "wb") as file:
+        np.savez(file, sizes=sizes, errors=np.frombuffer(json.dumps(errors).encode(), dtype=np.uint8))
+
+
+def _mapped(index: Path, channels: int) -> DecodedImages | None:
+    """The images that `_write` wrote; None where they are not, or not whole."""
+    try:
+        with open(index, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+            sizes, errors = arrays["sizes"], json.loads(arrays["errors"].tobytes())
+        path = index.with_suffix(".pixels")
+        pixels = np.memmap(path, dtype=np.uint8, mode="r") if path.stat().st_size else np.empty(0, dtype=np.uint8)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        return None
+    cache = DecodedImages(pixels, sizes, channels, {i: ImageError(name, reason) for i, name, reason in errors})
+    return cache if cache.offsets[-1] == len(pixels) else None
 
 
 def _decoded(images: ImageSet, prepare: Prepare, skip_bad: bool, progress: bool) -> Iterator[np.ndarray | ImageError]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -16,17 +17,19 @@ from bigtransfer.data import cache as caches
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.augment import Augmentation, draws
 from bigtransfer.data.background import Stopped, in_processes, in_threads, usable_cores
+from bigtransfer.data.device import DeviceImages
 from bigtransfer.data.order import FullShuffle, order_of
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import ImageError
 
-CacheMode = Literal["auto", "memory", "none"]
+CacheMode = Literal["auto", "memory", "device", "none"]
 
 
 class Batch(NamedTuple):
     step: int
     images: Tensor
-    """uint8 (n, channels, size, size), channels_last; or, from a `FeatureLoader`, their features, float32 (n, features)."""
+    """uint8 (n, channels, size, size), channels_last, on the CPU unless the cache is "device"; or, from a `FeatureLoader`, their features,
+    float32 (n, features)."""
     labels: Tensor
     """int64 (n,), or (n, k) padded with -1 for sets of several labels an image."""
     errors: tuple[ImageError, ...] = ()
@@ -36,11 +39,6 @@ class Batch(NamedTuple):
 def share(count: int, rank: int, ranks: int) -> slice:
     """The part of `count` things that is for process `rank` of `ranks`; all parts together are the whole."""
     return slice(rank * count // ranks, (rank + 1) * count // ranks)
-
-
-def _channels_last(images: np.ndarray) -> Tensor:
-    """uint8 (n, h, w, c) -> (n, c, h, w), channels_last without a copy."""
-    return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 class _Made(NamedTuple):
@@ -55,10 +53,12 @@ class TrainLoader:
     """The training batches of steps `start`, `start + 1`, ... `stop - 1`.
 
     The same (set, augmentation, batch_size, seed) gives the same bytes whatever the cache, the workers and the start.
-    cache "memory" decodes every image once, keeps the fixed part of the augmentation in memory and makes batches in threads;
-    "none" decodes in `workers` processes each time (0: in a thread); "auto" chooses by the memory that is free.
+    cache: "memory" decodes every image once, keeps the fixed part of the augmentation in memory and makes batches in threads; "none"
+    decodes in `workers` processes each time (0: in a thread); "auto" chooses between these two by the memory that is free. "device"
+    keeps the decoded images in the memory of `device` and makes the batches there (the same bytes with Pillow 13 or newer).
 
     rank, ranks: this process gets its contiguous part (`share`) of each batch, and makes no other.
+    cache_folder: processes of one machine share the decoded images through files there, which a later start finds again.
     skip_bad: an image that cannot be decoded is left out, as `Batch.errors` says, instead of raising ImageError.
     """
 
@@ -75,6 +75,8 @@ class TrainLoader:
         rank: int = 0,
         ranks: int = 1,
         skip_bad: bool = False,
+        cache_folder: Path | None = None,
+        device: torch.device | None = None,
     ) -> None:
         assert images.labels is not None, "training needs labels"
         assert 0 <= rank < ranks
@@ -83,10 +85,18 @@ class TrainLoader:
         self.batch_size, self.seed, self.workers, self.skip_bad = batch_size, seed, workers, skip_bad
         self.order = order_of(len(images), images.runs, batch_size, seed)
         self._share = share(batch_size, rank, ranks)
-        self._cache: caches.DecodedImages | None = None
+        self._cache: caches.DecodedImages | DeviceImages | None = None
         prepare = augmentation.prepare
-        if cache == "memory" or (cache == "auto" and caches.fits(images, prepare, ranks, skip_bad)):
-            self._cache = caches.in_memory(images, prepare, skip_bad=skip_bad, progress=progress)
+        if cache == "auto" and caches.fits(images, prepare, copies=ranks, folder=cache_folder, skip_bad=skip_bad):
+            cache = "memory"
+        if cache in ("memory", "device"):
+            if cache_folder is None:
+                self._cache = caches.in_memory(images, prepare, skip_bad=skip_bad, progress=progress)
+            else:
+                self._cache = caches.in_files(cache_folder, images, prepare, skip_bad=skip_bad, progress=progress)
+        if cache == "device":
+            assert self._cache is not None and device is not None
+            self._cache = DeviceImages(self._cache, device)
 
     @property
     def cached(self) -> bool:
@@ -114,21 +124,16 @@ class TrainLoader:
                 errors[position] = error
                 continue
             images[position] = augmentation.apply(prepared, row)
-        return _Made(_channels_last(images), errors)
+        return _Made(caches.channels_last(images), errors)
 
     def _crop(self, step: int, _stopped: Stopped) -> _Made:
         """The images of batch `step`, from the cache."""
         assert self._cache is not None
         augmentation, indices, rows = self._plan(step)
-        boxes, mirrored = augmentation.crops(self._cache.sizes[indices], rows)
-        images = np.zeros((len(indices), augmentation.side, augmentation.side, self.images.channels), dtype=np.uint8)
-        errors = {}
-        for position, index in enumerate(indices.tolist()):
-            if index in self._cache.errors:
-                errors[position] = self._cache.errors[index]
-            else:
-                images[position] = augmentation.cut(self._cache[index], boxes[position], bool(mirrored[position]))
-        return _Made(_channels_last(images), errors)
+        crops = augmentation.crops(self._cache.sizes[indices], rows)
+        bad = self._cache.errors
+        errors = {position: bad[index] for position, index in enumerate(indices.tolist()) if index in bad}
+        return _Made(self._cache.crop(indices, crops, augmentation), errors)
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches of steps start..stop-1, made ahead of time in the background; closing it ends the background's work.
@@ -137,7 +142,7 @@ class TrainLoader:
         """
         steps = range(start, stop)
         if self.cached:
-            threads = max(1, min(_CROPPING_THREADS, usable_cores() - 1))
+            threads = 1 if isinstance(self._cache, DeviceImages) else max(1, min(_CROPPING_THREADS, usable_cores() - 1))
             made = in_threads(self._crop, steps, threads=threads, ahead=threads + 1)
         elif self.workers == 0:
             made = in_threads(self._decode, steps, threads=1, ahead=2)
@@ -147,7 +152,7 @@ class TrainLoader:
             for step, (images, errors) in zip(steps, made, strict=True):
                 labels = self.labels[self.order.indices(step)[self._share]].astype(np.int64)
                 labels[list(errors)] = -1
-                yield Batch(step, images, torch.from_numpy(labels), tuple(errors.values()))
+                yield Batch(step, images, torch.from_numpy(labels).to(images.device), tuple(errors.values()))
 
 
 _CROPPING_THREADS = 4
@@ -210,7 +215,7 @@ def eval_batches(
             kept = np.array([start + i for i, image in enumerate(results) if image is not None], dtype=np.int64)
             if len(kept):
                 yield EvalBatch(
-                    _channels_last(np.stack([image for image in results if image is not None])),
+                    caches.channels_last(np.stack([image for image in results if image is not None])),
                     torch.from_numpy(labels[kept].astype(np.int64)),
                     torch.from_numpy(kept),
                 )

@@ -1,0 +1,167 @@
+"""Which images make up each batch: every image once per epoch, in an order that only seed and step decide, near what lies near."""
+
+from __future__ import annotations
+
+import math
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from bigtransfer.data import order
+from bigtransfer.data.loader import share
+from bigtransfer.data.order import FullShuffle, LaneOrder, order_of, permuted
+
+
+def bounds(*sizes: int) -> np.ndarray:
+    return np.cumsum([0, *sizes])
+
+
+def uneven(count: int, mean: int, seed: int = 0) -> np.ndarray:
+    return bounds(*np.random.default_rng(seed).geometric(1 / mean, count).tolist())
+
+
+def counts_never_differ(indices, size: int, batch: int, epochs: int) -> None:
+    """After every batch, each image has been seen as often as any other, or once more; after whole epochs, equally often."""
+    seen = np.zeros(size, dtype=np.int64)
+    for step in range(math.ceil(epochs * size / batch)):
+        np.add.at(seen, indices(step), 1)
+        assert seen.max() - seen.min() <= ((step + 1) * batch % size != 0), step
+        assert seen.sum() == (step + 1) * batch
+
+
+SHAPES = [(12, 4), (10, 4), (7, 7), (3, 8), (1, 5), (5, 12), (100, 16), (257, 130)]
+
+
+@pytest.mark.parametrize(("examples", "batch"), SHAPES)
+@pytest.mark.parametrize("large", [False, True])
+def test_every_image_comes_once_per_epoch(
+    examples: int, batch: int, large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(order, "LARGEST_ARRAY", 0)
+    shuffle = FullShuffle(examples, batch, seed=3)
+    counts_never_differ(shuffle.indices, examples, batch, epochs=min(batch + 2, 12))
+    stream = np.concatenate([shuffle.indices(step) for step in range(3 * examples)])  # ends with an epoch
+    epochs = stream.reshape(-1, examples)
+    assert (np.sort(epochs, axis=1) == np.arange(examples)).all()
+    if examples > 5:
+        assert len({tuple(epoch) for epoch in epochs}) == len(epochs), "every epoch has an order of its own"
+
+
+def test_a_set_smaller_than_a_batch_repeats_its_images_evenly() -> None:
+    counts = np.bincount(FullShuffle(3, 8, seed=0).indices(5), minlength=3)
+    assert counts.sum() == 8 and counts.max() - counts.min() == 1
+
+
+@pytest.mark.parametrize("runs", [None, uneven(20, 30), bounds(600)])
+def test_the_order_is_a_function_of_seed_and_step(runs: np.ndarray | None) -> None:
+    one, other, third = (order_of(600 if runs is None else int(runs[-1]), runs, 16, seed) for seed in (7, 7, 8))
+    forwards = [one.indices(step).tolist() for step in range(120)]
+    assert forwards == [other.indices(step).tolist() for step in reversed(range(120))][::-1]
+    assert forwards != [third.indices(step).tolist() for step in range(120)]
+
+
+def test_sets_up_to_the_limit_keep_the_order_that_earlier_runs_had() -> None:
+    expected = np.concatenate([np.random.default_rng((5, 1, epoch)).permutation(50) for epoch in range(2)])
+    assert FullShuffle(50, 20, seed=5).indices(2).tolist() == expected[40:60].tolist()
+
+
+def test_a_huge_set_is_shuffled_without_an_array() -> None:
+    shuffle = FullShuffle(300_000_000, 4096, seed=0)
+    tracemalloc.start()
+    indices = np.concatenate(
+        [shuffle.indices(step) for step in (0, 1, 73_241, 73_242)]
+    )  # the last two: into the second epoch
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 4 << 20
+    assert len(np.unique(indices[:8192])) == 8192 and indices.min() >= 0 and indices.max() < 300_000_000
+    assert abs(indices.mean() / 150e6 - 1) < 0.03
+    assert abs(np.abs(np.diff(indices)).mean() / 100e6 - 1) < 0.03, (
+        "neighbours are a third of the set apart, as in any shuffle"
+    )
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 4, 5, 8, 9, 100, 1000, 4096])
+def test_permuted_is_a_permutation(length: int) -> None:
+    keys = np.random.default_rng(length).integers(2**63, size=20, dtype=np.uint64)
+    values = permuted(np.tile(np.arange(length), 20), length, np.repeat(keys, length)).reshape(20, length)
+    assert (np.sort(values, axis=1) == np.arange(length)).all()
+    mixed = permuted(np.arange(length)[::-1], np.full(length, length), keys[:1])  # broadcast, and in any order
+    assert (mixed[::-1] == values[0]).all()
+
+
+def test_permuted_treats_all_places_alike() -> None:
+    """How often each value stands at each place, over many keys: chi-squared within five standard deviations of its mean."""
+    length, trials = 24, 20_000
+    keys = np.random.default_rng(0).integers(2**63, size=trials, dtype=np.uint64)
+    for place in (0, 1, 12, 23):
+        found = np.bincount(permuted(np.full(trials, place), length, keys), minlength=length)
+        chi_squared = ((found - trials / length) ** 2 / (trials / length)).sum()
+        assert abs(chi_squared - (length - 1)) < 5 * math.sqrt(2 * (length - 1))
+
+
+# --- Lanes
+
+LAYOUTS = {
+    "uneven": uneven(30, 15),
+    "one run": bounds(333),
+    "single images": np.arange(201),
+    "empty runs": bounds(0, 5, 0, 0, 17, 3, 0),
+    "smaller than a batch": bounds(2, 1, 3),
+    "one image": bounds(1),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("batch", [1, 7, 16, 96])
+def test_lanes_show_every_image_once_per_epoch(name: str, batch: int) -> None:
+    runs = LAYOUTS[name]
+    lanes = LaneOrder(runs, batch, seed=1)
+    counts_never_differ(lanes.indices, int(runs[-1]), batch, epochs=3)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 8])
+@pytest.mark.parametrize("batch", [16, 50])
+def test_ranks_share_the_lanes(ranks: int, batch: int) -> None:
+    """Over three epochs of 3200 images: every image once in each, and no run read by more than the ranks whose borders cut it."""
+    runs = bounds(*np.random.default_rng(2).permutation(np.r_[np.full(30, 90), np.full(50, 10)]).tolist())
+    lanes = LaneOrder(runs, batch, seed=4)
+    for epoch in range(3):
+        readers = set()
+        seen = []
+        for step in range(epoch * 3200 // batch, (epoch + 1) * 3200 // batch):
+            indices = lanes.indices(step)
+            parts = [indices[share(batch, rank, ranks)] for rank in range(ranks)]
+            seen += [index for part in parts for index in part.tolist()]
+            files = [np.searchsorted(runs, part, side="right") - 1 for part in parts]
+            readers |= {(rank, file) for rank, part in enumerate(files) for file in part.tolist()}
+        assert sorted(seen) == list(range(3200))
+        assert (
+            len(readers) <= 80 + ranks
+        )  # a cut for each border between ranks, and one where the epoch's sequence begins
+
+
+def test_a_lane_stays_in_its_block() -> None:
+    """What has to be at hand: the images of WINDOW / lanes neighbours, in each lane."""
+    lanes = LaneOrder(bounds(*[1000] * 200), 64, seed=0)
+    assert (lanes.lanes, lanes.block) == (64, 256)
+    # 256 batches take 256 images of each lane; lanes of 3125 images begin and end together.
+    first = np.array([lanes.indices(step) for step in range(256)])
+    for lane in first.T:
+        files, counts = np.unique(lane // 1000, return_counts=True)
+        assert len(files) <= 2 and counts.sum() == 256
+        for file in files:
+            inside = lane[lane // 1000 == file]
+            assert inside.max() - inside.min() < 256, "neighbours in the file"
+        assert (np.diff(lane) != 1).mean() > 0.9, "but shuffled"
+    later = np.array([lanes.indices(step) for step in range(3125, 3125 + 256)])
+    assert {*first[:, 0] // 1000} != {*later[:, 0] // 1000}, "other runs in the next epoch"
+
+
+def test_huge_batches_have_more_lanes() -> None:
+    """So that each of many ranks has one of its own."""
+    lanes = LaneOrder(bounds(*[500] * 100), 4096, seed=0)
+    assert lanes.lanes == 512 and lanes.block == 32
+    assert LaneOrder(bounds(50), 8, seed=0).lanes == 8
