@@ -200,3 +200,21 @@ def test_trashnet_is_whole(shared_data: Path) -> None:
     few = per_class(train, 10)
     assert few.class_counts().tolist() == [10] * 6
     assert find_duplicates(few, val) == []
+
+
+# --- Several labels per image
+
+
+def test_several_labels(tmp_path: Path) -> None:
+    lines = [f"{write(tmp_path / f'{i}.png', seed=i).name},{'ab'[i % 2]}|c" for i in range(10)]
+    (tmp_path / "t.csv").write_text("\n".join(["image,label", *lines]))
+    data = open_dataset(tmp_path / "t.csv", label_separator="|", multi_label=True)
+    train, val = hold_out(data.train, 0.3, seed=1)
+    assert len(train) == 7 and len(val) == 3 and not set(names(train)) & set(names(val))
+    with pytest.raises(DataError, match="several labels each"):
+        per_class(data.train, 1)
+    save_split(tmp_path / "split.json", Splits(train, val))
+    again = load_split(tmp_path / "split.json", data)
+    assert again.val is not None and again.val.labels.tolist() == val.labels.tolist()
+    kept, bad = check(data.train)
+    assert len(kept) == 10 and not bad

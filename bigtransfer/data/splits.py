@@ -22,11 +22,16 @@ def hold_out(images: ImageSet, fraction: float, seed: int = 0) -> tuple[ImageSet
     """(train, val): `fraction` of the images, drawn class by class in proportion, are held out for validation.
 
     `val` has `round(fraction * len(images))` images (at least 1), but never the last of a class: every class stays in `train`. The
-    set must be labelled. ConfigError if `fraction` is not within (0, 1); DataError if no class has two images.
+    set must be labelled. Of images with several labels they are drawn without regard to class, and at least one stays in `train`.
+    ConfigError if `fraction` is not within (0, 1); DataError if no class has two images.
     """
     if not 0 < fraction < 1:
         raise ConfigError(f"The validation share must lie between 0 and 1, not {fraction}.")
     generator = np.random.default_rng(seed)
+    if images.labels is not None and images.labels.ndim > 1 and len(images) > 1:
+        drawn = generator.permutation(len(images))
+        count = min(len(images) - 1, max(1, round(fraction * len(images))))
+        return images.subset(np.sort(drawn[count:])), images.subset(np.sort(drawn[:count]))
     members = _members(images, generator)
     counts = np.array([len(rows) for rows in members])
     if counts.max(initial=0) < 2:
@@ -69,6 +74,8 @@ def _members(images: ImageSet, generator: np.random.Generator) -> list[np.ndarra
         raise DataError(
             "These images have no labels, so they cannot be split by class. Put them into one folder per class."
         )
+    if images.labels.ndim > 1:
+        raise DataError("These images have several labels each, so they cannot be drawn class by class.")
     return [generator.permutation(np.flatnonzero(images.labels == label)) for label in range(len(images.class_names))]
 
 
@@ -91,7 +98,8 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
         raise DataError(f"{path} is not a split file as a run writes it (split.json): {error}") from error
     sets = list(_parts(data).values())
     # All splits of a data set share its store, so one set can hold them all for a moment; -1 stands for "unlabelled".
-    labels = [np.full(len(images), -1) if images.labels is None else images.labels for images in sets]
+    several = () if data.train.labels is None else data.train.labels.shape[1:]
+    labels = [np.full((len(images), *several), -1) if images.labels is None else images.labels for images in sets]
     rows = np.concatenate([images.rows for images in sets])
     pool = dataclasses.replace(data.train, rows=rows, labels=np.concatenate(labels))
     index = {name: i for i, name in enumerate(_names(pool))}
@@ -102,7 +110,8 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
             raise DataError(f"{path} names images that the data set does not have: {listed(gone)}.")
         images = pool.subset([index[name] for name in names])
         assert images.labels is not None
-        chosen[part] = dataclasses.replace(images, labels=None, class_names=()) if (images.labels < 0).any() else images
+        unlabelled = (images.labels.reshape(len(images), -1)[:, 0] < 0).any()
+        chosen[part] = dataclasses.replace(images, labels=None, class_names=()) if unlabelled else images
     twice = set(parts["train"]) & {name for part, names in parts.items() if part != "train" for name in names}
     if twice:
         raise DataError(f"{path} has images in train and in another split: {listed(sorted(twice))}.")
