@@ -63,7 +63,7 @@ def run(config: PretrainConfig) -> int:
             raise ConfigError(
                 f"--batch-size {config.batch_size} leaves some of the {world.size} processes without an image."
             )
-        opened = data.open_dataset(config.data, channels=arch.in_chans)
+        opened = data.open_dataset(config.data, channels=arch.in_chans, multi_label=config.multi_label)
         train_set, val_set = opened.train, opened.val or opened.test
         if train_set.labels is None:
             raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
@@ -162,6 +162,8 @@ def _train(
             skip_bad=config.max_bad_images > 0,
             rank=world.rank,
             ranks=world.size,
+            cache_folder=data.cache_folder() / "decoded" if world.local_size > 1 else None,
+            device=device,
         )
         outcome = training.train(
             run,
