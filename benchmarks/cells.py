@@ -1,0 +1,141 @@
+"""What the benchmarks of accuracy share: measurements that are made once and kept, their spread, and where they were made."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import io
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bigtransfer
+from bigtransfer import data, runs
+from bigtransfer.config import FinetuneConfig
+from bigtransfer.data import ImageSet, Splits, splits
+from bigtransfer.jobs.finetune import finetune
+
+
+class Cells:
+    """Results of measurements by what was asked, one JSON file each in `folder`, so that a benchmark that was stopped goes on.
+
+    part: (i, n) leaves all but every n-th measurement, from the i-th on, to other processes, which use the same folder."""
+
+    def __init__(self, folder: Path, part: tuple[int, int] = (0, 1)) -> None:
+        self.folder = folder
+        self.part = part
+        self._asked = 0
+
+    def once(self, asked: Mapping[str, Any], measure: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any] | None:
+        """What `measure` returned for `asked`, now or earlier; None if it is another process's and not there yet.
+
+        measure gets a folder of its own for its runs, in which it finds what it left when it was stopped, and which goes when it is done.
+        """
+        text = json.dumps(asked, sort_keys=True)
+        place = self.folder / hashlib.sha256(text.encode()).hexdigest()[:20]
+        path = place.with_suffix(".json")
+        mine = self._asked % self.part[1] == self.part[0]
+        self._asked += 1
+        if not path.is_file():
+            if not mine:
+                return None
+            started = time.perf_counter()
+            place.mkdir(parents=True, exist_ok=True)
+            with contextlib.redirect_stdout(io.StringIO()):
+                result = dict(measure(place))
+            record = {"asked": asked, "result": result, "seconds": time.perf_counter() - started, "commit": commit()}
+            runs.write_json(path, record)
+            shutil.rmtree(place)
+            print(f"{text} -> {result}, {record['seconds']:.1f} s", flush=True)
+        return json.loads(path.read_text(encoding="utf-8"))["result"]
+
+    def commits(self) -> list[str]:
+        """Of the package, at the times of the measurements."""
+        return sorted({json.loads(path.read_text(encoding="utf-8"))["commit"] for path in self.folder.glob("*.json")})
+
+
+def top1(config: FinetuneConfig) -> float:
+    """On the test images, of a fine-tuning run; if a signal stops it, so does the process."""
+    done = finetune(config)
+    if done.stopped_by is not None:
+        raise SystemExit(128 + done.stopped_by)
+    return done.metrics["test_top1"]
+
+
+def part(text: str) -> tuple[int, int]:
+    """(0, 2) of "0/2"."""
+    first, of = text.split("/")
+    return int(first), int(of)
+
+
+def commit() -> str:
+    """The commit of the package's source, with "-dirty" after it if the package is not as committed."""
+    folder = Path(bigtransfer.__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=10", "HEAD") + ("-dirty" if git("status", "--short", ".") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return f"bigtransfer {bigtransfer.__version__}"
+
+
+def machine() -> str:
+    """Date, processor, versions: a line for the foot of a results file."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return (
+        f"{datetime.date.today()}; {cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} thread per process; Python "
+        f"{platform.python_version()}, torch {torch.__version__}"
+    )
+
+
+def spread(values: Iterable[float], digits: int = 1) -> str:
+    """Median and range of shares in per cent: "24.2 (20.2 to 29.4)"."""
+    shown = [100 * value for value in values]
+    return f"{statistics.median(shown):.{digits}f} ({min(shown):.{digits}f} to {max(shown):.{digits}f})"
+
+
+def link_subset(images: ImageSet, root: Path, target: Path) -> None:
+    """Links to the files of `images`, a set below `root`, in folders of their classes below `target`."""
+    assert images.labels is not None
+    for i in range(len(images)):
+        file = target / images.class_names[int(images.labels[i])] / Path(images.name(i)).name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.symlink_to((root / images.name(i)).resolve())
+
+
+def prepared(source: Path, work: Path, *, held_out: float | None = None, test_per_class: int | None = None) -> Path:
+    """A folder of train/ and test/ with links to the images below `source`, the same at every call; `source` itself if nothing is asked.
+
+    held_out: share of each class that becomes the test part of a set without split. test_per_class: how many test images of each
+    class are kept. Both are drawn with seed 0."""
+    if held_out is None and test_per_class is None:
+        return source
+    target = work / "data" / source.name
+    if not (target / "split.json").is_file():
+        parts = data.open_dataset(str(source))
+        train, test = (parts.train, parts.test) if held_out is None else splits.hold_out(parts.train, held_out, seed=0)
+        assert test is not None
+        if test_per_class is not None:
+            test = splits.per_class(test, test_per_class, seed=0)
+        link_subset(train, source, target / "train")
+        link_subset(test, source, target / "test")
+        splits.save_split(target / "split.json", Splits(train=train, test=test))
+    return target
