@@ -62,7 +62,7 @@ def open_dataset(
         splits = build(_find(where, columns, folder, remote_cache, hub_cache=cache), class_names, channels)
     if not multi_label and splits.train.labels is not None and splits.train.labels.ndim > 1:
         raise DataError(
-            f"The images of {where} have several labels each. `bit pretrain` can learn from such sets; this needs one label per image."
+            f"The images of {where} have several labels each, and one is needed here. `bit pretrain --multi-label` learns from such sets."
         )
     return splits
 

@@ -27,8 +27,8 @@ import bigtransfer
 from bigtransfer import data, runs
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import ImageSet, Splits, images, index
+from bigtransfer.data.background import usable_cores
 from bigtransfer.data.index import Index, IndexedSplit, Shard, Stated
-from bigtransfer.data.loader import usable_cores
 from bigtransfer.errors import DataError, ImageError, RunError, UnreadableImages
 
 _BLOCK = 512
