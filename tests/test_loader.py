@@ -225,7 +225,7 @@ class Counting:
 
     def read(self, row: int, channels: int) -> np.ndarray:
         self.reads[row] += 1
-        return np.full((20, 20, channels), row, dtype=np.uint8)
+        return np.full((20, 20, channels), row % 256, dtype=np.uint8)
 
     def name(self, row: int) -> str:
         return f"{row}.png"
@@ -243,6 +243,48 @@ def test_a_rank_reads_only_its_part() -> None:
     )
     (batch,) = loader.batches(4, 5)
     assert sorted(store.reads.elements()) == sorted(batch.labels.tolist()) and len(batch.labels) == 4
+
+
+@dataclasses.dataclass
+class Files(Counting):
+    """Pictures in files of 10, every seventh of them bad; notes which process read them in which order."""
+
+    log: Path = Path()
+
+    @property
+    def runs(self) -> np.ndarray:
+        return np.arange(0, self.count + 1, 10)
+
+    def read(self, row: int, channels: int) -> np.ndarray:
+        with open(self.log, "a") as file:
+            file.write(f"{os.getpid()} {row // 10}\n")
+        if row % 7 == 0:
+            raise ImageError(self.name(row), "it is bad")
+        return super().read(row, channels)
+
+
+@forks
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_each_file_is_read_by_one_process(tmp_path: Path, ranks: int) -> None:
+    images = Files(480, log=tmp_path / "log").as_set()
+    epoch = range(2 * 480 // 24, 3 * 480 // 24)
+    readers = set()
+    for rank in range(ranks):
+
+        def loader(rank: int = rank, **options) -> TrainLoader:
+            place = {"rank": rank, "ranks": ranks}
+            return TrainLoader(images, CROP, batch_size=24, seed=0, cache="none", skip_bad=True, **place, **options)
+
+        expected = list(loader().batches(epoch.start, epoch.stop))
+        (tmp_path / "log").write_text("")
+        found = list(loader(workers=3).batches(epoch.start, epoch.stop))
+        assert bytes_of(found) == bytes_of(expected)
+        errors = [[error.name for error in batch.errors] for batch in found]
+        assert errors == [[error.name for error in batch.errors] for batch in expected]
+        assert sum(map(len, errors)) > 20
+        readers |= set((tmp_path / "log").read_text().splitlines())
+    assert len({line.split()[0] for line in readers}) == 3 * ranks
+    assert 48 <= len(readers) <= 48 + 3 * ranks  # (process, file): twice only the files that a border cuts
 
 
 @forks

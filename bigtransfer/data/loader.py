@@ -42,11 +42,14 @@ def share(count: int, rank: int, ranks: int) -> slice:
 
 
 class _Made(NamedTuple):
-    """A batch's images, by the thread or process that made them."""
+    """The images of a batch or of a part of it, by the thread or process that made them."""
 
+    indices: np.ndarray
+    """int64 (n,): which images of the set."""
     images: Tensor
+    """uint8 (n, c, size, size), channels_last."""
     errors: dict[int, ImageError]
-    """By position in the batch."""
+    """By position among them."""
 
 
 class TrainLoader:
@@ -102,15 +105,15 @@ class TrainLoader:
     def cached(self) -> bool:
         return self._cache is not None
 
-    def _plan(self, step: int) -> tuple[Augmentation, np.ndarray, np.ndarray]:
-        """How this process's images of batch `step` are made: augmentation, indices (n,), draws (n, k)."""
+    def _plan(self, step: int, part: slice = slice(None)) -> tuple[Augmentation, np.ndarray, np.ndarray]:
+        """How this process's images of batch `step`, or a part of them, are made: augmentation, indices (n,), draws (n, k)."""
         augmentation = self.augmentation.at(step)
         rows = draws(augmentation, self.seed, step, self.batch_size)
-        return augmentation, self.order.indices(step)[self._share], rows[self._share]
+        return augmentation, self.order.indices(step)[self._share][part], rows[self._share][part]
 
-    def _decode(self, step: int, stopped: Stopped) -> _Made:
-        """The images of batch `step`, read from where they are stored."""
-        augmentation, indices, rows = self._plan(step)
+    def _decode(self, piece: tuple[int, slice], stopped: Stopped) -> _Made:
+        """The images of batch `step`, or a part of them, read from where they are stored; piece: (step, part)."""
+        augmentation, indices, rows = self._plan(*piece)
         images = np.zeros((len(indices), augmentation.side, augmentation.side, self.images.channels), dtype=np.uint8)
         errors = {}
         for position, (index, row) in enumerate(zip(indices.tolist(), rows, strict=True)):
@@ -124,7 +127,7 @@ class TrainLoader:
                 errors[position] = error
                 continue
             images[position] = augmentation.apply(prepared, row)
-        return _Made(caches.channels_last(images), errors)
+        return _Made(indices, caches.channels_last(images), errors)
 
     def _crop(self, step: int, _stopped: Stopped) -> _Made:
         """The images of batch `step`, from the cache."""
@@ -133,7 +136,19 @@ class TrainLoader:
         crops = augmentation.crops(self._cache.sizes[indices], rows)
         bad = self._cache.errors
         errors = {position: bad[index] for position, index in enumerate(indices.tolist()) if index in bad}
-        return _Made(self._cache.crop(indices, crops, augmentation), errors)
+        return _Made(indices, self._cache.crop(indices, crops, augmentation), errors)
+
+    def _from_processes(self, steps: range) -> Generator[_Made, None, None]:
+        """The images of each step's batch, decoded in worker processes."""
+        count = self._share.stop - self._share.start
+        # Where images lie together in files, each process makes its part of every batch, and so reads files of its own. Otherwise each
+        # makes whole batches, which takes fewer messages.
+        parts = 1 if self.images.runs is None else max(1, min(self.workers, count))
+        pieces = ((step, share(count, part, parts)) for step in steps for part in range(parts))
+        processes = parts if parts > 1 else max(1, min(self.workers, len(steps)))
+        with contextlib.closing(in_processes(self._decode, pieces, processes=processes)) as made:
+            for _ in steps:
+                yield _joined([next(made) for _ in range(parts)])
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches of steps start..stop-1, made ahead of time in the background; closing it ends the background's work.
@@ -145,14 +160,25 @@ class TrainLoader:
             threads = 1 if isinstance(self._cache, DeviceImages) else max(1, min(_CROPPING_THREADS, usable_cores() - 1))
             made = in_threads(self._crop, steps, threads=threads, ahead=threads + 1)
         elif self.workers == 0:
-            made = in_threads(self._decode, steps, threads=1, ahead=2)
+            made = in_threads(self._decode, ((step, slice(None)) for step in steps), threads=1, ahead=2)
         else:
-            made = in_processes(self._decode, steps, processes=min(self.workers, max(1, len(steps))))
+            made = self._from_processes(steps)
         with contextlib.closing(made):
-            for step, (images, errors) in zip(steps, made, strict=True):
-                labels = self.labels[self.order.indices(step)[self._share]].astype(np.int64)
+            for step, (indices, images, errors) in zip(steps, made, strict=True):
+                labels = self.labels[indices].astype(np.int64)
                 labels[list(errors)] = -1
                 yield Batch(step, images, torch.from_numpy(labels).to(images.device), tuple(errors.values()))
+
+
+def _joined(parts: list[_Made]) -> _Made:
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(len(part.indices) for part in parts)]).tolist()
+    return _Made(
+        np.concatenate([part.indices for part in parts]),
+        torch.cat([part.images for part in parts]),
+        {start + at: error for start, part in zip(starts, parts, strict=False) for at, error in part.errors.items()},
+    )
 
 
 _CROPPING_THREADS = 4
