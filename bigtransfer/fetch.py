@@ -106,7 +106,7 @@ def download(
     kind = _Download if address.startswith(("https://", "http://")) else _StoreDownload
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with _only_one(target, address):
+        with _only_one(target, address, progress):
             if not target.is_file():
                 kind(address, target, progress, size, sha256).run()
     except OSError as error:
@@ -117,13 +117,14 @@ def download(
 
 
 @contextlib.contextmanager
-def _only_one(target: Path, address: str) -> Iterator[None]:
+def _only_one(target: Path, address: str, progress: bool) -> Iterator[None]:
     """One process downloads; others wait for it, and then find the file."""
     lock = filelock.FileLock(target.with_name(f".{target.name}.lock"))
     try:
         lock.acquire(timeout=1)
     except filelock.Timeout:
-        with tqdm(desc=f"Waiting for another process to download {address}", bar_format="{desc}", disable=None):
+        shown = f"Waiting for another process to download {address}"
+        with tqdm(desc=shown, bar_format="{desc}", disable=None if progress else True):
             lock.acquire()
     try:
         yield

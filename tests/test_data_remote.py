@@ -186,6 +186,29 @@ def test_a_renewed_set_is_not_mixed_with_its_old_form(server: Server, local: Pat
     assert content(open_dataset(address).train) == content(open_dataset(tmp_path / "shards").train)
 
 
+def test_files_are_fetched_ahead(server: Server, local: Path) -> None:
+    data = open_dataset(serve(server, local))
+    assert data.train.remote and not open_dataset(local).train.remote
+
+    def finish(images: ImageSet) -> None:
+        for store in images.store._stores:
+            for thread in store._begun.values():
+                thread.join()
+
+    data.train.subset(np.arange(3, 15)).prefetch(np.array([1, 0, 5]))
+    finish(data.train)
+    assert sorted(asked(server)) == ["train-000001.tar", "train-000002.tar"]
+    expected = content(open_dataset(local).train)
+    assert [data.train.data(i) for i in range(3, 9)] == expected[3:9]
+    assert len(asked(server)) == 2
+    serve(server, local, lambda handler: handler.reply(404, b""))
+    data.train.prefetch(np.array([0, 3]))
+    finish(data.train)
+    with pytest.raises(DataError, match="404"):
+        data.train.data(0)
+    open_dataset(local).train.prefetch(np.arange(15))
+
+
 # --- The bounded cache
 
 
@@ -321,3 +344,21 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(DataError, match="nstall s3fs"):
         open_dataset("s3://bucket/shards")
+
+
+def test_training_batches_are_fetched_ahead(server: Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bigtransfer.data.augment import SquareCrop
+    from bigtransfer.data.loader import TrainLoader
+
+    def batches(images: ImageSet) -> list[list[int]]:
+        loader = TrainLoader(images, SquareCrop(resize=8, crop=8), batch_size=5, seed=0, cache="none")
+        return [[int(batch.images.sum()), *batch.labels.tolist()] for batch in loader.batches(0, 6)]
+
+    data = open_dataset(serve(server, local))
+    ahead, prefetch = [], type(data.train).prefetch
+    monkeypatch.setattr(
+        type(data.train), "prefetch", lambda self, indices: ahead.append(indices) or prefetch(self, indices)
+    )
+    assert batches(data.train) == batches(open_dataset(local).train)
+    assert len(ahead) == 6 and all(len(indices) == 5 for indices in ahead)
+    assert sorted(asked(server)) == [f"train-{i:06d}.tar" for i in range(5)]

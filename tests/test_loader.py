@@ -231,6 +231,7 @@ class Counting:
         return f"{row}.png"
 
     runs = None
+    remote = False
 
     def as_set(self, labels: np.ndarray | None = None) -> ImageSet:
         return ImageSet(self, np.arange(self.count), np.arange(self.count) if labels is None else labels, ("a",))  # pyright: ignore

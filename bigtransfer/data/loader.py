@@ -114,6 +114,9 @@ class TrainLoader:
     def _decode(self, piece: tuple[int, slice], stopped: Stopped) -> _Made:
         """The images of batch `step`, or a part of them, read from where they are stored; piece: (step, part)."""
         augmentation, indices, rows = self._plan(*piece)
+        if self.images.remote:
+            step, part = piece
+            self.images.prefetch(self.order.indices(step + _FETCH_AHEAD)[self._share][part])
         images = np.zeros((len(indices), augmentation.side, augmentation.side, self.images.channels), dtype=np.uint8)
         errors = {}
         for position, (index, row) in enumerate(zip(indices.tolist(), rows, strict=True)):
@@ -180,6 +183,9 @@ def _joined(parts: list[_Made]) -> _Made:
         {start + at: error for start, part in zip(starts, parts, strict=False) for at, error in part.errors.items()},
     )
 
+
+_FETCH_AHEAD = 100
+"""Steps before its first use that a file which lies elsewhere is asked for: some half a minute of training."""
 
 _CROPPING_THREADS = 4
 """More do not make batches faster: between Pillow's calls only one thread at a time runs Python."""

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,8 +110,26 @@ class Store(Protocol):
         """The bytes that make the image what it is (for finding identical ones); ImageError."""
         ...
 
+    @property
+    def remote(self) -> bool:
+        """Whether files are fetched when they are read, so that `prefetch` is of use."""
+        ...
 
-class Files:
+    def prefetch(self, rows: np.ndarray) -> None:
+        """Begin to fetch the files of those rows, if they are not at hand, and return at once."""
+        ...
+
+
+class _AtHand:
+    """What makes a store of files that need not be fetched."""
+
+    remote = False
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        pass
+
+
+class Files(_AtHand):
     """Image files, by their paths relative to one folder."""
 
     encoded = True
@@ -164,9 +183,11 @@ class TarFiles:
         self._names = names
         self._sizes = sizes
         self._files: dict[int, _OpenFile] = {}
+        self._begun: dict[int, threading.Thread] = {}
+        self.remote = any(isinstance(tar, RemoteFile) for tar in tars)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}
+        return {**self.__dict__, "_files": {}, "_begun": {}}
 
     def name(self, row: int) -> str:
         return self._names[row]
@@ -183,6 +204,16 @@ class TarFiles:
             return self._open(self._tar(row)).read(int(self._offset[row]), int(self._length[row]))
         except OSError as error:
             raise ImageError(self._place(row), f"the file cannot be read ({error.strerror})") from error
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        for number in np.unique(np.searchsorted(self.runs, rows, side="right") - 1).tolist():
+            tar = self.tars[number]
+            if number in self._files or number in self._begun or not isinstance(tar, RemoteFile) or tar.path.is_file():
+                continue
+            self._begun = {key: thread for key, thread in self._begun.items() if thread.is_alive()}
+            # A daemon, so that a process which ends does not wait for files that it no longer needs.
+            self._begun[number] = threading.Thread(target=_fetch_quietly, args=(tar,), daemon=True)
+            self._begun[number].start()
 
     def _tar(self, row: int) -> int:
         return int(np.searchsorted(self.runs, row, side="right")) - 1
@@ -216,6 +247,15 @@ class TarFiles:
         return f"{self.tars[self._tar(row)]}: {self.name(row)}"
 
 
+_fetching = threading.BoundedSemaphore(8)
+"""Files that a process fetches ahead at a time."""
+
+
+def _fetch_quietly(file: RemoteFile) -> None:
+    with _fetching, contextlib.suppress(DataError):  # whoever reads the file meets the error
+        file.local()
+
+
 class _OpenFile:
     """A file that several threads read; it is closed when the last of them lets go of it."""
 
@@ -237,7 +277,7 @@ class _OpenFile:
             return own.read(length)
 
 
-class _ImageColumn:
+class _ImageColumn(_AtHand):
     """Encoded images in a column of tables, in the forms that people and Hugging Face's `datasets` write."""
 
     encoded = True
@@ -358,7 +398,7 @@ def arrow_table(file: Path) -> Any:
         return pyarrow.ipc.open_stream(source).read_all()
 
 
-class Arrays:
+class Arrays(_AtHand):
     """Images of one size as pixels, in `.npy` files of uint8 `(n, height, width, channels)`, mapped into memory."""
 
     encoded = False
@@ -405,6 +445,7 @@ class Joined:
         self._starts = np.cumsum([0, *(store.runs[-1] for store in stores)], dtype=np.int64)
         parts = [store.runs[:-1] + start for store, start in zip(stores, self._starts, strict=False)]
         self.runs = np.concatenate([*parts, self._starts[-1:]])
+        self.remote = any(store.remote for store in stores)
 
     def _at(self, row: int) -> tuple[TarFiles, int]:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
@@ -425,6 +466,11 @@ class Joined:
     def data(self, row: int) -> bytes:
         store, row = self._at(row)
         return store.data(row)
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            self._stores[number].prefetch(rows[numbers == number] - self._starts[number])
 
 
 @dataclass(frozen=True, eq=False)
@@ -479,12 +525,23 @@ class ImageSet:
         """The bytes of image `i` as stored (a file's content, or raw pixels). Raises as `read` does."""
         return self.store.data(int(self.rows[i]))
 
+    @property
+    def remote(self) -> bool:
+        """Whether files are fetched when their first image is read: `prefetch` then saves waiting."""
+        return self.store.remote
+
+    def prefetch(self, indices: np.ndarray) -> None:
+        """Begin to fetch the files of the images at those indices, if they are not at hand; returns at once, and never fails."""
+        self.store.prefetch(self._rows_at(indices))
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at those indices, in that order, with the same class names."""
         indices = np.asarray(indices, dtype=np.int64)
         labels = None if self.labels is None else np.asarray(self.labels[indices])
-        rows = indices + self.rows.start if isinstance(self.rows, range) else self.rows[indices]
-        return dataclasses.replace(self, rows=rows, labels=labels)
+        return dataclasses.replace(self, rows=self._rows_at(indices), labels=labels)
+
+    def _rows_at(self, indices: np.ndarray) -> np.ndarray:
+        return indices + self.rows.start if isinstance(self.rows, range) else self.rows[indices]
 
     def class_counts(self) -> np.ndarray:
         """int64 (classes,): images of each class. The set must be labelled."""
