@@ -96,19 +96,25 @@ def fetch(address: str, *, no_network: bool | None = None, progress: bool = True
 
 
 def download(
-    address: str, target: Path, *, size: int | None = None, sha256: str | None = None, progress: bool = False
+    address: str,
+    target: Path,
+    *,
+    size: int | None = None,
+    sha256: str | None = None,
+    attempts: int | None = None,
+    progress: bool = False,
 ) -> None:
     """Bring the file at `address` to `target`; nothing is done if that exists by the time other processes are through with it.
 
     address: http, https, or of any file system that fsspec knows (`s3://bucket/key`, `memory://name`). size (bytes), sha256 (hex): what
-    the file must have, where that is known. Raises DownloadError.
+    the file must have, where that is known. attempts: instead of `ATTEMPTS`. Raises DownloadError.
     """
     kind = _Download if address.startswith(("https://", "http://")) else _StoreDownload
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(target, address, progress):
             if not target.is_file():
-                kind(address, target, progress, size, sha256).run()
+                kind(address, target, progress, size, sha256).run(attempts or ATTEMPTS)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise DownloadError(
@@ -166,10 +172,10 @@ class _Download:
         self.partial = _Partial()
         self.corrupt = 0
 
-    def run(self) -> None:
+    def run(self, attempts: int) -> None:
         self._recall()
         failures, reason = 0, ""
-        while failures < ATTEMPTS:
+        while failures < attempts:
             had = self._have()
             try:
                 self._attempt()
@@ -178,11 +184,11 @@ class _Download:
             except _Retry as retry:
                 reason = str(retry)
                 failures = 1 if self._have() > had else failures + 1
-                if failures < ATTEMPTS:
+                if failures < attempts:
                     time.sleep(max(retry.wait, BACKOFF * 2 ** (failures - 1)))
         else:
             kept = "What has arrived is kept; try again to go on from there." if self._have() else ""
-            raise self._error(f"{reason} ({ATTEMPTS} attempts)", kept)
+            raise self._error(f"{reason} ({attempts} attempts)", kept)
         os.replace(self.part, self.target)
         self.state.unlink(missing_ok=True)
 

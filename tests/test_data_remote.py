@@ -334,7 +334,7 @@ def test_a_store_that_fails_now_and_then(
     assert positions[:2] == [0, 9_000]  # it went on where it had stopped
     monkeypatch.setattr(MemoryFileSystem, "open", lambda *_, **__: 1 / 0)
     with pytest.raises(
-        DataError, match=r"Cannot download memory://bucket/shards/train-000004\.tar: .*division.*5 attempts"
+        DataError, match=r"Cannot download memory://bucket/shards/train-000004\.tar: .*division.*9 attempts"
     ):
         data.train.data(14)
     monkeypatch.undo()

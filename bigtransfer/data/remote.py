@@ -22,6 +22,9 @@ import filelock
 from bigtransfer import fetch, settings
 from bigtransfer.errors import DataError, DownloadError
 
+_ATTEMPTS = 9
+"""Tries in a row that may bring nothing new of a file: four minutes, as a store's bad moment should not end weeks of training."""
+
 _ABANDONED = 3600.0
 """Seconds after which the part of a download that nobody goes on with counts as left behind."""
 
@@ -108,7 +111,7 @@ class RemoteFile:
             raise DataError(f"{self.address} is not in the cache, and BIT_OFFLINE forbids to fetch it.")
         self.cache.make_room(self.size or 0, self.address)
         try:
-            fetch.download(self.address, path, size=self.size, sha256=self.sha256)
+            fetch.download(self.address, path, size=self.size, sha256=self.sha256, attempts=_ATTEMPTS)
         except DownloadError as error:
             raise DataError(str(error)) from error
         if self.size is None:
