@@ -10,6 +10,8 @@ import contextlib
 import datetime
 import json
 import os
+import secrets
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -132,10 +134,46 @@ def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         yield world, device
         return
     try:
-        torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
+        place = (
+            {} if (store := _meeting(world)) is None else {"store": store, "rank": world.rank, "world_size": world.size}
+        )
+        torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, **place)
+    except (RuntimeError, ValueError, TimeoutError) as error:
         raise _lost(error) from error
     try:
         yield world, device
     finally:
         torch_distributed.destroy_process_group()
+
+
+def _meeting(world: World) -> torch_distributed.Store | None:
+    """A place in torchrun's store for this start of the processes alone; None if torch is to find one, because there is no such store.
+
+    torchrun keeps its store through all restarts, and torch (2.14 still) uses the same keys in it each time: a process that is
+    quicker than another finds the address of that one's dead predecessor, and both wait until the timeout. The restarts cannot be told
+    apart by their number either, since torchrun counts those of each machine separately. So each process leaves a new token for
+    rank 0, and takes the name of the place from the answer to it, which nobody before can have given.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    store = torch_distributed.TCPStore(
+        os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=TIMEOUT
+    )
+    if world.is_main:
+        name = secrets.token_hex(8)
+        missing, deadline = set(range(1, world.size)), time.monotonic() + TIMEOUT.total_seconds()
+        while missing:
+            for rank in sorted(missing):
+                if store.check([f"bit/arrived/{name}/{rank}"]):
+                    missing.remove(rank)
+                elif store.check([f"bit/token/{rank}"]):
+                    store.set(f"bit/answer/{store.get(f'bit/token/{rank}').decode()}", name)
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"rank {min(missing)} has not come")
+            time.sleep(0.02)
+    else:
+        token = secrets.token_hex(8)
+        store.set(f"bit/token/{world.rank}", token)
+        name = store.get(f"bit/answer/{token}").decode()
+        store.set(f"bit/arrived/{name}/{world.rank}", "")
+    return torch_distributed.PrefixStore(f"bit/{name}", store)
