@@ -91,7 +91,7 @@ def fetch(address: str, *, no_network: bool | None = None, progress: bool = True
             f"{address} is not in the cache, and downloads are switched off (offline). Switch them on (unset BIT_OFFLINE), "
             f"or download it elsewhere and put it at {target}"
         )
-    download(address, target, progress=progress)
+    download(address, target, by_hand=True, progress=progress)
     return target
 
 
@@ -102,19 +102,21 @@ def download(
     size: int | None = None,
     sha256: str | None = None,
     attempts: int | None = None,
+    by_hand: bool = False,
     progress: bool = False,
 ) -> None:
     """Bring the file at `address` to `target`; nothing is done if that exists by the time other processes are through with it.
 
     address: http, https, or of any file system that fsspec knows (`s3://bucket/key`, `memory://name`). size (bytes), sha256 (hex): what
-    the file must have, where that is known. attempts: instead of `ATTEMPTS`. Raises DownloadError.
+    the file must have, where that is known. attempts: instead of `ATTEMPTS`. by_hand: whether an error shall
+    advise to put the file there oneself. Raises DownloadError.
     """
     kind = _Download if address.startswith(("https://", "http://")) else _StoreDownload
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(target, address, progress):
             if not target.is_file():
-                kind(address, target, progress, size, sha256).run(attempts or ATTEMPTS)
+                kind(address, target, progress, size, sha256, by_hand).run(attempts or ATTEMPTS)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise DownloadError(
@@ -160,11 +162,12 @@ class _Partial:
 
 class _Download:
     def __init__(
-        self, address: str, target: Path, progress: bool, size: int | None = None, sha256: str | None = None
+        self, address: str, target: Path, progress: bool, size: int | None, sha256: str | None, by_hand: bool
     ) -> None:
         self.address = address
         self.size = size
         self.sha256 = sha256
+        self.by_hand = by_hand
         self.target = target
         self.part = target.with_name(f".{target.name}.part")
         self.state = target.with_name(f".{target.name}.part.json")
@@ -347,10 +350,8 @@ class _Download:
         self.partial = _Partial()
 
     def _error(self, reason: str, advice: str = "") -> DownloadError:
-        return DownloadError(
-            f"Cannot download {self.address}: {reason}. {advice}{' ' if advice else ''}"
-            f"You can also get it by hand and put it at {self.target}"
-        )
+        by_hand = f"You can also get it by hand and put it at {self.target}" if self.by_hand else ""
+        return DownloadError(" ".join(filter(None, (f"Cannot download {self.address}: {reason}.", advice, by_hand))))
 
 
 class _StoreDownload(_Download):

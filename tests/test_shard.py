@@ -153,6 +153,8 @@ def test_several_labels(tmp_path: Path) -> None:
     assert scanned.labels.tolist() == data.train.labels.tolist() and scanned.class_names == ("0", "1", "2")
     with pytest.raises(DataError, match="several labels each"):
         open_dataset(tmp_path / "shards")
+    with pytest.raises(ConfigError, match="--label-separator has no effect"):
+        make(tmp_path / "shards", tmp_path / "again", label_separator="|")
 
 
 def test_a_part_without_labels(tmp_path: Path) -> None:
@@ -231,6 +233,13 @@ def test_unreadable_images(photos: Path, tmp_path: Path, capsys) -> None:
     assert "train/cat/003.jpg" not in sources(tmp_path / "shards")
     listed = json.loads((tmp_path / "shards" / "unreadable.json").read_text())
     assert [one["name"] for one in listed] == ["train/cat/003.jpg", "test/dog/000.png"]
+
+
+def test_a_part_without_a_readable_image(photos: Path, tmp_path: Path) -> None:
+    for path in (photos / "test").rglob("*.png"):
+        path.write_bytes(b"broken")
+    with pytest.raises(DataError, match="No image of test can be read"):
+        make(photos, tmp_path / "shards", skip_bad_images=True)
 
 
 def test_damage_is_found_and_repaired(photos: Path, tmp_path: Path, capsys) -> None:

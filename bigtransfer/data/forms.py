@@ -17,7 +17,7 @@ from bigtransfer.data.layout import Found, build, from_paths
 from bigtransfer.data.remote import Cache, RemoteFile
 from bigtransfer.data.sources import Files, ImageSet, Splits
 from bigtransfer.data.tables import Columns
-from bigtransfer.errors import DataError
+from bigtransfer.errors import ConfigError, DataError
 
 
 def open_dataset(
@@ -54,6 +54,8 @@ def open_dataset(
     folder = cache_folder() if cache is None else Path(cache)
     remote_cache = Cache(folder / "shards", settings.shard_cache() if shard_cache is None else shard_cache)
     where = str(spec)
+    if label_separator is not None and Path(where).suffix.lower() not in (".csv", ".tsv"):
+        raise ConfigError("--label-separator has no effect: only the labels of CSV and TSV tables are separated by it.")
     if remote.is_address(where) and not where.lower().endswith(shards.TAR_ENDINGS):
         splits = index.open_address(where, folder, remote_cache, class_names, channels)
     elif index.is_indexed(Path(where).expanduser()):

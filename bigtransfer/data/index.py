@@ -128,7 +128,10 @@ def open_address(address: str, cache: Path, shards: Cache, class_names: Sequence
     """The shards in a folder at `address`. The index is kept under `cache`; shards are fetched into `shards` when they are read."""
     base = address.removesuffix("index.json").rstrip("/")
     place = cache / "indexes" / hashlib.sha256(base.encode()).hexdigest()[:16]
-    path = remote.renewed(f"{base}/index.json", place / "index.json")
+    try:
+        path = remote.renewed(f"{base}/index.json", place / "index.json")
+    except DataError as error:
+        raise DataError(f"{base} cannot be opened as a folder that `bit shard` wrote. {error}") from error
     index = Index.read(path, f"{base}/index.json")
     kept = Cache(
         place, 1 << 62

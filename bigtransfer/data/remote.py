@@ -109,13 +109,17 @@ class RemoteFile:
             pass
         if settings.offline():
             raise DataError(f"{self.address} is not in the cache, and BIT_OFFLINE forbids to fetch it.")
-        self.cache.make_room(self.size or 0, self.address)
         try:
+            self.cache.make_room(self.size or 0, self.address)
             fetch.download(self.address, path, size=self.size, sha256=self.sha256, attempts=_ATTEMPTS)
+            if self.size is None:
+                self.cache.make_room(0, self.address)
         except DownloadError as error:
             raise DataError(str(error)) from error
-        if self.size is None:
-            self.cache.make_room(0, self.address)
+        except OSError as error:
+            raise DataError(
+                f"Cannot keep {self.address} in {self.cache.folder}: {error.strerror}. Set BIT_CACHE to another folder."
+            ) from error
         return path
 
 

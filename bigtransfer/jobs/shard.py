@@ -244,14 +244,14 @@ class _Split:
 
     def repair(self, pool: ThreadPoolExecutor, bar: Any) -> None:
         """Write those finished shards again that are not what they were."""
-        kept = np.delete(np.arange(len(self.order)), self.done.skipped)
         row = 0
         for shard, damage in zip(
             self.done.shards, pool.map(lambda shard: _damage(self.folder, shard), self.done.shards), strict=True
         ):
             if damage is not None:
+                kept = np.delete(np.arange(len(self.order)), self.done.skipped)
                 samples = _Peekable(self._samples(pool, kept[row : row + shard.images]))
-                written = self._write(shard.name, samples, row, _bar(0, ""))
+                written = self._write(shard.name, samples, row, lambda: None)
                 if written.shard != shard:
                     (self.folder / shard.name).unlink(missing_ok=True)
                     raise RunError(
@@ -269,7 +269,7 @@ class _Split:
         arrays = {kind: self._array(kind, dtype) for kind, dtype in _ARRAYS.items()}
         while samples.next is not None:
             row = self.done.images
-            written = self._write(f"{self.name}-{len(self.done.shards):06d}.tar", samples, row, bar)
+            written = self._write(f"{self.name}-{len(self.done.shards):06d}.tar", samples, row, bar.update)
             for kind, array in arrays.items():
                 array[row : row + len(written.rows[kind])] = written.rows[kind]
                 array.flush()
@@ -282,6 +282,8 @@ class _Split:
             with open(self.folder / _JOURNAL, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"split": self.name, "shard": shard, "skipped": skipped}) + "\n")
             self.done.add(written.shard, skipped)
+        if not self.done.images:
+            raise DataError(f"No image of {self.name} can be read; the first: {self.done.unreadable[0]}.")
 
     def finish(self) -> IndexedSplit:
         """The arrays beside the shards, and what the index says of them all."""
@@ -348,8 +350,9 @@ class _Split:
             return _Sample(place, content, ending, "json", text.encode())
         return _Sample(place, content, ending, "cls", str(int(label)).encode())
 
-    def _write(self, name: str, samples: _Peekable, first: int, bar: Any) -> _Written:
-        """One shard of the next samples, as many as belong into it, of which the first good one gets the number `first`."""
+    def _write(self, name: str, samples: _Peekable, first: int, advance: Callable[[], object]) -> _Written:
+        """One shard of the next samples, as many as belong into it, of which the first good one gets the number `first`. advance: called
+        for each."""
         most = self.config.shard_images or len(self.order)
         room = float("inf") if self.config.shard_images else (self.config.shard_mb or SHARD_MB) * 1e6
         written = _Written({kind: [] for kind in _ARRAYS}, [], None)
@@ -362,7 +365,7 @@ class _Split:
                     if sample.error is None and images and (images == most or tar.size + sample.size > room):
                         break
                     samples.advance()
-                    bar.update()
+                    advance()
                     if sample.error is not None:
                         if not self.config.skip_bad_images:
                             raise UnreadableImages([sample.error], len(self.order))
