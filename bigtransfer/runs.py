@@ -5,7 +5,7 @@
   metrics.jsonl    one JSON object a line, {"step": ..., ...}
   split.json       which images went where
   unreadable.json  images left out, with the reason
-  checkpoints/     what a resume needs (train.checkpoint); gone when the run is finished
+  checkpoints/     what a resume needs (train.checkpoint); of a fine-tuning gone when it is finished
   evaluation.json
   model.safetensors
   report.html
