@@ -230,7 +230,7 @@ def one_size(height: int, width: int, count: int = 60) -> np.ndarray:
     return np.full((count, 2), (height, width))
 
 
-exact = tuple(map(int, PIL.__version__.split(".")[:1])) >= (13,)
+exact = int(PIL.__version__.split(".")[0]) >= 13
 
 
 @pytest.mark.parametrize(
@@ -285,6 +285,11 @@ def test_batches_from_the_device_are_the_same(images: ImageSet, folder: Path, au
         assert [str(error) for error in one.errors] == [str(error) for error in other.errors]
     third = batches(cache="device", device=torch.device("cpu"), rank=1, ranks=3)
     assert torch.equal(third[5].images, other.images[2:5])
+
+
+def test_devices_without_float64(images: ImageSet) -> None:
+    with pytest.raises(ConfigError, match="Apple's GPUs lack"):
+        TrainLoader(images, CROP, batch_size=4, seed=0, cache="device", device=torch.device("mps"))
 
 
 def test_too_many_for_the_device(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:

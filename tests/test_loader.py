@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import multiprocessing
 import os
 import pickle
@@ -108,6 +109,30 @@ def test_inception_crop_of_extreme_shapes(height: int, width: int) -> None:
     crop = InceptionCrop(size=8, min_area=0.9)
     for row in draws(crop, seed=0, step=0, count=50):
         assert crop.apply(coordinates(height, width), row).shape == (8, 8, 3)
+
+
+def one_box(crop: InceptionCrop, height: int, width: int, row: np.ndarray) -> tuple[int, int, int, int]:
+    """What Inception's rule says, one attempt after the other."""
+    for area_draw, ratio_draw in row[3:].reshape(-1, 2).tolist():
+        area = height * width * (crop.min_area + (1 - crop.min_area) * area_draw)
+        ratio = crop.max_ratio ** (2 * ratio_draw - 1)
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            break
+    else:
+        w, h = min(width, round(height * crop.max_ratio)), min(height, round(width * crop.max_ratio))
+    return int(row[0] * (height - h + 1)), int(row[1] * (width - w + 1)), h, w
+
+
+@pytest.mark.parametrize(("least", "largest"), [(0.05, 500), (0.25, 64), (0.99, 12)])
+def test_crops_of_many_images_are_those_of_each(least: float, largest: int) -> None:
+    crop = InceptionCrop(size=8, min_area=least)
+    rows = draws(crop, seed=3, step=0, count=1000)
+    sizes = np.random.default_rng(0).integers(1, largest, (1000, 2))
+    boxes, mirrored = crop.crops(sizes, rows)
+    expected = [one_box(crop, height, width, row) for (height, width), row in zip(sizes.tolist(), rows, strict=True)]
+    assert boxes.tolist() == [list(box) for box in expected] and mirrored.tolist() == (rows[:, 2] < 0.5).tolist()
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= sizes).all() and (boxes[:, 2:] > 0).all()
 
 
 def test_without_flip_nothing_is_mirrored() -> None:

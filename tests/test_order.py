@@ -41,7 +41,7 @@ def test_every_image_comes_once_per_epoch(
     if large:
         monkeypatch.setattr(order, "LARGEST_ARRAY", 0)
     shuffle = FullShuffle(examples, batch, seed=3)
-    counts_never_differ(shuffle.indices, examples, batch, epochs=min(batch + 2, 12))
+    counts_never_differ(shuffle.indices, examples, batch, epochs=min(batch + 2, 6))
     stream = np.concatenate([shuffle.indices(step) for step in range(3 * examples)])  # ends with an epoch
     epochs = stream.reshape(-1, examples)
     assert (np.sort(epochs, axis=1) == np.arange(examples)).all()

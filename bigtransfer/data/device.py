@@ -23,7 +23,9 @@ class DeviceImages:
     """The images of a `DecodedImages` on `device`."""
 
     def __init__(self, decoded: DecodedImages, device: torch.device) -> None:
-        """ConfigError if they do not fit into the device's memory."""
+        """ConfigError if they do not fit into the device's memory, or if it is an Apple GPU."""
+        if device.type == "mps":
+            raise ConfigError("--cache device needs float64, which Apple's GPUs lack. Choose --cache memory or none.")
         self.device, self.channels, self.sizes, self.errors = device, decoded.channels, decoded.sizes, decoded.errors
         self._starts = decoded.offsets[:-1] // decoded.channels
         count, (height, width) = len(decoded), decoded.sizes[0].tolist()

@@ -188,7 +188,7 @@ _FETCH_AHEAD = 100
 """Steps before its first use that a file which lies elsewhere is asked for: some half a minute of training."""
 
 _CROPPING_THREADS = 4
-"""More do not make batches faster: between Pillow's calls only one thread at a time runs Python."""
+"""Between Pillow's calls only one thread at a time runs Python, so more of them would mostly wait."""
 
 
 class FeatureLoader:
