@@ -364,7 +364,9 @@ class PretrainConfig(Config):
     upstream: str | None = None
     """What the images are, in words, for the model's card. Default: the data set's name."""
     multi_label: bool = False
-    """Images may have several labels each."""
+    """Images may have several labels each, as lists."""
+    label_separator: str | None = None
+    """What stands between an image's labels in a CSV table, such as |; the images may then have several."""
     max_bad_images: Share = 0.001
     """Share of unreadable images up to which training goes on without them (they are listed in metrics.jsonl); 0: stop at the
     first."""

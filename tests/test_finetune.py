@@ -1,4 +1,4 @@
-"""`bit finetune` and `bit pretrain` as they are typed: what they write, what they refuse, and interruptions at any moment."""
+"""`bit finetune` as it is typed: what it writes, what it refuses, and interruptions at any moment."""
 
 from __future__ import annotations
 
@@ -485,49 +485,3 @@ def test_mistakes_are_told_in_a_sentence(short: list[str], tmp_path: Path, capsy
     assert "No model or file named 'bit-m-r51x1'" in told(model="bit-m-r51x1")
     assert "Choose another with --out" in told(out=str(tmp_path / "file"))
     assert not (tmp_path / "run").exists()
-
-
-# --- Pre-training
-
-
-def test_pretraining_ends_and_resumes(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def command(out: str, *more: str) -> list[str]:
-        given = ["pretrain", data, "--model", "r26x1", "--out", tmp_path / out, "--batch-size", 5, "--epochs", 1]
-        given += ["--crop", 32, "--warmup", 1, "--schedule", "cosine", "--device", "cpu", "--precision", "fp32"]
-        return [*map(str, given), "--workers", "0", "--checkpoint-every", "0s", "--skip-bad-images", *more]
-
-    bad = data / "train" / "red" / "bad.png"
-    bad.write_bytes(b"x")
-    try:
-        assert in_process(command("whole")) == 0
-        assert "3 steps of 5" in capsys.readouterr().out  # the bad image does not count
-        from bigtransfer.jobs import training
-
-        original = checkpoint.save
-
-        def die(folder: Path, state, facts) -> None:
-            original(folder, state, facts)
-            raise SystemExit(9)
-
-        monkeypatch.setattr(training.checkpoint, "save", die)
-        with pytest.raises(SystemExit):
-            in_process(command("run"))
-        monkeypatch.setattr(training.checkpoint, "save", original)
-        monkeypatch.setattr(
-            training.checks, "check", None
-        )  # what was found unreadable is recorded, not looked for again
-        assert in_process(command("run", "--name", "better")) == 0
-    finally:
-        bad.unlink()
-    assert "from step 1" in capsys.readouterr().out
-    assert digest(tmp_path / "run") == digest(tmp_path / "whole")
-    assert numbers(tmp_path / "run") == numbers(tmp_path / "whole")
-    assert [line["step"] for line in numbers(tmp_path / "run") if "val/top1" in line] == [0, 1, 2]
-    assert json.loads((tmp_path / "run" / "unreadable.json").read_text())[0]["name"] == "train/red/bad.png"
-    network, card = bigtransfer.load_model(tmp_path / "run")
-    assert card.name == "better" and card.class_names == tuple(CLASSES) and network.num_classes == 3
-    assert card.recipe["steps"] == 3 and "val/top1" in card.metrics
-    assert in_process(command("run", "--name", "better", "--min-area", "0.5")) == 2
-    assert "holds another run (--min-area was 0.05, is now 0.5)" in capsys.readouterr().err

@@ -63,7 +63,12 @@ def run(config: PretrainConfig) -> int:
             raise ConfigError(
                 f"--batch-size {config.batch_size} leaves some of the {world.size} processes without an image."
             )
-        opened = data.open_dataset(config.data, channels=arch.in_chans, multi_label=config.multi_label)
+        opened = data.open_dataset(
+            config.data,
+            channels=arch.in_chans,
+            multi_label=config.multi_label or config.label_separator is not None,
+            label_separator=config.label_separator,
+        )
         train_set, val_set = opened.train, opened.val or opened.test
         if train_set.labels is None:
             raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
@@ -112,8 +117,9 @@ def _train(
     spec = InputSpec(size=config.eval_size or config.crop)
     dtype = loop.compute_dtype(config.precision, device)
     model = _network(config, arch, names).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    own = len(world.part(recipe.batch_size))
-    micro_batch = config.micro_batch or loop.fitting_micro_batch(model, config.crop, dtype, device, own)
+    # Of the largest part, so that it is the same on all: a restart takes what the checkpoint says, and must split as before.
+    share = -(-recipe.batch_size // world.size)
+    micro_batch = config.micro_batch or loop.fitting_micro_batch(model, config.crop, dtype, device, share)
     forward, sync = parallel.distribute(model, world, config.strategy)
     state = loop.new_state(model, recipe, micro_batch=micro_batch)
     if config.ema is not None:
