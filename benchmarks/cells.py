@@ -23,40 +23,39 @@ import bigtransfer
 from bigtransfer import data, runs
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import ImageSet, Splits, splits
+from bigtransfer.errors import RunError
 from bigtransfer.jobs.finetune import finetune
 
 
 class Cells:
-    """Results of measurements by what was asked, one JSON file each in `folder`, so that a benchmark that was stopped goes on.
+    """Results of measurements by what was asked, one JSON file each in `folder`: a benchmark that was stopped goes on, and several
+    processes that run the same command share the work."""
 
-    part: (i, n) leaves all but every n-th measurement, from the i-th on, to other processes, which use the same folder."""
-
-    def __init__(self, folder: Path, part: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.part = part
-        self._asked = 0
 
     def once(self, asked: Mapping[str, Any], measure: Callable[[Path], Mapping[str, Any]]) -> dict[str, Any] | None:
-        """What `measure` returned for `asked`, now or earlier; None if it is another process's and not there yet.
+        """What `measure` returned for `asked`, now or earlier; None while another process is measuring it.
 
         measure gets a folder of its own for its runs, in which it finds what it left when it was stopped, and which goes when it is done.
         """
         text = json.dumps(asked, sort_keys=True)
         place = self.folder / hashlib.sha256(text.encode()).hexdigest()[:20]
         path = place.with_suffix(".json")
-        mine = self._asked % self.part[1] == self.part[0]
-        self._asked += 1
         if not path.is_file():
-            if not mine:
-                return None
-            started = time.perf_counter()
-            place.mkdir(parents=True, exist_ok=True)
-            with contextlib.redirect_stdout(io.StringIO()):
-                result = dict(measure(place))
-            record = {"asked": asked, "result": result, "seconds": time.perf_counter() - started, "commit": commit()}
-            runs.write_json(path, record)
-            shutil.rmtree(place)
-            print(f"{text} -> {result}, {record['seconds']:.1f} s", flush=True)
+            with contextlib.ExitStack() as stack:
+                try:
+                    stack.enter_context(runs.Run(place).hold())
+                except RunError:
+                    return None
+                if not path.is_file():
+                    started = time.perf_counter()
+                    with contextlib.redirect_stdout(io.StringIO()):
+                        result = dict(measure(place / "run"))
+                    spent = time.perf_counter() - started
+                    runs.write_json(path, {"asked": asked, "result": result, "seconds": spent, "commit": commit()})
+                    print(f"{text} -> {result}, {spent:.1f} s", flush=True)
+                shutil.rmtree(place)
         return json.loads(path.read_text(encoding="utf-8"))["result"]
 
     def commits(self) -> list[str]:
@@ -70,12 +69,6 @@ def top1(config: FinetuneConfig) -> float:
     if done.stopped_by is not None:
         raise SystemExit(128 + done.stopped_by)
     return done.metrics["test_top1"]
-
-
-def part(text: str) -> tuple[int, int]:
-    """(0, 2) of "0/2"."""
-    first, of = text.split("/")
-    return int(first), int(of)
 
 
 def commit() -> str:

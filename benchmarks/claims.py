@@ -9,8 +9,8 @@ over 1 to 100 images per class, is benchmarks.transfer.
 Every network is trained from random weights on 250 images of each of 40 classes of Tiny-ImageNet (the classes and images are drawn with
 seed 0), at 32 px, and measured on these classes' validation images; then all its weights are fine-tuned on CIFAR-10 (100 images per
 class, measured on 2,000 test images, 200 of each class) and on flowers12 (60 per class, 240 test images). TINY_IMAGENET holds train/
-and val/, SETS holds cifar10 and flowers12. Finished networks and cells in --work are kept and shared by the claims; `--part 0/2`
-and `--part 1/2` share the work of two processes. The table is written once all cells are there.
+and val/, SETS holds cifar10 and flowers12. Finished rows in --work are kept and shared by the claims; several processes with
+the same command share the work. The table is written once all rows are there.
 """
 
 from __future__ import annotations
@@ -86,10 +86,9 @@ def main() -> None:
     parser.add_argument("claim", choices=CLAIMS)
     parser.add_argument("--upstream", type=Path, required=True, help="folder of Tiny-ImageNet")
     parser.add_argument("--data", type=Path, required=True, help="folder of the downstream sets")
-    parser.add_argument("--work", type=Path, required=True, help="folder of the networks and finished cells")
+    parser.add_argument("--work", type=Path, required=True, help="folder of the finished rows")
     parser.add_argument("--out", type=Path, required=True, help="the table to write")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--part", type=cells.part, default=(0, 1))
     chosen = parser.parse_args()
     bench = Bench(chosen)
     rows = {
@@ -109,7 +108,7 @@ class Bench:
 
     def __init__(self, chosen: argparse.Namespace) -> None:
         self.work: Path = chosen.work
-        self.cells = cells.Cells(chosen.work / "cells", chosen.part)
+        self.cells = cells.Cells(chosen.work / "cells")
         self.upstream = _upstream_subset(chosen.upstream, chosen.work / "data" / "tiny-imagenet-subset")
         self.tasks = {
             name: cells.prepared(chosen.data / name, chosen.work, test_per_class=count) for name, count in TASKS.items()

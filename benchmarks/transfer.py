@@ -8,7 +8,7 @@ benchmarks/results. A quarter of trashnet and two fifths of pacs-art are held ou
 
 The training is one number of steps, the same for all cells and both starts, so that the speed of the machine does not change the
 result: what `bit finetune --budget 8s` would choose at 160 images/s. Finished cells in --work are kept: the same command goes on,
-and `--part 0/2` and `--part 1/2` share the work of two processes. The table is written once all cells are there.
+and several processes with the same command share the work. The table is written once all cells are there.
 """
 
 from __future__ import annotations
@@ -54,10 +54,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS, help="without all of them, no table")
     parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS), help="without all of them, no table")
-    parser.add_argument("--part", type=cells.part, default=(0, 1))
     chosen = parser.parse_args()
 
-    bench = Bench(chosen.model, chosen.data, chosen.work, cells.Cells(chosen.work / "cells", chosen.part))
+    bench = Bench(chosen.model, chosen.data, chosen.work, cells.Cells(chosen.work / "cells"))
     results: dict[tuple[str, int, str], list[float]] = {}
     missing = 0
     for start in chosen.starts:
