@@ -340,7 +340,7 @@ class ArrowRows(_ImageColumn):
 class ParquetRows(_ImageColumn):
     """Images in Parquet files, read where they are. Parquet gives only whole row groups; each process keeps some of them."""
 
-    _KEPT = 1 << 30
+    _KEPT = 1 << 29
     """Bytes of row groups that a process keeps, but never fewer than the last one."""
 
     def __init__(self, files: Sequence[Path], column: str, names: Sequence[str], root: Path) -> None:
@@ -374,7 +374,8 @@ class ParquetRows(_ImageColumn):
             number = int(np.searchsorted(self._groups, group, side="right")) - 1
             try:
                 with pyarrow.parquet.ParquetFile(self.files[number]) as file:
-                    table = file.read_row_group(group - int(self._groups[number]), columns=[self._column])
+                    place = group - int(self._groups[number])
+                    table = file.read_row_group(place, columns=[self._column], use_threads=False)  # workers are forked
             except (OSError, ValueError, pyarrow.ArrowException) as error:
                 raise DataError(f"{self.files[number]} is damaged, or was changed: {error}") from error
             column = table.column(0)

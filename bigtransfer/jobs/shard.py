@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import sys
 import tarfile
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
@@ -503,7 +504,9 @@ def _sha256(path: Path) -> str:
 
 
 def _bar(total: int, title: str, unit: str = "img") -> Any:
-    return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, disable=None, leave=False)
+    # Hours of work should show in a log file too, but not every second of it.
+    interval = 0.1 if sys.stderr.isatty() else 60
+    return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, mininterval=interval, leave=False)
 
 
 def _counted(count: int, what: str) -> str:
