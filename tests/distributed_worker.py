@@ -28,6 +28,7 @@ CPU = torch.device("cpu")
 def network(loss: objective.Loss) -> ResNetV2:
     torch.manual_seed(0)
     model = ResNetV2((1, 1, 1, 1), num_classes=CLASSES)
+    assert isinstance(model.head, torch.nn.Linear)
     torch.nn.init.normal_(model.head.weight, std=0.05)
     if loss == "sigmoid":
         torch.nn.init.constant_(model.head.bias, objective.SIGMOID_HEAD_BIAS)
@@ -92,7 +93,7 @@ def diverged(world: dist.World) -> str:
     state = loop.new_state(model, recipe, micro_batch=BATCH)
     if world.rank == 1:
         with torch.no_grad():
-            model.head.bias.fill_(torch.nan)
+            model.get_parameter("head.bias").fill_(torch.nan)
     own = world.part(BATCH)
     batch = Batch(0, torch.zeros(len(own), 3, 32, 32, dtype=torch.uint8), torch.zeros(len(own), dtype=torch.int64))
     try:

@@ -190,8 +190,8 @@ def children(process: int) -> list[int]:
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes through /proc")
 def test_a_killed_process_changes_nothing(data: Path, tmp_path: Path) -> None:
-    """One of two processes dies; torchrun starts both again; the weights are those of an undisturbed run of two, bit for bit, and those of one
-    process up to the order of sums."""
+    """One of two processes dies; torchrun starts both again; the weights are those of an undisturbed run of two, bit for bit, and
+    those of one process up to the order of sums."""
     undisturbed = torchrun(flags(data, tmp_path / "whole"), 0)
     output, _ = undisturbed.communicate(timeout=300)
     assert undisturbed.returncode == 0, output

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import platform
 import signal
@@ -239,38 +240,36 @@ def validation(
     places = world.part(len(images))
     part = images.subset(places)
     # As many forward passes on every process: with FSDP each is a joint effort.
-    passes = -(-(-(-len(images) // world.size)) // state.micro_batch)
+    passes = math.ceil(math.ceil(len(images) / world.size) / state.micro_batch)
 
     @torch.inference_mode()
     def logits(batch: torch.Tensor) -> torch.Tensor:
         return state.model(normalize(batch.to(device), dtype)).cpu()
 
+    def batches() -> Iterator[EvalBatch]:
+        done = 0
+        # What fits with its activations for the backward pass fits without.
+        for batch in eval_batches(part, spec, state.micro_batch):
+            done += 1
+            yield batch._replace(indices=batch.indices + places.start)
+        for _ in range(passes - done):
+            logits(torch.zeros(1, images.channels, spec.size, spec.size, dtype=torch.uint8))
+
+    def one_label() -> dict[str, float]:
+        return evals.evaluate(logits, batches(), len(images.class_names)).gathered(world).named("val")
+
+    def several_labels() -> dict[str, float]:
+        right = 0
+        for batch in batches():
+            right += int((batch.labels == logits(batch.images).argmax(1, keepdim=True)).any(1).sum())
+        return {"val/precision_at_1": world.total(torch.tensor(right, device=device)).item() / len(images)}
+
     def measure() -> dict[str, float]:
         state.model.eval()
         with state.averaged():
-            done = 0
-
-            def batches() -> Iterator[EvalBatch]:
-                nonlocal done
-                # What fits with its activations for the backward pass fits without.
-                for batch in eval_batches(part, spec, state.micro_batch):
-                    done += 1
-                    yield batch._replace(indices=batch.indices + places.start)
-
-            if images.labels is not None and images.labels.ndim == 2:
-                hits = torch.zeros(2, dtype=torch.int64)
-                for batch in batches():
-                    best = logits(batch.images).argmax(1, keepdim=True)
-                    hits += torch.tensor([int((batch.labels == best).any(1).sum()), len(best)])
-            else:
-                result = evals.evaluate(logits, batches(), len(images.class_names))
-            for _ in range(passes - done):
-                logits(torch.zeros(1, images.channels, spec.size, spec.size, dtype=torch.uint8))
+            measured = one_label() if images.labels is None or images.labels.ndim == 1 else several_labels()
         state.model.train()
-        if images.labels is not None and images.labels.ndim == 2:
-            right, seen = world.total(hits.to(device)).tolist()
-            return {"val/precision_at_1": right / seen}
-        return result.gathered(world).named("val")
+        return measured
 
     return measure
 
