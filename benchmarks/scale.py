@@ -10,10 +10,10 @@ own Python on one core. Random numbers are seeded.
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import io
 import math
-import os
 import tarfile
 import tempfile
 import time
@@ -354,6 +354,8 @@ class Input:
     """Shards that the images of one shuffled block lie in: all must be there before the first is drawn."""
     prefetch: int = 1
     """Shards of a lane that are fetched ahead of the block in use."""
+    ahead: float = 0.0
+    """Images of a lane: its next shard is asked for so many before it is needed, besides `prefetch`."""
     caches: int = 1
     """Per node: 1 shared by its processes, or one for each of them."""
     aligned: bool = False
@@ -370,8 +372,9 @@ class Input:
 
     @property
     def cache_bytes(self) -> float:
-        """Room that one node needs for its shards."""
-        return self.readers / self.nodes * (self.block_shards + self.prefetch) * self.shard_bytes
+        """Room that one node needs for its shards at most."""
+        shards = self.block_shards + self.prefetch + math.ceil(self.ahead / self.shard_images)
+        return self.readers / self.nodes * shards * self.shard_bytes
 
     @property
     def demand(self) -> float:
@@ -384,18 +387,21 @@ class Input:
 class InputResult:
     first_batch: float
     """Seconds from a cold start until every node has the shards of its first batch."""
+    settling: float
+    """Seconds of waiting while each lane uses up its first block: after a start all shards are wanted at once."""
     waited: float
-    """Share of the time after it that the job waits for a shard."""
+    """Share of the time after that in which the job waits for a shard."""
     requests: int
     refused: int
     """Of the requests, by the store's limit."""
 
 
-_NEXT, _RETRY, _ARRIVED = 0, 1, 2
+_RETRY, _ARRIVED = 0, 1
+_ORDER, _BEGIN = 0, 1
 
 
 def simulate_input(plan: Input, store: Store, *, blocks: int = 12, seed: int = 0) -> InputResult:
-    """Events: a shard arrives, a refused or failed request is sent again, a lane comes to its next block.
+    """Events: a shard arrives, a refused or failed request is sent again, a lane comes near its next block, a lane begins it.
 
     All lanes advance together, by batch / lanes images a step, and stop together when one misses a shard: the step is synchronous.
     Runs until each lane has consumed `blocks` blocks.
@@ -493,30 +499,34 @@ def simulate_input(plan: Input, store: Store, *, blocks: int = 12, seed: int = 0
 
     now = first = wait(0.0, [(reader, plan.block_shards) for reader in range(readers)])
 
-    needs = [(length - behind[reader], reader, 1) for reader in range(readers)]
-    heapq.heapify(needs)
-    position = waited = 0.0
+    # Positions of a lane at which its next block's last shards are asked for, and at which that block begins.
+    marks: list[tuple[float, int, int, int]] = []
+    for reader in range(readers):
+        begins = length - behind[reader]
+        marks += [(begins - plan.ahead, _ORDER, reader, 1), (begins, _BEGIN, reader, 1)]
+    heapq.heapify(marks)
+    position = waited = settling = 0.0
+    settled: float | None = None
     while True:
-        at, reader, block = heapq.heappop(needs)
+        at, kind, reader, block = heapq.heappop(marks)
         if at > (blocks - 1) * length:
             break
-        then = now + (at - position) / speed
+        then = now + max(0.0, at - position) / speed
         while events and events[0][0] <= then:
             handle(heapq.heappop(events))
-        now, position = then, at
-        # All lanes that are here leave a block behind, which makes room for more of what is ahead, and then wait for the next.
-        needed = []
-        while True:
-            order(now, reader, (block + 1) * plan.block_shards + plan.prefetch)
-            needed.append((reader, (block + 1) * plan.block_shards))
-            heapq.heappush(needs, (at + length, reader, block + 1))
-            if needs[0][0] > at:
-                break
-            _, reader, block = heapq.heappop(needs)
-        going = wait(now, needed)
-        waited += going - now
-        now = going
-    return InputResult(first, waited / (now - first), requests, refused)
+        now, position = then, max(position, at)
+        if settled is None and position >= length:
+            settled, settling, waited = now, waited, 0.0
+        shards = (block + 1) * plan.block_shards
+        if kind == _ORDER:
+            order(now, reader, shards + plan.prefetch)
+        else:
+            going = wait(now, [(reader, shards)])
+            waited += going - now
+            now = going
+        heapq.heappush(marks, (at + length, kind, reader, block + 1))
+    assert settled is not None
+    return InputResult(first, settling, waited / (now - settled), requests, refused)
 
 
 # --- Input: decoding by many workers
@@ -524,13 +534,16 @@ def simulate_input(plan: Input, store: Store, *, blocks: int = 12, seed: int = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Each rank's workers take turns in making its part of the batches (torch's DataLoader), a bounded number ahead."""
+    """Each rank's workers take turns in making its part of the batches, a bounded number ahead (torch's DataLoader).
+
+    Workers that share each batch instead (`data.loader` for shards) are as many ranks of one worker.
+    """
 
     ranks: int
     workers: int
     """Per rank."""
     ahead: int = 2
-    """Parts of batches per worker that may be made before they are used (DataLoader's prefetch_factor)."""
+    """Parts of batches that a worker may have made before they are used."""
     seconds: float = 0.1
     """Mean of one part's decoding by one worker."""
     spread: float = 0.1
@@ -674,10 +687,11 @@ def simulate_job(job: Job, failures: Failures, *, seed: int = 0) -> JobResult:
     while True:
         idle = nodes < (1 if job.shrink else job.nodes)
         speed = pace(nodes) / (failures.slow_factor if cures else 1.0) if nodes else 0.0
+        to_end = (job.work - done) / speed if speed else math.inf
         if idle:
             own = math.inf
         elif phase == "train":
-            own = min(job.interval - since, (job.work - done) / speed)
+            own = min(job.interval - since, to_end)
         else:
             own = left
         # The waiting times are exponential, so drawing them anew after each event changes nothing. Waiting nodes do not fail.
@@ -703,8 +717,9 @@ def simulate_job(job: Job, failures: Failures, *, seed: int = 0) -> JobResult:
                 saved, since, phase = done, 0.0, "train"
                 if spares and nodes < job.nodes:  # a good moment to grow: nothing is lost
                     refill()
-            elif since < job.interval:
-                break  # finished
+            elif own == to_end:
+                now += job.save
+                break
             else:
                 phase, left = "save", job.save
         elif spent in (node_lost, rack_lost):
@@ -812,47 +827,79 @@ def readers_per_run(order: _Order, runs: np.ndarray, batch: int, parts: int) -> 
 
 @dataclass(frozen=True)
 class IndexCost:
-    """Opening tar shards, per image, with one core."""
+    """Opening a data set of tar shards with one core, for each further image."""
 
     seconds: float
     kept: float
-    """Bytes that stay, Python's and NumPy's."""
+    """Bytes on the heap afterwards, in every process. Arrays that are mapped into memory, which processes share, do not count."""
     peak: float
+    """Bytes on the heap at most."""
 
 
-def measure_index(images: int = 4000) -> IndexCost:
-    """Open a tar shard of `images` samples of a few bytes each (the pixels are not read)."""
+def measure_index(images: int, *, indexed: bool) -> IndexCost:
+    """Open shards of `images` and of twice as many images (of one pixel, which are not decoded), and compare.
+
+    indexed: as `bit shard` writes them; otherwise plain WebDataset, whose tar headers are read.
+    """
+    costs = []
+    for count in (images, 2 * images):
+        with tempfile.TemporaryDirectory() as folder:
+            costs.append(_opening(Path(folder), count, indexed))
+    return IndexCost(*((more - less) / images for less, more in zip(*costs, strict=True)))
+
+
+def _opening(folder: Path, images: int, indexed: bool) -> tuple[float, float, float]:
+    """(seconds of the processor, bytes kept, bytes at the peak) to open a set of so many images."""
     from PIL import Image
 
+    from bigtransfer.config import ShardConfig
     from bigtransfer.data import open_dataset
+    from bigtransfer.jobs import shard
 
     pixel = io.BytesIO()
     Image.new("RGB", (1, 1)).save(pixel, "JPEG")
+    source = str(folder / "train-000000.tar")
+    with tarfile.open(source, "w") as tar:
+        for number in range(images):
+            for ending, content in (("jpg", pixel.getvalue()), ("cls", str(number % 1000).encode())):
+                member = tarfile.TarInfo(f"{number:09d}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    if indexed:
+        with contextlib.redirect_stdout(io.StringIO()):
+            shard.run(ShardConfig(source=source, destination=str(folder / "shards"), threads=1))
+        source = str(folder / "shards")
+    open_dataset(source)
+    started = time.process_time()
+    opened = open_dataset(source)
+    seconds = time.process_time() - started
+    del opened
+    tracemalloc.start()
+    opened = open_dataset(source)
+    kept, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(opened.train) == images
+    return seconds, kept, peak
+
+
+def measure_rewind(steps: int = 20_000) -> tuple[float, float]:
+    """(seconds of the processor, bytes of heap at the peak) for each logged step, when a restart rewinds metrics.jsonl on rank 0."""
+    from bigtransfer.runs import Run
+
+    line = '{{"step": {}, "loss": 6.123456789, "lr": 0.48, "gradient_norm": 1.23456, "images_per_second": 80123.45, "data_wait": 0.0012}}\n'
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "train-000000.tar"
-        with tarfile.open(path, "w") as tar:
-            for number in range(images):
-                for ending, content in (("jpg", pixel.getvalue()), ("cls", str(number % 1000).encode())):
-                    member = tarfile.TarInfo(f"{number:09d}.{ending}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        before = os.environ.get("BIT_CACHE")
-        os.environ["BIT_CACHE"] = folder  # an index that is kept would make the second opening cheap
-        try:
-            started = time.process_time()
-            open_dataset(str(path))
-            seconds = time.process_time() - started
-            tracemalloc.start()
-            opened = open_dataset(str(path))
-            kept, peak = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
-        finally:
-            if before is None:
-                del os.environ["BIT_CACHE"]
-            else:
-                os.environ["BIT_CACHE"] = before
-        assert len(opened.train) == images
-    return IndexCost(seconds / images, kept / images, peak / images)
+        (Path(folder) / "metrics.jsonl").write_text(
+            "".join(line.format(step) for step in range(steps)), encoding="utf-8"
+        )
+        run = Run(folder)
+        started = time.process_time()
+        run.rewind(steps - 10)
+        seconds = time.process_time() - started
+        tracemalloc.start()
+        run.rewind(steps - 20)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    return seconds / steps, peak / steps
 
 
 def measure_decoding(archive: Path, count: int = 60) -> list[tuple[str, float, float]]:

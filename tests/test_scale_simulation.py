@@ -100,6 +100,11 @@ def test_input_without_chance(step: float, prefetch: int) -> None:
     assert result.first_batch == pytest.approx(1.0)
 
 
+def test_input_is_asked_for_when_the_first_image_ahead_is_decoded() -> None:
+    plan = dataclasses.replace(PLAN, prefetch=0, ahead=40)  # 0.4 s of training before it is used
+    assert scale.simulate_input(plan, STEADY, blocks=200).waited == pytest.approx(0.6 / 1.6, abs=0.01)
+
+
 def test_input_of_spread_lanes_waits_for_each_in_turn() -> None:
     plan = dataclasses.replace(PLAN, aligned=False, prefetch=0)
     assert scale.simulate_input(plan, STEADY, blocks=200).waited == pytest.approx(4 / 5, abs=0.01)
@@ -184,6 +189,12 @@ def test_no_failures_cost_only_the_saves() -> None:
     assert result.restarts == 0 and result.lost == 0 and result.down == 0
 
 
+def test_no_job_ends_before_its_work_is_done() -> None:
+    job = Job(nodes=128, work=1e5, interval=408.7766, save=4.7625, restart=lambda _: 400.0)
+    failures = Failures(node=1.6e-3, slow=0.0)
+    assert all(scale.simulate_job(job, failures, seed=seed).goodput < 1 for seed in range(30))
+
+
 def test_slow_nodes_slow_all() -> None:
     """Episodes begin at a constant rate and last equally long: none is under way for a share exp(-rate x length) of the time."""
     failures = dataclasses.replace(CALM, slow=0.1, slow_factor=2.0, slow_for=1800.0)
@@ -250,6 +261,12 @@ def test_crossing_is_found_in_either_direction() -> None:
 
 
 def test_index_cost_is_measured() -> None:
-    cost = scale.measure_index(200)
-    assert 0 < cost.seconds < 0.1
-    assert 8 < cost.kept <= cost.peak
+    """The index of `bit shard` is mapped into memory; reading tar headers makes Python objects."""
+    plain, indexed = (scale.measure_index(500, indexed=indexed) for indexed in (False, True))
+    assert 8 < plain.kept <= plain.peak
+    assert indexed.peak < plain.peak / 5 and indexed.seconds < plain.seconds
+
+
+def test_rewinding_the_log_is_measured() -> None:
+    seconds, peak = scale.measure_rewind(100)
+    assert seconds > 0 and peak > 100
