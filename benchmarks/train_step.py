@@ -30,9 +30,11 @@ from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2 as TimmResNetV2
 from torch import Tensor, nn
 
+from bigtransfer.catalog import Architecture
 from bigtransfer.model import ResNetV2
 from bigtransfer.ops import native
 from bigtransfer.ops.memory import keep_freed_memory
+from bigtransfer.ops.peak import matmul_flops
 
 CLASSES = 200
 CASES = {
@@ -125,6 +127,15 @@ def competitors(units: tuple[int, ...]) -> Iterator[tuple[str, nn.Module, Loss]]
                 return F.cross_entropy(logits.float(), labels)
 
             yield f"{library}, {setting}", network, loss
+            if library == "timm" and setting == "bf16 autocast, channels_last":
+                compiled = torch.compile(build(ours(units)).to(memory_format=memory_format).train())
+
+                def loss(images: Tensor, labels: Tensor, network=compiled) -> Tensor:
+                    with torch.autocast("cpu", torch.bfloat16):
+                        logits = network(images)
+                    return F.cross_entropy(logits.float(), labels)
+
+                yield f"{library}, {setting}, compiled", compiled, loss
 
 
 def batch(count: int, size: int, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -143,7 +154,7 @@ def gradient_errors() -> dict[str, float]:
     names = [name for name, _ in exact.named_parameters()]
     spelling = {"ours": str, "timm": timm_names, "transformers": lambda name: "inner." + transformers_names(name)}
     errors: dict[str, list[float]] = {}
-    rivals = list(competitors(units))
+    rivals = [rival for rival in competitors(units) if "compiled" not in rival[0]]
     for seed in range(5):
         images, labels = batch(4, 32, seed)
         exact.zero_grad()
@@ -183,18 +194,31 @@ def measure(units: tuple[int, ...], size: int, count: int, rounds: int) -> dict[
     return seconds
 
 
-def table(seconds: dict[str, list[float]], count: int, errors: dict[str, float]) -> str:
-    lines = ["| | median s | min s | images/s (median) | ours takes (median of the rounds' ratios) | gradient error |"]
-    lines.append("|---|---|---|---|---|---|")
+def table(seconds: dict[str, list[float]], count: int, flops: float, errors: dict[str, float]) -> str:
+    """flops: of a step on one image."""
+    lines = [
+        "| | median s | min s | images/s (median) | share of the peak | ours takes (median of the rounds' ratios) | gradient error |"
+    ]
+    lines.append("|---|---|---|---|---|---|---|")
+    peaks = {
+        kind: matmul_flops(torch.device("cpu"), dtype)
+        for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32))
+    }
     for name, times in seconds.items():
         twin = "ours, bf16" if "bf16" in name else "ours, fp32"
         ratio = statistics.median(a / b for a, b in zip(seconds[twin], times, strict=True))
         shown = f"**{ratio:.2f}x**" if not name.startswith("ours,") else ""
         median = statistics.median(times)
+        peak = peaks["bf16" if "bf16" in name else "fp32"]
+        error = f"{errors[name]:.1e}" if name in errors else ""
         lines.append(
-            f"| {name} | {median:.3f} | {min(times):.3f} | {count / median:.1f} | {shown} | {errors[name]:.1e} |"
+            f"| {name} | {median:.3f} | {min(times):.3f} | {count / median:.1f} | {count * flops / median / peak:.0%} | {shown} | {error} |"
         )
-    return "\n".join(lines)
+    measured = ", ".join(f"{peak / 1e9:.0f} GFLOP/s in {kind}" for kind, peak in peaks.items())
+    return (
+        "\n".join(lines)
+        + f"\n\nThe peak, measured right after: {measured}; a step has {flops / 1e9:.2f} GFLOP an image."
+    )
 
 
 def processor() -> str:
@@ -223,10 +247,12 @@ torch {torch.__version__}, timm {timm.__version__}, transformers {transformers._
 
 Forward, cross-entropy ({CLASSES} classes), backward, SGD with momentum (fused). "Ours takes": our time at the same
 precision divided by the row's, so below 1 we are faster. Gradient error: of the whole gradient against float64, relative,
-same weights, one unit a block, 32 px, median of 5 batches. Written by `python benchmarks/train_step.py`.
+same weights, one unit a block, 32 px, median of 5 batches. Share of the peak: three times the forward pass's multiply-adds and additions, over
+what the machine reaches in its fastest large matrix product (`ops.peak`). Written by `python benchmarks/train_step.py`.
 """
     for title, (units, size, count) in CASES.items():
-        text += f"\n## {title}\n\n{table(measure(units, size, count, options.rounds), count, errors)}\n"
+        flops = 3 * Architecture(units=units).forward_flops(size, CLASSES)
+        text += f"\n## {title}\n\n{table(measure(units, size, count, options.rounds), count, flops, errors)}\n"
     out = options.out or Path(__file__).with_name("results") / f"train_step_cpu_{date:%Y-%m-%d}.md"
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(text, encoding="utf-8")
