@@ -262,7 +262,7 @@ def test_crossing_is_found_in_either_direction() -> None:
 
 def test_index_cost_is_measured() -> None:
     """The index of `bit shard` is mapped into memory; reading tar headers makes Python objects."""
-    plain, indexed = (scale.measure_index(500, indexed=indexed) for indexed in (False, True))
+    plain, indexed = (scale.measure_index(200, indexed=indexed) for indexed in (False, True))
     assert 8 < plain.kept <= plain.peak
     assert indexed.peak < plain.peak / 5 and indexed.seconds < plain.seconds
 
