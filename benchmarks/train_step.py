@@ -247,7 +247,7 @@ torch {torch.__version__}, timm {timm.__version__}, transformers {transformers._
 
 Forward, cross-entropy ({CLASSES} classes), backward, SGD with momentum (fused). "Ours takes": our time at the same
 precision divided by the row's, so below 1 we are faster. Gradient error: of the whole gradient against float64, relative,
-same weights, one unit a block, 32 px, median of 5 batches. Share of the peak: three times the forward pass's multiply-adds and additions, over
+same weights, one unit a block, 32 px, median of 5 batches. Share of the peak: three times the forward pass's operations, over
 what the machine reaches in its fastest large matrix product (`ops.peak`). Written by `python benchmarks/train_step.py`.
 """
     for title, (units, size, count) in CASES.items():
