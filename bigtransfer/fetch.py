@@ -24,10 +24,12 @@ import re
 import shutil
 import socket
 import ssl
+import statistics
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from email.message import Message
@@ -102,21 +104,23 @@ def download(
     size: int | None = None,
     sha256: str | None = None,
     attempts: int | None = None,
+    pace: Pace | None = None,
     by_hand: bool = False,
     progress: bool = False,
 ) -> None:
     """Bring the file at `address` to `target`; nothing is done if that exists by the time other processes are through with it.
 
     address: http, https, or of any file system that fsspec knows (`s3://bucket/key`, `memory://name`). size (bytes), sha256 (hex): what
-    the file must have, where that is known. attempts: instead of `ATTEMPTS`. by_hand: whether an error shall
-    advise to put the file there oneself. Raises DownloadError.
+    the file must have, where that is known. attempts: instead of `ATTEMPTS`. pace: of earlier downloads from
+    the same place; a connection that is far slower is given up for a new one. by_hand: whether an error shall advise to put the file
+    there oneself. Raises DownloadError.
     """
     kind = _Download if address.startswith(("https://", "http://")) else _StoreDownload
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(target, address, progress):
             if not target.is_file():
-                kind(address, target, progress, size, sha256, by_hand).run(attempts or ATTEMPTS)
+                kind(address, target, progress, size, sha256, pace, by_hand).run(attempts or ATTEMPTS)
     except OSError as error:
         reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
         raise DownloadError(
@@ -138,6 +142,30 @@ def _only_one(target: Path, address: str, progress: bool) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+class Pace:
+    """How fast the latest downloads of this process were. Stores answer one request in a thousand many times slower than the others, and
+    training in step on many machines waits for the slowest."""
+
+    _KNOWN = 5
+    """Downloads that make a median."""
+    _FACTOR = 3.0
+    _MOST = 2
+    """New connections for one file."""
+
+    def __init__(self) -> None:
+        self._rates: deque[float] = deque(maxlen=32)
+
+    def add(self, count: int, seconds: float) -> None:
+        """A connection brought `count` bytes."""
+        self._rates.append(count / max(seconds, 1e-3))
+
+    def crawls(self, size: int | None, seconds: float, renewals: int) -> bool:
+        """Whether a connection that has been at a file of `size` bytes for so long should be replaced by another."""
+        if size is None or len(self._rates) < self._KNOWN or renewals >= self._MOST:
+            return False
+        return seconds > self._FACTOR * max(1.0, size / statistics.median(self._rates))
 
 
 class _Retry(Exception):
@@ -162,9 +190,18 @@ class _Partial:
 
 class _Download:
     def __init__(
-        self, address: str, target: Path, progress: bool, size: int | None, sha256: str | None, by_hand: bool
+        self,
+        address: str,
+        target: Path,
+        progress: bool,
+        size: int | None,
+        sha256: str | None,
+        pace: Pace | None,
+        by_hand: bool,
     ) -> None:
         self.address = address
+        self.pace = pace
+        self.renewals = 0
         self.size = size
         self.sha256 = sha256
         self.by_hand = by_hand
@@ -297,22 +334,29 @@ class _Download:
                 disable=None if self.progress else True,
             ) as bar,
         ):
-            self._copy(source, file, bar)
+            self._copy(source, file, bar, size)
         if size is not None and self._have() != size:
             if self._have() > size:
                 self._forget()
             raise _Retry(f"the connection ended after {self._have()} of {size} bytes")
 
-    def _copy(self, source: Any, file: IO[bytes], bar: Any) -> None:
+    def _copy(self, source: Any, file: IO[bytes], bar: Any, size: int | None) -> None:
+        start, count = time.monotonic(), 0
         while True:
             try:
                 chunk = source.read(_CHUNK)
             except (OSError, http.client.HTTPException) as error:
                 raise _Retry(_reason(error)) from error
+            seconds, count = time.monotonic() - start, count + len(chunk)
             if not chunk:
+                if self.pace is not None:
+                    self.pace.add(count, seconds)
                 return
             file.write(chunk)
             bar.update(len(chunk))
+            if self.pace is not None and self.pace.crawls(size, seconds, self.renewals):
+                self.renewals += 1
+                raise _Retry("the connection was far slower than others")
 
     # --- Integrity
 

@@ -83,6 +83,20 @@ def test_a_connection_that_drops_all_the_time_arrives(server: Server) -> None:
     assert len(server.requests) == 11
 
 
+def test_a_connection_that_crawls_is_replaced(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pace = fetch.Pace()
+    assert not pace.crawls(10, 1e9, 0)  # nothing to compare with
+    for _ in range(5):
+        pace.add(100, 1.0)
+    assert not pace.crawls(1_000, 29, 0) and pace.crawls(1_000, 31, 0) and not pace.crawls(10, 2.9, 0)
+    assert not pace.crawls(1_000, 31, 2) and not pace.crawls(None, 1e9, 0)
+    monkeypatch.setattr(fetch, "_CHUNK", 100_000)
+    monkeypatch.setattr(fetch.Pace, "_FACTOR", -1.0)  # everything crawls
+    fetch.download(server.address, tmp_path / "file", pace=pace)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert [headers.get("Range") for _, headers in server.requests] == [None, "bytes=100000-", "bytes=200000-"]
+
+
 def test_next_process_goes_on(server: Server, cache: Path) -> None:
     server.in_turn(lambda h: h.file(sent=5000), lambda h: h.reply(503, b""))
     with pytest.raises(DownloadError, match=r"503 .*try again to go on"):

@@ -25,6 +25,8 @@ from bigtransfer.errors import DataError, DownloadError
 _ATTEMPTS = 9
 """Tries in a row that may bring nothing new of a file: four minutes, as a store's bad moment should not end weeks of training."""
 
+_pace = fetch.Pace()
+
 _ABANDONED = 3600.0
 """Seconds after which the part of a download that nobody goes on with counts as left behind."""
 
@@ -111,7 +113,7 @@ class RemoteFile:
             raise DataError(f"{self.address} is not in the cache, and BIT_OFFLINE forbids to fetch it.")
         try:
             self.cache.make_room(self.size or 0, self.address)
-            fetch.download(self.address, path, size=self.size, sha256=self.sha256, attempts=_ATTEMPTS)
+            fetch.download(self.address, path, size=self.size, sha256=self.sha256, attempts=_ATTEMPTS, pace=_pace)
             if self.size is None:
                 self.cache.make_room(0, self.address)
         except DownloadError as error:
