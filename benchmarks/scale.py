@@ -882,26 +882,6 @@ def _opening(folder: Path, images: int, indexed: bool) -> tuple[float, float, fl
     return seconds, kept, peak
 
 
-def measure_rewind(steps: int = 20_000) -> tuple[float, float]:
-    """(seconds of the processor, bytes of heap at the peak) for each logged step, when a restart rewinds metrics.jsonl on rank 0."""
-    from bigtransfer.runs import Run
-
-    line = '{{"step": {}, "loss": 6.123456789, "lr": 0.48, "gradient_norm": 1.23456, "images_per_second": 80123.45, "data_wait": 0.0012}}\n'
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "metrics.jsonl").write_text(
-            "".join(line.format(step) for step in range(steps)), encoding="utf-8"
-        )
-        run = Run(folder)
-        started = time.process_time()
-        run.rewind(steps - 10)
-        seconds = time.process_time() - started
-        tracemalloc.start()
-        run.rewind(steps - 20)
-        _, peak = tracemalloc.get_traced_memory()
-        tracemalloc.stop()
-    return seconds / steps, peak / steps
-
-
 def measure_decoding(archive: Path, count: int = 60) -> list[tuple[str, float, float]]:
     """(what, bytes per image, images per second and core) of our decoder and Inception crop to 224 px.
 

@@ -516,17 +516,11 @@ def own_section(photographs: Path) -> str:
         (parts, scale.readers_per_run(order, runs, BATCH, parts)) for parts in (8, 32, 64, 256, 512, 1024, 2048, 4096)
     ]
     seconds, lanes = scale.measure_order()
-    each, peak = scale.measure_rewind()
     rows = [
         (
             "the order of one batch of 4,096, on every rank",
             f"{seconds * 1e3:.2g} ms",
             "the same, made ahead of the step",
-        ),
-        (
-            "rewinding metrics.jsonl at a restart, on rank 0",
-            f"{each * 1e6:.3g} us, {peak:,.0f} bytes a step",
-            f"{each * RECIPE.steps:.0f} s, {peak * RECIPE.steps / GB:.1f} GB after {RECIPE.steps:,} steps",
         ),
     ]
     for what, indexed in (("plain tar shards", False), ("shards of `bit shard`", True)):

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
 import secrets
 import shutil
@@ -126,11 +127,30 @@ class Run:
         """Every logged line, oldest first; a torn last line (the machine died in the middle of it) is left out."""
         return read_metrics(self._metrics)
 
+    def metrics_with(self, key: str) -> Iterator[dict[str, Any]]:
+        """The logged lines that have `key`, oldest first; the others, which may be millions, are not parsed."""
+        marker = f'"{key}": '
+        with contextlib.suppress(FileNotFoundError), open(self._metrics, encoding="utf-8") as file:
+            for line in file:
+                if marker in line:
+                    with contextlib.suppress(json.JSONDecodeError):
+                        yield json.loads(line)
+
     def rewind(self, step: int) -> None:
-        """Forget what was logged after `step`: a resumed run will log it again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
-        with atomic_write(self._metrics) as temporary:
-            temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        """Forget what was logged after `step`: a resumed run will log it again. Reads from the end, however long the log is."""
+        if not self._metrics.is_file() or not self._metrics.stat().st_size:
+            self._metrics.touch()
+            return
+        with open(self._metrics, "rb+") as file:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                end = len(content)
+                while end:
+                    start = content.rfind(b"\n", 0, end - 1) + 1
+                    with contextlib.suppress(ValueError):  # a line that was cut off
+                        if content[end - 1 : end] == b"\n" and json.loads(content[start:end])["step"] <= step:
+                            break
+                    end = start
+            file.truncate(end)
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

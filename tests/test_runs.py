@@ -60,8 +60,21 @@ def test_the_log_survives_a_torn_line_and_can_be_rewound(tmp_path: Path) -> None
     run.rewind(1)
     run.log(2, loss=9.0)
     assert [line["loss"] for line in run.metrics()] == [0.0, 1.0, 9.0]
+    with open(tmp_path / "run" / "metrics.jsonl", "a") as file:
+        file.write('{"step": 1, "lo')  # would pass for one to keep
+    run.rewind(2)
+    assert [line["step"] for line in run.metrics()] == [0, 1, 2]
     run.rewind(-1)
     assert run.metrics() == []
+    run.rewind(-1)
+
+
+def test_lines_with_a_key(tmp_path: Path) -> None:
+    run = runs.Run(tmp_path / "run")
+    assert list(run.metrics_with("left_out")) == []
+    for step in range(4):
+        run.log(step, loss=1.0, **({"left_out": [step]} if step % 2 else {}))
+    assert [line["left_out"] for line in run.metrics_with("left_out")] == [[1], [3]]
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

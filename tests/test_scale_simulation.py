@@ -265,8 +265,3 @@ def test_index_cost_is_measured() -> None:
     plain, indexed = (scale.measure_index(200, indexed=indexed) for indexed in (False, True))
     assert 8 < plain.kept <= plain.peak
     assert indexed.peak < plain.peak / 5 and indexed.seconds < plain.seconds
-
-
-def test_rewinding_the_log_is_measured() -> None:
-    seconds, peak = scale.measure_rewind(100)
-    assert seconds > 0 and peak > 100

@@ -103,7 +103,7 @@ def train(
     outcome = Outcome(finished=True)
     peak = world.size * matmul_flops(device, dtype) if forward_flops else 0.0
     # Counted by one and told to all, who are to agree on when it is too many.
-    left_out = sum(len(line.get("left_out", ())) for line in run.metrics()) if world.is_main else 0
+    left_out = sum(len(line["left_out"]) for line in run.metrics_with("left_out")) if world.is_main else 0
     left_out = world.collect(left_out)[0]
     with contextlib.ExitStack() as stack:
         writer = None
