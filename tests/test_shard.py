@@ -263,6 +263,10 @@ def test_damage_is_found_and_repaired(photos: Path, tmp_path: Path, capsys) -> N
         open_dataset(folder)
     make(photos, folder, skip_bad_images=True)
     assert files(folder) == whole
+    (folder / "train.labels.npy").write_bytes(b"no array")
+    (folder / "train.offsets.npy").unlink()
+    make(photos, folder, skip_bad_images=True)
+    assert files(folder) == whole and cli.main(["shard", str(folder), "--verify"]) == 0
 
 
 def test_a_shard_that_was_cut_off_is_not_read(photos: Path, tmp_path: Path) -> None:

@@ -90,7 +90,10 @@ def write(folder: Path, splits: Splits, config: ShardConfig) -> Index:
             split.repair(pool, bar)
             if not finished:
                 split.go_on(pool, bar)
-    if not finished:
+    if finished:
+        for name, part in Index.read(folder / "index.json", str(folder / "index.json")).splits.items():
+            written[name].restore(part)
+    else:
         _finish(folder, config, splits.train.class_names, plan, written)
     for file in (*folder.glob(".*.npy"), folder / index.PLAN, folder / _JOURNAL):
         file.unlink(missing_ok=True)
@@ -250,8 +253,7 @@ class _Split:
             self.done.shards, pool.map(lambda shard: _damage(self.folder, shard), self.done.shards), strict=True
         ):
             if damage is not None:
-                kept = np.delete(np.arange(len(self.order)), self.done.skipped)
-                samples = _Peekable(self._samples(pool, kept[row : row + shard.images]))
+                samples = _Peekable(self._samples(pool, self._kept()[row : row + shard.images]))
                 written = self._write(shard.name, samples, row, lambda: None)
                 if written.shard != shard:
                     (self.folder / shard.name).unlink(missing_ok=True)
@@ -263,11 +265,29 @@ class _Split:
             row += shard.images
             bar.update(shard.images)
 
+    def restore(self, part: IndexedSplit) -> None:
+        """Write the arrays of a finished split again, from its shards, if one of them is not what it was."""
+        if all(_damage(self.folder, array) is None for array in part.arrays.values()):
+            return
+        arrays = {kind: self._array(kind, dtype, new=True) for kind, dtype in _ARRAYS.items()}
+        arrays["places"][: self.done.images] = self._kept()
+        row = 0
+        for shard in self.done.shards:
+            with tarfile.open(self.folder / shard.name) as tar:
+                members = [member for member in tar if not member.name.endswith((".cls", ".json"))]
+            arrays["offsets"][row : row + shard.images] = [member.offset_data for member in members]
+            arrays["lengths"][row : row + shard.images] = [member.size for member in members]
+            row += shard.images
+        if self.finish() != part:
+            raise RunError(
+                f"The arrays in {self.folder} are damaged and cannot be restored. Remove it and write it anew."
+            )
+
     def go_on(self, pool: ThreadPoolExecutor, bar: Any) -> None:
         """Write the shards that are not there yet."""
         start = self.done.images + len(self.done.skipped)  # every place up to there was either written or skipped
         samples = _Peekable(self._samples(pool, np.arange(start, len(self.order))))
-        arrays = {kind: self._array(kind, dtype) for kind, dtype in _ARRAYS.items()}
+        arrays = {kind: self._array(kind, dtype, new=start == 0) for kind, dtype in _ARRAYS.items()}
         while samples.next is not None:
             row = self.done.images
             written = self._write(f"{self.name}-{len(self.done.shards):06d}.tar", samples, row, bar.update)
@@ -289,7 +309,7 @@ class _Split:
     def finish(self) -> IndexedSplit:
         """The arrays beside the shards, and what the index says of them all."""
         count = self.done.images
-        whole = {kind: self._array(kind, dtype) for kind, dtype in _ARRAYS.items()}
+        whole = {kind: self._array(kind, dtype, new=False) for kind, dtype in _ARRAYS.items()}
         stated = {}
         for kind in ("offsets", "lengths"):
             stated[kind] = self._save(kind, lambda start, stop, array=whole[kind]: array[start:stop], (count,))
@@ -318,14 +338,18 @@ class _Split:
             array.flush()
         return Stated(name=path.name, bytes=path.stat().st_size, sha256=_sha256(path))
 
-    def _array(self, kind: str, dtype: str) -> np.memmap:
+    def _array(self, kind: str, dtype: str, *, new: bool) -> np.memmap:
         """The hidden array that is filled as shards are written."""
         path = self.folder / f".{self.name}.{kind}.npy"
-        if path.is_file():
-            return np.lib.format.open_memmap(path, mode="r+")
-        if self.done.shards:
+        if new:
+            return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(self.order),))
+        if not path.is_file():
             raise RunError(f"{path} is gone, so that this cannot go on. Remove {self.folder} and write it anew.")
-        return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(self.order),))
+        return np.lib.format.open_memmap(path, mode="r+")
+
+    def _kept(self) -> np.ndarray:
+        """Places of the images that are or will be in shards, as far as is known which ones cannot be read."""
+        return np.delete(np.arange(len(self.order)), self.done.skipped)
 
     def _samples(self, pool: ThreadPoolExecutor, places: np.ndarray) -> Generator[_Sample, None, None]:
         """The images at those places of the order, prepared ahead of time by threads."""
@@ -478,7 +502,7 @@ def _verify(folder: Path, threads: int | None) -> int:
                 bar.clear()
                 print(f"{folder / file.name} {damage}", flush=True)
     if damaged:
-        print(f"{damaged} of {len(files)} files are damaged. The same `bit shard` command again repairs shards.")
+        print(f"{damaged} of {len(files)} files are damaged. The `bit shard` command that wrote them, given again, repairs them.")
         return 1
     print(f"{folder}: all {len(files)} files are what the index says, {_gigabytes(sum(file.bytes for file in files))}")
     return 0
