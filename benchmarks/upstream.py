@@ -85,7 +85,8 @@ def main() -> None:
     lines = [
         f"# {card.name} upstream: {card.upstream}",
         "",
-        f"The shipped file ({chosen.model.stat().st_size / 1e6:.1f} MB), all {len(whole):,} validation images at {card.input.size} px, float32:",
+        f"The shipped file ({chosen.model.stat().st_size / 1e6:.1f} MB), all {len(whole):,} validation images at "
+        f"{card.input.size} px, float32:",
         f"**top-1 {whole.top1:.2%}** (95 % interval {low:.2%} to {high:.2%}), top-5 {whole.top5:.2%}, negative log-likelihood "
         f"{whole.nll:.3f}, calibration error {whole.ece:.2%}.",
         "",
