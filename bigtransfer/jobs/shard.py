@@ -502,7 +502,9 @@ def _verify(folder: Path, threads: int | None) -> int:
                 bar.clear()
                 print(f"{folder / file.name} {damage}", flush=True)
     if damaged:
-        print(f"{damaged} of {len(files)} files are damaged. The `bit shard` command that wrote them, given again, repairs them.")
+        print(
+            f"{damaged} of {len(files)} files are damaged. The `bit shard` command that wrote them, given again, repairs them."
+        )
         return 1
     print(f"{folder}: all {len(files)} files are what the index says, {_gigabytes(sum(file.bytes for file in files))}")
     return 0
