@@ -6,9 +6,9 @@ SETS holds one folder of images per set: cifar10 (train/, test/: the official te
 folder per class). The last is `PACS/art_painting` of github.com/MachineLearning2020/Homework3-PACS; the other sources are in
 benchmarks/results. A quarter of trashnet and two fifths of pacs-art are held out, the same images in all runs.
 
-The training is one number of steps, the same for all cells and both starts, so that the speed of the machine does not change the
-result: what `bit finetune --budget 8s` would choose at 160 images/s. Finished cells in --work are kept: the same command goes on,
-and several processes with the same command share the work. The table is written once all cells are there.
+The training is a number of steps, the same for both starts, so that the speed of the machine does not change the result: what `bit
+finetune --budget 8s` would choose at 160 images/s, and for one row `--budget 40s`. Finished cells in --work are kept: the same command
+goes on, and several processes with the same command share the work. The table is written once all cells are there.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import functools
 import hashlib
 import json
 import statistics
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,19 +31,35 @@ from bigtransfer.data import splits
 from bigtransfer.data.loader import eval_batches
 from bigtransfer.evals import linear
 
-SETS: dict[str, tuple[str, tuple[int, ...]]] = {
-    "flowers12": ("240 official test images, 60 to train on in each of 12 classes", (1, 5, 10, 25, 60)),
-    "trashnet": ("632 held-out images, 6 classes", (1, 5, 10, 25, 100)),
-    "pacs-art": ("819 held-out paintings, 7 classes", (1, 5, 10, 25, 100)),
-    "cifar10": ("2,000 of the official test images, 200 of each of 10 classes", (1, 5, 10, 25, 100)),
-}
 PREPARED: dict[str, dict[str, Any]] = {
+    "flowers12": {},
     "trashnet": {"held_out": 0.25},
     "pacs-art": {"held_out": 0.4},
     "cifar10": {"test_per_class": 200},
 }
 STARTS = ("random weights", "fine-tuned", "linear probe")
-TRAINING: dict[str, Any] = {"steps": 40, "batch_size": 32, "learning_rate": 0.01, "crop": 48}
+SHORT: dict[str, Any] = {"steps": 40, "batch_size": 32, "learning_rate": 0.01, "crop": 48}
+LONG = {**SHORT, "steps": 200, "learning_rate": 0.0075}
+
+
+@dataclass(frozen=True, eq=False)
+class Section:
+    """Rows of the table: one set, one training, several numbers of images."""
+
+    name: str
+    images: str
+    counts: tuple[int, ...]
+    """Of training images per class."""
+    training: dict[str, Any] = field(default_factory=lambda: SHORT)
+
+
+SECTIONS = (
+    Section("flowers12", "240 official test images, 60 to train on in each of 12 classes", (1, 5, 10, 25, 60)),
+    Section("trashnet", "632 held-out images, 6 classes", (1, 5, 10, 25, 100)),
+    Section("pacs-art", "819 held-out paintings, 7 classes", (1, 5, 10, 25, 100)),
+    Section("cifar10", "2,000 of the official test images, 200 of each of 10 classes", (1, 5, 10, 25, 100)),
+    Section("cifar10", "the same test images, five times the training", (10,), LONG),
+)
 
 
 def main() -> None:
@@ -53,23 +70,22 @@ def main() -> None:
     parser.add_argument("--model", default="bit-t-r26x1")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--starts", nargs="+", choices=STARTS, default=STARTS, help="without all of them, no table")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=tuple(SETS), help="without all of them, no table")
     chosen = parser.parse_args()
 
     bench = Bench(chosen.model, chosen.data, chosen.work, cells.Cells(chosen.work / "cells"))
-    results: dict[tuple[str, int, str], list[float]] = {}
+    results: dict[tuple[Section, int, str], list[float]] = {}
     missing = 0
     for start in chosen.starts:
         for seed in range(chosen.seeds):
-            for name in chosen.sets:
-                for k in SETS[name][1]:
-                    top1 = bench.top1(name, k, start, seed)
+            for section in SECTIONS:
+                for k in section.counts:
+                    top1 = bench.top1(section, k, start, seed)
                     missing += top1 is None
                     if top1 is not None:
-                        results.setdefault((name, k, start), []).append(top1)
+                        results.setdefault((section, k, start), []).append(top1)
     if missing:
         print(f"{missing} cells are still missing")
-    elif set(chosen.starts) == set(STARTS) and set(chosen.sets) == set(SETS):
+    elif set(chosen.starts) == set(STARTS):
         write(chosen, bench, results)
 
 
@@ -81,41 +97,40 @@ class Bench:
         self.sets = sets
         self.work = work
         self.cells = finished
-        self.architecture = weights.describe(model).architecture
-        network, _ = weights.load(model)
+        network, card = weights.load(model)
+        self.units = card.architecture.units
         digest = hashlib.sha256()
         for tensor in network.state_dict().values():
             digest.update(tensor.contiguous().numpy().tobytes())
         self.sha256 = digest.hexdigest()[:16]
         """Of the model's tensors."""
 
-    def top1(self, name: str, k: int, start: str, seed: int) -> float | None:
-        """Top-1 on the set's test images after training on k images of each class; None if another process measures it."""
-        asked: dict[str, Any] = {"set": name, "per class": k, "start": start, "seed": seed}
+    def top1(self, section: Section, k: int, start: str, seed: int) -> float | None:
+        """On the set's test images, after training on k images of each class; None while another process measures it."""
+        asked: dict[str, Any] = {"set": section.name, "per class": k, "start": start, "seed": seed}
         if start == "linear probe":
-            cell = self.cells.once({**asked, "model": self.sha256}, lambda _: {"top1": self._probe(name, k, seed)})
+            asked |= {"model": self.sha256}
+            cell = self.cells.once(asked, lambda _: {"top1": self._probe(section.name, k, seed)})
         else:
             pretrained = start == "fine-tuned"
-            origin = {"model": self.sha256} if pretrained else {"units": self.architecture.units}
-            cell = self.cells.once(
-                {**asked, **TRAINING, **origin}, lambda run: {"top1": self._finetune(name, k, seed, pretrained, run)}
-            )
+            asked |= {**section.training, **({"model": self.sha256} if pretrained else {"units": self.units})}
+            cell = self.cells.once(asked, lambda run: {"top1": self._finetune(section, k, seed, pretrained, run)})
         return None if cell is None else cell["top1"]
 
     def _folder(self, name: str) -> Path:
-        return cells.prepared(self.sets / name, self.work, **PREPARED.get(name, {}))
+        return cells.prepared(self.sets / name, self.work, **PREPARED[name])
 
-    def _finetune(self, name: str, k: int, seed: int, pretrained: bool, run: Path) -> float:
+    def _finetune(self, section: Section, k: int, seed: int, pretrained: bool, run: Path) -> float:
         return cells.top1(
             FinetuneConfig(
-                data=str(self._folder(name)),
+                data=str(self._folder(section.name)),
                 model=self.model,
                 out=str(run),
                 examples_per_class=k,
                 pretrained=pretrained,
                 seed=seed,
                 workers=0,
-                **TRAINING,
+                **section.training,
             )
         )
 
@@ -145,30 +160,36 @@ class Bench:
         return (*found[0], *found[1], few)
 
 
-def write(chosen: argparse.Namespace, bench: Bench, results: dict[tuple[str, int, str], list[float]]) -> None:
+def write(chosen: argparse.Namespace, bench: Bench, results: dict[tuple[Section, int, str], list[float]]) -> None:
     lines = [
         f"# Transfer of {chosen.model}: 1 to 100 images per class",
         "",
         f"Top-1 in %, median (lowest to highest) of {chosen.seeds} seeds; the seed draws the training images and all else that is random.",
-        f"Fine-tuned and random weights: {TRAINING['steps']} steps of {TRAINING['batch_size']} images at {TRAINING['crop']} px, highest "
-        f"learning rate {TRAINING['learning_rate']}, otherwise the BiT-HyperRule; all weights trained. Linear probe: `--linear closed`.",
+        "Fine-tuned, and from random weights with the same training: all weights are trained. Linear probe: `--linear closed`.",
     ]
-    for name, (what, counts) in SETS.items():
+    for section in SECTIONS:
+        training = section.training
         lines += [
             "",
-            f"## {name}: {what}",
+            f"## {section.name}: {section.images}",
+            "",
+            f"{training['steps']} steps of {training['batch_size']} images at {training['crop']} px, highest learning rate "
+            f"{training['learning_rate']}, otherwise the BiT-HyperRule.",
             "",
             f"| images per class | {' | '.join(STARTS)} | fine-tuned minus random | of the seeds, fine-tuned better |",
             "|---|" + "---|" * (len(STARTS) + 2),
         ]
-        for k in counts:
-            tuned, random = results[name, k, "fine-tuned"], results[name, k, "random weights"]
+        for k in section.counts:
+            tuned, random = results[section, k, "fine-tuned"], results[section, k, "random weights"]
             better = sum(one > other for one, other in zip(tuned, random, strict=True))
             lines.append(
-                f"| {k} | {' | '.join(cells.spread(results[name, k, start]) for start in STARTS)} "
+                f"| {k} | {' | '.join(cells.spread(results[section, k, start]) for start in STARTS)} "
                 f"| {100 * (statistics.median(tuned) - statistics.median(random)):+.1f} | {better} of {len(tuned)} |"
             )
-    raw = {f"{name}, {k}, {start}": values for (name, k, start), values in results.items()}
+    raw = {
+        f"{section.name}, {section.training['steps']} steps, {k}, {start}": values
+        for (section, k, start), values in results.items()
+    }
     lines += [
         "",
         f"- command: `python -m benchmarks.transfer --data SETS --work WORK --out {chosen.out} --model {chosen.model}`",
