@@ -166,9 +166,12 @@ def _headline(
                 f'<p class="hero"><strong>{_percent(measured[-1]["val/top1"])}</strong> of the validation images are recognized '
                 f"correctly after step {measured[-1]['step'] + 1:,}.</p>"
             )
-        finished = (folder / "evaluation.json").is_file()
+        # Pre-training ends with a model and its last validation, fine-tuning with an evaluation.
+        pretrained = config.get("command") == "pretrain" and (folder / "model.safetensors").is_file()
+        finished = pretrained or (folder / "evaluation.json").is_file()
         reason = "the data set has no images to measure it on" if finished else "the run has not finished"
-        parts.append(f'<p class="soft">There is no final evaluation: {reason}.</p>')
+        if not (pretrained and measured):
+            parts.append(f'<p class="soft">There is no final evaluation: {reason}.</p>')
     facts = config.get("data", {})
     if facts.get("train"):
         tiles.append((f"{facts['train']:,}", "training images"))
@@ -212,18 +215,30 @@ def _curves(metrics: Sequence[Mapping[str, Any]]) -> str:
     rate = points("lr")
     if len(rate) > 1:
         charts.append(_chart("Learning rate, at most", [("line", rate)], lambda y: f"{y:.3g}", max(y for _, y in rate)))
-    accuracy = points("val/top1")
-    if accuracy:
-        near = max(y for _, y in accuracy) - min(y for _, y in accuracy) < 0.05
+    norm = points("gradient_norm")
+    if len(norm) > 1:
+        smooth = _smoothed(norm)
         charts.append(
-            _chart(
-                "Validation accuracy",
-                [("line", accuracy)],
-                lambda y: _percent(y, 1 if near else 0),
-                accuracy[-1][1],
-                marks=True,
-            )
+            _chart("Length of the gradient", [("faint", norm), ("line", smooth)], lambda y: f"{y:.3g}", smooth[-1][1])
         )
+    for key, title in (
+        ("val/top1", "Validation accuracy"),
+        ("val/precision_at_1", "Validation, precision at 1"),
+        ("probe/top1", "Accuracy of the probe, on its own set"),
+    ):
+        accuracy = points(key)
+        if accuracy:
+            near = max(y for _, y in accuracy) - min(y for _, y in accuracy) < 0.05
+            digits = 1 if near else 0
+            charts.append(
+                _chart(
+                    title,
+                    [("line", accuracy)],
+                    lambda y, digits=digits: _percent(y, digits),
+                    accuracy[-1][1],
+                    marks=True,
+                )
+            )
     if not charts:
         return ""
     note = '<p class="soft">Over optimizer steps. The loss is drawn as it was (thin) and smoothed.</p>'

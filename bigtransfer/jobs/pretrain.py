@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bigtransfer import data, hyperrule, runs, weights
+from bigtransfer import data, hyperrule, report, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
 from bigtransfer.data import ImageSet, splits
@@ -305,3 +305,4 @@ def _save(
     weights.save(file, model, card)
     shown = ", ".join(f"{key} {value:.4g}" for key, value in card.metrics.items())
     print(f"Saved {file}" + (f": {shown}" if shown else ""))
+    print(f"Report: {report.write(run.folder, [])}")
