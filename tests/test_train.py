@@ -441,9 +441,43 @@ def test_checkpoints_are_written_as_often_as_asked(tmp_path: Path, monkeypatch: 
 
 def test_an_error_lets_go_of_the_loader(tmp_path: Path) -> None:
     source, state = Source(), loop.new_state(network(), RECIPE, micro_batch=2)
-    with pytest.raises(TrainingError):
+    with pytest.raises(TrainingError, match="There is no checkpoint yet"):
         train(runs.Run(tmp_path), state, source, forward=lambda images: state.model(images) * float("nan"))
     assert source.closed
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path: Path) -> None:
+    """The loss alone would show it only one step later, when the weights are lost."""
+    run, state = runs.Run(tmp_path), loop.new_state(network(), RECIPE, micro_batch=COUNT)
+    calls = []
+
+    class Spoilt(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, logits: Tensor) -> Tensor:
+            return logits.clone()
+
+        @staticmethod
+        def backward(ctx, grad: Tensor) -> Tensor:
+            return grad * float("inf")
+
+    def forward(images: Tensor) -> Tensor:
+        calls.append(None)
+        logits = state.model(images)
+        return Spoilt.apply(logits) if len(calls) == 3 else logits
+
+    before: dict[str, Tensor] = {}
+
+    def remember() -> dict[str, float]:
+        before.update({name: tensor.clone() for name, tensor in state.model.state_dict().items()})
+        return {}
+
+    with pytest.raises(TrainingError) as raised:
+        train(run, state, Source(), forward=forward, validate=remember, eval_every=1, checkpoint_seconds=0)
+    message = str(raised.value)
+    assert "gradient's length is nan at step 2" in message or "gradient's length is inf at step 2" in message
+    assert "up to step 1 all was finite" in message and "The newest checkpoint, of step 2" in message
+    assert all(torch.equal(tensor, before[name]) for name, tensor in state.model.state_dict().items())
+    assert state.step == 2
 
 
 def test_a_fresh_run_forgets_what_one_without_a_checkpoint_logged(tmp_path: Path) -> None:
