@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -36,6 +37,13 @@ class World:
     local_rank: int = 0
     """This process's number on its machine, 0..local_size-1: the index of its GPU."""
     local_size: int = 1
+    agent: int | None = None
+    """Process id of the torchrun that started this process, if one did."""
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether torchrun has died, by SIGKILL say, and left this process behind: a next start would meet it at work."""
+        return self.agent is not None and os.getppid() != self.agent
 
     @property
     def is_main(self) -> bool:
@@ -46,7 +54,7 @@ class World:
         if self.size == 1:
             return values
         summed = values.clone()
-        with _peers():
+        with peers():
             torch_distributed.all_reduce(summed)
         return summed
 
@@ -86,8 +94,8 @@ class World:
 
 
 @contextlib.contextmanager
-def _peers() -> Iterator[None]:
-    """Turns a backend's error about a lost process into one that says what to do."""
+def peers() -> Iterator[None]:
+    """Within, whatever waits for other processes: RunError, which says what to do, if one of them is gone."""
     try:
         yield
     except torch_distributed.DistError as error:
@@ -99,7 +107,8 @@ def _peers() -> Iterator[None]:
 
 
 def _lost(error: Exception) -> RunError:
-    first = str(error).splitlines()[0]
+    # gloo begins with the line of its source and ends with advice to its developers.
+    first = re.sub(r"^\[\S+:\d+\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
     return RunError(
         f"Another process of this training has ended or cannot be reached ({first}). torchrun restarts all of them from the last "
         "checkpoint if --max-restarts allows it; otherwise give the same command again."
@@ -121,6 +130,7 @@ def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         size=int(os.environ["WORLD_SIZE"]),
         local_rank=int(os.environ.get("LOCAL_RANK", 0)),
         local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        agent=os.getppid() if "TORCHELASTIC_RUN_ID" in os.environ else None,
     )
     if device.type == "cuda":
         if world.local_size > torch.cuda.device_count():

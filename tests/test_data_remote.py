@@ -349,6 +349,7 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 def test_training_batches_are_fetched_ahead(server: Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from bigtransfer.data.augment import SquareCrop
     from bigtransfer.data.loader import TrainLoader
+    from bigtransfer.data.order import LaneOrder
 
     def batches(images: ImageSet) -> list[list[int]]:
         loader = TrainLoader(images, SquareCrop(resize=8, crop=8), batch_size=5, seed=0, cache="none")
@@ -360,5 +361,25 @@ def test_training_batches_are_fetched_ahead(server: Server, local: Path, monkeyp
         type(data.train), "prefetch", lambda self, indices: ahead.append(indices) or prefetch(self, indices)
     )
     assert batches(data.train) == batches(open_dataset(local).train)
-    assert len(ahead) == 6 and all(len(indices) == 5 for indices in ahead)
+    # Nothing comes after step 5, and all the others are near enough to be asked for at the first.
+    assert [index for indices in ahead for index in indices] == [
+        index for step in range(1, 6) for index in LaneOrder(data.train.runs, 5, seed=0).indices(step)
+    ]
     assert sorted(asked(server)) == [f"train-{i:06d}.tar" for i in range(5)]
+
+
+@pytest.mark.parametrize(("seconds", "distance"), [(0.05, 1200), (0.2, 300), (5.0, 100), (0.001, 2000)])
+def test_how_far_ahead(seconds: float, distance: int) -> None:
+    """A minute of training, between bounds, whatever a step takes; every batch once; none after the last."""
+    from bigtransfer.data.loader import FetchAhead
+
+    ahead, stop = FetchAhead(stop=6000), 6000
+    asked: list[int] = []
+    for step in range(10, stop):
+        due = ahead.due(step, now=step * seconds)
+        assert not len(due) or due[0] > step
+        assert len(due) <= 64, "a step must not wait for so many"
+        asked += due
+        if step == 200:
+            assert asked[-1] == step + distance
+    assert asked == list(range(11, stop))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import pytest
 import torch
 
 from bigtransfer import dist
+from bigtransfer.train import checkpoint
+
+from .data_makers import class_folders
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 TOLERANCE = 1e-12
@@ -93,3 +98,64 @@ def test_outside_torchrun_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RANK", raising=False)
     with dist.join(torch.device("cpu")) as (world, device):
         assert (world.size, world.is_main, device) == (1, True, torch.device("cpu"))
+
+
+def endless(folder: Path, *flags: str) -> list[str]:
+    """The end of a command line: a training that does not finish by itself."""
+    class_folders(folder / "photos", {"cat": 20, "dog": 20}, seed=0)
+    return [
+        *("-m", "bigtransfer", "pretrain", str(folder / "photos"), "--out", str(folder / "run"), "--model", "r26x1"),
+        *("--crop", "32", "--batch-size", "8", "--epochs", "10000", "--device", "cpu", "--workers", "0", *flags),
+    ]
+
+
+def under_way(folder: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+    """Wait until a few steps have been taken."""
+    metrics, deadline = folder / "run" / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.is_file() and len(metrics.read_text().splitlines()) > 3):
+        assert time.monotonic() < deadline and all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_process_that_dies_is_told_of(tmp_path: Path, strategy: str) -> None:
+    """As without torchrun, which would end the others: wherever they wait for it, they end with an error that says what to do."""
+    command = endless(tmp_path, "--strategy", strategy)
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+    processes = []
+    for rank in range(2):
+        with (tmp_path / f"{rank}.log").open("wb") as log:
+            environment = {**os.environ, **place, "RANK": str(rank), "BIT_CACHE": str(tmp_path / "cache")}
+            processes.append(subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log))
+    try:
+        under_way(tmp_path, processes)
+        processes[1].kill()
+        assert processes[0].wait(timeout=120) == 2
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    said = (tmp_path / "0.log").read_text()
+    assert "Another process of this training has ended" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows leaves an orphan its parent's number")
+def test_processes_that_lose_torchrun_save_and_end(tmp_path: Path) -> None:
+    """SIGKILL of torchrun alone: it cannot tell its processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "BIT_CACHE": str(tmp_path / "cache")}
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, *torchrun, *endless(tmp_path)], env=environment, stdout=log, stderr=log
+        )
+    try:
+        under_way(tmp_path, [process])
+    finally:
+        process.kill()
+        process.wait()
+    deadline = time.monotonic() + 60
+    while not (stopped := re.search(r"Stopped after step (\d+) of", (tmp_path / "log").read_text())):
+        assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+        time.sleep(0.1)
+    assert checkpoint.steps(tmp_path / "run") == [int(stopped[1])]

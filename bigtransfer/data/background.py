@@ -48,14 +48,11 @@ def in_threads(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-_AHEAD = 2
-"""Results that each process of `in_processes` works out ahead."""
-
-
 def in_processes(
-    function: Callable[[T, Stopped], R], items: Iterable[T], *, processes: int
+    function: Callable[[T, Stopped], R], items: Iterable[T], *, processes: int, ahead: int = 2
 ) -> Generator[R, None, None]:
-    """The same in worker processes; function, items and results are pickled (tensors travel through shared memory, as torch has it).
+    """The same in worker processes, each of which works out up to `ahead` (at least 1) results ahead; function, items and results are
+    pickled (tensors travel through shared memory, as torch has it).
 
     Raises the BitErrors that the function raises, and DataError if a worker dies. Each worker has a pipe of its own, so that one that is
     killed leaves no lock behind for the others to wait on.
@@ -87,7 +84,7 @@ def in_processes(
             workers.append((process, pipe))
         waiting: deque[tuple[Any, Any]] = deque()
         for number, item in enumerate(items):
-            if number >= _AHEAD * processes:
+            if number >= ahead * processes:
                 yield _received(*waiting.popleft())
             waiting.append(workers[number % processes])
             _sent(*waiting[-1], item)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -88,6 +89,7 @@ class TrainLoader:
         self.batch_size, self.seed, self.workers, self.skip_bad = batch_size, seed, workers, skip_bad
         self.order = order_of(len(images), images.runs, batch_size, seed)
         self._share = share(batch_size, rank, ranks)
+        self._ahead = FetchAhead(stop=0)
         self._cache: caches.DecodedImages | DeviceImages | None = None
         prepare = augmentation.prepare
         if cache == "auto" and caches.fits(images, prepare, copies=ranks, folder=cache_folder, skip_bad=skip_bad):
@@ -116,7 +118,8 @@ class TrainLoader:
         augmentation, indices, rows = self._plan(*piece)
         if self.images.remote:
             step, part = piece
-            self.images.prefetch(self.order.indices(step + _FETCH_AHEAD)[self._share][part])
+            if coming := self._ahead.due(step):
+                self.images.prefetch(np.concatenate([self.order.indices(each)[self._share][part] for each in coming]))
         images = np.zeros((len(indices), augmentation.side, augmentation.side, self.images.channels), dtype=np.uint8)
         errors = {}
         for position, (index, row) in enumerate(zip(indices.tolist(), rows, strict=True)):
@@ -149,7 +152,10 @@ class TrainLoader:
         parts = 1 if self.images.runs is None else max(1, min(self.workers, count))
         pieces = ((step, share(count, part, parts)) for step in steps for part in range(parts))
         processes = parts if parts > 1 else max(1, min(self.workers, len(steps)))
-        with contextlib.closing(in_processes(self._decode, pieces, processes=processes)) as made:
+        # Enough to outlast a worker that is held up for a second or two, as long as that is little memory.
+        piece_bytes = -(-count // parts) * self.augmentation.at(steps.stop - 1).side ** 2 * self.images.channels
+        ahead = min(max(_DECODED_AHEAD // (processes * piece_bytes), 2), _MOST_DECODED_AHEAD)
+        with contextlib.closing(in_processes(self._decode, pieces, processes=processes, ahead=ahead)) as made:
             for _ in steps:
                 yield _joined([next(made) for _ in range(parts)])
 
@@ -159,6 +165,7 @@ class TrainLoader:
         Raises ImageError if an image cannot be read and not `skip_bad`; DataError if a worker process dies.
         """
         steps = range(start, stop)
+        self._ahead = FetchAhead(stop)
         if self.cached:
             threads = 1 if isinstance(self._cache, DeviceImages) else max(1, min(_CROPPING_THREADS, usable_cores() - 1))
             made = in_threads(self._crop, steps, threads=threads, ahead=threads + 1)
@@ -184,8 +191,47 @@ def _joined(parts: list[_Made]) -> _Made:
     )
 
 
-_FETCH_AHEAD = 100
-"""Steps before its first use that a file which lies elsewhere is asked for: some half a minute of training."""
+FETCH_SECONDS = 60.0
+"""How long before its first use a file that lies elsewhere is asked for: a store takes seconds for most, and far longer for one in a
+thousand, for which all processes wait (docs/scale.md)."""
+
+_LEAST_AHEAD, _MOST_AHEAD = 100, 2000
+"""Bounds of that distance in steps: until the pace is known, and so that a very fast training does not fill the cache."""
+
+_DECODED_AHEAD = 1 << 28
+"""Bytes of finished batches that a training process's workers may have in store, if that is more than two each."""
+
+_MOST_DECODED_AHEAD = 16
+"""At most so many for each worker: each is an open file until it is used."""
+
+_STEPS_AT_A_TIME = 64
+"""Steps that are asked for at once at the beginning, when all that distance has to be made up for: each takes a millisecond."""
+
+
+class FetchAhead:
+    """Which batches' files are to be asked for, one process's: each batch once, `FETCH_SECONDS` of training before it is made."""
+
+    def __init__(self, stop: int) -> None:
+        """stop: the first step that is not made any more."""
+        self._stop = stop
+        self._asked = 0
+        self._last: tuple[int, float] | None = None
+        self._seconds: float | None = None
+
+    def due(self, step: int, now: float | None = None) -> range:
+        """The steps to ask for when batch `step` is being made. now: seconds, of any clock that does not run backwards."""
+        now = time.monotonic() if now is None else now
+        distance = _LEAST_AHEAD
+        if self._last is not None:
+            seconds = (now - self._last[1]) / (step - self._last[0])
+            # An average, because a single batch may come at once or after a validation.
+            self._seconds = seconds if self._seconds is None else 0.95 * self._seconds + 0.05 * seconds
+            distance = int(min(max(FETCH_SECONDS / max(self._seconds, 1e-9), _LEAST_AHEAD), _MOST_AHEAD))
+        self._last = (step, now)
+        begin = max(self._asked, step + 1)
+        self._asked = max(begin, min(step + 1 + distance, begin + _STEPS_AT_A_TIME, self._stop))
+        return range(begin, self._asked)
+
 
 _CROPPING_THREADS = 4
 """Between Pillow's calls only one thread at a time runs Python, so more of them would mostly wait."""

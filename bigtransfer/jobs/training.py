@@ -168,9 +168,12 @@ def train(
             if forward_flops:
                 numbers["mfu"] = round(3 * forward_flops(step.side) * step.rate / peak, 4)
             last = state.step == recipe.steps
-            # What one process knows and all must act on together: a signal to it, rank 0's clock, an image it could not read.
+            # What one process knows and all must act on together: a signal to it, torchrun's death, rank 0's clock, an image it could
+            # not read.
             due = world.is_main and time.monotonic() - saved_at >= checkpoint_seconds
-            asked = torch.tensor([bool(stop), due, len(step.errors)], dtype=torch.int64, device=device)
+            asked = torch.tensor(
+                [bool(stop) or world.abandoned, due, len(step.errors)], dtype=torch.int64, device=device
+            )
             stopping, saving, errors = world.total(asked).tolist()
             if errors:
                 rows = world.collect([{"name": error.name, "reason": error.reason} for error in step.errors])

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from bigtransfer import dist
 from bigtransfer.data.cache import available_memory
 from bigtransfer.data.loader import Batch
 from bigtransfer.dist import World
@@ -234,7 +235,7 @@ def steps(
                 total = torch.zeros((), device=device)
                 for start in range(0, count, state.micro_batch):
                     part = slice(start, min(start + state.micro_batch, count))
-                    with sync(part.stop == count) if sync else contextlib.nullcontext():
+                    with dist.peers(), sync(part.stop == count) if sync else contextlib.nullcontext():
                         logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
                         # The gradient is averaged over the processes, so each one's share counts as often as there are processes.
                         share = recipe.batch_size / world.size

@@ -29,7 +29,7 @@ def distribute(model: nn.Module, world: World, strategy: Strategy) -> tuple[nn.M
     if world.size == 1:
         return model, lambda _last: nullcontext()
     if strategy == "ddp":
-        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True, bucket_cap_mb=_bucket_megabytes(model))
         return wrapped, lambda last: nullcontext() if last else wrapped.no_sync()
     from torch.distributed.fsdp import FSDPModule, fully_shard  # a second of imports that only this strategy needs
 
@@ -46,6 +46,12 @@ def distribute(model: nn.Module, world: World, strategy: Strategy) -> tuple[nn.M
         yield
 
     return model, switch
+
+
+def _bucket_megabytes(model: nn.Module) -> float:
+    """Of gradients that DDP sums at a time: a twentieth of them, so that nearly all of it happens during the backward pass, from torch's
+    25 MB to 200, because each sum of many processes has a latency that large networks would meet 170 times (docs/scale.md)."""
+    return min(max(sum(parameter.nbytes for parameter in model.parameters()) / 20e6, 25.0), 200.0)
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:
