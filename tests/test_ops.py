@@ -234,6 +234,8 @@ def test_conv2d(size: int, stride: int, h: int, w: int, dtype: torch.dtype) -> N
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     assert error(nhwc(y), reference.conv2d(nhwc(x), hwio(kernel), stride, size // 2)) <= bound
     grad = random(tuple(y.shape), 3, dtype)
+    for gradient in torch.autograd.grad(y, (x,), grad, retain_graph=True):
+        assert gradient.is_contiguous(memory_format=torch.channels_last), "adding it to others would be slow"
     y.backward(grad)
     # The convolution is linear in each argument, so its gradients are its transposes.
     toward_x, toward_kernel = random(tuple(x.shape), 4, torch.float64), random(tuple(kernel.shape), 5, torch.float64)
