@@ -7,7 +7,7 @@ folder per class). The last is `PACS/art_painting` of github.com/MachineLearning
 benchmarks/results. A quarter of trashnet and two fifths of pacs-art are held out, the same images in all runs.
 
 The training is a number of steps, the same for both starts, so that the speed of the machine does not change the result: what `bit
-finetune --budget 8s` would choose at 160 images/s, and for one row `--budget 40s`. Finished cells in --work are kept: the same command
+finetune --budget 8s` would choose at 160 images/s, and for two rows `--budget 40s`. Finished cells in --work are kept: the same command
 goes on, and several processes with the same command share the work. The table is written once all cells are there.
 """
 
@@ -58,7 +58,7 @@ SECTIONS = (
     Section("trashnet", "632 held-out images, 6 classes", (1, 5, 10, 25, 100)),
     Section("pacs-art", "819 held-out paintings, 7 classes", (1, 5, 10, 25, 100)),
     Section("cifar10", "2,000 of the official test images, 200 of each of 10 classes", (1, 5, 10, 25, 100)),
-    Section("cifar10", "the same test images, five times the training", (10,), LONG),
+    Section("cifar10", "the same test images, five times the training", (10, 100), LONG),
 )
 
 

@@ -466,6 +466,29 @@ def test_threads_work_ahead_and_no_further() -> None:
         list(in_threads(broken, [1, 0, 2], threads=1, ahead=1))
 
 
+def noted(item: int, _stopped) -> int:
+    with contextlib.suppress(ValueError):
+        DONE.release()
+    return item
+
+
+DONE = multiprocessing.Semaphore(0)
+
+
+@forks
+@pytest.mark.parametrize("ahead", [1, 2, 16])
+def test_processes_work_ahead_and_no_further(ahead: int) -> None:
+    while DONE.acquire(block=False):
+        pass
+    results = in_processes(noted, range(1000), processes=2, ahead=ahead)
+    for taken in range(1, 4):
+        assert next(results) == taken - 1
+        for _ in range(2 * ahead if taken == 1 else 1):
+            assert DONE.acquire(timeout=20)
+    assert not DONE.acquire(timeout=0.2), "nothing more is begun until a result is taken"
+    assert list(results) == list(range(3, 1000))
+
+
 UNCLOSED = """
 import multiprocessing, os, sys, time
 from bigtransfer.data.background import in_processes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import time
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -154,7 +155,7 @@ class TrainLoader:
         processes = parts if parts > 1 else max(1, min(self.workers, len(steps)))
         # Enough to outlast a worker that is held up for a second or two, as long as that is little memory.
         piece_bytes = -(-count // parts) * self.augmentation.at(steps.stop - 1).side ** 2 * self.images.channels
-        ahead = min(max(_DECODED_AHEAD // (processes * piece_bytes), 2), _MOST_DECODED_AHEAD)
+        ahead = min(max(_decoded_ahead() // (processes * piece_bytes), 2), _MOST_DECODED_AHEAD)
         with contextlib.closing(in_processes(self._decode, pieces, processes=processes, ahead=ahead)) as made:
             for _ in steps:
                 yield _joined([next(made) for _ in range(parts)])
@@ -204,8 +205,17 @@ _DECODED_AHEAD = 1 << 28
 _MOST_DECODED_AHEAD = 16
 """At most so many for each worker: each is an open file until it is used."""
 
+
 _STEPS_AT_A_TIME = 64
 """Steps that are asked for at once at the beginning, when all that distance has to be made up for: each takes a millisecond."""
+
+
+def _decoded_ahead() -> int:
+    """`_DECODED_AHEAD`, or less where finished batches travel through a small /dev/shm, as in containers, which other training processes use too."""
+    try:
+        return min(_DECODED_AHEAD, shutil.disk_usage("/dev/shm").free // 16)
+    except OSError:
+        return _DECODED_AHEAD
 
 
 class FetchAhead:
