@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +81,15 @@ class World:
         # As lines of JSON: torch's own gathering of objects would unpickle what comes over the network.
         line = torch.tensor(list(json.dumps(value).encode() + b"\n"), dtype=torch.uint8)
         return [json.loads(text) for text in bytes(self.gather(line).tolist()).splitlines()]
+
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Rank 0's values into the tensors of all, which are dense, in any memory format. All must call it; RunError if one is gone."""
+        if self.size == 1:
+            return
+        with peers():
+            for tensor in tensors:
+                # In the order of memory, because backends differ in which formats they take.
+                torch_distributed.broadcast(tensor.as_strided((tensor.numel(),), (1,)), src=0)
 
     def part(self, count: int) -> range:
         """This process's share of `count` things: contiguous, and every thing is in exactly one process's."""

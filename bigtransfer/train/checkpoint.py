@@ -140,10 +140,19 @@ def restore(folder: Path, state: State, facts: Mapping[str, Any], *, world: Worl
     # Apart from the state, which must not be left half loaded; on each tensor's device and in its memory format, which decides no
     # sums but would cost a copy of the momentum at every step.
     loaded = {name: torch.empty_like(tensor, requires_grad=False) for name, tensor in targets.items()}
-    try:
-        storage.read(path, loaded, world)
-    except _DAMAGE as error:
-        raise RunError(f"The checkpoint {path} cannot be read ({error}). Give the same command again.") from error
+
+    def read(together: World) -> None:
+        try:
+            storage.read(path, loaded, together)
+        except _DAMAGE as error:
+            raise RunError(f"The checkpoint {path} cannot be read ({error}). Give the same command again.") from error
+
+    if storage.divided(loaded):
+        read(world)
+    else:
+        # Once from the disk, which hundreds of processes would keep busy for minutes (docs/scale.md).
+        _by_main(world, lambda: read(World()))
+        world.spread(loaded.values())
     with torch.no_grad():
         for name, tensor in targets.items():
             kind, _, parameter = name.partition(".")
