@@ -211,7 +211,8 @@ _STEPS_AT_A_TIME = 64
 
 
 def _decoded_ahead() -> int:
-    """`_DECODED_AHEAD`, or less where finished batches travel through a small /dev/shm, as in containers, which other training processes use too."""
+    """`_DECODED_AHEAD`, or less where /dev/shm, through which finished batches travel for all training processes, is small, as in
+    containers."""
     try:
         return min(_DECODED_AHEAD, shutil.disk_usage("/dev/shm").free // 16)
     except OSError:
