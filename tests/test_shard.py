@@ -15,7 +15,7 @@ from PIL import Image
 
 from bigtransfer import cli, runs
 from bigtransfer.config import ShardConfig
-from bigtransfer.data import ImageSet, open_dataset
+from bigtransfer.data import ImageSet, open_dataset, writer
 from bigtransfer.data.layout import Found, Part, build
 from bigtransfer.data.sources import Arrays
 from bigtransfer.errors import ConfigError, DataError, RunError, UnreadableImages
@@ -196,7 +196,7 @@ def test_an_interrupted_command_goes_on(
 ) -> None:
     (photos / "train" / "cat" / "003.jpg").write_bytes(b"broken")
     make(photos, tmp_path / "whole", skip_bad_images=True)
-    written, encoded = iter(range(100)), shard._encoded
+    written, encoded = iter(range(100)), writer._encoded
 
     def dies(part: ImageSet, i: int, config: ShardConfig) -> tuple[bytes, str]:
         if next(written) == fatal:
@@ -204,7 +204,7 @@ def test_an_interrupted_command_goes_on(
         return encoded(part, i, config)
 
     with monkeypatch.context() as patch:
-        patch.setattr(shard, "_encoded", dies)
+        patch.setattr(writer, "_encoded", dies)
         with pytest.raises(MemoryError):
             make(photos, tmp_path / "cut", skip_bad_images=True, threads=1)
     assert not (tmp_path / "cut" / "index.json").exists()
