@@ -494,7 +494,9 @@ def _chart(
         parts.append(f'<text x="{_LEFT - 6}" y="{up + 4}" text-anchor="end">{_text(label(y))}</text>')
     for x in _ticks(x0, x1):
         across, _ = place(x, y0)
-        parts.append(f'<text x="{across}" y="{_H - 10}" text-anchor="middle">{x:,.6g}</text>')
+        number = f"{x:,.6g}"
+        inside = min(across, _W - 4 * len(number))  # at the right end a long one would be cut off
+        parts.append(f'<text x="{inside}" y="{_H - 10}" text-anchor="middle">{number}</text>')
     for kind, points in series:
         placed = [place(*point) for point in _thinned(points)]
         parts.append(f'<polyline class="{kind}" points="{" ".join(f"{x},{y}" for x, y in placed)}"/>')
