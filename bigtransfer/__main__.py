@@ -1,7 +1,5 @@
 """`python -m bigtransfer` is the command `bit`."""
 
-import sys
+from bigtransfer.cli import console
 
-from bigtransfer.cli import main
-
-sys.exit(main())
+console()

@@ -49,6 +49,15 @@ def commands() -> list[str]:
     return [command for group in GROUPS.values() for command in group]
 
 
+def console() -> NoReturn:
+    """The command `bit`: `main`, and the end of the process."""
+    status = main()
+    dist = sys.modules.get("bigtransfer.dist")  # which takes a second to import
+    if dist is not None and dist.joined:
+        dist.leave(status)
+    sys.exit(status)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `bit` with these arguments (default: the process's own) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)

@@ -12,10 +12,11 @@ import json
 import os
 import re
 import secrets
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as torch_distributed
@@ -25,6 +26,21 @@ from bigtransfer.errors import ConfigError, RunError
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others, who may be filling a cache or validating, before it takes them for dead."""
+
+
+joined = False
+"""Whether this process has worked with others."""
+
+
+def leave(status: int) -> NoReturn:
+    """End this process at once, after work with others.
+
+    In the interpreter's last moments a thread of torch's that still asks for Python's lock aborts the process now and then ("terminate
+    called without an active exception"), and torchrun would take a finished training for a failed one.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 @dataclass(frozen=True)
@@ -156,6 +172,8 @@ def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
         place = (
             {} if (store := _meeting(world)) is None else {"store": store, "rank": world.rank, "world_size": world.size}
         )
+        global joined
+        joined = True
         torch_distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT, **place)
     except (RuntimeError, ValueError, TimeoutError) as error:
         raise _lost(error) from error

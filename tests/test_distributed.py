@@ -159,3 +159,18 @@ def test_processes_that_lose_torchrun_save_and_end(tmp_path: Path) -> None:
         assert time.monotonic() < deadline, (tmp_path / "log").read_text()
         time.sleep(0.1)
     assert checkpoint.steps(tmp_path / "run") == [int(stopped[1])]
+
+
+def test_the_command_ends_without_the_interpreters_last_moments() -> None:
+    """After work with other processes threads of torch's may abort them, now and then."""
+    script = """
+import atexit, sys
+from bigtransfer import cli, dist
+atexit.register(print, "last moments")
+dist.joined = sys.argv.pop() == "together"
+cli.main = lambda: print("done") or 7
+cli.console()
+"""
+    for how, printed in (("together", "done\n"), ("alone", "done\nlast moments\n")):
+        done = subprocess.run([sys.executable, "-c", script, how], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (7, printed)
