@@ -1,7 +1,7 @@
 #!/bin/sh
 # BiT-T: the bundled bit-t-r26x1, R26x1 on Tiny-ImageNet-200, on one core of a CPU, in three parts, as the time for it was found: 4.5 epochs
 # from random weights (41 minutes), 18 more at four times the learning rate, with crops that grow from 32 to 48 px (114 minutes), and 16
-# more at half of that rate with larger parts of the images (112 minutes).
+# more at half of that rate with larger parts of the images (109 minutes).
 # usage: recipes/bit-t-r26x1.sh TINY_IMAGENET [RUN [BIT_PRETRAIN_FLAGS...]]
 #   TINY_IMAGENET holds train/<wnid>/*.JPEG, val/<wnid>/*.JPEG and classes.tsv (wnid, name).
 # docs/lab-notes.md tells what else was tried, benchmarks/results/upstream_bit-t-r26x1_*.md what came out, from which commit.

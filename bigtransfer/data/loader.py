@@ -205,7 +205,6 @@ _DECODED_AHEAD = 1 << 28
 _MOST_DECODED_AHEAD = 16
 """At most so many for each worker: each is an open file until it is used."""
 
-
 _STEPS_AT_A_TIME = 64
 """Steps that are asked for at once at the beginning, when all that distance has to be made up for: each takes a millisecond."""
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from bigtransfer import runs
 from bigtransfer.dist import World
 from bigtransfer.errors import RunError
+from bigtransfer.train import parallel
 from bigtransfer.train.loop import State
 
 log = logging.getLogger(__name__)
@@ -147,7 +148,7 @@ def restore(folder: Path, state: State, facts: Mapping[str, Any], *, world: Worl
         except _DAMAGE as error:
             raise RunError(f"The checkpoint {path} cannot be read ({error}). Give the same command again.") from error
 
-    if storage.divided(loaded):
+    if parallel.divided(loaded.values()):
         read(world)
     else:
         # Once from the disk, which hundreds of processes would keep busy for minutes (docs/scale.md).

@@ -132,7 +132,7 @@ def new_state(
         {"params": [p for p in chosen if p.ndim <= 1], "weight_decay": 0.0},
     ]
     # torch has the one-kernel form for plain tensors only, not for sharded ones (DTensor).
-    fused = not any(hasattr(parameter, "full_tensor") for parameter in chosen)
+    fused = not parallel.divided(chosen)
     return State(model, torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=fused), micro_batch)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
@@ -52,6 +52,12 @@ def _bucket_megabytes(model: nn.Module) -> float:
     """Of gradients that DDP sums at a time: a twentieth of them, so that nearly all of it happens during the backward pass, from torch's
     25 MB to 200, because each sum of many processes has a latency that large networks would meet 170 times (docs/scale.md)."""
     return min(max(sum(parameter.nbytes for parameter in model.parameters()) / 20e6, 25.0), 200.0)
+
+
+def divided(tensors: Iterable[Tensor]) -> bool:
+    """Whether they are DTensors, of which each process holds a part."""
+    # Not isinstance: importing DTensor takes a second, which only sharded runs have spent already.
+    return any(hasattr(tensor, "full_tensor") for tensor in tensors)
 
 
 def whole(model: nn.Module) -> dict[str, Tensor]:

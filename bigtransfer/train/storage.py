@@ -65,11 +65,6 @@ def contents(folder: Path) -> dict[str, tuple[torch.Size, torch.dtype]]:
     }
 
 
-def divided(tensors: dict[str, Tensor]) -> bool:
-    """Whether each process holds only a part of them (DTensor)."""
-    return any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
-
-
 def read(folder: Path, tensors: dict[str, Tensor], world: World) -> None:
     """Fill the tensors, each process reading what it holds of them. What goes wrong in one is raised in all."""
     with _together(world) as alone:
