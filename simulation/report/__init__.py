@@ -1,0 +1,1 @@
+"""BiT-L on N nodes: the tables that docs/scale.md quotes, from the models and simulations beside this folder."""
