@@ -28,8 +28,8 @@ from benchmarks import cells
 from bigtransfer import data, weights
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import splits
-from bigtransfer.data.loader import eval_batches
 from bigtransfer.evals import linear
+from bigtransfer.feed.loader import eval_batches
 
 PREPARED: dict[str, dict[str, Any]] = {
     "flowers12": {},

@@ -20,9 +20,9 @@ import torch
 import bigtransfer
 from bigtransfer import data, evals, runs, weights
 from bigtransfer.catalog import ModelCard
-from bigtransfer.data.augment import normalize
-from bigtransfer.data.loader import eval_batches
 from bigtransfer.evals.metrics import Classification
+from bigtransfer.feed.augment import normalize
+from bigtransfer.feed.loader import eval_batches
 from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.model import ResNetV2
 

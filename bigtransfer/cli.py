@@ -29,7 +29,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Upstream": ("pretrain", "shard"),
     "Try it": ("demo",),
 }
-"""Every command, as the help shows them. `finetune` is `config.FinetuneConfig` and `jobs/finetune.py`, and so on."""
+"""Every command, as the help shows them. `finetune` is `config/finetune.py` and `jobs/finetune.py`, and so on."""
 
 _START = """\
 Getting started:
@@ -37,11 +37,6 @@ Getting started:
   bit finetune photos/ --budget 10m           photos/ holds one folder of images per class
   bit predict runs/photos-bit-t-r26x1 new/    what is on new images
 """
-
-
-def config_class(command: str) -> type[config.Config]:
-    """The configuration class of a command."""
-    return getattr(config, f"{command.capitalize()}Config")
 
 
 def commands() -> list[str]:
@@ -126,7 +121,7 @@ def _job(command: str) -> Any:
 
 def parse(command: str, arguments: Sequence[str]) -> config.Config:
     """The configuration that these arguments ask for; ConfigError if they are wrong."""
-    chosen = config_class(command)
+    chosen = config.of_command(command)
     parser = _Parser(prog=f"bit {command}", add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
     fields = config.fields_of(chosen)
     for field in fields:
@@ -190,14 +185,14 @@ def _overview() -> str:
     lines += ["Big Transfer: pre-trained image classifiers, fine-tuned on your images by one rule.", "", _START]
     for title, names in GROUPS.items():
         lines.append(f"{title}:")
-        lines += [f"  {name:<10} {_doc(config_class(name))[0]}" for name in names]
+        lines += [f"  {name:<10} {_doc(config.of_command(name))[0]}" for name in names]
         lines.append("")
     return "\n".join(lines)
 
 
 def _explanation(command: str) -> str:
     """The text of `bit COMMAND --help`."""
-    chosen = config_class(command)
+    chosen = config.of_command(command)
     width = min(shutil.get_terminal_size().columns, 110)
     fields = config.fields_of(chosen)
     usage = " ".join(_shown(field) for field in fields if field.positional)

@@ -19,8 +19,8 @@ from torch import Tensor
 from bigtransfer import weights
 from bigtransfer.catalog import ModelCard
 from bigtransfer.data import images as image_ops
-from bigtransfer.data.augment import normalize
 from bigtransfer.errors import ConfigError, ImageError, TrainingError
+from bigtransfer.feed.augment import normalize
 from bigtransfer.model import ResNetV2, fold
 from bigtransfer.train.loop import Precision, compute_dtype
 

@@ -11,7 +11,7 @@ import numpy as np
 class Decoding:
     """Each rank's workers take turns in making its part of the batches, a bounded number ahead (torch's DataLoader).
 
-    Workers that share each batch instead (`data.loader` for shards) are as many ranks of one worker.
+    Workers that share each batch instead (`feed.loader` for shards) are as many ranks of one worker.
     """
 
     ranks: int

@@ -83,7 +83,7 @@ def measure_decoding(archive: Path, count: int = 60) -> list[tuple[str, float, f
     from PIL import Image
 
     from bigtransfer.data import images
-    from bigtransfer.data.augment import InceptionCrop, draws
+    from bigtransfer.feed.augment import InceptionCrop, draws
 
     with tarfile.open(archive) as tar:
         members = [member for member in tar if member.name.lower().endswith(".jpg")][:count]
@@ -111,7 +111,7 @@ def measure_decoding(archive: Path, count: int = 60) -> list[tuple[str, float, f
 
 def measure_order(batch: int = 4096, run: int = 12_500, steps: int = 20) -> tuple[float, int]:
     """Seconds of the processor for the order of one batch of all 300 million images in runs of `run`, and the order's number of lanes."""
-    from bigtransfer.data.order import LaneOrder
+    from bigtransfer.feed.order import LaneOrder
 
     order = LaneOrder(np.arange(0, IMAGES + 1, run), batch, 0)
     order.indices(0)

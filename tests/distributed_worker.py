@@ -12,10 +12,10 @@ import torch
 
 from bigtransfer import dist
 from bigtransfer.catalog import InputSpec
-from bigtransfer.data.augment import InceptionCrop
-from bigtransfer.data.loader import Batch, TrainLoader
 from bigtransfer.data.sources import Arrays, ImageSet
 from bigtransfer.errors import TrainingError
+from bigtransfer.feed.augment import InceptionCrop
+from bigtransfer.feed.loader import Batch, TrainLoader
 from bigtransfer.hyperrule import upstream
 from bigtransfer.jobs import training
 from bigtransfer.model import ResNetV2

@@ -15,12 +15,14 @@ import PIL
 import pytest
 import torch
 
-from bigtransfer.data import ImageSet, cache, open_dataset
-from bigtransfer.data.augment import Augmentation, Growth, InceptionCrop, SquareCrop, draws
-from bigtransfer.data.cache import DecodedImages, available_memory, fits, in_files, in_memory
-from bigtransfer.data.device import DeviceImages
-from bigtransfer.data.loader import TrainLoader
+from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import ConfigError, DataError, ImageError
+from bigtransfer.feed import cache
+from bigtransfer.feed.augment import Augmentation, Growth, InceptionCrop, SquareCrop, draws
+from bigtransfer.feed.cache import DecodedImages, fits, in_files, in_memory
+from bigtransfer.feed.device import DeviceImages
+from bigtransfer.feed.loader import TrainLoader
+from bigtransfer.machine import available_memory
 from tests.data_makers import write
 
 CROP = InceptionCrop(size=16)
@@ -263,7 +265,7 @@ def test_large_windows_are_done_in_groups(monkeypatch: pytest.MonkeyPatch) -> No
     crops = CROP.crops(decoded.sizes, draws(CROP, 0, 0, len(indices)))
     images = DeviceImages(decoded, torch.device("cpu"))
     whole = images.crop(indices, crops, CROP)
-    monkeypatch.setattr("bigtransfer.data.device._PIXELS_AT_ONCE", 4000)
+    monkeypatch.setattr("bigtransfer.feed.device._PIXELS_AT_ONCE", 4000)
     groups = [len(group) for group in images._groups(indices, crops.boxes)]
     assert len(groups) > 10 and sum(groups) == len(indices) and groups[0] > groups[-1]
     assert torch.equal(images.crop(indices, crops, CROP), whole)
@@ -296,7 +298,7 @@ def test_too_many_for_the_device(images: ImageSet, monkeypatch: pytest.MonkeyPat
     def full(*_args, **_options):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("bigtransfer.data.device.torch.zeros", full)
+    monkeypatch.setattr("bigtransfer.feed.device.torch.zeros", full)
     with pytest.raises(ConfigError, match=r"--cache device: the decoded images, 0\.0 GB, do not fit.*--cache memory"):
         TrainLoader(images, CROP, batch_size=4, seed=0, cache="device", device=torch.device("cpu"))
 

@@ -19,8 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bigtransfer.data.loader import Batch, FeatureLoader
 from bigtransfer.errors import RunError
+from bigtransfer.feed.loader import Batch, FeatureLoader
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop, storage

@@ -19,7 +19,8 @@ import pytest
 
 import bigtransfer
 from bigtransfer import cli, config
-from bigtransfer.config import Config, ConfigError, FinetuneConfig, Positional, PositiveInt, Share, Span
+from bigtransfer.config import Config, FinetuneConfig, Positional, PositiveInt, Share, Span
+from bigtransfer.errors import ConfigError
 from tests.conftest import REPOSITORY
 
 HEAVY = ("torch", "torchvision", "numpy", "PIL", "safetensors", "tqdm", "sklearn")
@@ -214,7 +215,7 @@ def test_help_of_a_command(sample, capsys: pytest.CaptureFixture[str], monkeypat
 
 @pytest.mark.parametrize("command", cli.commands())
 def test_every_command_explains_every_knob(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    chosen = cli.config_class(command)
+    chosen = config.of_command(command)
     assert issubclass(chosen, Config)
     fields = config.fields_of(chosen)
     assert [field.name for field in fields if not field.help.endswith((".", ")"))] == []

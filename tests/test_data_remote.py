@@ -347,9 +347,9 @@ def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_training_batches_are_fetched_ahead(server: Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bigtransfer.data.augment import SquareCrop
-    from bigtransfer.data.loader import TrainLoader
-    from bigtransfer.data.order import LaneOrder
+    from bigtransfer.feed.augment import SquareCrop
+    from bigtransfer.feed.loader import TrainLoader
+    from bigtransfer.feed.order import LaneOrder
 
     def batches(images: ImageSet) -> list[list[int]]:
         loader = TrainLoader(images, SquareCrop(resize=8, crop=8), batch_size=5, seed=0, cache="none")
@@ -371,7 +371,7 @@ def test_training_batches_are_fetched_ahead(server: Server, local: Path, monkeyp
 @pytest.mark.parametrize(("seconds", "distance"), [(0.05, 1200), (0.2, 300), (5.0, 100), (0.001, 2000)])
 def test_how_far_ahead(seconds: float, distance: int) -> None:
     """A minute of training, between bounds, whatever a step takes; every batch once; none after the last."""
-    from bigtransfer.data.loader import FetchAhead
+    from bigtransfer.feed.loader import FetchAhead
 
     ahead, stop = FetchAhead(stop=6000), 6000
     asked: list[int] = []

@@ -23,11 +23,11 @@ import torch
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.data import images as image_ops
-from bigtransfer.data.augment import Growth, InceptionCrop, SquareCrop, draws, normalize
-from bigtransfer.data.background import in_processes, in_threads
-from bigtransfer.data.loader import Batch, FeatureLoader, TrainLoader, eval_batches
-from bigtransfer.data.order import FullShuffle
 from bigtransfer.errors import ConfigError, DataError, ImageError
+from bigtransfer.feed.augment import Growth, InceptionCrop, SquareCrop, draws, normalize
+from bigtransfer.feed.background import in_processes, in_threads
+from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
+from bigtransfer.feed.order import FullShuffle
 from tests.data_makers import class_folders
 
 CROP = InceptionCrop(size=16)
@@ -205,9 +205,9 @@ def test_batches_hold_the_images_that_the_order_names(pictures: ImageSet) -> Non
 
 
 def test_large_sets_are_not_cached(pictures: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bigtransfer.data.cache.available_memory", lambda: 11 * 20 * 20 * 3 * 2.4)
+    monkeypatch.setattr("bigtransfer.feed.cache.available_memory", lambda: 11 * 20 * 20 * 3 * 2.4)
     assert not TrainLoader(pictures, SquareCrop(resize=20, crop=16), batch_size=8, seed=5).cached
-    monkeypatch.setattr("bigtransfer.data.cache.available_memory", lambda: 11 * 20 * 20 * 3 * 2.6)
+    monkeypatch.setattr("bigtransfer.feed.cache.available_memory", lambda: 11 * 20 * 20 * 3 * 2.6)
     assert TrainLoader(pictures, SquareCrop(resize=20, crop=16), batch_size=8, seed=5).cached
 
 
@@ -491,7 +491,7 @@ def test_processes_work_ahead_and_no_further(ahead: int) -> None:
 
 UNCLOSED = """
 import multiprocessing, os, sys, time
-from bigtransfer.data.background import in_processes
+from bigtransfer.feed.background import in_processes
 def work(item, stopped):
     return os.getpid()
 if __name__ == "__main__":

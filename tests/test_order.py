@@ -8,9 +8,9 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from bigtransfer.data import order
-from bigtransfer.data.loader import share
-from bigtransfer.data.order import FullShuffle, LaneOrder, order_of, permuted
+from bigtransfer.feed import order
+from bigtransfer.feed.loader import share
+from bigtransfer.feed.order import FullShuffle, LaneOrder, order_of, permuted
 
 
 def bounds(*sizes: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bigtransfer.catalog import ARCHITECTURES, Architecture
-from bigtransfer.data.order import LaneOrder
+from bigtransfer.feed.order import LaneOrder
 from bigtransfer.model import build
 from simulation.assumptions import CLASSES, Disk, Failures, Links, Store
 from simulation.checkpoints import best_interval, checkpoint, daly

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigtransfer import runs
-from bigtransfer.data.loader import Batch, FeatureLoader
 from bigtransfer.errors import TrainingError
+from bigtransfer.feed.loader import Batch, FeatureLoader
 from bigtransfer.hyperrule import Recipe, upstream
 from bigtransfer.jobs import training
 from bigtransfer.model import ResNetV2

@@ -1,4 +1,4 @@
-"""Data sets: opening them in every form, decoding, checking and splitting."""
+"""Which images exist: data sets in every form, their decoding, checking and splitting."""
 
 from bigtransfer.data.forms import cache_folder, open_dataset, open_images
 from bigtransfer.data.sources import ImageSet, Splits, native_size

@@ -26,10 +26,10 @@ import bigtransfer
 from bigtransfer import runs
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import images, index
-from bigtransfer.data.background import usable_cores
 from bigtransfer.data.index import Index, IndexedSplit, Shard, Stated
 from bigtransfer.data.sources import ImageSet, Splits
 from bigtransfer.errors import DataError, ImageError, RunError, UnreadableImages
+from bigtransfer.machine import usable_cores
 
 _BLOCK = 512
 """Of tar files, bytes."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bigtransfer.data.augment import normalize
 from bigtransfer.errors import DataError
+from bigtransfer.feed.augment import normalize
 from bigtransfer.model import ResNetV2
 
 FEWSHOT_PENALTY = 2.0**10
@@ -58,7 +58,7 @@ def extract_features(
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Tensor, Tensor]:
     """Pooled features float32 `(n, features)` and labels int64 `(n,)`, both on the CPU, of batches of (uint8 images, labels,
-    indices) as `data.loader.eval_batches` gives them. dtype: of the network's computation. Raises DataError if there is no
+    indices) as `feed.loader.eval_batches` gives them. dtype: of the network's computation. Raises DataError if there is no
     image."""
     features, labels = [], []
     training = model.training

@@ -233,7 +233,7 @@ def evaluate(
     num_classes: int | None = None,
 ) -> Classification:
     """Measure `predict` (uint8 images `(n, c, h, w)` -> logits `(n, classes)`) on batches of (images, labels, indices), as
-    `data.loader.eval_batches` gives them. num_classes: None takes it from the logits; then DataError if there is no image."""
+    `feed.loader.eval_batches` gives them. num_classes: None takes it from the logits; then DataError if there is no image."""
     total = None if num_classes is None else Classification(num_classes)
     for images, labels, indices in batches:
         logits = predict(images)

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from bigtransfer import evals, report, runs
 from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, open_dataset
-from bigtransfer.data.loader import EvalBatch, eval_batches
 from bigtransfer.errors import DataError, ImageError
+from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.jobs import training
 from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.predictor import Predictor

@@ -22,10 +22,10 @@ from bigtransfer import data, evals, hyperrule, report, runs, weights
 from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
-from bigtransfer.data.augment import SquareCrop
-from bigtransfer.data.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.errors import ConfigError, DataError, DownloadError
 from bigtransfer.evals import linear
+from bigtransfer.feed.augment import SquareCrop
+from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
 from bigtransfer.jobs.evaluate import measure

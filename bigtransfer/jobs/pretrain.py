@@ -15,11 +15,11 @@ from bigtransfer import data, hyperrule, report, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
 from bigtransfer.data import ImageSet, splits
-from bigtransfer.data.augment import Growth, InceptionCrop
-from bigtransfer.data.loader import TrainLoader, eval_batches
 from bigtransfer.dist import World, join
 from bigtransfer.errors import ConfigError, DataError, WeightsError
 from bigtransfer.evals import linear
+from bigtransfer.feed.augment import Growth, InceptionCrop
+from bigtransfer.feed.loader import TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
 from bigtransfer.model import ResNetV2, build

@@ -12,9 +12,9 @@ from tqdm import tqdm
 from bigtransfer import data, runs
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import index, writer
-from bigtransfer.data.background import usable_cores
 from bigtransfer.data.index import Index
 from bigtransfer.errors import DataError
+from bigtransfer.machine import usable_cores
 
 
 def run(config: ShardConfig) -> int:

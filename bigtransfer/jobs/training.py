@@ -25,11 +25,12 @@ from bigtransfer import evals, runs
 from bigtransfer.catalog import InputSpec
 from bigtransfer.config import Config, fields_of
 from bigtransfer.data import ImageSet, checks
-from bigtransfer.data.augment import normalize
-from bigtransfer.data.loader import EvalBatch, FeatureLoader, TrainLoader, eval_batches, usable_cores
 from bigtransfer.dist import World
 from bigtransfer.errors import ConfigError, DataError, RunError, TrainingError
+from bigtransfer.feed.augment import normalize
+from bigtransfer.feed.loader import EvalBatch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
+from bigtransfer.machine import usable_cores
 from bigtransfer.ops.peak import matmul_flops
 from bigtransfer.train import checkpoint, loop, objective, parallel
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from bigtransfer import dist
-from bigtransfer.data.cache import available_memory
-from bigtransfer.data.loader import Batch
 from bigtransfer.dist import World
 from bigtransfer.errors import ImageError, TrainingError
+from bigtransfer.feed.loader import Batch
 from bigtransfer.hyperrule import Recipe
+from bigtransfer.machine import available_memory
 from bigtransfer.model import ResNetV2
 from bigtransfer.ops.memory import keep_freed_memory
 from bigtransfer.train import objective, parallel
@@ -32,7 +32,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass
 class State:
-    """All that training changes; with the step number it determines the rest of the run (see `data.augment`)."""
+    """All that training changes; with the step number it determines the rest of the run (see `feed.augment`)."""
 
     model: ResNetV2
     optimizer: torch.optim.SGD
@@ -167,7 +167,7 @@ def fitting_micro_batch(model: ResNetV2, size: int, dtype: torch.dtype, device: 
     """The whole batch if its activations fit in memory, else the largest power of two of images that do.
 
     At most 128 on a CPU, where more is not faster. Left free are room for gradients and momentum, and on a CPU what the loader may
-    take for its cache (`data.cache.CACHE_SHARE`).
+    take for its cache (`feed.cache.CACHE_SHARE`).
     """
     if device.type == "cuda":
         free, share = torch.cuda.mem_get_info(device)[0], 0.7

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigtransfer.data.augment import normalize
+from bigtransfer.feed.augment import normalize
 
 Loss = Literal["softmax", "sigmoid"]
 
@@ -18,7 +18,7 @@ SIGMOID_HEAD_BIAS = -10.0
 """Where the head's biases start under the sigmoid loss, so that thousands of absent classes cost nothing at first (the authors' later
 code, for ImageNet-21k)."""
 
-_MIXUP = 3  # stream of random numbers; data.augment uses 1 and 2
+_MIXUP = 3  # stream of random numbers; feed.augment uses 1 and 2
 
 
 @dataclass(frozen=True)

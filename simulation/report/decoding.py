@@ -38,7 +38,7 @@ def section() -> str:
                     pauses.append((*facts, *map(percent, waits)))
     return f"""## 4. Decoding by thousands of workers, simulated
 
-`simulate_decoding`: a rank's workers share each batch, {DECODED_AHEAD} parts ahead of its use (`data.loader` for shards), 10 %
+`simulate_decoding`: a rank's workers share each batch, {DECODED_AHEAD} parts ahead of its use (`feed.loader` for shards), 10 %
 spread of their time; R152x4, the plan's steps.
 
 {table("nodes | workers | stored | cores a GPU needs | waits with 1 worker | 2 | 4 | 8", steady)}

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtransfer.data.order import LaneOrder
+from bigtransfer.feed.order import LaneOrder
 from simulation.assumptions import HOUR, IMAGES
 from simulation.order import readers_per_run, replay
 from simulation.own import measure_decoding, measure_index, measure_order
@@ -62,7 +62,7 @@ def section(photographs: Path) -> str:
         ]
     return f"""## 7. Our own code, run
 
-**Exactly once** (`data.order.LaneOrder`, `dist.World.part`): {images:,} images in {len(runs) - 1:,} runs, batch {BATCH},
+**Exactly once** (`feed.order.LaneOrder`, `dist.World.part`): {images:,} images in {len(runs) - 1:,} runs, batch {BATCH},
 {replayed.epochs} epochs, {replayed.restarts} restarts at random moments with {replayed.worlds[0]} to {replayed.worlds[1]} ranks,
 {replayed.repeated_steps} steps taken again: **{replayed.wrong}** images of an epoch missed or repeated.
 

@@ -21,14 +21,14 @@ NODES = (8, 32, 64, 128, 256)
 BUCKET = 200e6
 """The plan's gradient buckets, bytes."""
 LANES = 512
-"""What `data.order.LaneOrder` chooses for this batch."""
+"""What `feed.order.LaneOrder` chooses for this batch."""
 SHARD = 250e6
 WORKERS = 8
 """Decoding processes per rank."""
 DECODED_AHEAD = 2
-"""Steps that are decoded ahead where workers share each batch (`data.background`, as it was at the results' commit)."""
+"""Steps that are decoded ahead where workers share each batch (`feed.background`, as it was at the results' commit)."""
 STEPS_AHEAD = 100 + DECODED_AHEAD
-"""Steps before its first use that `data.loader` asked for a shard then."""
+"""Steps before its first use that `feed.loader` asked for a shard then."""
 ENOUGH_AHEAD = 1000
 """The same, proposed."""
 RECIPE = hyperrule.upstream(IMAGES, EPOCHS, batch_size=BATCH, decay_epochs=DECAYS)

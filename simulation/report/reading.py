@@ -75,7 +75,7 @@ def section() -> str:
 
 `simulate_input`: {LANES} lanes, shards of {SHARD / 1e6:.0f} MB ({SHARD / SMALL.bytes:,.0f} images of {SMALL.bytes / 1e3:.0f} kB)
 unless said, one cache per node, the store as in `Store`. The code asks for a shard {STEPS_AHEAD} steps before its first image is
-used (`data.loader`); "{ENOUGH_AHEAD} ahead" is what we propose. "Hedged": a second request when the first takes 3 times the
+used (`feed.loader`); "{ENOUGH_AHEAD} ahead" is what we propose. "Hedged": a second request when the first takes 3 times the
 median. First batch: seconds from a cold start, or from a restart in the middle of an epoch, until every node has the first shard
 of each of its lanes. Settling: waits while the lanes use up that shard. Waits: share of the time after that.
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,10 +15,11 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from bigtransfer.data.augment import Augmentation, Crops
-from bigtransfer.data.background import in_threads, usable_cores
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import DataError, ImageError
+from bigtransfer.feed.augment import Augmentation, Crops
+from bigtransfer.feed.background import in_threads
+from bigtransfer.machine import available_memory, usable_cores
 from bigtransfer.runs import atomic_write
 
 CACHE_SHARE = 0.4
@@ -27,33 +27,6 @@ CACHE_SHARE = 0.4
 
 Prepare = Callable[[np.ndarray], np.ndarray]
 """The fixed part of an augmentation, uint8 (h, w, c) -> uint8 (h', w', c)."""
-
-_CONTAINER_LIMITS = (
-    # Control groups, version 2 and 1: limit, use, and the use's details with the line for pages of files not used lately.
-    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
-)
-
-
-def available_memory(groups: Path = Path("/sys/fs/cgroup"), machine: Path = Path("/proc/meminfo")) -> int:
-    """Bytes of memory that new allocations can have: what the machine has free, or the container's limit where that is lower.
-
-    Where the system does not say how much is free (macOS, Windows), half of the machine's memory, or 4 GiB if even that is unknown.
-    """
-    free = 4 << 30
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # no sysconf, no such name
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-    with contextlib.suppress(OSError, StopIteration):
-        lines = machine.read_text(encoding="ascii").splitlines()
-        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    for limit, used, details, cached in _CONTAINER_LIMITS:
-        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
-            left = int((groups / limit).read_text()) - int((groups / used).read_text())
-            # A group's use counts the cached pages of files it has read, which make room for others.
-            stat = dict(line.split() for line in (groups / details).read_text().splitlines())
-            free = min(free, left + int(stat.get(cached, 0)))
-    return max(free, 0)
-
 
 _FIRST = 1 << 24
 """Least growth of the buffer, bytes."""

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigtransfer.data.augment import Augmentation, Crops, SquareCrop
-from bigtransfer.data.cache import DecodedImages
 from bigtransfer.errors import ConfigError
+from bigtransfer.feed.augment import Augmentation, Crops, SquareCrop
+from bigtransfer.feed.cache import DecodedImages
 
 _PIXELS_AT_ONCE = 1 << 24
 """Of the windows that are resized together; 12 bytes each, and as much again on the way."""

@@ -15,14 +15,15 @@ import torch
 from torch import Tensor
 
 from bigtransfer.catalog import InputSpec
-from bigtransfer.data import cache as caches
 from bigtransfer.data import images as image_ops
-from bigtransfer.data.augment import Augmentation, draws
-from bigtransfer.data.background import Stopped, in_processes, in_threads, usable_cores
-from bigtransfer.data.device import DeviceImages
-from bigtransfer.data.order import FullShuffle, order_of
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import ImageError
+from bigtransfer.feed import cache as caches
+from bigtransfer.feed.augment import Augmentation, draws
+from bigtransfer.feed.background import Stopped, in_processes, in_threads
+from bigtransfer.feed.device import DeviceImages
+from bigtransfer.feed.order import FullShuffle, order_of
+from bigtransfer.machine import usable_cores
 
 CacheMode = Literal["auto", "memory", "device", "none"]
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 _STREAM = 1
-"""Stream of random numbers; `data.augment` has the others."""
+"""Stream of random numbers; `feed.augment` has the others."""
 
 LARGEST_ARRAY = 1 << 22
 """Sets of more images are not shuffled by an array of the epoch's order (8 bytes an image in every process) but by `permuted`."""

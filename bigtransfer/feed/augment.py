@@ -18,7 +18,7 @@ from bigtransfer.data import images
 from bigtransfer.errors import ConfigError
 
 _STREAM = 2
-"""Stream of random numbers; `data.order` and `train.objective` have the others."""
+"""Stream of random numbers; `feed.order` and `train.objective` have the others."""
 
 
 class Crops(NamedTuple):

@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import multiprocessing
 import multiprocessing.connection
-import os
 import signal
 import threading
 import traceback
@@ -22,11 +21,6 @@ R = TypeVar("R")
 
 Stopped = Callable[[], bool]
 """Asked now and then by long work: True when nobody wants its result any more."""
-
-
-def usable_cores() -> int:
-    """Processor cores that this process may use, which schedulers and containers often limit."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def in_threads(

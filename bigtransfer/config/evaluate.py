@@ -1,0 +1,50 @@
+"""The knobs of `bit evaluate`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bigtransfer.config.fields import Config, Positional, PositiveInt
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Config):
+    """Measure a model on labelled images.
+
+    Prints accuracy with its 95% interval, precision and recall of the classes, what is confused with what, and how far the
+    model's probabilities can be trusted. Images and model are matched by the names of their classes.
+    """
+
+    model: Positional[str]
+    """A model file, a run folder, or a name from `bit models`."""
+    data: Positional[str]
+    """Labelled images in any form that `bit finetune` reads."""
+    split: Literal["auto", "train", "val", "test"] = "auto"
+    """Which part of the data; auto takes the test part, else the validation part, else all images."""
+    subset: bool = False
+    """Accept images of only some of the model's classes. The model still chooses among all it knows."""
+    class_names: str | None = None
+    """Tab-separated file of the data's name of a class (its folder's) and the model's, one class a line. Default: they are the same."""
+    skip_bad_images: bool = False
+    """Take unreadable images as a matter of course; otherwise they are left out as well, but the exit status is 1."""
+    image_column: str | None = None
+    """Column of a table that holds the images or their paths. Default: found by its usual names."""
+    label_column: str | None = None
+    """Column of a table that holds the class. Default: found by its usual names."""
+
+    # --- Output
+    json: str | None = None
+    """File for all numbers as JSON: with the confusion matrix and the prediction for each image."""
+    out: str | None = None
+    """Folder for the same as evaluation.json, and report.html to look at."""
+
+    # --- Machine
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the computation; auto takes bf16 where it pays."""
+    batch_size: PositiveInt | None = None
+    """Images computed at a time. Default: by their size."""
+    workers: PositiveInt | None = None
+    """Threads that read and decode images. Default: one for each core."""

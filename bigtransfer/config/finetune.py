@@ -1,0 +1,121 @@
+"""The knobs of `bit finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bigtransfer.config.fields import Config, Count, NotNegative, Positional, Positive, PositiveInt, Share, Span, forbid
+from bigtransfer.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneConfig(Config):
+    """Adapt a pre-trained network to your own images.
+
+    Give it a folder with one sub-folder of images per class; the rest is decided by the BiT-HyperRule from the number
+    and the size of your images, printed, and saved with the run. The same command again resumes an interrupted run.
+    """
+
+    data: Positional[str]
+    """Your images: a folder with one sub-folder per class, a folder with train/, val/, test/ parts of that kind, a CSV or
+    Parquet table, WebDataset shards, or the name of a public data set (cifar10, flowers102, hf:user/name, ...)."""
+    model: str = "bit-t-r26x1"
+    """The network to start from: a name from `bit models`, a model file, a run folder, or an architecture (r50x1) together
+    with --no-pretrained."""
+    out: str | None = None
+    """Folder of the run: model, numbers, report. Default: runs/DATA-MODEL."""
+
+    # --- Data
+    image_column: str | None = None
+    """Column of a table that holds the images or their paths. Default: found by its usual names."""
+    label_column: str | None = None
+    """Column of a table that holds the class. Default: found by its usual names."""
+    examples_per_class: PositiveInt | None = None
+    """Train on this many images of each class, drawn at random with --seed. Default: all."""
+    val_fraction: Share | None = None
+    """Share of the training images to hold out for validation, class by class; 0 holds out none. Default: 0.1 if the data
+    set has neither a validation nor a test part, else 0."""
+    split_file: str | None = None
+    """Repeat the split of an earlier run: its split.json."""
+    skip_bad_images: bool = False
+    """Leave unreadable images out (they are listed) instead of stopping before the training."""
+
+    # --- Rule (each unset value is decided by the BiT-HyperRule)
+    variant: Literal["code", "paper"] = "code"
+    """Which published form of the rule: that of the released code, with which the published weights were measured (480 px,
+    warm-up), or that of the paper's text (384 px, no warm-up)."""
+    budget: Span | None = None
+    """Time to spend on training, such as 90s, 10m or 2h: a few steps are timed on this machine, and steps, batch and
+    resolution are chosen to fit. Default: the full rule, which is made for a big GPU."""
+    steps: PositiveInt | None = None
+    """Optimizer steps."""
+    batch_size: PositiveInt | None = None
+    """Images per step."""
+    learning_rate: Positive | None = None
+    """Highest learning rate of the schedule."""
+    resize: PositiveInt | None = None
+    """Images are resized to this many pixels square before the random crop."""
+    crop: PositiveInt | None = None
+    """Side of the random crop in pixels, and the size at which the model is used afterwards."""
+    mixup_alpha: NotNegative | None = None
+    """Strength of MixUp, the blending of pairs of training images; 0 turns it off."""
+    random_crop: bool = True
+    """Crop at random places in training. Turn it off if the place of things decides the class."""
+    flip: bool = True
+    """Mirror training images at random. Turn it off if left and right decide the class."""
+
+    # --- Training
+    linear: Literal["none", "closed", "sgd"] = "none"
+    """Train only a linear classifier on the frozen network, whose features are computed once: solved exactly (closed), or by the
+    rule's steps (sgd). Either takes seconds. none trains all weights, which is usually more accurate."""
+    pretrained: bool = True
+    """Start from the pre-trained weights; --no-pretrained starts from random ones, to compare."""
+    seed: Count = 0
+    """Decides everything random: the same seed repeats the run."""
+
+    # --- Machine
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the computation; auto takes bf16 where it pays."""
+    micro_batch: PositiveInt | None = None
+    """Images computed at a time; the result is the same for any value. Default: what fits into memory."""
+    compile: bool = False
+    """Compile the network first: minutes of waiting, then faster steps. Worth it on a GPU."""
+    workers: Count | None = None
+    """Processes that read and decode images. Default: as many as the machine has cores to spare."""
+    cache: Literal["auto", "memory", "none"] = "auto"
+    """Keep the decoded images in memory; auto does so where they fit."""
+    antialias: bool = True
+    """Average over the source area when shrinking images, as Pillow does. The original TensorFlow code did not."""
+
+    # --- Progress
+    eval_every: PositiveInt | None = None
+    """Validate after every so many steps. Default: ten times per run."""
+    checkpoint_every: Span = "5m"
+    """Save what a resume needs at least this often, and whenever the run is interrupted."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run folder too."""
+
+    def check(self) -> None:
+        if self.resize is not None and self.crop is not None and self.crop > self.resize:
+            raise ConfigError(f"--crop {self.crop} does not fit into --resize {self.resize}.")
+        if self.split_file is not None:
+            forbid(
+                self, ("examples_per_class", "val_fraction"), "has no effect with --split-file, which fixes the split"
+            )
+        if self.linear == "closed":
+            forbid(
+                self,
+                ("steps", "batch_size", "learning_rate", "mixup_alpha", "eval_every"),
+                "has no effect with --linear closed, which solves the classifier without steps",
+            )
+        if self.linear != "none":
+            forbid(
+                self,
+                ("budget", "resize", "random_crop", "flip", "micro_batch"),
+                "has no effect with --linear, which computes the features of each image once, without augmentation",
+            )
+        if self.linear != "none" and not self.pretrained:
+            raise ConfigError("--linear needs the pre-trained weights; leave out --no-pretrained.")

@@ -1,0 +1,51 @@
+"""The knobs of `bit predict`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bigtransfer.config.fields import Config, Positional, PositiveInt
+from bigtransfer.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig(Config):
+    """Say what is on images.
+
+    Unreadable images are reported and the others go on; the exit status is then 1.
+    """
+
+    model: Positional[str]
+    """A model file, a run folder, or a name from `bit models`."""
+    images: Positional[tuple[str, ...]]
+    """Image files, folders (all images below them), patterns such as "photos/*.jpg", addresses (http://, https://), or - for
+    a list of these on standard input, one a line."""
+
+    # --- Output
+    top_k: PositiveInt = 5
+    """How many classes to give for each image, the most probable first."""
+    format: Literal["table", "csv", "jsonl"] = "table"
+    """A table to read, comma-separated values, or one JSON object a line."""
+    out: str | None = None
+    """File to write to instead of the terminal."""
+    probabilities: bool = False
+    """Also give the probability of every class (CSV: a column for each; JSONL: an object)."""
+    features: str | None = None
+    """File (.npz) for the pooled features: arrays `names` and `features`, float32 (images, features), of the readable images."""
+
+    # --- Machine
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the computation; auto takes bf16 where it pays."""
+    batch_size: PositiveInt | None = None
+    """Images computed at a time. Default: by their size."""
+
+    def check(self) -> None:
+        if self.probabilities and self.format == "table":
+            raise ConfigError("--probabilities needs --format csv or jsonl.")
+        if self.features is not None and not self.features.endswith(".npz"):
+            raise ConfigError(f"--features writes NumPy's .npz; give a name that ends so, not {self.features!r}.")
+        if not self.images:
+            raise ConfigError("No images given.")

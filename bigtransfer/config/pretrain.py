@@ -1,0 +1,123 @@
+"""The knobs of `bit pretrain`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from bigtransfer.config.fields import Config, Count, NotNegative, Positional, Positive, PositiveInt, Share, Span, forbid
+from bigtransfer.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(Config):
+    """Train a network on a large labelled set, on one machine or many, to be fine-tuned later.
+
+    The recipe is the paper's (SGD, 0.03 x batch / 256, weight decay 1e-4, random-area crops). The same command again resumes an
+    interrupted run. On several GPUs or machines start it with torchrun: `torchrun --nproc-per-node 8 --max-restarts 100 -m
+    bigtransfer pretrain ...`; the batch size is that of all together.
+    """
+
+    data: Positional[str]
+    """The upstream images, in any form that `bit finetune` reads, or written by `bit shard`, here or at an address; a val/ part is
+    measured on the way."""
+    model: str = "r50x1"
+    """Architecture: r26x1, r50x1, r50x3, r101x1, r101x3, r152x2, r152x4."""
+    weights: str | None = None
+    """Go on from this model (a file or a name) instead of from random weights; its classes must be those of the data."""
+    name: str | None = None
+    """Name of the resulting model, written into its file. Default: the run folder's."""
+    out: str | None = None
+    """Folder of the run; of several machines, one that all see. Default: runs/DATA-MODEL."""
+    class_names: str | None = None
+    """Tab-separated file of folder name and readable class name, one class a line."""
+    upstream: str | None = None
+    """What the images are, in words, for the model's card. Default: the data set's name."""
+    multi_label: bool = False
+    """Images may have several labels each, as lists."""
+    label_separator: str | None = None
+    """What stands between an image's labels in a CSV table, such as |; the images may then have several."""
+    max_bad_images: Share = 0.001
+    """Share of unreadable images up to which training goes on without them (they are listed in metrics.jsonl); 0: stop at the
+    first."""
+
+    # --- Recipe
+    epochs: Positive = 90.0
+    """Passes over the images."""
+    batch_size: PositiveInt = 4096
+    """Images per step, of all processes together."""
+    learning_rate: Positive | None = None
+    """Highest learning rate. Default: 0.03 x batch size / 256."""
+    warmup: Count = 5000
+    """Steps of linear warm-up."""
+    schedule: Literal["staircase", "cosine"] = "staircase"
+    """How the learning rate falls: a tenth at each of --decay-epochs, or half a cosine to 0."""
+    decay_epochs: tuple[float, ...] = (30.0, 60.0, 80.0)
+    """Epochs after which the staircase falls."""
+    weight_decay: NotNegative = 1e-4
+    """L2 penalty on kernels and the head's matrix (not on biases and norms)."""
+    loss: Literal["softmax", "sigmoid"] = "softmax"
+    """Cross-entropy over all classes, or for each class by itself, with the head's biases starting at -10."""
+    ema: Share | None = None
+    """Decay of a moving average of the weights, such as 0.9999, which is then what is validated and saved. Default: none."""
+    crop: PositiveInt = 224
+    """Side of the training crops, px."""
+    crop_from: PositiveInt | None = None
+    """Start with crops of this side and let them grow, which saves time. Default: --crop from the start."""
+    crop_ramp: tuple[float, ...] = (0.4, 0.8)
+    """Shares of the training between which the crops grow from --crop-from to --crop."""
+    eval_size: PositiveInt | None = None
+    """Side at which images are shown for validation and afterwards, px. Default: --crop."""
+    min_area: Share = 0.05
+    """Smallest part of an image's area that a random crop takes."""
+    norm: Literal["gn", "bn"] = "gn"
+    """Normalization: GroupNorm, or BatchNorm for the paper's ablation."""
+    weight_standardization: bool = True
+    """Standardize kernels; off for the paper's ablation."""
+    seed: Count = 0
+    """Decides everything random: the same seed repeats the run."""
+
+    # --- Machine
+    device: str | None = None
+    """cpu, cuda, cuda:1, mps. Default: the fastest one present; under torchrun each process takes its own GPU."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Number format of the computation; auto takes bf16 where it pays."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Under torchrun: every process holds the whole network, or (FSDP2) they divide parameters, gradients and momentum, for the wide
+    ones."""
+    micro_batch: PositiveInt | None = None
+    """Images that a process computes at a time. Default: what fits into memory."""
+    compile: bool = False
+    """Compile the network first. Worth it on a GPU."""
+    workers: Count | None = None
+    """Processes that read and decode images, for each training process. Default: as many as the machine has cores to spare."""
+    cache: Literal["auto", "memory", "device", "none"] = "auto"
+    """Keep the decoded images in memory, or on the GPU, where they are then cropped and flipped too; auto takes memory where they
+    fit."""
+
+    # --- Progress
+    eval_every: PositiveInt | None = None
+    """Validate after every so many steps. Default: ten times per run."""
+    probe: str | None = None
+    """A second labelled set: at each validation a linear classifier is solved on the features of a few of its images, to see whether
+    the network transfers and not only fits."""
+    probe_examples: PositiveInt = 10
+    """Images per class that the probe learns from."""
+    checkpoint_every: Span = "5m"
+    """Save what a resume needs at least this often, and whenever the run is interrupted."""
+    keep_checkpoints: PositiveInt = 2
+    """How many of the newest checkpoints to keep."""
+    tensorboard: bool = False
+    """Write TensorBoard files into the run folder too."""
+
+    def check(self) -> None:
+        if self.schedule == "cosine":
+            forbid(self, ("decay_epochs",), "has no effect with --schedule cosine")
+        if self.crop_from is None:
+            forbid(self, ("crop_ramp",), "has no effect without --crop-from")
+        elif self.crop_from > self.crop:
+            raise ConfigError(f"--crop-from {self.crop_from} is larger than --crop {self.crop}.")
+        if len(self.crop_ramp) != 2 or not 0 <= self.crop_ramp[0] < self.crop_ramp[1] <= 1:
+            raise ConfigError("--crop-ramp takes two shares of the training, the first smaller, such as 0.4 0.8.")
+        if self.probe is None:
+            forbid(self, ("probe_examples",), "has no effect without --probe")

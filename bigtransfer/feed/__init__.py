@@ -1,0 +1,1 @@
+"""How the images of a set reach the model: their order, random crops, caches, worker processes, batches."""

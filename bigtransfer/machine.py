@@ -1,0 +1,38 @@
+"""What this machine, or the container on it, lets the process have: cores and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+_CONTAINER_LIMITS = (
+    # Control groups, version 2 and 1: limit, use, and the use's details with the line for pages of files not used lately.
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
+)
+
+
+def available_memory(groups: Path = Path("/sys/fs/cgroup"), machine: Path = Path("/proc/meminfo")) -> int:
+    """Bytes of memory that new allocations can have: what the machine has free, or the container's limit where that is lower.
+
+    Where the system does not say how much is free (macOS, Windows), half of the machine's memory, or 4 GiB if even that is unknown.
+    """
+    free = 4 << 30
+    with contextlib.suppress(AttributeError, ValueError, OSError):  # no sysconf, no such name
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    with contextlib.suppress(OSError, StopIteration):
+        lines = machine.read_text(encoding="ascii").splitlines()
+        free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    for limit, used, details, cached in _CONTAINER_LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # not there, or "max"
+            left = int((groups / limit).read_text()) - int((groups / used).read_text())
+            # A group's use counts the cached pages of files it has read, which make room for others.
+            stat = dict(line.split() for line in (groups / details).read_text().splitlines())
+            free = min(free, left + int(stat.get(cached, 0)))
+    return max(free, 0)
+
+
+def usable_cores() -> int:
+    """Processor cores that this process may use, which schedulers and containers often limit."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
