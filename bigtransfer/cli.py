@@ -20,7 +20,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bigtransfer import __version__, config
+from bigtransfer import __version__, config, limits
 from bigtransfer.errors import BitError, ConfigError
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("BIT_DEBUG", "") not in ("", "0")
     try:
-        status = _run([argument for argument in arguments if argument != "--debug"])
+        status = _run(_limited([argument for argument in arguments if argument != "--debug"]))
         sys.stdout.flush()
         return status
     except BitError as error:
@@ -82,6 +82,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = f"{error.filename}: " if error.filename is not None else ""
         print(f"error: {where}{error.strerror or error}. --debug shows where it happened.", file=sys.stderr)
         return 2
+
+
+def _limited(arguments: list[str]) -> list[str]:
+    """The arguments without `--limits`, which is put where this process and those that it starts look for it."""
+    rest, asked = [], []
+    following = iter(arguments)
+    for argument in following:
+        flag, equals, value = argument.partition("=")
+        if flag != "--limits":
+            rest.append(argument)
+        elif (value := value if equals else next(following, "")) and limits.parse(value):
+            asked.append(value)
+        else:
+            raise ConfigError("--limits needs a value, such as --limits record_bytes=500M.")
+    if asked:
+        os.environ[limits.VARIABLE] = ",".join(filter(None, (os.environ.get(limits.VARIABLE), *asked)))
+    limits.limits()  # a mistake in the variable is said before anything is done
+    return rest
 
 
 def _run(arguments: list[str]) -> int:
@@ -207,7 +225,8 @@ def _explanation(command: str) -> str:
         lines += ["", f"{title}:"]
         for field in members:
             lines += _entry(_shown(field), _help(field), width)
-    lines += ["", "Also: --debug shows the traceback of an error (or set BIT_DEBUG=1)."]
+    lines += ["", "Also: --debug shows the traceback of an error (or set BIT_DEBUG=1);"]
+    lines += ["      --limits NAME=N,... raises what one file may cost (docs/limits.md)."]
     return "\n".join(lines) + "\n"
 
 

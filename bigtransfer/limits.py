@@ -1,0 +1,60 @@
+"""What one file, image or download may cost at most: every limit with its default, in one place.
+
+Nothing that a user meets by accident comes near them; files made to exhaust memory, disk or patience do. Who needs more raises a limit by
+name, for every command with `--limits pixels=500M,download_bytes=20G`, for Python and worker processes with the same in `$BIT_LIMITS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import re
+from dataclasses import dataclass
+
+from bigtransfer.errors import ConfigError
+
+VARIABLE = "BIT_LIMITS"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Whole numbers, 1 or more; each says what it bounds."""
+
+    record_bytes: int = 256 * 2**20
+    """Of one JSON file: a model's card, an index, a run's configuration."""
+
+
+def names() -> list[str]:
+    """Every limit, as `--limits` calls it."""
+    return [field.name for field in dataclasses.fields(Limits)]
+
+
+def parse(text: str) -> Limits:
+    """The limits with those changed that `text` names, as in "pixels=500M,record_bytes=1G" (k, M, G: thousands, millions, billions).
+
+    ConfigError names what is wrong.
+    """
+    changed = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (piece.strip() for piece in part.partition("="))
+        if name not in names():
+            raise ConfigError(f"There is no limit {name!r}; there are {', '.join(names())}.")
+        match = re.fullmatch(r"(\d{1,15})([kMG]?)", value)
+        if match is None or int(match[1]) < 1:
+            raise ConfigError(f"The limit {name} must be a whole number, such as 20000, 500M or 2G, not {value!r}.")
+        changed[name] = int(match[1]) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[match[2]]
+    return Limits(**changed)
+
+
+def limits() -> Limits:
+    """The limits in force: the defaults, and what `$BIT_LIMITS` changes. ConfigError if it cannot be understood."""
+    return _parsed(os.environ.get(VARIABLE, ""))
+
+
+@functools.lru_cache(maxsize=8)
+def _parsed(text: str) -> Limits:
+    try:
+        return parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{VARIABLE}: {error}") from error

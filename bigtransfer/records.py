@@ -1,0 +1,82 @@
+"""The door for JSON that somebody else may have written: read once, checked against the type that states its form, trusted inside.
+
+A form is a dataclass, or a type made of dict, list, tuple, Literal, unions and `Annotated[..., msgspec.Meta(ge=1)]`: whatever `msgspec`
+validates. Fields that a form does not know are ignored, so that files of newer versions stay readable.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from bigtransfer.errors import BitError
+from bigtransfer.limits import limits
+
+T = TypeVar("T")
+
+
+def read(path: str | os.PathLike[str], form: type[T], error: type[BitError]) -> T:
+    """The record in the JSON file `path`.
+
+    Raises FileNotFoundError where there is no such file, and `error`, naming the file and the field, where it cannot be read, is no
+    JSON, or has not the form.
+    """
+    path = Path(path)
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limits().record_bytes + 1)
+    except FileNotFoundError:
+        raise
+    except OSError as failed:
+        raise error(f"Cannot read {path}: {failed.strerror}.") from failed
+    return decode(content, form, str(path), error)
+
+
+def decode(content: str | bytes, form: type[T], where: str, error: type[BitError]) -> T:
+    """The record in JSON text (bytes: UTF-8); `error`, which begins with `where` and names the field, if it has not the form.
+
+    Infinity and NaN are read, as Python writes them.
+    """
+    return convert(parse(content, where, error), form, where, error)
+
+
+def parse(content: str | bytes, where: str, error: type[BitError]) -> Any:
+    """JSON text (bytes: UTF-8) as Python values of any form; `error`, which begins with `where`, if it is not JSON."""
+    if len(content) > limits().record_bytes:
+        raise error(
+            f"{where} has more than {limits().record_bytes:,} bytes, too many for a record. If it is meant, raise the limit: "
+            "--limits record_bytes=N."
+        )
+    try:
+        text = content.decode("utf-8") if isinstance(content, bytes) else content
+        return json.loads(text)
+    except UnicodeDecodeError as failed:
+        raise error(f"{where} is not UTF-8 text ({failed.reason} at byte {failed.start}).") from failed
+    except RecursionError as failed:
+        raise error(f"{where} is nested too deeply to be a record of ours.") from failed
+    except ValueError as failed:
+        raise error(f"{where} is not JSON: {failed}.") from failed
+
+
+def convert(value: Any, form: type[T], where: str, error: type[BitError]) -> T:
+    """`value`, made of dicts, lists, text and numbers, as a `form`; `error`, which begins with `where` and names the field, otherwise."""
+    try:
+        return msgspec.convert(value, form, strict=True)
+    except msgspec.ValidationError as failed:
+        raise error(f"{where}: {_in_words(str(failed))}.") from failed
+    except RecursionError as failed:
+        raise error(f"{where} is nested too deeply to be a record of ours.") from failed
+
+
+def _in_words(message: str) -> str:
+    """msgspec's "Expected `int`, got `str` - at `$.input.size`" with the field first: "input.size: expected int, got str"."""
+    what, _, place = message.partition(" - at ")
+    what = what.replace("`", "")
+    field = place.strip("`").removeprefix("$").removeprefix(".")
+    what = re.sub(r"^[A-Z](?=[a-z])", lambda first: first[0].lower(), what)
+    return f"{field}: {what}" if field else what
