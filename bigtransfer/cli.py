@@ -58,7 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments or os.environ.get("BIT_DEBUG", "") not in ("", "0")
     try:
-        status = _run(_limited([argument for argument in arguments if argument != "--debug"]))
+        arguments, asked = without_limits([argument for argument in arguments if argument != "--debug"])
+        if asked:  # put where this process and those that it starts look for it
+            os.environ[limits.VARIABLE] = ",".join(filter(None, (os.environ.get(limits.VARIABLE), asked)))
+        limits.limits()  # a mistake in the variable is said before anything is done
+        status = _run(arguments)
         sys.stdout.flush()
         return status
     except BitError as error:
@@ -84,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _limited(arguments: list[str]) -> list[str]:
-    """The arguments without `--limits`, which is put where this process and those that it starts look for it."""
+def without_limits(arguments: Sequence[str]) -> tuple[list[str], str]:
+    """The arguments but for every `--limits`, and what those say; ConfigError if that makes no sense."""
     rest, asked = [], []
     following = iter(arguments)
     for argument in following:
@@ -96,10 +100,7 @@ def _limited(arguments: list[str]) -> list[str]:
             asked.append(value)
         else:
             raise ConfigError("--limits needs a value, such as --limits record_bytes=500M.")
-    if asked:
-        os.environ[limits.VARIABLE] = ",".join(filter(None, (os.environ.get(limits.VARIABLE), *asked)))
-    limits.limits()  # a mistake in the variable is said before anything is done
-    return rest
+    return rest, ",".join(asked)
 
 
 def _run(arguments: list[str]) -> int:

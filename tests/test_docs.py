@@ -38,4 +38,4 @@ def test_commands_are_real(document: Path) -> None:
         words = shlex.split(re.split(r"[|>]", line)[0], comments=True)
         assert words[1] in cli.commands(), line
         if not {"-h", "--help"} & set(words):
-            assert isinstance(cli.parse(words[1], words[2:]), config.Config), line
+            assert isinstance(cli.parse(words[1], cli.without_limits(words[2:])[0]), config.Config), line
