@@ -19,6 +19,8 @@ from bigtransfer.data import open_dataset
 from bigtransfer.errors import ImageError, RunError
 from bigtransfer.evals import Classification, as_record, describe, save_evaluation
 from bigtransfer.hyperrule import recipe
+from bigtransfer.report import pictures
+from bigtransfer.report.sections import mistakes, uncertain
 
 NASTY = "<script>alert('&')</script>"
 
@@ -176,13 +178,13 @@ def test_pictures_are_those_of_the_most_confident_mistakes(run, images, result):
     page = Page(report.write(run, images).read_text())
     records = result.records
     wrong = records[records["rank"] > 0]
-    wrong = wrong[np.argsort(-wrong["probability"], kind="stable")][: report.MISTAKES]
-    assert len(page.images) == len(wrong) + report.UNCERTAIN
+    wrong = wrong[np.argsort(-wrong["probability"], kind="stable")][: mistakes.SHOWN]
+    assert len(page.images) == len(wrong) + uncertain.SHOWN
     for source, row in zip(page.images, wrong, strict=False):
         kind, _, data = source.partition(";base64,")
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         original = images.read(int(row["index"]))
-        assert max(shown.shape[:2]) == min(report.THUMBNAIL, original.shape[0])
+        assert max(shown.shape[:2]) == min(pictures.THUMBNAIL, original.shape[0])
         if len(original) == 40:
             assert kind == "data:image/png"
             np.testing.assert_array_equal(shown, original)

@@ -9,6 +9,7 @@ from bigtransfer import report
 from bigtransfer.config import ReportConfig
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import DataError, RunError
+from bigtransfer.report import contents
 
 
 def run(config: ReportConfig) -> None:
@@ -23,7 +24,7 @@ def run(config: ReportConfig) -> None:
 
 def _images(folder: Path, data: str | None) -> list[ImageSet]:
     """All parts of the run's data set, or of the one at `data`."""
-    asked = report.read_json(folder / "config.json", dict).get("asked", {})
+    asked = contents.read_json(folder / "config.json", dict).get("asked", {})
     where = data or asked.get("data")
     if where is None:
         return []

@@ -1,0 +1,257 @@
+"""Where the lines, bars and labels of the report's drawings go, in the units of their SVG.
+
+Colours and fonts are the style sheet's, so that they follow light and dark; `templates/charts.html` draws what is placed here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Point = tuple[float, float]
+
+# --- Curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class Label:
+    """A text at a place on an axis."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A point drawn on a curve."""
+
+    x: float
+    y: float
+    hint: str
+    """What is shown under the pointer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A chart of lines over optimizer steps."""
+
+    title: str
+    headline: str
+    """The value beside the title."""
+    levels: Sequence[Label]
+    """Values of the vertical axis, `at` their height."""
+    steps: Sequence[Label]
+    """Values of the horizontal axis, `at` the middle of the text."""
+    lines: Sequence[tuple[str, Sequence[Point]]]
+    """CSS class and points."""
+    marks: Sequence[Mark]
+    width: int = 420
+    height: int = 230
+    left: int = 50
+    right: int = 14
+    top: int = 14
+    bottom: int = 30
+
+
+def curve(
+    title: str,
+    series: Sequence[tuple[str, Sequence[Point]]],
+    label: Callable[[float], str],
+    headline: float,
+    *,
+    marks: bool = False,
+) -> Curve:
+    """Place a line chart: series of (CSS class, points); `headline` is the value beside the title, `marks` draws the points."""
+    xs = [x for _, points in series for x, _ in points]
+    ys = sorted(y for _, points in series for _, y in points)
+    x0, x1 = 0.0, max(xs)
+    # A few wild first losses must not press the rest flat.
+    y0, y1 = ys[0], max(ys[int(0.98 * (len(ys) - 1))], series[-1][1][-1][1])
+    y0 = 0.0 if y0 >= 0 and y0 < 0.5 * y1 else y0
+    pad = 0.06 * (y1 - y0) or 0.05 * abs(y1) or 1.0
+    y1 += pad
+    y0 = y0 if y0 == 0 else y0 - pad
+
+    def place(x: float, y: float) -> Point:
+        across = Curve.left + (x - x0) / (x1 - x0) * (Curve.width - Curve.left - Curve.right)
+        up = Curve.top + (1 - (min(y, y1) - y0) / (y1 - y0)) * (Curve.height - Curve.top - Curve.bottom)
+        return round(across, 1), round(up, 1)
+
+    steps = []
+    for x in ticks(x0, x1):
+        text = f"{x:,.6g}"
+        # At the right end a long one would be cut off.
+        steps.append(Label(at=min(place(x, y0)[0], Curve.width - 4 * len(text)), text=text))
+    return Curve(
+        title=title,
+        headline=label(headline),
+        levels=[Label(at=place(x0, y)[1], text=label(y)) for y in ticks(y0, y1)],
+        steps=steps,
+        lines=[(kind, [place(*point) for point in thinned(points)]) for kind, points in series],
+        marks=[
+            Mark(x=place(x, y)[0], y=place(x, y)[1], hint=f"after step {x:,.0f}: {label(y)}")
+            for _, points in series
+            for x, y in (points if marks else ())
+        ],
+    )
+
+
+def ticks(low: float, high: float, about: int = 5) -> list[float]:
+    """Round numbers from low to high."""
+    raw = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def smoothed(points: Sequence[Point]) -> list[Point]:
+    """Mean over a window of about a thirtieth of the points, centred, so that the curve does not lag; narrower at the ends."""
+    sums = list(itertools.accumulate((y for _, y in points), initial=0.0))
+    half = len(points) // 60
+    result = []
+    for i, (x, _) in enumerate(points):
+        reach = min(half, i, len(points) - 1 - i)
+        result.append((x, (sums[i + reach + 1] - sums[i - reach]) / (2 * reach + 1)))
+    return result
+
+
+def thinned(points: Sequence[Point], most: int = 400) -> list[Point]:
+    """At most about `most` points; each stretch keeps its lowest and highest, so that no peak is lost."""
+    if len(points) <= most:
+        return list(points)
+    size = math.ceil(2 * len(points) / most)
+    kept = []
+    for start in range(0, len(points), size):
+        stretch = points[start : start + size]
+        kept += sorted({min(stretch, key=lambda p: p[1]), max(stretch, key=lambda p: p[1])})
+    return [points[0], *kept, points[-1]]
+
+
+# --- The confusion matrix
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """A cell of the confusion matrix that has images."""
+
+    x: float
+    y: float
+    right: bool
+    """On the diagonal."""
+    shade: float
+    """Square root of the share of the row's images, which keeps single mistakes visible; 0 to 1."""
+    dark: bool
+    """So full that the number stands in the background's colour."""
+    count: int
+    numbered: bool
+    """There is room for the number."""
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matrix:
+    """A confusion matrix: rows are true classes, columns answers."""
+
+    names: Sequence[str]
+    """Of the classes, shortened."""
+    cells: Sequence[Cell]
+    cell: int
+    """Side of a cell, px."""
+    font: int
+    """Size of the letters, px."""
+    margin: int
+    """Left of the matrix, and above it, for the names."""
+
+    @property
+    def side(self) -> int:
+        return len(self.names) * self.cell
+
+
+def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Matrix:
+    """Place the confusion matrix `counts` of (true, answered) classes."""
+    n = len(names)
+    cell = 46 if n <= 8 else 40 if n <= 12 else 30 if n <= 25 else 17
+    font = 13 if n <= 12 else 11
+    short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
+    margin = round(12 + font * 0.56 * max(map(len, short)))
+    cells = []
+    for i, row in enumerate(counts):
+        total = sum(row)
+        for j, count in enumerate(row):
+            if not count:
+                continue
+            share = count / total
+            what = f"{names[i]} taken for {names[j]}" if i != j else f"{names[i]} right"
+            cells.append(
+                Cell(
+                    x=margin + j * cell,
+                    y=margin + i * cell,
+                    right=i == j,
+                    shade=math.sqrt(share),
+                    dark=share > 0.35,
+                    count=count,
+                    numbered=cell >= 30 and len(str(count)) <= cell // 9,
+                    hint=f"{what}: {count:,} of {total:,} ({share:.0%})",
+                )
+            )
+    return Matrix(names=short, cells=cells, cell=cell, font=font, margin=margin)
+
+
+# --- The reliability diagram
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A bin of the reliability diagram that has images."""
+
+    x: float
+    width: float
+    accuracy: float
+    """Height of the bar, px."""
+    images: float
+    """Height of the bar below the diagram, px."""
+    hint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """A reliability diagram, and how many images each bin has below it."""
+
+    bars: Sequence[Bar]
+    axis: Sequence[tuple[float, float, str]]
+    """Of each label of both axes: place across, place up, text."""
+    side: int = 250
+    left: int = 44
+    top: int = 12
+    below: int = 54
+    """Height of the part below the diagram."""
+
+
+def reliability(bins: Sequence[Mapping[str, Any]]) -> Reliability:
+    """Place the reliability diagram of an evaluation's `calibration`, of which at least one bin has images."""
+    side = Reliability.side
+
+    def across(p: float) -> float:
+        return round(Reliability.left + p * side, 1)
+
+    def up(p: float) -> float:
+        return round(Reliability.top + (1 - p) * side, 1)
+
+    most = max(b["images"] for b in bins)
+    bars = [
+        Bar(
+            x=across(b["from"]) + 0.5,
+            width=round((b["to"] - b["from"]) * side - 1, 1),
+            accuracy=round(b["accuracy"] * side, 1),
+            images=max(1.0, round(b["images"] / most * (Reliability.below - 14), 1)),
+            hint=f"{b['from']:.0%} to {b['to']:.0%} sure: {b['images']:,} images, right in {b['accuracy']:.0%}, "
+            f"mean probability {b['confidence']:.0%}",
+        )
+        for b in bins
+        if b["images"]
+    ]
+    return Reliability(bars=bars, axis=[(across(p), up(p), f"{p:.0%}") for p in (0, 0.25, 0.5, 0.75, 1)])

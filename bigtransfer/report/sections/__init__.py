@@ -1,0 +1,35 @@
+"""The sections of the report, each from what a run folder holds to what there is to show, or None if there is nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from bigtransfer.report.contents import Contents
+from bigtransfer.report.sections import (
+    calibration,
+    classes,
+    confusion,
+    curves,
+    decisions,
+    environment,
+    following,
+    headline,
+    mistakes,
+    uncertain,
+    unreadable,
+)
+
+SECTIONS: Mapping[str, Callable[[Contents], object | None]] = {
+    "headline": headline.compute,
+    "decisions": decisions.compute,
+    "curves": curves.compute,
+    "classes": classes.compute,
+    "confusion": confusion.compute,
+    "mistakes": mistakes.compute,
+    "uncertain": uncertain.compute,
+    "calibration": calibration.compute,
+    "unreadable": unreadable.compute,
+    "environment": environment.compute,
+    "following": following.compute,
+}
+"""In the order of the page. The name is also its template's; what the function returns has the template's variables as attributes."""

@@ -1,0 +1,63 @@
+"""Loss, learning rate and validation over the steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bigtransfer.report import charts
+from bigtransfer.report.contents import Contents
+from bigtransfer.report.page import percent
+
+MEASURED = {
+    "val/top1": "Validation accuracy",
+    "val/precision_at_1": "Validation, precision at 1",
+    "probe/top1": "Accuracy of the probe, on its own set",
+}
+"""Shares that are measured now and then, by their keys in metrics.jsonl."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curves:
+    charts: Sequence[charts.Curve]
+
+
+def compute(run: Contents) -> Curves | None:
+    def points(key: str) -> list[charts.Point]:
+        found = ((line["step"] + 1, line[key]) for line in run.metrics if isinstance(line.get(key), (int, float)))
+        return [(float(x), float(y)) for x, y in found if math.isfinite(y)]
+
+    drawn = []
+    loss = points("loss")
+    if len(loss) > 1:
+        drawn.append(_with_smoothed("Training loss", loss))
+    rate = points("lr")
+    if len(rate) > 1:
+        drawn.append(charts.curve("Learning rate, at most", [("line", rate)], _short, max(y for _, y in rate)))
+    norm = points("gradient_norm")
+    if len(norm) > 1:
+        drawn.append(_with_smoothed("Length of the gradient", norm))
+    for key, title in MEASURED.items():
+        share = points(key)
+        if share:
+            near = max(y for _, y in share) - min(y for _, y in share) < 0.05
+            drawn.append(
+                charts.curve(
+                    title,
+                    [("line", share)],
+                    lambda y, digits=1 if near else 0: percent(y, digits),
+                    share[-1][1],
+                    marks=True,
+                )
+            )
+    return Curves(charts=drawn) if drawn else None
+
+
+def _with_smoothed(title: str, points: Sequence[charts.Point]) -> charts.Curve:
+    smooth = charts.smoothed(points)
+    return charts.curve(title, [("faint", points), ("line", smooth)], _short, smooth[-1][1])
+
+
+def _short(y: float) -> str:
+    return f"{y:.3g}"

@@ -1,0 +1,89 @@
+"""The beginning: which model, on what, and how good it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bigtransfer.report.contents import Contents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """The final evaluation; shares of 0 to 1."""
+
+    top1: float
+    top1_interval: tuple[float, float]
+    top5: float | None
+    """None where five guesses are as many as there are classes."""
+    mean_per_class: float
+    ece: float
+    images: int
+    classes: int
+    part: str
+    """What was measured on: "test images"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validated:
+    """The last accuracy measured in training."""
+
+    top1: float
+    steps: int
+    """Taken until then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Headline:
+    name: str
+    subject: str
+    """Model and data, and what was done to it; may be empty."""
+    evaluated: Evaluated | None
+    validated: Validated | None
+    missing: str
+    """Why there is no evaluation; empty if that needs no excuse."""
+    train_images: int
+    """0: unknown."""
+
+
+def compute(run: Contents) -> Headline:
+    config, evaluation = run.config, run.evaluation
+    asked = config.get("asked", {})
+    data = evaluation.get("data") or asked.get("data", "")
+    if config.get("command") == "finetune":
+        start = "fine-tuned" if asked.get("pretrained", True) else "trained from random weights"
+        subject = f"{asked.get('model')}, {start} on {data}"
+    else:
+        subject = " on ".join(filter(None, (evaluation.get("model"), data)))
+    evaluated = validated = None
+    missing = ""
+    if evaluation:
+        low, high = evaluation["top1_interval"]
+        classes, split = len(evaluation["class_names"]), evaluation["split"]
+        parts = {"all images": "images", "train": "training images", "val": "validation images"}
+        evaluated = Evaluated(
+            top1=evaluation["top1"],
+            top1_interval=(low, high),
+            top5=evaluation["top5"] if classes > 5 else None,
+            mean_per_class=evaluation["mean_per_class"],
+            ece=evaluation["ece"],
+            images=evaluation["images"],
+            classes=classes,
+            part=parts.get(split, f"{split} images"),
+        )
+    else:
+        measured = [line for line in run.metrics if line.get("val/top1") is not None]
+        if measured:
+            validated = Validated(top1=measured[-1]["val/top1"], steps=measured[-1]["step"] + 1)
+        # Pre-training ends with a model and its last validation, fine-tuning with an evaluation.
+        pretrained = config.get("command") == "pretrain" and run.has("model.safetensors")
+        finished = pretrained or run.has("evaluation.json")
+        if not (pretrained and measured):
+            missing = "the data set has no images to measure it on" if finished else "the run has not finished"
+    return Headline(
+        name=run.folder.resolve().name,
+        subject=subject,
+        evaluated=evaluated,
+        validated=validated,
+        missing=missing,
+        train_images=config.get("data", {}).get("train") or 0,
+    )

@@ -1,0 +1,19 @@
+"""The images that were left out because they cannot be read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bigtransfer.report.contents import Contents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unreadable:
+    files: Sequence[tuple[str, str]]
+    """Name and reason, each pair once."""
+
+
+def compute(run: Contents) -> Unreadable | None:
+    files = dict.fromkeys((row.get("name", ""), row.get("reason", "")) for row in run.unreadable)
+    return Unreadable(files=list(files)) if files else None
