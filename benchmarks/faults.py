@@ -193,7 +193,7 @@ def kill(launch: Launch, run: Path, moment: str, number: int, chance: random.Ran
 
 def apart(one: Path, other: Path) -> dict[str, float]:
     """The largest difference of each tensor of two finished runs that is not the same, relative to its largest value."""
-    a, b = (weights.load(folder)[0].state_dict() for folder in (one, other))
+    a, b = (weights.load(folder).state_dict() for folder in (one, other))
     assert a.keys() == b.keys()
     return {
         name: float((a[name] - b[name]).abs().max() / b[name].abs().max().clamp(min=1e-12))

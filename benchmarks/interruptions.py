@@ -11,6 +11,7 @@ the images decoded by a worker process instead of kept in memory, which may not 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import platform
@@ -31,7 +32,7 @@ import torch
 from PIL import Image
 
 from bigtransfer import weights
-from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.catalog import InputSpec
 from bigtransfer.jobs import training
 from bigtransfer.model import ResNetV2
 
@@ -79,8 +80,8 @@ def tiny_model(path: Path) -> Path:
     """A model file of the smallest network of BiT's grammar, one unit a block, with random weights."""
     torch.manual_seed(0)
     network = ResNetV2((1, 1, 1, 1), num_classes=5)
-    card = ModelCard(name="tiny", architecture=network.architecture, num_classes=5, input=InputSpec(size=64))
-    weights.save(path, network, card)
+    network.card = dataclasses.replace(network.card, name="tiny", input=InputSpec(size=64))
+    weights.save(path, network)
     return path
 
 
@@ -194,7 +195,7 @@ def main() -> int:
             print(len(kills), kills[-1], flush=True)
         if start(command(run), output).wait() != 0:
             sys.exit(output.read_text())
-        one, other = (weights.load(folder)[0].state_dict() for folder in (run, whole))
+        one, other = (weights.load(folder).state_dict() for folder in (run, whole))
         apart = {
             name: float((one[name] - other[name]).abs().max())
             for name in other

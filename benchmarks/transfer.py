@@ -97,8 +97,8 @@ class Bench:
         self.sets = sets
         self.work = work
         self.cells = finished
-        network, card = weights.load(model)
-        self.units = card.architecture.units
+        network = weights.load(model)
+        self.units = network.architecture.units
         digest = hashlib.sha256()
         for tensor in network.state_dict().values():
             digest.update(tensor.contiguous().numpy().tobytes())
@@ -145,10 +145,10 @@ class Bench:
     def _features(self, name: str):
         parts = data.open_dataset(str(self._folder(name)))
         assert parts.test is not None
-        model, card = weights.load(self.model)
+        model = weights.load(self.model)
         model.to(memory_format=torch.channels_last)
         found = [
-            linear.extract_features(model, eval_batches(images, card.input, 64), "cpu", torch.bfloat16)
+            linear.extract_features(model, eval_batches(images, model.card.input, 64), "cpu", torch.bfloat16)
             for images in (parts.train, parts.test)
         ]
         position = {int(row): i for i, row in enumerate(parts.train.rows)}

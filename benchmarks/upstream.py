@@ -19,7 +19,6 @@ import torch
 
 import bigtransfer
 from bigtransfer import data, evals, runs, weights
-from bigtransfer.catalog import ModelCard
 from bigtransfer.evals.metrics import Classification
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import eval_batches
@@ -27,21 +26,21 @@ from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.model import ResNetV2
 
 
-def measured(model: ResNetV2, card: ModelCard, folder: str, size: int, every: int) -> Classification:
+def measured(model: ResNetV2, folder: str, size: int, every: int) -> Classification:
     """The model on every `every`th validation image at an input size."""
     splits = data.open_dataset(folder)
     images = splits.val
     assert images is not None
     names = readable_names(images.class_names, str(Path(folder) / "classes.tsv"))
-    assert names == card.class_names, "the classes must be the model's, in its order"
+    assert names == model.card.class_names, "the classes must be the model's, in its order"
     images = images.subset(range(0, len(images), every))
-    spec = dataclasses.replace(card.input, size=size)
+    spec = dataclasses.replace(model.card.input, size=size)
 
     @torch.inference_mode()
     def logits(batch: torch.Tensor) -> torch.Tensor:
         return model(normalize(batch, torch.float32))
 
-    return evals.evaluate(logits, eval_batches(images, spec, 128), card.num_classes)
+    return evals.evaluate(logits, eval_batches(images, spec, 128), model.num_classes)
 
 
 def training_log(run: Path) -> list[str]:
@@ -78,9 +77,9 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, required=True)
     chosen = parser.parse_args()
-    model, card = weights.load(chosen.model)
-    model.eval()
-    whole = measured(model, card, chosen.data, card.input.size, 1)
+    model = weights.load(chosen.model)
+    card = model.card
+    whole = measured(model, chosen.data, card.input.size, 1)
     low, high = whole.top1_interval
     lines = [
         f"# {card.name} upstream: {card.upstream}",
@@ -97,7 +96,7 @@ def main() -> None:
         f"| input | {' | '.join(f'{size} px' for size in chosen.sizes)} |",
         "|---|" + "---|" * len(chosen.sizes),
     ]
-    results = [measured(model, card, chosen.data, size, 4) for size in chosen.sizes]
+    results = [measured(model, chosen.data, size, 4) for size in chosen.sizes]
     lines.append(f"| top-1 | {' | '.join(f'{result.top1:.1%}' for result in results)} |")
     lines.append(f"| negative log-likelihood | {' | '.join(f'{result.nll:.2f}' for result in results)} |")
     lines += ["", "## Training", "", f"- code of commit {chosen.commit}; `{card.source}`", *training_log(chosen.run)]

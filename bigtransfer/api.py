@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from bigtransfer import weights
-from bigtransfer.catalog import ModelCard
 from bigtransfer.config import Config, EvaluateConfig, FinetuneConfig, fields_of
 from bigtransfer.errors import UnreadableImages
 from bigtransfer.evals import Classification
@@ -36,12 +35,12 @@ def create_model(
 
     Raises UnknownModel, DownloadError, WeightsError.
     """
-    network, _ = weights.load(name, num_classes=num_classes, in_chans=in_chans, pretrained=pretrained)
-    return network
+    return weights.load(name, num_classes=num_classes, in_chans=in_chans, pretrained=pretrained)
 
 
-def load_model(name_or_file: str | os.PathLike[str]) -> tuple[ResNetV2, ModelCard]:
-    """A network exactly as it was saved or published, and its card: class names, input size, where it comes from.
+def load_model(name_or_file: str | os.PathLike[str]) -> ResNetV2:
+    """A network exactly as it was saved or published, in evaluation mode. Its `card` says what else is known: class names, input size,
+    where it comes from.
 
     name_or_file: one of `list_models()`, a model file of any published form, or a run folder. For predictions use
     `Predictor`, which prepares images as the card says. Raises UnknownModel, DownloadError, WeightsError.

@@ -29,6 +29,12 @@ class Architecture:
     weight_standardization: bool = True
 
     @property
+    def name(self) -> str:
+        """Its name in `ARCHITECTURES`, whatever the channels and the norm; "" if these units and this width have none."""
+        shape = (self.units, self.width)
+        return next((name for name, known in ARCHITECTURES.items() if (known.units, known.width) == shape), "")
+
+    @property
     def num_features(self) -> int:
         """Length of the pooled feature vector."""
         return 2048 * self.width
@@ -121,6 +127,20 @@ class ModelCard:
     recipe: Mapping[str, Any] | None = None
     """The resolved rule the weights were trained with."""
     metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def bare(cls, architecture: Architecture, num_classes: int) -> ModelCard:
+        """The card of a network that was built and not trained: its shape, and 224 px for lack of anything better."""
+        return cls(
+            name=architecture.name or "bit",
+            architecture=architecture,
+            num_classes=num_classes,
+            input=InputSpec(size=224),
+        )
+
+    def with_classes(self, num_classes: int) -> ModelCard:
+        """The card after the head was replaced by one for other classes, whose names and scores nobody knows."""
+        return dataclasses.replace(self, num_classes=num_classes, class_names=None, metrics={})
 
     @property
     def num_parameters(self) -> int:

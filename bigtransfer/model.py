@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtransfer import ops
-from bigtransfer.catalog import Architecture, architecture
+from bigtransfer.catalog import Architecture, ModelCard, architecture
+from bigtransfer.errors import WeightsError
 
 GROUPS = 32
 """Groups of every GroupNorm, at every width (released code)."""
@@ -88,7 +89,12 @@ class ResNetV2(nn.Module):
     Any h, w >= 1 works; the paper uses 128 to 480. The head is not standardized and starts at zero.
     The input's dtype is the dtype of the computation (bfloat16 images run the network in bfloat16), except that
     standardization, statistics, pooling and the head stay in float32 and so do parameters and logits.
+
+    `card` says what is known of the network besides its numbers: class names, input size, where it comes from. A copy has it too; the
+    state dict does not hold it.
     """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["card", "num_classes"]
 
     def __init__(
         self,
@@ -121,9 +127,31 @@ class ResNetV2(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = normalize(channels)
         self.num_features = channels
-        self.num_classes = num_classes
         self.head: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
+        self._card = ModelCard.bare(self.architecture, num_classes)
         self.reset_parameters()
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits, as the head has it now; 0 without a linear layer in the head."""
+        return next((m.out_features for m in reversed([*self.head.modules()]) if isinstance(m, nn.Linear)), 0)
+
+    @property
+    def card(self) -> ModelCard:
+        """What is known of the network: what its file said, else its shape alone. After a change of the head's classes it has no
+        class names and no scores any more."""
+        same = self._card.num_classes == self.num_classes
+        return self._card if same else self._card.with_classes(self.num_classes)
+
+    @card.setter
+    def card(self, card: ModelCard) -> None:
+        """Raises WeightsError if the card is of another architecture or of other classes."""
+        if (card.architecture, card.num_classes) != (self.architecture, self.num_classes):
+            raise WeightsError(
+                f"The card of {card.name} ({card.architecture}, {card.num_classes} classes) is of another network than this one "
+                f"({self.architecture}, {self.num_classes} classes)."
+            )
+        self._card = card
 
     def reset_parameters(self) -> None:
         """Random kernels, norms at identity, the head at zero.
@@ -191,4 +219,5 @@ def fold(network: ResNetV2, dtype: torch.dtype = torch.float32) -> ResNetV2:
         if isinstance(module, StdConv2d):
             tensors[f"{name}.weight"] = ops.standardize(module.weight).to(dtype)
     folded.load_state_dict(tensors, assign=True)
+    folded.card = dataclasses.replace(network.card, architecture=arch)
     return folded.eval().requires_grad_(False)

@@ -17,7 +17,6 @@ from PIL import Image
 from torch import Tensor
 
 from bigtransfer import weights
-from bigtransfer.catalog import ModelCard
 from bigtransfer.data import images as image_ops
 from bigtransfer.errors import ConfigError, ImageError, TrainingError
 from bigtransfer.feed.augment import normalize
@@ -71,10 +70,8 @@ class Predictor:
     where the hardware multiplies it natively, else float32.
     """
 
-    def __init__(
-        self, model: ResNetV2, card: ModelCard, *, device: str | None = None, precision: Precision = "auto"
-    ) -> None:
-        self.card = card
+    def __init__(self, model: ResNetV2, *, device: str | None = None, precision: Precision = "auto") -> None:
+        self.card = card = model.card
         self.device = choose_device(device)
         self.dtype = compute_dtype(precision, self.device)
         self.class_names = card.class_names or tuple(map(str, range(card.num_classes)))
@@ -88,8 +85,7 @@ class Predictor:
         cls, model: str | os.PathLike[str], *, device: str | None = None, precision: Precision = "auto"
     ) -> Predictor:
         """`model`: whatever `weights.load` takes: a model file, a run folder, a name from `bit models` (downloaded if need be)."""
-        network, card = weights.load(model)
-        return cls(network, card, device=device, precision=precision)
+        return cls(weights.load(model), device=device, precision=precision)
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 `(n, channels, size, size)` -> float32 `(n, classes)` on the CPU."""

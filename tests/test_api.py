@@ -56,7 +56,8 @@ def test_from_a_folder_to_predictions(photos: Path, tmp_path: Path) -> None:
     assert [Path(answer.name).parent.name for answer in answers] == ["dark", "bright"]
     assert {answer.label for answer in answers} <= {"bright", "dark"}
 
-    network, card = bigtransfer.load_model(done.model)
+    network = bigtransfer.load_model(done.model)
+    card = network.card
     assert card.class_names == ("bright", "dark")
     assert card.input.size == 32
     with torch.inference_mode():
@@ -65,14 +66,14 @@ def test_from_a_folder_to_predictions(photos: Path, tmp_path: Path) -> None:
 
 def test_unreadable_images_are_an_error_unless_expected(photos: Path, tmp_path: Path) -> None:
     network = bigtransfer.create_model("r26x1", 2, pretrained=False)
-    card = catalog.ModelCard(
+    network.card = catalog.ModelCard(
         name="two",
         architecture=network.architecture,
         num_classes=2,
         input=catalog.InputSpec(size=32),
         class_names=("bright", "dark"),
     )
-    weights.save(tmp_path / "two.safetensors", network, card)
+    weights.save(tmp_path / "two.safetensors", network)
     (photos / "dark" / "torn.png").write_bytes((photos / "dark" / "0.png").read_bytes()[:100])
     with pytest.raises(bigtransfer.BitError, match=r"1 of 17 images cannot be read:\n.*torn.png"):
         bigtransfer.evaluate(tmp_path / "two.safetensors", photos)

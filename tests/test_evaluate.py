@@ -44,7 +44,7 @@ def model(data, tmp_path_factory):
     torch.manual_seed(0)
     network = ResNetV2((1, 1, 1, 1), 1, len(COLOURS))
     names = tuple(reversed(COLOURS))
-    card = ModelCard(
+    network.card = ModelCard(
         name="colours",
         architecture=network.architecture,
         num_classes=len(names),
@@ -52,10 +52,10 @@ def model(data, tmp_path_factory):
         class_names=names,
     )
     train = evaluate.match_classes(open_dataset(data).train, names, len(names))
-    features = torch.from_numpy(Predictor(network, card).features([train.read(i) for i in range(len(train))]))
+    features = torch.from_numpy(Predictor(network).features([train.read(i) for i in range(len(train))]))
     network.head = linear.fit(features, torch.from_numpy(train.labels), len(names)).head
     path = tmp_path_factory.mktemp("model") / "colours.safetensors"
-    weights.save(path, network, card)
+    weights.save(path, network)
     return path
 
 

@@ -320,7 +320,7 @@ def test_hub_repository_becomes_a_folder(server: Server, monkeypatch: pytest.Mon
     from tests.test_weights import assert_same_weights, card_of, ours
 
     network = ours()
-    weights.export(tmp_path / "repo", network, card_of(), "transformers")
+    weights.export(tmp_path / "repo", network, "transformers")
 
     def hub(handler: Handler) -> None:
         folder, _, name = handler.path.rpartition("/")
@@ -330,7 +330,8 @@ def test_hub_repository_becomes_a_folder(server: Server, monkeypatch: pytest.Mon
 
     server.answer = hub
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    loaded, card = weights.load("hf-hub:user/net@v2")
+    loaded = weights.load("hf-hub:user/net@v2")
+    card = loaded.card
     assert_same_weights(loaded, network)
     assert (card.name, card.class_names) == ("net@v2", card_of().class_names)
     assert card.source.startswith("hf-hub:user/net@v2 ")
@@ -456,7 +457,7 @@ def test_published_model_comes_from_the_second_source(
     from tests.test_weights import card_of, ours
 
     network = ours()
-    weights.export(tmp_path / "weights.npz", network, card_of(), "npz")
+    weights.export(tmp_path / "weights.npz", network, "npz")
     base = f"http://127.0.0.1:{server.server_port}"
     record = catalog.Published(
         card=card_of(name="bit-x", class_names=None), addresses=(f"{base}/gone", f"{base}/weights.npz")
@@ -471,8 +472,8 @@ def test_published_model_comes_from_the_second_source(
     assert fetch.location(record) == "download"
     assert weights.describe("bit-x") == record.card
     assert not server.requests
-    loaded, card = weights.load("bit-x")
-    assert card == record.card
+    loaded = weights.load("bit-x")
+    assert loaded.card == record.card
     assert loaded.num_classes == 5
     assert fetch.location(record) == "cached"
     fetch.cache_path(record.addresses[1]).unlink()

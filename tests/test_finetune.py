@@ -56,7 +56,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.manual_seed(0)
         network = ResNetV2((1, 1, 1, 1), 1, len(CLASSES))
         torch.nn.init.normal_(network.head.weight)
-    card = ModelCard(
+    network.card = ModelCard(
         name="tiny",
         architecture=network.architecture,
         num_classes=len(CLASSES),
@@ -66,7 +66,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         licence="CC0-1.0",
     )
     path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save(path, network, card)
+    weights.save(path, network)
     return path
 
 
@@ -111,7 +111,7 @@ def numbers(run: Path) -> list[dict[str, float]]:
 
 def digest(run: Path) -> str:
     """Of the weights alone: the card in the header may name another folder."""
-    network, _ = weights.load(run)
+    network = weights.load(run)
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in network.state_dict().values())).hexdigest()
 
 
@@ -327,8 +327,9 @@ def card_and_config(run: Path) -> tuple[ModelCard, dict]:
 def test_linear_closed(short: list[str], data: Path, tiny: Path, tmp_path: Path) -> None:
     short = [one for one in short if one not in ("--batch-size", "6")]
     assert in_process([*short, "--linear", "closed"]) == 0
-    network, card = weights.load(tmp_path / "run")
-    source, _ = weights.load(tiny)
+    network = weights.load(tmp_path / "run")
+    card = network.card
+    source = weights.load(tiny)
     assert torch.equal(network.root.weight, source.root.weight) and card.input.size == 32
     train = bigtransfer.data.open_dataset(data).train
     predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
@@ -340,8 +341,8 @@ def test_linear_closed(short: list[str], data: Path, tiny: Path, tmp_path: Path)
 
 def test_linear_sgd(short: list[str], tiny: Path, tmp_path: Path) -> None:
     assert in_process([*short, "--linear", "sgd", "--steps", "20", "--learning-rate", "0.5"]) == 0
-    network, _ = weights.load(tmp_path / "run")
-    source, _ = weights.load(tiny)
+    network = weights.load(tmp_path / "run")
+    source = weights.load(tiny)
     for name, tensor in network.state_dict().items():
         assert torch.equal(tensor, source.state_dict()[name]) != name.startswith("head.")
     lines = numbers(tmp_path / "run")
@@ -386,7 +387,7 @@ def test_the_speed_of_the_machine_is_the_mean_of_several_steps(tiny: Path, monke
     monkeypatch.setattr(
         finetune.loop, "steps", lambda *_a, **_k: (types.SimpleNamespace(seconds=taken) for taken in seconds)
     )
-    network, _ = weights.load(tiny)
+    network = weights.load(tiny)
 
     def measured(span: float) -> float:
         return finetune.images_per_second(network, 32, 4, torch.device("cpu"), torch.float32, span)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -235,3 +239,33 @@ def test_backbone_parameters_are_all_but_the_head() -> None:
         name for name, parameter in net.named_parameters() if any(parameter is p for p in net.backbone_parameters())
     }
     assert {name for name, _ in net.named_parameters()} - names == {"head.weight", "head.bias"}
+
+
+def test_the_network_knows_its_card() -> None:
+    net = model.build("r26x1", 3)
+    assert (net.card.name, net.card.num_classes, net.card.class_names) == ("r26x1", 3, None)
+    assert model.ResNetV2(TINY).card.name == "bit"
+    card = dataclasses.replace(net.card, name="mine", class_names=("a", "b", "c"), metrics={"top1": 0.5})
+    before = net.state_dict().keys()
+    net.card = card
+    assert net.card is card and net.state_dict().keys() == before
+    assert copy.deepcopy(net).card == card and copy.copy(net).card == card
+    assert pickle.loads(pickle.dumps(net)).card == card
+    folded = model.fold(net).card
+    assert folded == dataclasses.replace(card, architecture=model.fold(net).architecture)
+
+
+def test_the_head_decides_how_many_classes_there_are() -> None:
+    net = model.build("r26x1", 3)
+    net.card = dataclasses.replace(net.card, name="mine", class_names=("a", "b", "c"), metrics={"top1": 0.5})
+    old = net.card
+    for head, classes in (
+        (torch.nn.Linear(2048, 7), 7),
+        (torch.nn.Sequential(torch.nn.Linear(2048, 9), torch.nn.ReLU(), torch.nn.Linear(9, 2), torch.nn.Flatten()), 2),
+        (torch.nn.Identity(), 0),
+    ):
+        net.head = head
+        assert net.num_classes == classes
+        assert net.card == dataclasses.replace(old, num_classes=classes, class_names=None, metrics={})
+    net.head = torch.nn.Linear(2048, 3)
+    assert net.card is old

@@ -27,7 +27,7 @@ def model(tmp_path_factory):
     torch.manual_seed(0)
     network = ResNetV2((1, 1, 1, 1), 1, len(NAMES))
     torch.nn.init.normal_(network.head.weight, std=0.05)
-    card = ModelCard(
+    network.card = ModelCard(
         name="tiny",
         architecture=network.architecture,
         num_classes=len(NAMES),
@@ -35,7 +35,7 @@ def model(tmp_path_factory):
         class_names=NAMES,
     )
     path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    weights.save(path, network, card)
+    weights.save(path, network)
     return path
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 
 from bigtransfer import weights
-from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.catalog import InputSpec
 from bigtransfer.data import images as image_ops
 from bigtransfer.errors import ConfigError, ImageError, TrainingError
 from bigtransfer.model import ResNetV2, fold
@@ -27,23 +28,13 @@ def network():
             if parameter.ndim == 1:
                 parameter += 0.3 * torch.randn_like(parameter)
         model.head.weight.normal_(std=0.05)
+    model.card = dataclasses.replace(model.card, name="tiny", input=InputSpec(size=SIZE), class_names=NAMES)
     return model
 
 
 @pytest.fixture(scope="module")
-def card(network):
-    return ModelCard(
-        name="tiny",
-        architecture=network.architecture,
-        num_classes=len(NAMES),
-        input=InputSpec(size=SIZE),
-        class_names=NAMES,
-    )
-
-
-@pytest.fixture(scope="module")
-def predictor(network, card):
-    return Predictor(network, card, device="cpu", precision="fp32")
+def predictor(network):
+    return Predictor(network, device="cpu", precision="fp32")
 
 
 @pytest.fixture(scope="module")
@@ -179,8 +170,8 @@ def test_features_are_what_the_head_sees(network, predictor, pixels):
     np.testing.assert_allclose(streamed[1].features, features[1], rtol=1e-4, atol=1e-5)
 
 
-def test_bfloat16_stays_near_float32(network, card, predictor, pixels):
-    low = Predictor(network, card, device="cpu", precision="bf16")
+def test_bfloat16_stays_near_float32(network, predictor, pixels):
+    low = Predictor(network, device="cpu", precision="bf16")
     assert low.dtype == torch.bfloat16
     for one, other in zip(low.predict(pixels), predictor.predict(pixels), strict=True):
         np.testing.assert_allclose(one.probabilities, other.probabilities, atol=0.05)
@@ -190,15 +181,15 @@ def test_bfloat16_stays_near_float32(network, card, predictor, pixels):
 def test_one_channel_model(pixels):
     torch.manual_seed(0)
     network = ResNetV2((1, 1, 1, 1), 1, 3, in_chans=1)
-    card = ModelCard(name="grey", architecture=network.architecture, num_classes=3, input=InputSpec(size=SIZE))
-    predictor = Predictor(network, card, device="cpu")
+    network.card = dataclasses.replace(network.card, input=InputSpec(size=SIZE))
+    predictor = Predictor(network, device="cpu")
     assert predictor.class_names == ("0", "1", "2")
     results = predictor.predict([pixels[0][:, :, 0], pixels[0][:, :, :1], pixels[0]])
     np.testing.assert_array_equal(results[0].probabilities, results[1].probabilities)
 
 
-def test_running_out_of_memory_halves_the_batch(network, card, pixels, monkeypatch):
-    predictor = Predictor(network, card, device="cpu", precision="fp32")
+def test_running_out_of_memory_halves_the_batch(network, pixels, monkeypatch):
+    predictor = Predictor(network, device="cpu", precision="fp32")
     whole = predictor.predict(pixels)
     forward, sizes = predictor._model.features, []
 
@@ -237,8 +228,8 @@ def test_devices():
             choose_device(name)
 
 
-def test_loading_a_file_and_a_run_folder(network, card, predictor, pixels, tmp_path):
-    weights.save(tmp_path / "model.safetensors", network, card)
+def test_loading_a_file_and_a_run_folder(network, predictor, pixels, tmp_path):
+    weights.save(tmp_path / "model.safetensors", network)
     for model in (tmp_path, tmp_path / "model.safetensors"):
         loaded = Predictor.load(model, device="cpu", precision="fp32")
         assert loaded.class_names == NAMES and loaded.card.input.size == SIZE

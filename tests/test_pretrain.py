@@ -65,7 +65,7 @@ def log(run: Path) -> list[dict[str, Any]]:
 
 def digest(run: Path) -> str:
     """Of the final weights alone."""
-    network, _ = bigtransfer.load_model(run)
+    network = bigtransfer.load_model(run)
     parts = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         parts.update(name.encode() + tensor.contiguous().numpy().tobytes())
@@ -104,7 +104,8 @@ def test_a_run_and_its_resumption(
     measured = [line for line in log(tmp_path / "run") if "loss" not in line]
     assert [line["step"] for line in measured] == [0, 1, 2]
     assert all({"val/top1", "probe/top1"} <= line.keys() for line in measured)
-    network, card = bigtransfer.load_model(tmp_path / "run")
+    network = bigtransfer.load_model(tmp_path / "run")
+    card = network.card
     assert card.name == "better" and card.class_names == tuple(COLOURS) and network.num_classes == 3
     assert card.source.startswith("bit pretrain ") and card.metrics["val/top1"] == measured[-1]["val/top1"]
     assert bit(flags(data, tmp_path / "run", *more, "--min-area", "0.5")) == 2
@@ -139,7 +140,7 @@ def test_several_labels_per_image(data: Path, tmp_path: Path) -> None:
     # Each class that is there costs 10 nats at first, the others hardly anything.
     assert lines[0]["loss"] == pytest.approx(20, rel=0.01)
     assert 0 <= lines[-1]["val/precision_at_1"] <= 1
-    _, card = bigtransfer.load_model(tmp_path / "run")
+    card = bigtransfer.load_model(tmp_path / "run").card
     assert card.class_names == ("blue", "cold", "green", "red", "warm")
 
 
@@ -147,7 +148,7 @@ def test_going_on_from_other_weights(data: Path, tmp_path: Path, capsys: pytest.
     assert bit(flags(data, tmp_path / "first")) == 0
     going_on = ["--weights", str(tmp_path / "first"), "--learning-rate", "1e-30", "--weight-decay", "0"]
     assert bit(flags(data, tmp_path / "second", *going_on)) == 0
-    first, second = (bigtransfer.load_model(tmp_path / run)[0].state_dict() for run in ("first", "second"))
+    first, second = (bigtransfer.load_model(tmp_path / run).state_dict() for run in ("first", "second"))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-20)
     assert bit(flags(data, tmp_path / "third", "--weights", "bit-t-r26x1")) == 2
@@ -211,7 +212,7 @@ def test_a_killed_process_changes_nothing(data: Path, tmp_path: Path) -> None:
         assert one["step"] == two["step"]
         if "loss" in one:
             assert two["loss"] == pytest.approx(one["loss"], rel=1e-3)
-    alone, whole = (bigtransfer.load_model(tmp_path / run)[0].state_dict() for run in ("alone", "whole"))
+    alone, whole = (bigtransfer.load_model(tmp_path / run).state_dict() for run in ("alone", "whole"))
     for name, tensor in alone.items():
         # Three steps in float32; see test_distributed.py for float64.
         torch.testing.assert_close(whole[name], tensor, rtol=1e-3, atol=1e-3 * float(tensor.abs().max()))

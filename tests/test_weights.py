@@ -56,9 +56,10 @@ def _ours(architecture: Architecture, num_classes: int) -> nn.Module:
 
 
 def ours(architecture: Architecture = TINY, num_classes: int = CLASSES) -> model.ResNetV2:
-    """A network of ours, always with the same numbers, that the caller may change."""
+    """A network of ours, always with the same numbers and the card of `card_of`, that the caller may change."""
     network = copy.deepcopy(_ours(architecture, num_classes))
     assert isinstance(network, model.ResNetV2)
+    network.card = card_of(architecture, num_classes)
     return network
 
 
@@ -131,7 +132,8 @@ def foreign_file(tmp_path: Path, layout: str, state: dict[str, Tensor] | None = 
 def test_timm_file_gives_timm_logits(tmp_path: Path) -> None:
     theirs = randomize(timm_network(DEEPER))
     safetensors.torch.save_file(theirs.state_dict(), tmp_path / "model.safetensors")
-    network, card = weights.load(tmp_path / "model.safetensors")
+    network = weights.load(tmp_path / "model.safetensors")
+    card = network.card
     assert (card.architecture, card.num_classes) == (DEEPER, CLASSES)
     assert_same_logits(network, theirs)
 
@@ -142,18 +144,18 @@ def test_timm_training_checkpoint(tmp_path: Path) -> None:
     last = {name: torch.zeros_like(tensor) for name, tensor in averaged.items()}
     args = argparse.Namespace(lr=0.1)
     torch.save({"epoch": 3, "args": args, "state_dict": last, "state_dict_ema": averaged}, tmp_path / "last.pth.tar")
-    network, _ = weights.load(tmp_path / "last.pth.tar")
+    network = weights.load(tmp_path / "last.pth.tar")
     assert_same_logits(network, theirs)
 
 
 def test_timm_reads_ours(tmp_path: Path) -> None:
     network = ours(DEEPER)
     for file in ("model.safetensors", "model.bin"):
-        weights.export(tmp_path / file, network, card_of(DEEPER), "timm")
+        weights.export(tmp_path / file, network, "timm")
         theirs = timm_network(DEEPER)
         timm.models.load_checkpoint(theirs, str(tmp_path / file), strict=True)
         assert_same_logits(theirs.eval(), network)
-        assert_same_weights(weights.load(tmp_path / file)[0], network)
+        assert_same_weights(weights.load(tmp_path / file), network)
 
 
 @pytest.mark.parametrize("filename", ["model.safetensors", "pytorch_model.bin"])
@@ -163,7 +165,8 @@ def test_transformers_folder_gives_transformers_logits(tmp_path: Path, filename:
     if filename == "pytorch_model.bin":  # what google/bit-50 holds
         (tmp_path / "model.safetensors").unlink()
         torch.save(theirs.state_dict(), tmp_path / filename)
-    network, card = weights.load(tmp_path)
+    network = weights.load(tmp_path)
+    card = network.card
     assert (card.architecture, card.num_classes, card.class_names) == (DEEPER, CLASSES, None)
     assert_same_logits(network, theirs)
 
@@ -171,7 +174,8 @@ def test_transformers_folder_gives_transformers_logits(tmp_path: Path, filename:
 def test_transformers_backbone_without_classifier(tmp_path: Path) -> None:
     theirs = randomize(transformers_network()).bit
     theirs.save_pretrained(tmp_path)
-    network, card = weights.load(tmp_path)
+    network = weights.load(tmp_path)
+    card = network.card
     assert card.num_classes == 0
     with torch.no_grad():
         expected = theirs(images()).pooler_output[:, :, 0, 0]
@@ -181,12 +185,13 @@ def test_transformers_backbone_without_classifier(tmp_path: Path) -> None:
 @pytest.mark.parametrize("architecture", [DEEPER, Architecture(units=(1, 1, 1, 1), width=3)], ids=["deeper", "x3"])
 def test_transformers_reads_ours(tmp_path: Path, architecture: Architecture) -> None:
     network = ours(architecture)
-    weights.export(tmp_path, network, card_of(architecture), "transformers")
+    weights.export(tmp_path, network, "transformers")
     theirs, report = transformers.BitForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
     assert not report["missing_keys"] and not report["unexpected_keys"] and not report["mismatched_keys"]
     assert_same_logits(theirs.eval(), network)
     assert theirs.config.id2label[3] == "class 3"
-    again, card = weights.load(tmp_path)
+    again = weights.load(tmp_path)
+    card = again.card
     assert_same_weights(again, network)
     assert card.class_names == card_of(architecture).class_names
 
@@ -196,7 +201,9 @@ def test_transformers_preprocessing_is_ours(tmp_path: Path) -> None:
 
     image = np.random.default_rng(0).integers(0, 256, (70, 100, 3), dtype=np.uint8)
     for spec in (InputSpec(size=64), InputSpec(size=56, mode="aspect", crop_pct=0.875, interpolation="bicubic")):
-        weights.export(tmp_path, ours(), card_of(input=spec), "transformers")
+        network = ours()
+        network.card = card_of(input=spec)
+        weights.export(tmp_path, network, "transformers")
         assert weights.describe(tmp_path).input == spec
         processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
         pixels = processor(Image.fromarray(image), return_tensors="pt").pixel_values
@@ -208,13 +215,13 @@ def test_published_architecture_in_both(tmp_path: Path) -> None:
     """R50x1 once, with the builders that users call."""
     network = ours(catalog.architecture("r50x1"), 3)
     card = card_of(catalog.architecture("r50x1"), 3)
-    weights.export(tmp_path / "weights.safetensors", network, card, "timm")
+    weights.export(tmp_path / "weights.safetensors", network, "timm")
     theirs = timm.create_model(
         "resnetv2_50x1_bit", checkpoint_path=str(tmp_path / "weights.safetensors"), num_classes=3
     )
     assert_same_logits(theirs.eval(), network)
 
-    weights.export(tmp_path / "folder", network, card, "timm")
+    weights.export(tmp_path / "folder", network, "timm")
     theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True)
     assert_same_logits(theirs.eval(), network)
     data = timm.data.resolve_data_config({}, model=theirs)
@@ -222,7 +229,7 @@ def test_published_architecture_in_both(tmp_path: Path) -> None:
     described = weights.describe(tmp_path / "folder")
     assert (described.input, described.class_names, described.licence) == (card.input, card.class_names, card.licence)
 
-    weights.export(tmp_path / "theirs.npz", network, card, "npz")
+    weights.export(tmp_path / "theirs.npz", network, "npz")
     assert_same_logits(
         timm.create_model("resnetv2_50x1_bit", checkpoint_path=str(tmp_path / "theirs.npz"), num_classes=3).eval(),
         network,
@@ -244,7 +251,8 @@ def test_authors_npz(tmp_path: Path, spelling: str) -> None:
             name = name.replace("head/conv2d", "head/dense")
         stored[name] = value.astype(np.float32)
     np.savez(tmp_path / "weights.npz", **stored)
-    network, card = weights.load(tmp_path / "weights.npz")
+    network = weights.load(tmp_path / "weights.npz")
+    card = network.card
     assert (card.architecture.units, card.num_classes) == ((1, 2, 1, 1), CLASSES)
     expected = reference.logits(params, images().permute(0, 2, 3, 1).numpy())
     with torch.no_grad():
@@ -254,7 +262,7 @@ def test_authors_npz(tmp_path: Path, spelling: str) -> None:
 
 def test_npz_written_is_the_authors(tmp_path: Path) -> None:
     network = ours()
-    weights.export(tmp_path / "out.npz", network, card_of(), "npz")
+    weights.export(tmp_path / "out.npz", network, "npz")
     with np.load(tmp_path / "out.npz", allow_pickle=False) as stored:
         params = dict(stored)
     assert params.keys() == reference.random_params(classes=CLASSES).keys()
@@ -265,16 +273,16 @@ def test_npz_written_is_the_authors(tmp_path: Path) -> None:
 
 def test_authors_torch_checkpoint(tmp_path: Path) -> None:
     network = ours()
-    weights.export(tmp_path / "bit.pth.tar", network, card_of(), "torch")
+    weights.export(tmp_path / "bit.pth.tar", network, "torch")
     stored = torch.load(tmp_path / "bit.pth.tar", weights_only=True)
     assert stored.keys() == {"step", "model", "optim"}
     assert stored["model"]["module.head.conv.weight"].shape == (CLASSES, 2048, 1, 1)
     assert stored["model"]["module.body.block1.unit01.downsample.weight"].shape == (256, 64, 1, 1)
-    assert_same_weights(weights.load(tmp_path / "bit.pth.tar")[0], network)
+    assert_same_weights(weights.load(tmp_path / "bit.pth.tar"), network)
     # As they really are: with the optimizer's momentum beside the model, in PyTorch's older container too.
     stored["optim"] = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
     torch.save(stored, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
-    assert_same_weights(weights.load(tmp_path / "old.pth.tar")[0], network)
+    assert_same_weights(weights.load(tmp_path / "old.pth.tar"), network)
 
 
 def test_big_vision_layout_with_training_state(tmp_path: Path) -> None:
@@ -285,7 +293,7 @@ def test_big_vision_layout_with_training_state(tmp_path: Path) -> None:
     }
     assert state["params/block2/unit01/gn3/scale"].shape == (1, 1, 1, 128)
     np.savez(tmp_path / "checkpoint.npz", **state, **{"opt/0/mu": np.zeros(3), "extra/step": np.zeros(())})
-    assert_same_weights(weights.load(tmp_path / "checkpoint.npz")[0], network)
+    assert_same_weights(weights.load(tmp_path / "checkpoint.npz"), network)
 
 
 @pytest.mark.parametrize(
@@ -304,18 +312,18 @@ def test_npz_number_formats(tmp_path: Path, kind: str, dtype: str) -> None:
             tensor = tensor.half() if kind == "half" else tensor
         stored[layout.their_name(name)], state[name] = array, tensor.float()
     np.savez(tmp_path / "a.npz", **stored)
-    loaded = weights.load(tmp_path / "a.npz")[0].state_dict()
+    loaded = weights.load(tmp_path / "a.npz").state_dict()
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
 def test_published_file_is_known_by_its_name(tmp_path: Path) -> None:
     record = catalog.get("bit-m-r50x1-cifar10")
     network = ours(record.card.architecture, 10)
-    weights.export(tmp_path / "BiT-M-R50x1-CIFAR10.npz", network, record.card, "npz")
+    weights.export(tmp_path / "BiT-M-R50x1-CIFAR10.npz", network, "npz")
     assert weights.describe(tmp_path / "BiT-M-R50x1-CIFAR10.npz").name == "bit-m-r50x1-cifar10"
     assert weights.describe(tmp_path / "BiT-M-R50x1-CIFAR10.npz").class_names == catalog.class_names("cifar10")
     # A name proves nothing: another network in such a file is not the published model.
-    weights.export(tmp_path / "BiT-M-R50x1.npz", network, record.card, "npz")
+    weights.export(tmp_path / "BiT-M-R50x1.npz", network, "npz")
     assert weights.describe(tmp_path / "BiT-M-R50x1.npz").name == "BiT-M-R50x1"
 
 
@@ -324,10 +332,10 @@ def test_published_file_is_known_by_its_name(tmp_path: Path) -> None:
 
 def test_model_file_keeps_everything(tmp_path: Path) -> None:
     network, card = ours(DEEPER), card_of(DEEPER)
-    weights.save(tmp_path / "run" / "model.safetensors", network, card)
+    weights.save(tmp_path / "run" / "model.safetensors", network)
     for where in (tmp_path / "run" / "model.safetensors", str(tmp_path / "run")):
-        again, same = weights.load(where)
-        assert same == card
+        again = weights.load(where)
+        assert again.card == card
         assert_same_weights(again, network)
         assert not again.training
     assert weights.describe(tmp_path / "run") == card
@@ -336,25 +344,25 @@ def test_model_file_keeps_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("norm", "weight_standardization"), [("bn", True), ("gn", False), ("bn", False)])
 def test_ablation_networks(tmp_path: Path, norm: str, weight_standardization: bool) -> None:
     architecture = Architecture(units=(1, 1, 1, 1), norm=norm, weight_standardization=weight_standardization)  # pyright: ignore
-    network, card = ours(architecture), card_of(architecture)
+    network = ours(architecture)
     network.train()(images())  # moves BatchNorm's statistics
-    weights.save(tmp_path / "m.safetensors", network.eval(), card)
-    again, _ = weights.load(tmp_path / "m.safetensors")
+    weights.save(tmp_path / "m.safetensors", network.eval())
+    again = weights.load(tmp_path / "m.safetensors")
     assert_same_weights(again, network)
     assert_same_logits(again, network)
     for form in ("npz", "torch", "timm", "transformers"):
         with pytest.raises(WeightsError, match="BiT's own networks"):
-            weights.export(tmp_path / "x.npz", network, card, form)
+            weights.export(tmp_path / "x.npz", network, form)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_the_size(tmp_path: Path, dtype: str) -> None:
     network = ours()
-    weights.save(tmp_path / "full.safetensors", network, card_of())
-    weights.save(tmp_path / "half.safetensors", network, card_of(), dtype=dtype)  # pyright: ignore
+    weights.save(tmp_path / "full.safetensors", network)
+    weights.save(tmp_path / "half.safetensors", network, dtype=dtype)  # pyright: ignore
     full, half = ((tmp_path / f"{kind}.safetensors").stat().st_size for kind in ("full", "half"))
     assert half < 0.51 * full
-    loaded = weights.load(tmp_path / "half.safetensors")[0]
+    loaded = weights.load(tmp_path / "half.safetensors")
     assert all(tensor.dtype == torch.float32 for tensor in loaded.state_dict().values())
     assert_same_logits(loaded, network, 0.1)
 
@@ -362,7 +370,7 @@ def test_half_the_size(tmp_path: Path, dtype: str) -> None:
 def test_differing(tmp_path: Path) -> None:
     network = ours()
     for form, name in (("bit", "m.safetensors"), ("npz", "m.npz")):
-        weights.export(tmp_path / name, network, card_of(), form)  # pyright: ignore
+        weights.export(tmp_path / name, network, form)  # pyright: ignore
         assert weights.differing(tmp_path / name, network) == []
     with torch.no_grad():
         network.blocks[1][0].conv2.weight[3, 2, 1, 0] *= 1 + 2**-22  # pyright: ignore
@@ -376,18 +384,20 @@ def test_float16_overflow_is_an_error(tmp_path: Path) -> None:
     with torch.no_grad():
         network.head.bias[0] = 1e6  # pyright: ignore
     with pytest.raises(WeightsError, match=r"head\.bias has numbers that float16"):
-        weights.save(tmp_path / "m.safetensors", network, card_of(), dtype="float16")
+        weights.save(tmp_path / "m.safetensors", network, dtype="float16")
     assert not list(tmp_path.iterdir())
 
 
-def test_card_of_another_network_is_refused(tmp_path: Path) -> None:
+def test_card_of_another_network_is_refused() -> None:
     with pytest.raises(WeightsError, match="another network"):
-        weights.save(tmp_path / "m.safetensors", ours(), card_of(num_classes=6))
+        ours().card = card_of(num_classes=6)
+    with pytest.raises(WeightsError, match="another network"):
+        ours().card = card_of(DEEPER)
 
 
 def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "model.safetensors"
-    weights.save(path, ours(), card_of())
+    weights.save(path, ours())
     before = path.read_bytes()
 
     def dies(tensors: object, file: Path, metadata: object) -> None:
@@ -396,7 +406,7 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(safetensors.torch, "save_file", dies)
     with pytest.raises(KeyboardInterrupt):
-        weights.save(path, ours(DEEPER), card_of(DEEPER))
+        weights.save(path, ours(DEEPER))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -406,52 +416,58 @@ def test_saving_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_heads(tmp_path: Path) -> None:
     network, path = ours(), tmp_path / "m.safetensors"
-    weights.save(path, network, card_of())
-    same, card = weights.load(path, num_classes=CLASSES)
+    weights.save(path, network)
+    same = weights.load(path, num_classes=CLASSES)
+    card = same.card
     assert_same_weights(same, network)
     assert card.class_names is not None
 
-    fresh, card = weights.load(path, num_classes=7)
+    fresh = weights.load(path, num_classes=7)
+    card = fresh.card
     assert (card.num_classes, card.class_names, card.metrics) == (7, None, {})
     assert not fresh.head.weight.any() and fresh.head.weight.shape == (7, 2048)  # pyright: ignore
     assert fresh.head.weight.requires_grad  # pyright: ignore
     with torch.no_grad():
         assert torch.equal(fresh.features(images()), network.features(images()))
 
-    features, card = weights.load(path, num_classes=0)
+    features = weights.load(path, num_classes=0)
+    card = features.card
     assert card.num_classes == 0
     with torch.no_grad():
         assert torch.equal(features(images()), network.features(images()))
 
-    weights.save(tmp_path / "headless.safetensors", features, card)
-    weights.export(tmp_path / "headless.npz", features, card, "npz")
+    weights.save(tmp_path / "headless.safetensors", features)
+    weights.export(tmp_path / "headless.npz", features, "npz")
     for file in ("headless.safetensors", "headless.npz"):
-        assert weights.load(tmp_path / file)[1].num_classes == 0
-        assert weights.load(tmp_path / file, num_classes=4)[0](images()).shape == (2, 4)
+        assert weights.load(tmp_path / file).card.num_classes == 0
+        assert weights.load(tmp_path / file, num_classes=4)(images()).shape == (2, 4)
 
 
 def test_input_channels_as_in_timm(tmp_path: Path) -> None:
     from timm.models._manipulate import adapt_input_conv
 
     network = ours()
-    weights.save(tmp_path / "m.safetensors", network, card_of())
+    weights.save(tmp_path / "m.safetensors", network)
     for channels in (1, 2, 4, 7):
-        adapted, card = weights.load(tmp_path / "m.safetensors", in_chans=channels)
+        adapted = weights.load(tmp_path / "m.safetensors", in_chans=channels)
+        card = adapted.card
         assert card.architecture.in_chans == channels
         assert torch.allclose(adapted.root.weight, adapt_input_conv(channels, network.root.weight))
         assert adapted(images(channels)).shape == (2, CLASSES)
     # A grey image through the summed kernel is that image as RGB through the original one, but for the standardization.
-    weights.save(tmp_path / "grey.safetensors", *weights.load(tmp_path / "m.safetensors", in_chans=1))
-    assert weights.load(tmp_path / "grey.safetensors", in_chans=3)[1].architecture.in_chans == 3
+    weights.save(tmp_path / "grey.safetensors", weights.load(tmp_path / "m.safetensors", in_chans=1))
+    assert weights.load(tmp_path / "grey.safetensors", in_chans=3).card.architecture.in_chans == 3
 
 
 def test_without_pretraining(tmp_path: Path) -> None:
     torch.manual_seed(0)
-    network, card = weights.load("r26x1", num_classes=3, pretrained=False)
+    network = weights.load("r26x1", num_classes=3, pretrained=False)
+    card = network.card
     assert (network.architecture.units, card.num_classes, card.source) == ((2, 2, 2, 2), 3, "")
-    weights.save(tmp_path / "m.safetensors", network, card)
-    trained, _ = weights.load(tmp_path / "m.safetensors")
-    random, card = weights.load(tmp_path / "m.safetensors", pretrained=False)
+    weights.save(tmp_path / "m.safetensors", network)
+    trained = weights.load(tmp_path / "m.safetensors")
+    random = weights.load(tmp_path / "m.safetensors", pretrained=False)
+    card = random.card
     assert card.source == "random weights"
     assert not torch.equal(random.root.weight, trained.root.weight)
     with pytest.raises(WeightsError, match=r"is an architecture.*bit-m-r50x1"):
@@ -470,7 +486,7 @@ def test_missing_unknown_and_misshapen_tensors(tmp_path: Path, layout: str) -> N
     some = re.escape(name("blocks.2.0.conv2.weight"))
 
     whole = foreign_file(tmp_path, layout)
-    assert_same_weights(weights.load(whole)[0], ours())
+    assert_same_weights(weights.load(whole), ours())
 
     with pytest.raises(WeightsError, match=rf"1 tensor missing: {some}"):
         weights.load(foreign_file(tmp_path, layout, {n: t for n, t in state.items() if n != "blocks.2.0.conv2.weight"}))
@@ -542,7 +558,7 @@ def test_header_and_tensors_must_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["bit", "npz", "torch"])
 def test_truncated_files(tmp_path: Path, form: str, share: float) -> None:
     path = tmp_path / {"bit": "m.safetensors", "npz": "m.npz", "torch": "m.pth"}[form]
-    weights.export(path, ours(), card_of(), form)  # pyright: ignore
+    weights.export(path, ours(), form)  # pyright: ignore
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(WeightsError, match=r"damaged or incomplete|is empty|no weight file"):
@@ -551,7 +567,7 @@ def test_truncated_files(tmp_path: Path, form: str, share: float) -> None:
 
 def test_flipped_byte_in_npz_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "m.npz"
-    weights.export(path, ours(), card_of(), "npz")
+    weights.export(path, ours(), "npz")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
@@ -623,9 +639,9 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").touch()
     with pytest.raises(WeightsError, match="has not finished"):
         weights.load(tmp_path)
-    weights.export(tmp_path / "only.npz", ours(), card_of(), "npz")
-    assert_same_weights(weights.load(tmp_path)[0], ours())
-    weights.save(tmp_path / "other.safetensors", ours(), card_of())
+    weights.export(tmp_path / "only.npz", ours(), "npz")
+    assert_same_weights(weights.load(tmp_path), ours())
+    weights.save(tmp_path / "other.safetensors", ours())
     with pytest.raises(WeightsError, match="2 weight files"):
         weights.load(tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text("{}")
@@ -636,7 +652,7 @@ def test_folders(tmp_path: Path) -> None:
 def test_what_exists_goes_before_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert weights.describe("google/bit-50").name == "bit-m-r50x1-ilsvrc2012"
-    weights.export("google/bit-50", ours(), card_of(), "transformers")
+    weights.export("google/bit-50", ours(), "transformers")
     assert weights.describe("google/bit-50").num_classes == CLASSES
 
 
@@ -653,7 +669,7 @@ def test_unknown_names() -> None:
 
 
 def test_foreign_pixels_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    weights.export(tmp_path, ours(), card_of(), "transformers")
+    weights.export(tmp_path, ours(), "transformers")
     path = tmp_path / "preprocessor_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"image_mean": [0.485, 0.456, 0.406]}))
     weights.load(tmp_path)
@@ -661,7 +677,7 @@ def test_foreign_pixels_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFi
 
 
 def test_broken_json_beside_weights(tmp_path: Path) -> None:
-    weights.export(tmp_path, ours(), card_of(), "transformers")
+    weights.export(tmp_path, ours(), "transformers")
     for text in ("{", "[]"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(BitError, match=r"config\.json"):
@@ -669,7 +685,7 @@ def test_broken_json_beside_weights(tmp_path: Path) -> None:
 
 
 def test_header_is_read_without_the_tensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    weights.save(tmp_path / "m.safetensors", ours(), card_of())
+    weights.save(tmp_path / "m.safetensors", ours())
     with formats.open_weights(tmp_path / "m.safetensors") as contents:
         assert contents.card == card_of()
         assert contents.shapes["head.weight"] == (CLASSES, 2048)

@@ -21,7 +21,7 @@ def _empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    weights.save(tmp_path / "run" / "model.safetensors", ours(), card_of())
+    weights.save(tmp_path / "run" / "model.safetensors", ours())
     return tmp_path / "run"
 
 
@@ -43,7 +43,7 @@ def test_convert_there_and_back(
     assert cli.main(["convert", str(run), str(there), "--to", form]) == 0
     assert "all 45 tensors read back and identical" in capsys.readouterr().out
     assert cli.main(["convert", str(there), str(back)]) == 0
-    assert_same_weights(weights.load(back)[0], ours())
+    assert_same_weights(weights.load(back), ours())
     card = weights.describe(back)
     assert (card.num_classes, card.architecture) == (CLASSES, card_of().architecture)
     if form in ("bit", "transformers"):
@@ -145,7 +145,7 @@ def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "cc0-1.0",
     ):
         assert part in text
-    weights.export(tmp_path / "x.npz", ours(), card_of(), "npz")
+    weights.export(tmp_path / "x.npz", ours(), "npz")
     assert "224 px assumed" in shown(str(tmp_path / "x.npz"))
 
     assert cli.main(["info", "bit-m-r50x1", "--json"]) == 0
@@ -157,7 +157,7 @@ def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.skipif(sys.platform == "win32", reason="no limit on the size of files there")
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path: Path) -> None:
     model = tmp_path / "tiny.safetensors"
-    weights.save(model, ours(), card_of())
+    weights.save(model, ours())
     code = f"""\
 import resource, sys
 from bigtransfer import cli

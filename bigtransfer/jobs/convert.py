@@ -15,13 +15,14 @@ def run(config: ConvertConfig) -> None:
     destination = Path(config.destination)
     if destination.exists() and not config.overwrite and not (destination.is_dir() and not any(destination.iterdir())):
         raise ConfigError(f"{destination} exists already. Choose another destination, or pass --overwrite.")
-    network, card = weights.load(config.source, offline=config.offline or None)
+    network = weights.load(config.source, offline=config.offline or None)
+    card = network.card
     print(f"{config.source}: {card.name}, {card.num_parameters:,} parameters, {card.num_classes:,} classes", flush=True)
     if destination.is_file() != bool(destination.suffix) and destination.exists():
         raise ConfigError(
             f"{destination} is a {'file' if destination.is_file() else 'folder'} already; remove it first."
         )
-    weights.export(destination, network, card, config.to, dtype=config.dtype)
+    weights.export(destination, network, config.to, dtype=config.dtype)
 
     if different := weights.differing(destination, network, config.dtype):
         raise WeightsError(

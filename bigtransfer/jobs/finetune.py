@@ -90,7 +90,8 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     dtype = loop.compute_dtype(config.precision, device)
     channels = _channels(config)
     parts, unreadable = _open(config, folder if earlier else None, channels)
-    model, card = _load(config, len(parts.train.class_names), channels)
+    model = _load(config, len(parts.train.class_names), channels)
+    card = model.card
     model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
     run = runs.Run(folder)
@@ -124,7 +125,7 @@ def finetune(config: FinetuneConfig) -> Finetuned:
             return Finetuned(folder=folder, recipe=recipe, metrics={}, stopped_by=outcome.signal)
 
         trained_on = Path(config.data).name or config.data
-        final = ModelCard(
+        model.card = ModelCard(
             name=folder.resolve().name,
             architecture=model.architecture,
             num_classes=len(parts.train.class_names),
@@ -137,9 +138,9 @@ def finetune(config: FinetuneConfig) -> Finetuned:
             source="bit finetune",
             recipe=recipe.to_dict(),
         )
-        measured = _measure(config, folder, model, final, parts)
-        final = dataclasses.replace(final, metrics=measured)
-        weights.save(folder / "model.safetensors", model, final)
+        measured = _measure(config, folder, model, parts)
+        model.card = dataclasses.replace(model.card, metrics=measured)
+        weights.save(folder / "model.safetensors", model)
         report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
         checkpoint.remove(folder)
     return Finetuned(folder=folder, recipe=recipe, metrics=measured)
@@ -252,17 +253,15 @@ def _channels(config: FinetuneConfig) -> int:
     return 3
 
 
-def _load(config: FinetuneConfig, num_classes: int, channels: int) -> tuple[ResNetV2, ModelCard]:
+def _load(config: FinetuneConfig, num_classes: int, channels: int) -> ResNetV2:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # random weights, where there are any
-        model, card = weights.load(
-            config.model, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained
-        )
+        model = weights.load(config.model, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained)
         # A published head with as many classes as ours was kept, but they are others: the rule starts from zero.
         model.head = nn.Linear(model.num_features, num_classes)
     nn.init.zeros_(model.head.weight)
     nn.init.zeros_(model.head.bias)
-    return model, card
+    return model
 
 
 def _decide(
@@ -457,15 +456,17 @@ def _fit_linear(
     print(solved)
 
 
-def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, card: ModelCard, parts: Splits) -> dict[str, float]:
+def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, parts: Splits) -> dict[str, float]:
     """The model as it will be used, on the test part, else the validation part; writes evaluation.json."""
     split, images = ("test", parts.test) if parts.test is not None else ("val", parts.val)
     if images is None:
         runs.write_json(folder / "evaluation.json", {})
         return {}
-    predictor = Predictor(model, card, device=config.device, precision=config.precision)
+    predictor = Predictor(model, device=config.device, precision=config.precision)
     result, unreadable = measure(predictor, images, progress=True)
-    evals.save_evaluation(folder, result, images, split=split, model=card.name, data=config.data, unreadable=unreadable)
+    evals.save_evaluation(
+        folder, result, images, split=split, model=model.card.name, data=config.data, unreadable=unreadable
+    )
     low, high = result.top1_interval
     print(f"{split}:   top-1 {result.top1:.1%} of {len(images):,} images (95% interval {low:.1%} to {high:.1%})")
     return {key.replace("/", "_"): value for key, value in result.named(split).items()}

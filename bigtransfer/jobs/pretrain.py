@@ -212,7 +212,8 @@ def _network(config: PretrainConfig, arch: Architecture, names: tuple[str, ...])
         assert isinstance(model.head, nn.Linear)
         nn.init.constant_(model.head.bias, objective.SIGMOID_HEAD_BIAS)
     if config.weights is not None:
-        source, card = weights.load(config.weights)
+        source = weights.load(config.weights)
+        card = source.card
         if card.architecture != arch or card.num_classes != len(names):
             raise WeightsError(
                 f"--weights {config.weights} is not a {config.model} with the {len(names)} classes of {config.data}."
@@ -288,7 +289,9 @@ def _save(
     """The finished model, from its tensors, as one file that explains itself."""
     measured = next((line for line in reversed(run.metrics()) if "loss" not in line), {})
     asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("out",)}
-    card = ModelCard(
+    model = build(arch, len(names))
+    model.load_state_dict(tensors)
+    model.card = card = ModelCard(
         name=config.name or run.folder.name,
         architecture=arch,
         num_classes=len(names),
@@ -299,10 +302,8 @@ def _save(
         recipe=recipe.to_dict(),
         metrics={key: value for key, value in measured.items() if key != "step"},
     )
-    model = build(arch, len(names))
-    model.load_state_dict(tensors)
     file = run.folder / "model.safetensors"
-    weights.save(file, model, card)
+    weights.save(file, model)
     shown = ", ".join(f"{key} {value:.4g}" for key, value in card.metrics.items())
     print(f"Saved {file}" + (f": {shown}" if shown else ""))
     print(f"Report: {report.write(run.folder, [])}")

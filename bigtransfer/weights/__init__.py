@@ -36,8 +36,8 @@ def load(
     in_chans: int | None = None,
     pretrained: bool = True,
     offline: bool | None = None,
-) -> tuple[ResNetV2, ModelCard]:
-    """A network in float32 on the CPU, in evaluation mode, and its card.
+) -> ResNetV2:
+    """A network in float32 on the CPU, in evaluation mode, that knows its `card`: class names, input size, where it comes from.
 
     name_or_file: a name from `catalog.list_models()` (or timm's name for it), a weight file of any published form, a run
     folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://...), or, without pretrained, an
@@ -54,9 +54,10 @@ def load(
         if value is not None and value < least:
             raise ConfigError(f"{flag} must be {least} or more, not {value}.")
     if not pretrained:
-        card = _untrained(name_or_file)
-        card = _adapted(card, num_classes, in_chans)
-        return model.build(card.architecture, card.num_classes).eval(), card
+        card = _adapted(_untrained(name_or_file), num_classes, in_chans)
+        network = model.build(card.architecture, card.num_classes).eval()
+        network.card = card
+        return network
     with _opened(name_or_file, offline) as (contents, translation, card):
         stored = card
         card = _adapted(card, num_classes, in_chans)
@@ -72,30 +73,29 @@ def load(
         state["head.bias"] = torch.zeros(card.num_classes)
     state["root.weight"] = _adapt_input(state["root.weight"], card.architecture.in_chans)
     network.load_state_dict(state, assign=True)
-    return network.eval(), card
+    network.card = card
+    return network.eval()
 
 
 def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
-    """The card that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
+    """The card of the network that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
     if (record := catalog.meant(name_or_file)) is not None and fetch.local(record) is None:
         return record.full_card()
     with _opened(name_or_file, offline=True) as (_, _, card):
         return card
 
 
-def save(path: str | os.PathLike[str], network: nn.Module, card: ModelCard, *, dtype: Dtype | None = None) -> None:
-    """Write a model file: safetensors with the card in its header, atomically.
+def save(path: str | os.PathLike[str], network: ResNetV2, *, dtype: Dtype | None = None) -> None:
+    """Write a model file: safetensors with the network's card in its header, atomically.
 
     dtype: how the numbers are stored, None and "float32" as they are computed; half the size otherwise. float16 is exact to
     3 digits only for numbers above 6e-5 (kernels may be smaller: standardization makes their scale arbitrary), bfloat16 to
-    2 digits for all. Raises WeightsError if the card describes another network.
+    2 digits for all. Raises WeightsError if numbers do not fit into float16, or if the disk is full.
     """
-    formats.write_safetensors(path, _state(network, card, dtype), {formats.HEADER_KEY: card.to_json()})
+    formats.write_safetensors(path, _state(network, dtype), {formats.HEADER_KEY: network.card.to_json()})
 
 
-def export(
-    path: str | os.PathLike[str], network: nn.Module, card: ModelCard, form: Form, *, dtype: Dtype | None = None
-) -> None:
+def export(path: str | os.PathLike[str], network: ResNetV2, form: Form, *, dtype: Dtype | None = None) -> None:
     """Write a network in a form that others read; `load` reads each back.
 
     form           path
@@ -108,13 +108,13 @@ def export(
 
     Raises WeightsError if the form cannot hold the network (other normalization than BiT's).
     """
-    path = Path(path)
+    path, card = Path(path), network.card
     if form == "bit":
-        save(path, network, card, dtype=dtype)
+        save(path, network, dtype=dtype)
         return
     layout = names.LAYOUTS[form]
     theirs = names.export(card.architecture, card.num_classes, form)
-    state = _state(network, card, dtype)
+    state = _state(network, dtype)
     tensors = ((theirs[name], layout.their_value(name, tensor).contiguous()) for name, tensor in state.items())
     if form == "npz":
         formats.write_npz(path, tensors)
@@ -159,16 +159,14 @@ def _untrained(name_or_file: str | os.PathLike[str]) -> ModelCard:
     """The card of a network that starts from random weights."""
     known = catalog.ARCHITECTURES.get(os.fspath(name_or_file).lower())
     if known is not None:
-        return ModelCard(
-            name=os.fspath(name_or_file).lower(), architecture=known, num_classes=1000, input=InputSpec(size=224)
-        )
+        return ModelCard.bare(known, 1000)
     card = describe(name_or_file)
     return dataclasses.replace(card, upstream="", source="random weights", licence="", recipe=None, metrics={})
 
 
 def _adapted(card: ModelCard, num_classes: int | None, in_chans: int | None) -> ModelCard:
-    if num_classes not in (None, card.num_classes):
-        card = dataclasses.replace(card, num_classes=num_classes, class_names=None, metrics={})
+    if num_classes is not None and num_classes != card.num_classes:
+        card = card.with_classes(num_classes)
     if in_chans not in (None, card.architecture.in_chans):
         architecture = dataclasses.replace(card.architecture, in_chans=in_chans)
         card = dataclasses.replace(card, architecture=architecture, metrics={})
@@ -308,9 +306,10 @@ def _from_hub(repository: str, offline: bool | None) -> Path:
             raise error from None
 
 
-def _state(network: nn.Module, card: ModelCard, dtype: Dtype | None) -> dict[str, Tensor]:
-    """The network's tensors, contiguous on the CPU, after checking that the card speaks of this network."""
+def _state(network: ResNetV2, dtype: Dtype | None) -> dict[str, Tensor]:
+    """The network's tensors, contiguous on the CPU, after checking that they are those that its card speaks of."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+    card = network.card
     expected = names.shapes(card.architecture, card.num_classes)
     if {name: tuple(tensor.shape) for name, tensor in state.items()} != expected:
         raise WeightsError(
