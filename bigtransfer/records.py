@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import re
-from pathlib import Path
 from typing import Any, TypeVar
 
 import msgspec
 
+from bigtransfer import files
 from bigtransfer.errors import BitError
 from bigtransfer.limits import limits
 
@@ -26,10 +26,8 @@ def read(path: str | os.PathLike[str], form: type[T], error: type[BitError]) -> 
     Raises FileNotFoundError where there is no such file, and `error`, naming the file and the field, where it cannot be read, is no
     JSON, or has not the form.
     """
-    path = Path(path)
     try:
-        with open(path, "rb") as file:
-            content = file.read(limits().record_bytes + 1)
+        content = files.read(path, "record_bytes")
     except FileNotFoundError:
         raise
     except OSError as failed:

@@ -77,7 +77,7 @@ def test_a_record_may_not_be_larger_than_the_limit(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("BIT_LIMITS", "record_bytes=100")
     assert records.read(tmp_path / "f.json", Outer, RunError).inner.size == 1
     monkeypatch.setenv("BIT_LIMITS", "record_bytes=99")
-    with pytest.raises(RunError, match=r"f\.json has more than 99 bytes.*--limits record_bytes=N"):
+    with pytest.raises(RunError, match=r"f\.json: it has more than 99 bytes.*--limits record_bytes=N"):
         records.read(tmp_path / "f.json", Outer, RunError)
 
 

@@ -13,12 +13,12 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageCms, UnidentifiedImageError
 
+from bigtransfer import files
 from bigtransfer.catalog import InputSpec
 from bigtransfer.errors import ConfigError, ImageError
 
@@ -115,7 +115,7 @@ def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[Image
     """The image opened by Pillow; whatever goes wrong before the block's end becomes an ImageError."""
     data = b""
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        data = source if isinstance(source, bytes) else files.read(source, "image_bytes")
         if not data:
             raise ImageError(name, "the file is empty (0 bytes)")
         with _without_warnings():
