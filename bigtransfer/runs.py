@@ -20,55 +20,15 @@ import contextlib
 import json
 import mmap
 import os
-import secrets
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from bigtransfer import outputs
 from bigtransfer.errors import RunError
+from bigtransfer.outputs import atomic_write, sync_folder, write_json
 
-
-@contextlib.contextmanager
-def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it is flushed to disk and renamed onto `path`, on error removed.
-
-    A reader, or a machine that dies, therefore sees the old file or the new one, never half of one. RunError if there is no
-    place for a file at `path`; what writing into it raises passes through.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch(exist_ok=False)
-        mode = temporary.stat().st_mode
-    except OSError as error:
-        raise RunError(f"Cannot write {path}: {error.strerror}. Choose another place.") from error
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(mode)  # some writers put a private file of their own in its place
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Wait until the names in `folder` are on the disk: what was renamed stays so if the machine dies next."""
-    if os.name == "posix":  # elsewhere a folder cannot be opened, and need not be
-        opened = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
-def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+__all__ = ["Run", "atomic_write", "read_metrics", "sync_folder", "write_json"]
 
 
 class Run:
@@ -105,10 +65,7 @@ class Run:
             ) from error
         try:
             for leftover in self.folder.glob(".*.tmp"):
-                if leftover.is_dir():
-                    shutil.rmtree(leftover)
-                else:
-                    leftover.unlink(missing_ok=True)
+                outputs.remove_leftover(leftover)
             yield
         finally:
             lock.release()

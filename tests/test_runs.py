@@ -1,11 +1,8 @@
-"""The run folder: files that are whole or not there, the log, one process at a time, and which run may go on."""
+"""The run folder: the log, one process at a time, and which run may go on."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -16,38 +13,6 @@ from bigtransfer import runs
 from bigtransfer.config import FinetuneConfig, PretrainConfig
 from bigtransfer.errors import BitError, RunError
 from bigtransfer.jobs import training
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "file.txt"
-    with runs.atomic_write(path) as temporary:
-        temporary.write_text("first")
-        assert not path.exists()
-    assert path.read_text() == "first"
-    with pytest.raises(ZeroDivisionError), runs.atomic_write(path) as temporary:  # noqa: PT012
-        temporary.write_text("half")
-        raise ZeroDivisionError
-    assert path.read_text() == "first" and os.listdir(path.parent) == ["file.txt"]
-
-
-def test_no_place_for_a_file(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"Cannot write .*file/below\.txt: (File exists|Not a directory)"):
-        runs.write_json(tmp_path / "file" / "below.txt", {})
-
-
-def test_files_get_the_mode_of_any_new_file(tmp_path: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        runs.write_json(tmp_path / "a.json", {"ä": 1})
-        with runs.atomic_write(tmp_path / "b") as temporary:
-            temporary.unlink()
-            os.close(os.open(temporary, os.O_CREAT, 0o600))  # as safetensors does
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "b").stat().st_mode) == 0o640
-    assert stat.S_IMODE((tmp_path / "a.json").stat().st_mode) == 0o640
-    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {"ä": 1}
 
 
 def test_the_log_survives_a_torn_line_and_can_be_rewound(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bigtransfer.data.sources import ImageSet
-from bigtransfer.errors import DataError, ImageError
+from bigtransfer.errors import DataError, ImageError, RunError
 from bigtransfer.feed.augment import Augmentation, Crops
 from bigtransfer.feed.background import in_threads
 from bigtransfer.machine import available_memory, usable_cores
-from bigtransfer.runs import atomic_write
+from bigtransfer.outputs import atomic_write, remove_leftover
 
 CACHE_SHARE = 0.4
 """`auto` keeps the decoded images in memory if they take at most this share of what is free."""
@@ -121,12 +121,12 @@ def in_files(folder: Path, images: ImageSet, prepare: Prepare, *, skip_bad: bool
             found = _mapped(index, images.channels)
             if found is None:
                 for leftover in folder.glob(".decoded-*.tmp"):  # of a process that was killed
-                    leftover.unlink(missing_ok=True)
+                    remove_leftover(leftover)
                 _write(index, _decoded(images, prepare, skip_bad, progress), len(images))
                 found = _mapped(index, images.channels)
-    except OSError as error:
+    except (OSError, RunError) as error:
         raise DataError(
-            f"The decoded images cannot be kept in {folder}: {error.strerror}. Make room there, or choose --cache none."
+            f"The decoded images cannot be kept in {folder}: {getattr(error, 'strerror', error)}. Make room there, or choose --cache none."
         ) from error
     assert found is not None
     if found.errors and not skip_bad:

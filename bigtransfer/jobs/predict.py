@@ -23,8 +23,8 @@ from bigtransfer import __version__
 from bigtransfer.config import PredictConfig
 from bigtransfer.data.forms import open_images
 from bigtransfer.errors import ImageError
+from bigtransfer.outputs import atomic_write, text_output
 from bigtransfer.predictor import Prediction, Predictor
-from bigtransfer.runs import atomic_write
 
 MAX_DOWNLOAD = 64 * 2**20
 """Largest image fetched from an address, bytes."""
@@ -44,8 +44,7 @@ def run(config: PredictConfig) -> int:
         if config.out is None:
             stream, shown = sys.stdout, sys.stdout.isatty()
         else:
-            path = stack.enter_context(atomic_write(config.out))
-            stream, shown = stack.enter_context(open(path, "w", encoding="utf-8", newline="")), False
+            stream, shown = stack.enter_context(text_output(config.out)), False
         write = _writer(config, stream, predictor.class_names, [_text(source) for source in sources])
         predictions = predictor.stream(sources, features=config.features is not None, batch_size=config.batch_size)
         # A progress bar would tear up rows that scroll by.
