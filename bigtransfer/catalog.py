@@ -465,3 +465,12 @@ def class_names(labels: str) -> tuple[str, ...] | None:
     if labels in _TRANSFER_LABELS:
         return tuple(json.loads((folder / "transfer.json").read_text(encoding="utf-8"))[labels])
     return None
+
+
+@functools.cache
+def wordnet_ids(labels: str) -> tuple[str, ...]:
+    """What ImageNet's folders are called, such as "n01440764", in the order of the published heads of "imagenet-1k" or "imagenet-21k"."""
+    import lzma
+
+    file = importlib.resources.files("bigtransfer") / "classes" / f"{labels}-wordnet-ids.txt.xz"
+    return tuple(lzma.decompress(file.read_bytes()).decode().split())

@@ -11,7 +11,6 @@ from PIL import Image
 from bigtransfer import cli, weights
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.data import open_dataset
-from bigtransfer.errors import DataError
 from bigtransfer.evals import linear
 from bigtransfer.jobs import evaluate
 from bigtransfer.model import ResNetV2
@@ -51,7 +50,7 @@ def model(data, tmp_path_factory):
         input=InputSpec(size=32),
         class_names=names,
     )
-    train = evaluate.match_classes(open_dataset(data).train, names, len(names))
+    train, _ = evaluate.match_classes(open_dataset(data).train, names, len(names))
     features = torch.from_numpy(Predictor(network).features([train.read(i) for i in range(len(train))]))
     network.head = linear.fit(features, torch.from_numpy(train.labels), len(names)).head
     path = tmp_path_factory.mktemp("model") / "colours.safetensors"
@@ -140,21 +139,73 @@ def test_names_of_folders_can_be_translated(model, tmp_path, capsys):
     assert "no line for 3 of the" in capsys.readouterr().err
 
 
-def test_classes_of_the_same_name_are_matched_by_number_or_not_at_all(data):
+def test_labels_are_renumbered_and_classes_named(data):
     images = open_dataset(data).train
-    twins = dataclasses.replace(images, class_names=("crane", "crane", "red", "white"))
-    assert evaluate.match_classes(twins, ("crane", "crane", "red", "white"), 4) is twins
-    with pytest.raises(DataError, match=r"same name \(crane\)"):
-        evaluate.match_classes(images, ("crane", "crane", "red", "white"), 4)
+    renumbered, matched = evaluate.match_classes(images, ("white", "red", "green", "blue"), 4)
+    assert renumbered.labels.tolist() == (3 - images.labels).tolist() and matched.assumption is None
+    assert renumbered.class_names == ("white", "red", "green", "blue")
+    several = dataclasses.replace(images, labels=np.array([[0, 1], [3, -1]]), rows=images.rows[:2])
+    renumbered, _ = evaluate.match_classes(several, ("white", "red", "green", "blue"), 4)
+    assert renumbered.labels.tolist() == [[3, 2], [0, -1]]
+    numbered = dataclasses.replace(images, class_names=("5", "0", "3", "1"))
+    renumbered, _ = evaluate.match_classes(numbered, None, 6, subset=True)
+    assert renumbered.class_names == ("0", "1", "2", "3", "4", "5")
+    assert renumbered.labels.tolist() == np.array([5, 0, 3, 1])[images.labels].tolist()
 
 
-def test_a_model_without_class_names_needs_as_many_classes(data):
-    images = open_dataset(data).train
-    assert evaluate.match_classes(images, None, 4).labels is images.labels
-    with pytest.raises(DataError, match="5 classes without names, the data 4"):
-        evaluate.match_classes(images, None, 5)
-    wider = evaluate.match_classes(images, None, 6, subset=True)
-    assert wider.class_names == ("blue", "green", "red", "white", "4", "5")
+@pytest.fixture(scope="module")
+def nameless(tmp_path_factory):
+    """A model that knows twelve shades of grey by number, the darkest as 0, and folders of such images."""
+    root = tmp_path_factory.mktemp("shades")
+    for shade in range(12):
+        (root / "data" / str(shade)).mkdir(parents=True)
+        for i in range(2):
+            grey = np.full((20, 20, 3), 20 + 20 * shade, np.uint8)
+            grey[: i + 1, 0] = 0
+            Image.fromarray(grey).save(root / "data" / str(shade) / f"{i}.png")
+    torch.manual_seed(0)
+    network = ResNetV2((1, 1, 1, 1), 1, 12)
+    network.card = ModelCard(name="shades", architecture=network.architecture, num_classes=12, input=InputSpec(size=32))
+    images = open_dataset(root / "data").train
+    numbers = torch.tensor([int(images.name(i).split("/")[0]) for i in range(len(images))])
+    features = torch.from_numpy(Predictor(network).features([images.read(i) for i in range(len(images))]))
+    network.head = linear.fit(features, numbers, 12).head
+    weights.save(root / "shades.safetensors", network)
+    return root
+
+
+def test_a_model_without_class_names_is_measured_by_number(nameless, tmp_path, capsys):
+    model, data = nameless / "shades.safetensors", nameless / "data"
+    assert bit(model, data, "--json", tmp_path / "all.json") == 0
+    printed = capsys.readouterr()
+    assert "100.00%" in printed.out and "numbers are taken for its class numbers, 0 = 0, 1 = 1, 10 = 10" in printed.err
+    assert "class numbers" in json.loads((tmp_path / "all.json").read_text())["notes"][0]
+    for shade in (3, 7):
+        (tmp_path / "some").mkdir(exist_ok=True)
+        (tmp_path / "some" / str(shade)).symlink_to(data / str(shade))
+    assert bit(model, tmp_path / "some", "--subset") == 0
+    assert "100.00%" in capsys.readouterr().out
+    table = "".join(f"{data / str(shade)}/{i}.png,{shade}\n" for shade in (3, 7) for i in range(2))
+    (tmp_path / "some.csv").write_text(f"image,label\n{table}")
+    assert bit(model, tmp_path / "some.csv", "--subset") == 0
+    assert "100.00%" in capsys.readouterr().out
+    assert bit(model, tmp_path / "some") == 2
+    assert "only in the model: 0, 1, 2, 4" in capsys.readouterr().err
+
+
+def test_a_model_that_was_numbered_as_text_is_noticed(nameless, tmp_path, capsys):
+    """torchvision's ImageFolder sorts 10 before 2; the answers then fit that order."""
+    as_text = sorted(map(str, range(12)))
+    for place, name in enumerate(as_text):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / name).symlink_to(nameless / "data" / str(place))
+    assert bit(nameless / "shades.safetensors", tmp_path / "data") == 0
+    error = capsys.readouterr().err
+    assert "as torchvision's ImageFolder does better: top-1 would be 100.0% instead of 16.7%" in error
+    table = tmp_path / "numbers.tsv"
+    table.write_text("".join(f"{name}\t{place}\n" for place, name in enumerate(as_text)))
+    assert bit(nameless / "shades.safetensors", tmp_path / "data", "--class-names", table) == 0
+    assert "100.00%" in capsys.readouterr().out
 
 
 def test_images_without_labels_are_for_predict(model, data, tmp_path, capsys):

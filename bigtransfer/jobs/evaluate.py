@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,8 @@ from tqdm import tqdm
 
 from bigtransfer import evals, report, runs
 from bigtransfer.config import EvaluateConfig
-from bigtransfer.data import ImageSet, Splits, open_dataset
+from bigtransfer.data import ImageSet, Splits, classes, open_dataset
+from bigtransfer.data.classes import Match
 from bigtransfer.errors import DataError, ImageError
 from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.jobs import training
@@ -36,7 +36,7 @@ class Evaluated:
     model: str
     """The model's name."""
     notes: tuple[str, ...]
-    """Remarks on the data set."""
+    """Remarks on the data set, and what its classes were matched with the model's by where that is an assumption."""
 
 
 def run(config: EvaluateConfig) -> int:
@@ -72,12 +72,14 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     )
     split, images = choose_split(splits, config.split)
     images = dataclasses.replace(images, class_names=readable_names(images.class_names, config.class_names))
-    images = match_classes(images, card.class_names, card.num_classes, config.subset)
+    images, matched = match_classes(images, card.class_names, card.num_classes, config.subset)
     result, unreadable = measure(
         predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
     )
+    notes = (*splits.notes, *doubts(matched, result))
     if config.json is not None or config.out is not None:
         record = evals.as_record(result, images, split=split, model=card.name, data=config.data, unreadable=unreadable)
+        record["notes"] = list(notes)
         if config.json is not None:
             evals.write_record(config.json, record)
         if config.out is not None:
@@ -86,9 +88,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
             asked, environment = dataclasses.asdict(config), training.environment(predictor.device)
             runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": environment})
             report.write(folder, images)
-    return Evaluated(
-        result=result, images=images, split=split, unreadable=unreadable, model=card.name, notes=splits.notes
-    )
+    return Evaluated(result=result, images=images, split=split, unreadable=unreadable, model=card.name, notes=notes)
 
 
 def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:
@@ -112,51 +112,40 @@ def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:
 
 def match_classes(
     images: ImageSet, class_names: Sequence[str] | None, num_classes: int, subset: bool = False
-) -> ImageSet:
-    """The set with its labels renumbered as in the model, matched by class name.
+) -> tuple[ImageSet, Match]:
+    """The set with its labels renumbered as the model's classes, and what they were matched by (see `data.classes.match`).
 
-    class_names: the model's; None if it knows none: the numbers of the labels must then be the model's own. subset: the set
-    may lack some of the model's classes. Raises DataError listing the differences.
+    class_names: the model's; None if it knows none. subset: the set may lack some of the model's classes. Raises DataError listing the
+    differences, or saying that the evidence does not decide.
     """
     assert images.labels is not None
+    matched = classes.match(images.class_names, class_names, num_classes, subset)
     if class_names is None:
-        if len(images.class_names) != num_classes and not (subset and len(images.class_names) < num_classes):
-            raise DataError(
-                f"The model has {num_classes} classes without names, the data {len(images.class_names)}: they do not match."
+        names = list(map(str, range(num_classes)))
+        for name, number in zip(images.class_names, matched.numbers.tolist(), strict=True):
+            names[number] = name
+        class_names = names
+    renumbered = np.append(matched.numbers, -1)[np.asarray(images.labels)]  # -1, "no more labels", finds the last
+    return dataclasses.replace(images, labels=renumbered, class_names=tuple(class_names)), matched
+
+
+def doubts(matched: Match, result: evals.Classification) -> list[str]:
+    """What the classes were matched by, if it is an assumption, and whether the model's answers fit another one better.
+
+    result: the model's answers on images that `match_classes` numbered.
+    """
+    found = [] if matched.assumption is None else [matched.assumption]
+    answers = result.records
+    for reading, numbers in matched.other_readings.items():
+        other = np.arange(result.num_classes)
+        other[matched.numbers] = numbers
+        top1 = float((other[answers["true"]] == answers["predicted"]).mean())
+        if top1 > result.top1_interval[1]:
+            found.append(
+                f"The model's answers fit classes {reading} better: top-1 would be {top1:.1%} instead of {result.top1:.1%}. "
+                "If it was trained so, say it with --class-names FILE: one line per class, the data's name, a tab, and the model's number."
             )
-        padding = tuple(map(str, range(len(images.class_names), num_classes)))
-        return dataclasses.replace(images, class_names=images.class_names + padding)
-    if images.class_names == tuple(class_names):
-        return images
-    number = {name: i for i, name in enumerate(class_names)}
-    several = [name for name, count in Counter(class_names).items() if count > 1]
-    if several:
-        raise DataError(
-            f"The model has several classes of the same name ({_listed(several)}), so that classes cannot be matched by name; give "
-            "the data all of the model's class names in the model's order (--class-names)."
-        )
-    unknown = [name for name in images.class_names if name not in number]
-    present = set(images.class_names)
-    missing = [name for name in class_names if name not in present]
-    if unknown or (missing and not subset):
-        lines = ["The classes of the data are not those of the model."]
-        if unknown:
-            lines.append(f"  only in the data: {_listed(unknown)}")
-        if missing:
-            lines.append(f"  only in the model: {_listed(missing)}")
-        lines.append(
-            "Rename the classes of the data (the folders, or the label column) to the model's, or pass --class-names FILE."
-            if unknown
-            else "If the data are meant to have only some of the model's classes, pass --subset."
-        )
-        raise DataError("\n".join(lines))
-    labels = np.array([number[name] for name in images.class_names], dtype=np.int64)[images.labels]
-    return dataclasses.replace(images, labels=labels, class_names=tuple(class_names))
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return ", ".join(names[:10]) + more
+    return found
 
 
 def measure(
