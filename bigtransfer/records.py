@@ -64,7 +64,13 @@ def parse(content: str | bytes, where: str, error: type[BitError]) -> Any:
 def convert(value: Any, form: type[T], where: str, error: type[BitError]) -> T:
     """`value`, made of dicts, lists, text and numbers, as a `form`; `error`, which begins with `where` and names the field, otherwise."""
     try:
-        return msgspec.convert(value, form, strict=True)
+        try:
+            return msgspec.convert(value, form, strict=True)
+        except UnicodeEncodeError as failed:
+            # A lone surrogate in a key, or in text where something else should stand. Without it msgspec can say where.
+            text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")
+            msgspec.convert(json.loads(text), form, strict=True)
+            raise error(f"{where}: {failed.object!r} is not text.") from failed
     except msgspec.ValidationError as failed:
         raise error(f"{where}: {_in_words(str(failed))}.") from failed
     except RecursionError as failed:

@@ -20,13 +20,16 @@ import contextlib
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from bigtransfer import outputs
+from bigtransfer import files, outputs, records
 from bigtransfer.errors import RunError
+from bigtransfer.limits import limits
 from bigtransfer.outputs import atomic_write, sync_folder, write_json
+
+T = TypeVar("T")
 
 __all__ = ["Run", "atomic_write", "read_metrics", "sync_folder", "write_json"]
 
@@ -84,14 +87,10 @@ class Run:
         """Every logged line, oldest first; a torn last line (the machine died in the middle of it) is left out."""
         return read_metrics(self._metrics)
 
-    def metrics_with(self, key: str) -> Iterator[dict[str, Any]]:
-        """The logged lines that have `key`, oldest first; the others, which may be millions, are not parsed."""
-        marker = f'"{key}": '
-        with contextlib.suppress(FileNotFoundError), open(self._metrics, encoding="utf-8") as file:
-            for line in file:
-                if marker in line:
-                    with contextlib.suppress(json.JSONDecodeError):
-                        yield json.loads(line)
+    def metrics_with(self, key: str, form: type[T] = dict[str, Any]) -> Iterator[T]:
+        """The logged lines that have `key`, oldest first; the others, which may be millions, are not parsed. form: as in `read_metrics`."""
+        marker = f'"{key}":'.encode()
+        return _lines(self._metrics, form, lambda line: marker in line)
 
     def rewind(self, step: int) -> None:
         """Forget what was logged after `step`: a resumed run will log it again. Reads from the end, however long the log is."""
@@ -103,21 +102,33 @@ class Run:
                 end = len(content)
                 while end:
                     start = content.rfind(b"\n", 0, end - 1) + 1
-                    with contextlib.suppress(ValueError):  # a line that was cut off
+                    # A line that was cut off, or is not of ours, goes too.
+                    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
                         if content[end - 1 : end] == b"\n" and json.loads(content[start:end])["step"] <= step:
                             break
                     end = start
             file.truncate(end)
 
 
-def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl file, without a torn last one; [] if the file is not there."""
+def read_metrics(path: str | os.PathLike[str], form: type[T] = dict[str, Any]) -> list[T]:
+    """The lines of a metrics.jsonl file, each as a `form` (see `records`), without what is no JSON, as a torn last line; [] if the file is
+    not there. Raises RunError, naming file, line and field, if a line has another form or the file cannot be read."""
+    return list(_lines(Path(path), form, lambda line: True))
+
+
+def _lines(path: Path, form: type[T], wanted: Callable[[bytes], bool]) -> Iterator[T]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with files.opened(path) as file:
+            for number, line in enumerate(iter(lambda: file.readline(limits().record_bytes + 1), b""), start=1):
+                if not wanted(line):
+                    continue
+                where = f"{path}, line {number}"
+                try:
+                    value = records.parse(line, where, RunError)
+                except RunError:
+                    continue
+                yield records.convert(value, form, where, RunError)
     except FileNotFoundError:
-        return []
-    lines = []
-    for line in text.splitlines():
-        with contextlib.suppress(json.JSONDecodeError):
-            lines.append(json.loads(line))
-    return lines
+        return
+    except OSError as error:
+        raise RunError(f"Cannot read {path}: {error.strerror}.") from error

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import html.parser
 import io
 import json
+import os
+import random
 import re
 import shlex
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -228,11 +232,123 @@ def test_an_empty_folder_and_a_few_steps(tmp_path):
 
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "evaluation.json").write_text('{"top1": ')
-    with pytest.raises(RunError, match=r"evaluation\.json cannot be read"):
+    with pytest.raises(RunError, match=r"evaluation\.json is not JSON"):
         report.write(tmp_path)
-    (tmp_path / "evaluation.json").write_text("[]")
-    with pytest.raises(RunError, match=r"evaluation\.json should hold"):
+    (tmp_path / "evaluation.json").unlink()
+    os.mkfifo(tmp_path / "evaluation.json")
+    with pytest.raises(RunError, match=r"Cannot read .*evaluation\.json.* remove it to have the report without it"):
         report.write(tmp_path)
+
+
+def changed(record, path, value):
+    """The record with another value at a path of keys, such as "predictions 0 true"; ...: without it."""
+    *above, last = (int(key) if key.isdigit() else key for key in path.split("/"))
+    inner = record
+    for key in above:
+        inner = inner[key]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+
+
+@pytest.mark.parametrize(
+    ("file", "path", "value", "said"),
+    [
+        ("config.json", "environment", None, "environment: expected object, got null"),
+        ("config.json", "resolved", [1], "resolved: expected object, got array"),
+        ("config.json", "recipe", [1], "recipe: expected object | null, got array"),
+        ("config.json", "recipe/steps", 3.5, "recipe.steps: expected int, got float"),
+        ("config.json", "recipe/notes", "none", "recipe.notes: expected array, got str"),
+        ("config.json", "asked/steps", "many", "asked.steps: expected int, got str"),
+        ("config.json", "asked/data", {"a": 1}, "asked.data: expected str, got object"),
+        ("config.json", "asked/flip", "yes", "asked.flip: expected bool, got str"),
+        ("config.json", "asked", [], "asked: expected object, got array"),
+        ("config.json", "command", "config", "command: invalid enum value 'config'"),
+        ("config.json", "command", ..., "object missing required field command"),
+        ("config.json", "data/train", -1, "data.train: expected int >= 0"),
+        ("evaluation.json", "format", 2, "format: invalid enum value 2"),
+        ("evaluation.json", "top1", 1.5, "top1: expected float <= 1.0"),
+        ("evaluation.json", "top1_interval", [0.5], "top1_interval: expected array of length 2, got 1"),
+        ("evaluation.json", "class_names/0", None, "class_names[0]: expected str, got null"),
+        ("evaluation.json", "class_names", ["a"], "per_class has 3 entries, class_names 1"),
+        ("evaluation.json", "confusion/1", [0], "confusion is not a matrix of 3 x 3 classes"),
+        ("evaluation.json", "confused/0", [0, 3, 1], "confused[0] names a class that is not there or has no images"),
+        ("evaluation.json", "confused/0", [-1, 1, 1], "confused[0][0]: expected int >= 0"),
+        ("evaluation.json", "per_class/2/f1", None, "per_class[2]: f1 is null though support is not 0"),
+        ("evaluation.json", "calibration/14/images", "2", "calibration[14].images: expected int, got str"),
+        ("evaluation.json", "predictions/3/true", 3, "predictions[3] names class 3 of 3"),
+        ("evaluation.json", "predictions/3/predicted", 9, "predictions[3] names class 9 of 3"),
+        ("evaluation.json", "predictions/3/entropy", float("nan"), "predictions[3].entropy: expected float"),
+        ("evaluation.json", "predictions/3/name", "\udcff", None),
+        ("unreadable.json", "0", "ant/old.png", "[0]: expected object, got str"),
+        ("unreadable.json", "0/reason", ..., "[0]: object missing required field reason"),
+    ],
+)
+def test_a_record_of_another_form_is_named_with_its_field(run, file, path, value, said):
+    record = json.loads((run / file).read_text())
+    changed(record, path, value)
+    (run / file).write_text(json.dumps(record))
+    if said is None:
+        report.write(run)
+        return
+    with pytest.raises(RunError) as caught:
+        report.write(run)
+    assert str(caught.value).startswith(f"{run / file}: {said}"), caught.value
+
+
+@pytest.mark.parametrize(
+    "line", ["{}", "[1,2]", '{"step": 1.5, "loss": 1}', '{"step": 1, "loss": "low"}', '{"step": -1}']
+)
+def test_a_line_of_the_log_of_another_form_is_named(run, line, capsys):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 78: "):
+        report.write(run)
+    assert cli.main(["report", str(run)]) == 2
+    assert "metrics.jsonl, line 78: " in capsys.readouterr().err
+
+
+def test_whatever_stands_in_a_field_is_shown_or_named(run):
+    """A value of another kind in every place of every record, one at a time, drawn at random."""
+
+    def places(record, path=()):
+        yield path
+        inner = (
+            record.items() if isinstance(record, dict) else enumerate(record[:1]) if isinstance(record, list) else ()
+        )
+        for key, value in inner:
+            yield from places(value, (*path, key))
+
+    values = [
+        None,
+        True,
+        -1,
+        0,
+        2**70,
+        float("inf"),
+        float("nan"),
+        1e308,
+        5e-324,
+        "",
+        "x\udcff",
+        [],
+        {},
+        [[1]],
+        [{}],
+        {"a": [1]},
+    ]
+    rng = random.Random(0)
+    for file in ("config.json", "evaluation.json", "unreadable.json"):
+        whole = (run / file).read_text()
+        everywhere = [path for path in places(json.loads(whole)) if path]
+        for path in rng.sample(everywhere, min(len(everywhere), 40)):
+            record = json.loads(whole)
+            changed(record, "/".join(map(str, path)), rng.choice(values))
+            (run / file).write_text(json.dumps(record))
+            with contextlib.suppress(RunError):  # any other error is a failure
+                report.write(run)
+        (run / file).write_text(whole)
 
 
 def test_many_classes_get_the_confused_pairs_instead_of_a_matrix(tmp_path, images):
@@ -277,7 +393,7 @@ def test_written_evaluation_holds_every_number(run, images, result):
         assert row["name"] == images.name(int(ours["index"])) and row["entropy"] == ours["entropy"]
     assert record["unreadable"] == [{"name": "ant/bad.png", "reason": "the file is empty (0 bytes)"}]
     empty = as_record(Classification(3), images, split="test")
-    assert empty["top1"] is None and json.dumps(empty, allow_nan=False)
+    assert empty.top1 is None and json.dumps(msgspec.to_builtins(empty), allow_nan=False)
 
 
 def test_description_for_a_terminal(images, result):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TypedDict
 
 import pytest
 
@@ -34,12 +36,51 @@ def test_the_log_survives_a_torn_line_and_can_be_rewound(tmp_path: Path) -> None
     run.rewind(-1)
 
 
+class Step(TypedDict):
+    step: int
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{}", "object missing required field step"),
+        ("[1, 2]", "expected object, got array"),
+        ("7", "expected object, got int"),
+        ('{"step": 1.5}', "step: expected int, got float"),
+        ('{"step": "1"}', "step: expected int, got str"),
+        ('{"step": null}', "step: expected int, got null"),
+    ],
+)
+def test_a_line_that_is_not_of_the_log(line: str, said: str, tmp_path: Path) -> None:
+    run = runs.Run(tmp_path / "run")
+    for step in range(2):
+        run.log(step, loss=1.0)
+    path = tmp_path / "run" / "metrics.jsonl"
+    with open(path, "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(RunError) as caught:
+        runs.read_metrics(path, Step)
+    assert str(caught.value) == f"{path}, line 3: {said}."
+    run.rewind(1)  # a resume drops it
+    assert [line["step"] for line in runs.read_metrics(path, Step)] == [0, 1]
+
+
+def test_a_log_that_is_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunError, match=r"Cannot read .*metrics\.jsonl"):
+        runs.read_metrics(tmp_path / "metrics.jsonl")
+    assert runs.read_metrics(tmp_path / "none.jsonl") == []
+
+
 def test_lines_with_a_key(tmp_path: Path) -> None:
     run = runs.Run(tmp_path / "run")
     assert list(run.metrics_with("left_out")) == []
     for step in range(4):
         run.log(step, loss=1.0, **({"left_out": [step]} if step % 2 else {}))
     assert [line["left_out"] for line in run.metrics_with("left_out")] == [[1], [3]]
+    run.log(4, left_out=5)
+    with pytest.raises(RunError, match=r"metrics\.jsonl, line 5: left_out: expected array, got int"):
+        list(run.metrics_with("left_out", training._LeftOut))
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:

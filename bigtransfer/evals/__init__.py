@@ -1,5 +1,15 @@
 """Measuring a model: `evaluate` and its `Classification`, how to show and keep it, and the linear probe on frozen features."""
 
-from bigtransfer.evals.metrics import Classification, as_record, describe, evaluate, save_evaluation, write_record
+from bigtransfer.evals.metrics import Classification, describe, evaluate
+from bigtransfer.evals.record import Evaluation, as_record, read_record, save_evaluation, write_record
 
-__all__ = ["Classification", "as_record", "describe", "evaluate", "save_evaluation", "write_record"]
+__all__ = [
+    "Classification",
+    "Evaluation",
+    "as_record",
+    "describe",
+    "evaluate",
+    "read_record",
+    "save_evaluation",
+    "write_record",
+]

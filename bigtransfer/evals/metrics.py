@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bigtransfer.data.sources import ImageSet
 from bigtransfer.dist import World
-from bigtransfer.errors import DataError, ImageError, WeightsError
-from bigtransfer.runs import atomic_write
+from bigtransfer.errors import DataError, WeightsError
 
 CALIBRATION_BINS = 15
 """Equal-width bins of the calibration error (the number of Guo et al., arXiv 1706.04599)."""
-
-_DENSE_CLASSES = 1000
-"""Up to so many classes a written evaluation holds the whole confusion matrix."""
 
 Z95 = 1.959963984540054
 """97.5% quantile of the normal distribution: half-width of a 95% interval, in standard deviations."""
@@ -276,101 +267,3 @@ def describe(result: Classification, class_names: Sequence[str], worst: int = 10
             f"  {count:4} x {class_names[true]} taken for {class_names[guess]}" for true, guess, count in confused
         ]
     return "\n".join(lines)
-
-
-def as_record(
-    result: Classification,
-    images: ImageSet,
-    *,
-    split: str,
-    model: str = "",
-    data: str = "",
-    unreadable: Iterable[ImageError] = (),
-) -> dict[str, Any]:
-    """Everything about an evaluation, for JSON; undefined numbers are None. `docs/report.md` describes the keys."""
-    table, bins = result.per_class(), result.calibration()
-    record: dict[str, Any] = {
-        "format": 1,
-        "model": model,
-        "data": data,
-        "split": split,
-        "images": len(result),
-        "class_names": list(images.class_names),
-        "top1": result.top1,
-        "top1_interval": list(result.top1_interval),
-        "top5": result.top5,
-        "mean_per_class": result.mean_per_class,
-        "nll": result.nll,
-        "ece": result.ece,
-        "per_class": [
-            {"class": name, "precision": precision, "recall": recall, "f1": f1, "support": support}
-            for name, precision, recall, f1, support in zip(
-                images.class_names,
-                table.precision.tolist(),
-                table.recall.tolist(),
-                table.f1.tolist(),
-                table.support.tolist(),
-                strict=True,
-            )
-        ],
-        "confused": [list(pair) for pair in result.confused()],
-        "calibration": [
-            {
-                "from": b / CALIBRATION_BINS,
-                "to": (b + 1) / CALIBRATION_BINS,
-                "images": int(bins.count[b]),
-                "confidence": float(bins.confidence[b]),
-                "accuracy": float(bins.accuracy[b]),
-            }
-            for b in range(CALIBRATION_BINS)
-        ],
-        "unreadable": [{"name": error.name, "reason": error.reason} for error in unreadable],
-    }
-    if result.num_classes <= _DENSE_CLASSES:
-        record["confusion"] = result.confusion().tolist()
-    names = _RECORD.names or ()
-    record["predictions"] = [
-        {"name": images.name(int(row["index"])), **{name: row[name].item() for name in names}} for row in result.records
-    ]
-    return _without_nan(record)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def write_record(path: str | os.PathLike[str], record: dict[str, Any]) -> None:
-    """Write an `as_record` as JSON, atomically: one line for each key, and for each item of the long lists."""
-    parts = []
-    for key, value in record.items():
-        text = json.dumps(value, ensure_ascii=False)
-        if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
-            text = "[\n  " + ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n ]"
-        parts.append(f" {json.dumps(key)}: {text}")
-    with atomic_write(path) as temporary:
-        # A file name that is not UTF-8 holds lone surrogates, which this writes as JSON's own escapes.
-        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8", errors="backslashreplace")
-
-
-def save_evaluation(
-    folder: str | os.PathLike[str],
-    result: Classification,
-    images: ImageSet,
-    *,
-    split: str,
-    model: str = "",
-    data: str = "",
-    unreadable: Iterable[ImageError] = (),
-) -> Path:
-    """Write `as_record` to `evaluation.json` in a run's folder, where `report.write` looks for it; returns its path.
-
-    `images` is the set that `result` was measured on: its names and class names go into the file. split: which part of
-    the data that is, such as "test".
-    """
-    path = Path(folder) / "evaluation.json"
-    write_record(path, as_record(result, images, split=split, model=model, data=data, unreadable=unreadable))
-    return path

@@ -24,7 +24,8 @@ def run(config: ReportConfig) -> None:
 
 def _images(folder: Path, data: str | None) -> list[ImageSet]:
     """All parts of the run's data set, or of the one at `data`."""
-    asked = contents.read_json(folder / "config.json", dict).get("asked", {})
+    config = contents.read_config(folder)
+    asked = config.asked if config else {}
     where = data or asked.get("data")
     if where is None:
         return []

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -57,6 +57,12 @@ def spare_workers() -> int:
 
 CLOCK = ("images_per_second", "data_wait", "mfu")
 """What is logged of the clock. The rest of metrics.jsonl is the same in every repetition of a run."""
+
+
+class _LeftOut(TypedDict):
+    """A line of metrics.jsonl about images that could not be read."""
+
+    left_out: list[Any]
 
 
 @dataclass(kw_only=True)
@@ -104,7 +110,7 @@ def train(
     outcome = Outcome(finished=True)
     peak = world.size * matmul_flops(device, dtype) if forward_flops else 0.0
     # Counted by one and told to all, who are to agree on when it is too many.
-    left_out = sum(len(line["left_out"]) for line in run.metrics_with("left_out")) if world.is_main else 0
+    left_out = sum(len(line["left_out"]) for line in run.metrics_with("left_out", _LeftOut)) if world.is_main else 0
     left_out = world.collect(left_out)[0]
     with contextlib.ExitStack() as stack:
         writer = None

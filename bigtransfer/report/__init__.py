@@ -28,12 +28,12 @@ def write(run_folder: str | os.PathLike[str], images: ImageSet | Sequence[ImageS
     """Write `report.html` into a run's folder and return its path.
 
     images: where the evaluated images can be read again, for the pictures; matched by name. None: no pictures.
-    Raises RunError if there is no such folder or one of its files is damaged.
+    Raises RunError if there is no such folder, or one of its files, which it names with the field, has not the form it should.
     """
     sets = [] if images is None else [images] if isinstance(images, ImageSet) else images
     run = Contents.read(run_folder, Pictures(sets))
     computed = {name: compute(run) for name, compute in SECTIONS.items()}
-    title = f"{run.evaluation.get('model') or run.folder.name}: report"
+    title = f"{(run.evaluation and run.evaluation.model) or run.folder.name}: report"
     text = page.render(title, {name: found for name, found in computed.items() if found is not None})
     path = run.folder / "report.html"
     with atomic_write(path) as temporary:

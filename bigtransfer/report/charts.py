@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from bigtransfer.evals.record import Bin
 
 Point = tuple[float, float]
 
@@ -231,7 +232,7 @@ class Reliability:
     """Height of the part below the diagram."""
 
 
-def reliability(bins: Sequence[Mapping[str, Any]]) -> Reliability:
+def reliability(bins: Sequence[Bin]) -> Reliability:
     """Place the reliability diagram of an evaluation's `calibration`, of which at least one bin has images."""
     side = Reliability.side
 
@@ -241,17 +242,17 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> Reliability:
     def up(p: float) -> float:
         return round(Reliability.top + (1 - p) * side, 1)
 
-    most = max(b["images"] for b in bins)
+    most = max(b.images for b in bins)
     bars = [
         Bar(
-            x=across(b["from"]) + 0.5,
-            width=round((b["to"] - b["from"]) * side - 1, 1),
-            accuracy=round(b["accuracy"] * side, 1),
-            images=max(1.0, round(b["images"] / most * (Reliability.below - 14), 1)),
-            hint=f"{b['from']:.0%} to {b['to']:.0%} sure: {b['images']:,} images, right in {b['accuracy']:.0%}, "
-            f"mean probability {b['confidence']:.0%}",
+            x=across(b.low) + 0.5,
+            width=round((b.high - b.low) * side - 1, 1),
+            accuracy=round(b.accuracy * side, 1),
+            images=max(1.0, round(b.images / most * (Reliability.below - 14), 1)),
+            hint=f"{b.low:.0%} to {b.high:.0%} sure: {b.images:,} images, right in {b.accuracy:.0%}, "
+            f"mean probability {b.confidence:.0%}",
         )
         for b in bins
-        if b["images"]
+        if b.images and b.accuracy is not None
     ]
     return Reliability(bars=bars, axis=[(across(p), up(p), f"{p:.0%}") for p in (0, 0.25, 0.5, 0.75, 1)])

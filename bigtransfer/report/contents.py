@@ -1,44 +1,86 @@
-"""What a run folder holds, as the sections of its report read it."""
+"""What a run folder holds, as the sections of its report read it.
+
+Somebody else may have written the folder: every file is checked here, once, so that the sections can trust what they find.
+"""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
+import msgspec
+
+from bigtransfer import config as configs
+from bigtransfer import evals, records, runs
 from bigtransfer.errors import RunError
+from bigtransfer.evals.record import Count, Evaluation, LeftOut
+from bigtransfer.hyperrule import Recipe
 from bigtransfer.report.pictures import Pictures
-from bigtransfer.runs import read_metrics
+
+T = TypeVar("T")
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """config.json: what was asked, decided and found. The values of `resolved`, `environment` and `data` are anything."""
+
+    command: Literal["finetune", "pretrain", "evaluate"]
+    asked: dict[str, Any]
+    """Of the types that the command's configuration states."""
+    resolved: dict[str, Any] = {}
+    recipe: Recipe | None = None
+    environment: dict[str, Any] = {}
+    data: dict[str, Any] = {}
+
+    @property
+    def train_images(self) -> int:
+        """0 if unknown."""
+        return self.data.get("train", 0)
+
+
+_KEYS = {"top1": "val/top1", "precision_at_1": "val/precision_at_1", "probe": "probe/top1"}
+
+
+class Logged(msgspec.Struct, frozen=True, kw_only=True, rename=_KEYS):
+    """A line of metrics.jsonl: the step it belongs to, from 0, and those of its numbers that the report shows."""
+
+    step: Count
+    loss: float | None = None
+    lr: float | None = None
+    gradient_norm: float | None = None
+    top1: float | None = None
+    precision_at_1: float | None = None
+    probe: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Contents:
-    """The files of one run; what is not there is empty."""
+    """The files of one run; what is not there is None or empty."""
 
     folder: Path
-    config: Mapping[str, Any]
-    evaluation: Mapping[str, Any]
-    unreadable: Sequence[Mapping[str, Any]]
+    config: RunConfig | None
+    evaluation: Evaluation | None
+    unreadable: Sequence[LeftOut]
     """Images left out of the training, then those left out of the evaluation."""
-    metrics: Sequence[Mapping[str, Any]]
+    metrics: Sequence[Logged]
     pictures: Pictures
 
     @classmethod
     def read(cls, folder: str | os.PathLike[str], pictures: Pictures) -> Contents:
-        """Raises RunError if there is no such folder or one of its files is damaged."""
+        """Raises RunError if there is no such folder, or one of its files, which it names with the field, has not the form it should."""
         folder = Path(folder)
         if not folder.is_dir():
             raise RunError(f"There is no run folder {folder}.")
-        evaluation = read_json(folder / "evaluation.json", dict)
+        evaluation = _read(folder / "evaluation.json", evals.read_record)
+        left_out = _read(folder / "unreadable.json", lambda path: records.read(path, list[LeftOut], RunError)) or []
         return cls(
             folder=folder,
-            config=read_json(folder / "config.json", dict),
+            config=read_config(folder),
             evaluation=evaluation,
-            unreadable=read_json(folder / "unreadable.json", list) + evaluation.get("unreadable", []),
-            metrics=read_metrics(folder / "metrics.jsonl"),
+            unreadable=[*left_out, *(evaluation.unreadable if evaluation else ())],
+            metrics=_read(folder / "metrics.jsonl", lambda path: runs.read_metrics(path, Logged)) or [],
             pictures=pictures,
         )
 
@@ -47,14 +89,27 @@ class Contents:
         return (self.folder / name).is_file()
 
 
-def read_json(path: Path, kind: type[dict] | type[list]) -> Any:
-    """The JSON object or list in a file of a run, or an empty one if the file is not there. Raises RunError if it is damaged."""
+def read_config(folder: Path) -> RunConfig | None:
+    """A run's config.json; None if there is none. Raises RunError, naming the field, if it has not the form it should."""
+
+    def checked(path: Path) -> RunConfig:
+        config = records.read(path, RunConfig, RunError)
+        for field in configs.fields_of(configs.of_command(config.command)):
+            form: Any = list[field.type] if field.several else field.type
+            if config.asked.get(field.name) is not None:
+                records.convert(config.asked[field.name], form, f"{path}: asked.{field.name}", RunError)
+        count: Any = Count
+        records.convert(config.train_images, count, f"{path}: data.train", RunError)
+        return config
+
+    return _read(folder / "config.json", checked)
+
+
+def _read(path: Path, read: Callable[[Path], T]) -> T | None:
+    """What `read` makes of a file; None if it is not there."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        return read(path)
     except FileNotFoundError:
-        return kind()
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path} cannot be read: {error}. Remove it to write the report without it.") from error
-    if not isinstance(value, kind):
-        raise RunError(f"{path} should hold a JSON {'object' if kind is dict else 'list'}. Is it of another program?")
-    return value
+        return None
+    except RunError as error:
+        raise RunError(f"{error} Repair the file, or remove it to have the report without it.") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from importlib import resources
 
@@ -37,6 +38,15 @@ def render(title: str, sections: Mapping[str, object]) -> str:
 
     Everything is escaped on its way into the HTML; only what the templates themselves make is not.
     """
+    environment = _environment()
+    parts = [Markup(environment.get_template(f"{name}.html").render(vars(shown))) for name, shown in sections.items()]
+    return environment.get_template("page.html").render(
+        title=title, style=_own("style.css"), script=_own("script.js"), sections=parts
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader(__package__ or ""),
         autoescape=True,
@@ -45,10 +55,7 @@ def render(title: str, sections: Mapping[str, object]) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=percent, thousands=thousands, plain=plain)
-    parts = [Markup(environment.get_template(f"{name}.html").render(vars(shown))) for name, shown in sections.items()]
-    return environment.get_template("page.html").render(
-        title=title, style=_own("style.css"), script=_own("script.js"), sections=parts
-    )
+    return environment
 
 
 def _own(name: str) -> Markup:

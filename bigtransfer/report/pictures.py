@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
 from bigtransfer.data import ImageSet
 from bigtransfer.errors import ImageError
+from bigtransfer.evals.record import Prediction
 
 THUMBNAIL = 192
 """Longest side of a picture, px."""
@@ -65,13 +65,13 @@ class Answer:
     picture: Thumbnail | None
 
     @classmethod
-    def of(cls, row: Mapping[str, Any], class_names: Sequence[str], pictures: Pictures) -> Answer:
-        """The answer that a row of an evaluation's `predictions` holds."""
+    def of(cls, row: Prediction, class_names: Sequence[str], pictures: Pictures) -> Answer:
+        """The answer that an evaluation holds."""
         return cls(
-            name=row["name"],
-            true=class_names[int(row["true"])],
-            answer=class_names[int(row["predicted"])],
-            right=row["rank"] == 0,
-            probability=row["probability"],
-            picture=pictures.get(row["name"]),
+            name=row.name,
+            true=class_names[row.true],
+            answer=class_names[row.predicted],
+            right=row.rank == 0,
+            probability=row.probability,
+            picture=pictures.get(row.name),
         )

@@ -24,18 +24,21 @@ class Calibration:
 
 
 def compute(run: Contents) -> Calibration | None:
-    bins = run.evaluation.get("calibration", [])
-    total = sum(b["images"] for b in bins)
+    evaluation = run.evaluation
+    if evaluation is None or evaluation.top1 is None or evaluation.ece is None:
+        return None
+    bins = evaluation.calibration
+    total = sum(b.images for b in bins)
     if not total:
         return None
-    confidence, top1 = sum(b["images"] * b["confidence"] for b in bins if b["images"]) / total, run.evaluation["top1"]
+    confidence = sum(b.images * (b.confidence or 0.0) for b in bins) / total
     return Calibration(
         chart=charts.reliability(bins),
         confidence=confidence,
-        top1=top1,
-        ece=run.evaluation["ece"],
+        top1=evaluation.top1,
+        ece=evaluation.ece,
         bins=len(bins),
-        verdict=_verdict(confidence - top1),
+        verdict=_verdict(confidence - evaluation.top1),
     )
 
 

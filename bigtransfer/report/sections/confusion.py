@@ -33,16 +33,15 @@ class Confusion:
 
 def compute(run: Contents) -> Confusion | None:
     evaluation = run.evaluation
-    confused, names = evaluation.get("confused", []), evaluation.get("class_names", [])
-    if not confused:
+    if evaluation is None or not evaluation.confused:
         return None
-    counts = evaluation.get("confusion")
+    names, counts = evaluation.class_names, evaluation.confusion
     small = 1 < len(names) <= MATRIX_CLASSES
-    support = [row["support"] for row in evaluation["per_class"]]
+    support = [row.support for row in evaluation.per_class]
     return Confusion(
         chart=charts.matrix(counts, names) if counts is not None and small else None,
         pairs=[
             Pair(true=names[true], answer=names[answer], images=images, share=images / support[true])
-            for true, answer, images in confused[: BESIDE if small else ALONE]
+            for true, answer, images in evaluation.confused[: BESIDE if small else ALONE]
         ],
     )

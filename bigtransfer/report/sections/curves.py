@@ -11,11 +11,11 @@ from bigtransfer.report.contents import Contents
 from bigtransfer.report.page import percent
 
 MEASURED = {
-    "val/top1": "Validation accuracy",
-    "val/precision_at_1": "Validation, precision at 1",
-    "probe/top1": "Accuracy of the probe, on its own set",
+    "top1": "Validation accuracy",
+    "precision_at_1": "Validation, precision at 1",
+    "probe": "Accuracy of the probe, on its own set",
 }
-"""Shares that are measured now and then, by their keys in metrics.jsonl."""
+"""Shares that are measured now and then, by their names in `Logged`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,9 +24,9 @@ class Curves:
 
 
 def compute(run: Contents) -> Curves | None:
-    def points(key: str) -> list[charts.Point]:
-        found = ((line["step"] + 1, line[key]) for line in run.metrics if isinstance(line.get(key), (int, float)))
-        return [(float(x), float(y)) for x, y in found if math.isfinite(y)]
+    def points(name: str) -> list[charts.Point]:
+        found = ((line.step + 1, getattr(line, name)) for line in run.metrics)
+        return [(float(x), y) for x, y in found if y is not None and math.isfinite(y)]
 
     drawn = []
     loss = points("loss")
@@ -38,8 +38,8 @@ def compute(run: Contents) -> Curves | None:
     norm = points("gradient_norm")
     if len(norm) > 1:
         drawn.append(_with_smoothed("Length of the gradient", norm))
-    for key, title in MEASURED.items():
-        share = points(key)
+    for name, title in MEASURED.items():
+        share = points(name)
         if share:
             near = max(y for _, y in share) - min(y for _, y in share) < 0.05
             drawn.append(

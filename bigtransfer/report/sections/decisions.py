@@ -22,16 +22,15 @@ class Decisions:
 
 def compute(run: Contents) -> Decisions | None:
     config = run.config
-    if not config:
+    if config is None:
         return None
-    command, asked = config.get("command", ""), config.get("asked", {})
-    recipe = config.get("recipe", {})
+    recipe = config.recipe.to_dict() if config.recipe else {}
     columns = {
         "Decided": _scalars({key: value for key, value in recipe.items() if key != "notes"}),
-        "Data and machine": _scalars({**config.get("data", {}), **config.get("resolved", {})}),
+        "Data and machine": _scalars({**config.data, **config.resolved}),
     }
     return Decisions(
-        command=configs.command_line(command, asked) if command and asked else "",
+        command=configs.command_line(config.command, config.asked) if config.asked else "",
         notes=recipe.get("notes", ()),
         columns={title: rows for title, rows in columns.items() if rows},
     )
@@ -42,5 +41,6 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key.replace("_", " "): value
         for key, value in values.items()
-        if value not in (None, "", [], ()) and not isinstance(value, dict)
+        if value not in (None, "", [], ())
+        and not any(isinstance(one, (dict, list)) for one in (value if isinstance(value, (list, tuple)) else [value]))
     }

@@ -14,5 +14,7 @@ class Environment:
 
 
 def compute(run: Contents) -> Environment | None:
-    facts = {key: str(value) for key, value in run.config.get("environment", {}).items() if key != "argv"}
+    if run.config is None:
+        return None
+    facts = {key: str(value) for key, value in run.config.environment.items() if key != "argv"}
     return Environment(facts=facts) if facts else None

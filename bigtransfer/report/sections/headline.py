@@ -11,12 +11,13 @@ from bigtransfer.report.contents import Contents
 class Evaluated:
     """The final evaluation; shares of 0 to 1."""
 
-    top1: float
-    top1_interval: tuple[float, float]
+    top1: float | None
+    """None, as the two below, if there is no image."""
+    mean_per_class: float | None
+    ece: float | None
     top5: float | None
-    """None where five guesses are as many as there are classes."""
-    mean_per_class: float
-    ece: float
+    """Also None where five guesses are as many as there are classes."""
+    top1_interval: tuple[float, float]
     images: int
     classes: int
     part: str
@@ -47,37 +48,36 @@ class Headline:
 
 def compute(run: Contents) -> Headline:
     config, evaluation = run.config, run.evaluation
-    asked = config.get("asked", {})
-    data = evaluation.get("data") or asked.get("data", "")
-    if config.get("command") == "finetune":
+    asked, command = (config.asked, config.command) if config else ({}, "")
+    data = (evaluation and evaluation.data) or asked.get("data") or ""
+    if command == "finetune":
         start = "fine-tuned" if asked.get("pretrained", True) else "trained from random weights"
         subject = f"{asked.get('model')}, {start} on {data}"
     else:
-        subject = " on ".join(filter(None, (evaluation.get("model"), data)))
+        subject = " on ".join(filter(None, (evaluation.model if evaluation else "", data)))
     evaluated = validated = None
     missing = ""
     if evaluation:
-        low, high = evaluation["top1_interval"]
-        classes, split = len(evaluation["class_names"]), evaluation["split"]
+        classes = len(evaluation.class_names)
         parts = {"all images": "images", "train": "training images", "val": "validation images"}
         evaluated = Evaluated(
-            top1=evaluation["top1"],
-            top1_interval=(low, high),
-            top5=evaluation["top5"] if classes > 5 else None,
-            mean_per_class=evaluation["mean_per_class"],
-            ece=evaluation["ece"],
-            images=evaluation["images"],
+            top1=evaluation.top1,
+            top1_interval=evaluation.top1_interval,
+            top5=evaluation.top5 if classes > 5 else None,
+            mean_per_class=evaluation.mean_per_class,
+            ece=evaluation.ece,
+            images=evaluation.images,
             classes=classes,
-            part=parts.get(split, f"{split} images"),
+            part=parts.get(evaluation.split, f"{evaluation.split} images"),
         )
     else:
-        measured = [line for line in run.metrics if line.get("val/top1") is not None]
-        if measured:
-            validated = Validated(top1=measured[-1]["val/top1"], steps=measured[-1]["step"] + 1)
+        for line in run.metrics:
+            if line.top1 is not None:
+                validated = Validated(top1=line.top1, steps=line.step + 1)
         # Pre-training ends with a model and its last validation, fine-tuning with an evaluation.
-        pretrained = config.get("command") == "pretrain" and run.has("model.safetensors")
+        pretrained = command == "pretrain" and run.has("model.safetensors")
         finished = pretrained or run.has("evaluation.json")
-        if not (pretrained and measured):
+        if not (pretrained and validated):
             missing = "the data set has no images to measure it on" if finished else "the run has not finished"
     return Headline(
         name=run.folder.resolve().name,
@@ -85,5 +85,5 @@ def compute(run: Contents) -> Headline:
         evaluated=evaluated,
         validated=validated,
         missing=missing,
-        train_images=config.get("data", {}).get("train") or 0,
+        train_images=config.train_images if config else 0,
     )

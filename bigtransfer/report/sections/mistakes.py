@@ -21,9 +21,10 @@ class Mistakes:
 
 
 def compute(run: Contents) -> Mistakes | None:
-    wrong = [row for row in run.evaluation.get("predictions", []) if row["rank"]]
+    if run.evaluation is None:
+        return None
+    names = run.evaluation.class_names
+    wrong = sorted((row for row in run.evaluation.predictions if row.rank), key=lambda row: -row.probability)
     if not wrong:
         return None
-    wrong.sort(key=lambda row: -row["probability"])
-    names = run.evaluation["class_names"]
     return Mistakes(answers=[Answer.of(row, names, run.pictures) for row in wrong[:SHOWN]], total=len(wrong))

@@ -19,8 +19,7 @@ class Uncertain:
 
 
 def compute(run: Contents) -> Uncertain | None:
-    rows = sorted(run.evaluation.get("predictions", []), key=lambda row: -row["entropy"])[:SHOWN]
-    if not rows:
+    if run.evaluation is None or not run.evaluation.predictions:
         return None
-    names = run.evaluation["class_names"]
-    return Uncertain(answers=[Answer.of(row, names, run.pictures) for row in rows])
+    rows = sorted(run.evaluation.predictions, key=lambda row: -row.entropy)[:SHOWN]
+    return Uncertain(answers=[Answer.of(row, run.evaluation.class_names, run.pictures) for row in rows])

@@ -15,5 +15,5 @@ class Unreadable:
 
 
 def compute(run: Contents) -> Unreadable | None:
-    files = dict.fromkeys((row.get("name", ""), row.get("reason", "")) for row in run.unreadable)
+    files = dict.fromkeys((row.name, row.reason) for row in run.unreadable)
     return Unreadable(files=list(files)) if files else None

@@ -1,0 +1,218 @@
+"""evaluation.json: its form, how it is made from a result, written and read. `docs/report.md` describes the keys."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from bigtransfer import records
+from bigtransfer.data.sources import ImageSet
+from bigtransfer.errors import BitError, ImageError, RunError
+from bigtransfer.evals.metrics import CALIBRATION_BINS, Classification
+from bigtransfer.runs import atomic_write
+
+_DENSE_CLASSES = 1000
+"""Up to so many classes a written evaluation holds the whole confusion matrix."""
+
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+
+
+class ClassRow(msgspec.Struct, frozen=True, kw_only=True, rename={"name": "class"}):
+    """The numbers of one class; None where undefined (`PerClass`)."""
+
+    name: str
+    precision: Share | None
+    recall: Share | None
+    f1: Share | None
+    support: Count
+    """Images of the class."""
+
+    def __post_init__(self) -> None:
+        if self.support and self.f1 is None:
+            raise ValueError("f1 is null though support is not 0")
+
+
+class Bin(msgspec.Struct, frozen=True, kw_only=True, rename={"low": "from", "high": "to"}):
+    """The images whose answer has a probability above `low` up to `high`."""
+
+    low: Share
+    high: Share
+    images: Count
+    confidence: Share | None
+    """Mean probability of the answers; None without images."""
+    accuracy: Share | None
+
+    def __post_init__(self) -> None:
+        if self.images and (self.confidence is None or self.accuracy is None):
+            raise ValueError("confidence or accuracy is null though images is not 0")
+
+
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """An image that could not be read."""
+
+    name: str
+    reason: str
+
+
+class Prediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What the model said about one image: a row of `Classification.records`."""
+
+    name: str
+    index: Count
+    true: Count
+    predicted: Count
+    rank: Count
+    probability: Share
+    nll: Finite
+    entropy: Finite
+
+
+class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about an evaluation; numbers that are undefined are None."""
+
+    format: Literal[1] = 1
+    model: str = ""
+    data: str = ""
+    split: str
+    images: Count
+    class_names: list[str]
+    top1: Share | None
+    top1_interval: tuple[Share, Share]
+    top5: Share | None = None
+    mean_per_class: Share | None
+    nll: Finite | None = None
+    ece: Share | None
+    per_class: list[ClassRow]
+    confused: list[tuple[Count, Count, Count]]
+    """(true class, answer, images)."""
+    calibration: list[Bin]
+    unreadable: list[LeftOut] = []
+    confusion: list[list[Count]] | None = None
+    """Row the true class, column the answer; None beyond `_DENSE_CLASSES` classes."""
+    predictions: list[Prediction]
+
+    def __post_init__(self) -> None:
+        classes = len(self.class_names)
+        if len(self.per_class) != classes:
+            raise ValueError(f"per_class has {len(self.per_class)} entries, class_names {classes}")
+        if self.confusion is not None and [len(row) for row in self.confusion] != [classes] * classes:
+            raise ValueError(f"confusion is not a matrix of {classes} x {classes} classes")
+        for i, (true, answer, _) in enumerate(self.confused):
+            if max(true, answer) >= classes or not self.per_class[true].support:
+                raise ValueError(f"confused[{i}] names a class that is not there or has no images")
+        for i, row in enumerate(self.predictions):
+            if max(row.true, row.predicted) >= classes:
+                raise ValueError(f"predictions[{i}] names class {max(row.true, row.predicted)} of {classes}")
+
+
+def as_record(
+    result: Classification,
+    images: ImageSet,
+    *,
+    split: str,
+    model: str = "",
+    data: str = "",
+    unreadable: Iterable[ImageError] = (),
+) -> Evaluation:
+    """Everything about an evaluation.
+
+    `images` is the set that `result` was measured on: its names and class names go into the record. split: which part of
+    the data that is, such as "test".
+    """
+    table, bins = result.per_class(), result.calibration()
+    return Evaluation(
+        model=model,
+        data=data,
+        split=split,
+        images=len(result),
+        class_names=list(images.class_names),
+        top1=_defined(result.top1),
+        top1_interval=result.top1_interval,
+        top5=_defined(result.top5),
+        mean_per_class=_defined(result.mean_per_class),
+        nll=_defined(result.nll),
+        ece=_defined(result.ece),
+        per_class=[
+            ClassRow(
+                name=name,
+                precision=_defined(table.precision[c]),
+                recall=_defined(table.recall[c]),
+                f1=_defined(table.f1[c]),
+                support=int(table.support[c]),
+            )
+            for c, name in enumerate(images.class_names)
+        ],
+        confused=result.confused(),
+        calibration=[
+            Bin(
+                low=b / CALIBRATION_BINS,
+                high=(b + 1) / CALIBRATION_BINS,
+                images=int(bins.count[b]),
+                confidence=_defined(bins.confidence[b]),
+                accuracy=_defined(bins.accuracy[b]),
+            )
+            for b in range(CALIBRATION_BINS)
+        ],
+        unreadable=[LeftOut(name=error.name, reason=error.reason) for error in unreadable],
+        confusion=result.confusion().tolist() if result.num_classes <= _DENSE_CLASSES else None,
+        predictions=[
+            Prediction(
+                name=images.name(int(row["index"])),
+                **{name: row[name].item() for name in Prediction.__struct_fields__ if name != "name"},
+            )
+            for row in result.records
+        ],
+    )
+
+
+def _defined(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def write_record(path: str | os.PathLike[str], record: Evaluation) -> None:
+    """Write an evaluation as JSON, atomically: one line for each key, and for each item of the long lists."""
+    parts = []
+    fields: dict[str, Any] = msgspec.to_builtins(record)
+    if record.confusion is None:
+        del fields["confusion"]
+    for key, value in fields.items():
+        text = json.dumps(value, ensure_ascii=False)
+        if isinstance(value, list) and value and isinstance(value[0], (dict, list)):
+            text = "[\n  " + ",\n  ".join(json.dumps(item, ensure_ascii=False) for item in value) + "\n ]"
+        parts.append(f" {json.dumps(key)}: {text}")
+    with atomic_write(path) as temporary:
+        # A file name that is not UTF-8 holds lone surrogates, which this writes as JSON's own escapes.
+        temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8", errors="backslashreplace")
+
+
+def save_evaluation(
+    folder: str | os.PathLike[str],
+    result: Classification,
+    images: ImageSet,
+    *,
+    split: str,
+    model: str = "",
+    data: str = "",
+    unreadable: Iterable[ImageError] = (),
+) -> Path:
+    """Write `as_record` to `evaluation.json` in a run's folder, where `report.write` looks for it; returns its path."""
+    path = Path(folder) / "evaluation.json"
+    write_record(path, as_record(result, images, split=split, model=model, data=data, unreadable=unreadable))
+    return path
+
+
+def read_record(path: str | os.PathLike[str], error: type[BitError] = RunError) -> Evaluation | None:
+    """The evaluation in a file that `write_record` wrote; None if it holds `{}`, as of a run that had nothing to measure on.
+
+    Raises FileNotFoundError where there is no such file, and `error`, naming the file and the field, for one of another form.
+    """
+    found = records.read(path, dict[str, Any], error)
+    return records.convert(found, Evaluation, str(path), error) if found else None
