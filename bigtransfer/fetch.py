@@ -3,53 +3,48 @@ processes, and kept in a cache folder.
 
 The cache (`$BIT_CACHE`, else ~/.cache/bigtransfer) mirrors addresses, so that a file fetched by hand has an obvious place:
 https://host/a/b.npz is <cache>/host/a/b.npz. `$BIT_OFFLINE=1` forbids the network. `$HF_ENDPOINT` replaces
-https://huggingface.co, as in huggingface_hub. Proxies come from the usual `http_proxy`, `https_proxy`.
+https://huggingface.co, as in huggingface_hub. What servers may do at most is stated in `limits` and held in `web`.
 
 What a file is checked against, whichever the server states: its length, the hash of Google's buckets (`x-goog-hash`: MD5, or
 CRC-32C where there is no MD5), and that of the Hugging Face hub (`x-linked-etag`: SHA-256; else its etag: git's SHA-1). `download` can
-be told length and SHA-256, and also takes the addresses of object stores (`s3://`, `gs://`, ... through fsspec).
+be told length and SHA-256, and also takes the addresses of object stores (`s3://`, `gs://`, ... through fsspec). A download that broke
+off goes on only if the server says that the rest is of the same version; what it says of the rest is compared with what it said first.
 """
 
 from __future__ import annotations
 
 import base64
 import contextlib
+import email.utils
 import errno
 import hashlib
-import http.client
 import importlib.resources
-import json
 import os
 import re
 import shutil
-import socket
-import ssl
 import statistics
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 import warnings
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from email.message import Message
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Annotated, Any, Literal, NoReturn
 
 import filelock
+import msgspec
 from tqdm import tqdm
 
-from bigtransfer import __version__, runs, settings
+from bigtransfer import records, runs, settings, web
 from bigtransfer.catalog import Published
-from bigtransfer.errors import DownloadError
+from bigtransfer.errors import ConfigError, DownloadError, RunError
+from bigtransfer.limits import limits
 
-TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as dropped."""
-ATTEMPTS = 5
-"""Tries in a row that may bring nothing new before giving up; after each, waiting doubles from `BACKOFF` seconds."""
 BACKOFF = 1.0
-_CHUNK = 1 << 20
+"""Seconds before the second try; they double with every try that brings nothing."""
+_CHUNK = 1 << 18
 
 
 def local(record: Published) -> Path | None:
@@ -69,13 +64,39 @@ def location(record: Published) -> Literal["bundled", "cached", "download", "mis
 
 
 def cache_path(address: str) -> Path:
-    """The file in the cache that is, or will be, the download of `address`."""
-    parts = urllib.parse.urlsplit(address)
+    """The file in the cache that is, or will be, the download of `address`: its own, whatever letters that has. DownloadError if it
+    is no address of http or https."""
+    try:
+        parts = urllib.parse.urlsplit(web.checked(address))
+    except web.Refused as error:
+        raise DownloadError(f"Cannot download {_shown(address)}: {error.reason}.") from error
     names = [name for name in urllib.parse.unquote(parts.path).split("/") if name not in ("", ".", "..")]
-    if parts.query:
-        names[-1:] = [f"{hashlib.sha256(parts.query.encode()).hexdigest()[:12]}-{name}" for name in names[-1:]]
-    safe = [re.sub(r"[^\w.@+=-]", "_", name) for name in (parts.netloc.rpartition("@")[2], *names)]
+    # File systems take 255 bytes, of which our own additions need some; the end of a name says what the file is.
+    names = [name.encode()[-_LONGEST:].decode(errors="ignore") for name in (parts.netloc, *names)]
+    safe = [re.sub(r"[^\w.@+=-]", "_", name) for name in names]
+    plain = len(safe) > 1 and "/" + urllib.parse.quote("/".join(safe[1:]), safe="/@+=") == parts.path
+    if parts.query or not plain:  # otherwise two addresses could share a file
+        differing = parts.query if plain else f"{parts.path}?{parts.query}"
+        safe[-1] = f"{hashlib.sha256(differing.encode()).hexdigest()[:12]}-{safe[-1]}"
     return settings.cache_folder().joinpath(*safe)
+
+
+def path_of(address: str) -> str:
+    """The path that a `file:` address stands for (RFC 8089; %20 and the like are bytes of the path); other text as it is.
+
+    ConfigError if the address is of another machine, or relative.
+    """
+    if not re.match("file:", address, re.IGNORECASE):
+        return address
+    found = re.fullmatch(r"file:(?://(?:localhost)?)?(/(?!/).*)", address, re.IGNORECASE | re.DOTALL)
+    path = urllib.parse.unquote_to_bytes(os.fsencode(found[1])) if found else b"\0"
+    if b"\0" in path:
+        raise ConfigError(f"{address} is not the address of a file on this machine; such are file:///folder/file.")
+    if os.name == "nt":
+        from urllib.request import url2pathname
+
+        return url2pathname(found[1]) if found else ""
+    return os.fsdecode(path)
 
 
 def fetch(address: str, *, no_network: bool | None = None, progress: bool = True) -> Path:
@@ -84,7 +105,7 @@ def fetch(address: str, *, no_network: bool | None = None, progress: bool = True
     no_network: True: only from the cache; None: as `$BIT_OFFLINE` says. progress: a bar on stderr if that is a terminal.
     Raises DownloadError, which names the address and what to do: the file can always be put into the cache by hand.
     """
-    if not address.startswith(("https://", "http://")):
+    if not web.is_web(address):
         raise DownloadError(f"{address} is not an http or https address.")
     target = cache_path(address)
     if target.is_file():
@@ -104,6 +125,8 @@ def download(
     *,
     size: int | None = None,
     sha256: str | None = None,
+    md5: str | None = None,
+    most: int | None = None,
     attempts: int | None = None,
     pace: Pace | None = None,
     by_hand: bool = False,
@@ -111,21 +134,30 @@ def download(
 ) -> None:
     """Bring the file at `address` to `target`; nothing is done if that exists by the time other processes are through with it.
 
-    address: http, https, or of any file system that fsspec knows (`s3://bucket/key`, `memory://name`). size (bytes), sha256 (hex): what
-    the file must have, where that is known. attempts: instead of `ATTEMPTS`. pace: of earlier downloads from
-    the same place; a connection that is far slower is given up for a new one. by_hand: whether an error shall advise to put the file
-    there oneself. Raises DownloadError.
+    address: http, https, or of any file system that fsspec knows (`s3://bucket/key`, `memory://name`). size (bytes), sha256, md5 (hex):
+    what the file must have, where that is known. most: bytes it may have where its size is not known (default:
+    `limits.download_bytes`). attempts: tries in a row that may bring nothing (default: `limits.download_attempts`). pace: of
+    earlier downloads from the same place; a connection that is far slower is given up for a new one. by_hand: whether an error shall
+    advise to put the file there oneself. Raises DownloadError.
     """
-    kind = _Download if address.startswith(("https://", "http://")) else _StoreDownload
+    kind = _Download if web.is_web(address) else _StoreDownload
+    wanted = {name: digest for name, digest in (("sha256", sha256), ("md5", md5)) if digest is not None}
+    if most is None:
+        most = limits().download_bytes
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _only_one(target, address, progress):
             if not target.is_file():
-                kind(address, target, progress, size, sha256, pace, by_hand).run(attempts or ATTEMPTS)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else (error.strerror or str(error))
+                kind(address, target, progress, size, wanted, most, pace, by_hand).run(
+                    attempts or limits().download_attempts
+                )
+    except RunError as error:  # of the notes about a part
+        raise DownloadError(f"Cannot keep {_shown(address)}: {error}") from error
+    except (OSError, NotImplementedError) as error:  # the latter: a file system that cannot lock
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else (getattr(error, "strerror", None) or str(error))
         raise DownloadError(
-            f"Cannot keep {address} in {target.parent}: {reason}. Make room there or set BIT_CACHE to another folder."
+            f"Cannot keep {_shown(address)} as {target}: {reason}. Make room there or set BIT_CACHE to another folder."
         ) from error
 
 
@@ -169,24 +201,38 @@ class Pace:
         return seconds > self._FACTOR * max(1.0, size / statistics.median(self._rates))
 
 
-class _Retry(Exception):
-    """This attempt failed in a way that the next may not."""
-
-    def __init__(self, reason: str, wait: float = 0.0) -> None:
-        super().__init__(reason)
-        self.wait = wait
-
-
 @dataclass
 class _Partial:
-    """What is known about the file whose first bytes lie in the .part file."""
+    """What the server said of the file whose first bytes lie in the .part file."""
 
     validator: str = ""
     """Etag or date for If-Range: the rest must be of the same version. Without one nothing is resumed."""
-    size: int | None = None
+    etag: str = ""
+    modified: str = ""
+    size: Annotated[int, msgspec.Meta(ge=0)] | None = None
     """Of the whole file, bytes."""
-    digests: dict[str, str] | None = None
-    """Algorithm -> hex digest of the whole file."""
+    digests: Annotated[
+        dict[Annotated[str, msgspec.Meta(pattern="^(md5|crc32c|sha256|git-sha1)$")], str], msgspec.Meta(max_length=1)
+    ] = field(default_factory=dict)
+    """Algorithm -> hex digest of the whole file; one at most."""
+
+    @classmethod
+    def stated(cls, answer: web.Answer, size: int | None) -> _Partial:
+        headers = answer.headers
+        return cls(
+            _validator(headers),
+            headers.get("ETag", ""),
+            headers.get("Last-Modified", ""),
+            size,
+            _digests(headers, answer.linked_etag),
+        )
+
+    def continued_by(self, rest: _Partial) -> bool:
+        """Whether what was said of the rest fits: the version is named as before, and nothing else that was said differs."""
+        if self.validator not in (rest.etag, rest.modified):
+            return False
+        pairs = ((getattr(self, name), getattr(rest, name)) for name in ("etag", "modified", "size", "digests"))
+        return all(before == now or not before or not now for before, now in pairs)
 
 
 class _Download:
@@ -196,7 +242,8 @@ class _Download:
         target: Path,
         progress: bool,
         size: int | None,
-        sha256: str | None,
+        wanted: dict[str, str],
+        most: int,
         pace: Pace | None,
         by_hand: bool,
     ) -> None:
@@ -204,111 +251,90 @@ class _Download:
         self.pace = pace
         self.renewals = 0
         self.size = size
-        self.sha256 = sha256
+        self.wanted = wanted
+        self.most = most if size is None else size
         self.by_hand = by_hand
         self.target = target
         self.part = target.with_name(f".{target.name}.part")
         self.state = target.with_name(f".{target.name}.part.json")
         self.progress = progress
         self.partial = _Partial()
+        self.wrong = ""
+        """What the server said of a part that could not be right: from then on the whole file is asked for."""
         self.corrupt = 0
 
     def run(self, attempts: int) -> None:
         self._recall()
-        failures, reason = 0, ""
-        while failures < attempts:
-            had = self._have()
+        try:
+            self._try(attempts)
+            os.replace(self.part, self.target)
+        finally:
+            if not self._resumable():  # of no use to anybody
+                self._forget()
+
+    def _try(self, attempts: int) -> None:
+        """Until the part file is the whole file, or `attempts` in a row brought nothing new."""
+        failures, farthest, begun = 0, self._have(), time.monotonic()
+        while True:
             try:
                 self._attempt()
                 self._verify()
-                break
-            except _Retry as retry:
-                reason = str(retry)
-                failures = 1 if self._have() > had else failures + 1
-                if failures < attempts:
-                    time.sleep(max(retry.wait, BACKOFF * 2 ** (failures - 1)))
-        else:
-            kept = "What has arrived is kept; try again to go on from there." if self._have() else ""
-            raise self._error(f"{reason} ({attempts} attempts)", kept)
-        os.replace(self.part, self.target)
-        self.state.unlink(missing_ok=True)
+                return
+            except web.Interrupted as failure:
+                # Bytes that had been here before are no progress, nor is a byte now and then: neither would ever end.
+                gained, now = self._have() - farthest, time.monotonic()
+                progress = gained > 0 and gained >= limits().least_rate * (now - begun)
+                farthest, begun = max(farthest, self._have()), now
+                failures = 1 if progress else failures + 1
+                if failures >= attempts:
+                    why = "; ".join(filter(None, (f"{failure.reason} ({attempts} attempts)", self.wrong)))
+                    kept = "What has arrived is kept; try again to go on from there." if self._resumable() else ""
+                    raise self._error(why, kept) from failure
+                time.sleep(max(failure.wait, BACKOFF * 2 ** (failures - 1)))
 
     # --- One request
 
     def _attempt(self) -> None:
         """Ask for what is missing and append it to the part file."""
+        if not self._resumable():
+            self._forget()
         have = self._have()
         if have and have == self.partial.size:
             return
-        if have and not self.partial.validator:
-            self._forget()
-            have = 0
-        headers = {"User-Agent": f"bigtransfer/{__version__}", "Accept-Encoding": "identity"}
-        if have:
-            headers |= {"Range": f"bytes={have}-", "If-Range": self.partial.validator}
+        headers = {"Range": f"bytes={have}-", "If-Range": self.partial.validator} if have else {}
         address = self.address
         if endpoint := os.environ.get("HF_ENDPOINT"):
             address = re.sub(r"^https://huggingface\.co(?=/)", endpoint.rstrip("/"), address)
-        redirects = _Redirects()
-        opener = urllib.request.build_opener(redirects)
         try:
-            response = opener.open(urllib.request.Request(address, headers=headers), timeout=TIMEOUT)
-        except urllib.error.HTTPError as error:
-            with error:
-                self._refused(error)
-        except urllib.error.URLError as error:
-            self._unreachable(error.reason)
-        except (TimeoutError, http.client.HTTPException, ConnectionError) as error:
-            raise _Retry(_reason(error)) from error
-        else:
-            with response:
-                self._receive(response, redirects, have)
+            with web.ask(address, headers) as answer:
+                self._receive(answer, have)
+        except web.Refused as refusal:
+            if refusal.status == 416:
+                self._wrong_part("the server has less of the file than was kept of it")
+            raise self._error(refusal.reason, refusal.advice) from refusal
 
-    def _refused(self, error: urllib.error.HTTPError) -> None:
-        if error.code == 416:
-            self._forget()
-            raise _Retry("the server has less of the file than was kept of it")
-        if error.code in (408, 425, 429) or error.code >= 500:
-            after = error.headers.get("Retry-After", "")
-            raise _Retry(
-                f"the server answered {error.code} {error.reason}", float(min(int(after), 60)) if after.isdigit() else 0
-            )
-        advice = {
-            401: "It needs a login.",
-            403: "The server does not give it to everybody; perhaps it was withdrawn.",
-            404: "There is no such file; perhaps it was withdrawn, or the name is wrong.",
-        }.get(error.code, "")
-        raise self._error(f"the server answered {error.code} {error.reason}", advice) from error
-
-    def _unreachable(self, reason: Any) -> None:
-        if isinstance(reason, socket.gaierror):
-            host = urllib.parse.urlsplit(self.address).hostname
-            raise self._error(
-                f"the name {host} cannot be resolved", "Is this machine connected to the internet?"
-            ) from reason
-        if isinstance(reason, ssl.SSLCertVerificationError):
-            raise self._error(
-                f"the server's certificate is not trusted ({reason.verify_message})",
-                "Behind a company proxy, set SSL_CERT_FILE to its certificates.",
-            ) from reason
-        if isinstance(reason, Exception):
-            raise _Retry(_reason(reason)) from reason
-        raise self._error(str(reason))  # a redirect that was not followed
-
-    def _receive(self, response: Any, redirects: _Redirects, have: int) -> None:
-        headers: Message = response.headers
-        if response.status == 206:
-            start, size = _content_range(headers)
-            if start != have or self.partial.size not in (None, size):
-                self._forget()
-                raise _Retry("the server resumed at another place than asked")
+    def _receive(self, answer: web.Answer, have: int) -> None:
+        if answer.status == 206:
+            start, end, size = _content_range(answer.headers)
+            if start != have or answer.size not in (None, end - start):
+                self._wrong_part("the server resumed at another place than asked")
+            stated = _Partial.stated(answer, size)
+            if not self.partial.continued_by(stated):
+                self._wrong_part("the server resumed another version, or does not say of which version the rest is")
+            self.partial.size = size
         else:  # the server ignores ranges, or has another version now
             self._forget()
-            have, size = 0, _length(headers)
-            if "text/html" in headers.get("Content-Type", ""):
-                raise self._error("the server sent a web page instead of the file", "Is there a login page in between?")
-            self._begin(_Partial(_validator(headers), size, _digests(headers, redirects.linked_etag)))
-        self._append(response, have, size)
+            have, size = 0, answer.size
+            if "text/html" in answer.headers.get("Content-Type", ""):
+                raise self._web_page()
+            self._begin(_Partial.stated(answer, size))
+        self._append(answer.read, have, size)
+
+    def _wrong_part(self, why: str) -> NoReturn:
+        """Begin again; from now on the whole file is asked for."""
+        self._forget()
+        self.wrong = why
+        raise web.Interrupted(why)
 
     def _begin(self, partial: _Partial) -> None:
         """A new part file is about to be written: is it what was expected, and is there room?"""
@@ -316,13 +342,15 @@ class _Download:
             raise self._error(
                 f"it has {partial.size} bytes, but should have {self.size}", "Has it been replaced by another version?"
             )
+        if (partial.size or 0) > self.most:
+            raise self._too_large()
         self.partial = partial
         self._remember()
         if partial.size is not None and partial.size > shutil.disk_usage(self.part.parent).free:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def _append(self, source: Any, have: int, size: int | None) -> None:
-        """Copy what `source` still gives to the part file, which shall have `size` bytes then."""
+    def _append(self, read: Callable[[int], bytes], have: int, size: int | None) -> None:
+        """Copy what `read` still gives to the part file, which shall have `size` bytes then."""
         with (
             open(self.part, "ab" if have else "wb") as file,
             tqdm(
@@ -335,68 +363,92 @@ class _Download:
                 disable=None if self.progress else True,
             ) as bar,
         ):
-            self._copy(source, file, bar, size)
+            self._copy(read, file, bar, have, size)
         if size is not None and self._have() != size:
-            if self._have() > size:
-                self._forget()
-            raise _Retry(f"the connection ended after {self._have()} of {size} bytes")
+            raise web.Interrupted(f"the connection ended after {self._have()} of {size} bytes")
 
-    def _copy(self, source: Any, file: IO[bytes], bar: Any, size: int | None) -> None:
+    def _copy(self, read: Callable[[int], bytes], file: IO[bytes], bar: Any, have: int, size: int | None) -> None:
         start, count = time.monotonic(), 0
-        while True:
-            try:
-                chunk = source.read(_CHUNK)
-            except (OSError, http.client.HTTPException) as error:
-                raise _Retry(_reason(error)) from error
-            seconds, count = time.monotonic() - start, count + len(chunk)
-            if not chunk:
-                if self.pace is not None:
-                    self.pace.add(count, seconds)
-                return
+        while chunk := read(_CHUNK):
+            count += len(chunk)
+            if size is not None and have + count > size:
+                self._wrong_part(f"the server sends more than the {size} bytes that it stated")
+            if have + count > self.most:
+                self._forget()
+                raise self._too_large()
             file.write(chunk)
             bar.update(len(chunk))
-            if self.pace is not None and self.pace.crawls(size, seconds, self.renewals):
+            if self.pace is not None and self.pace.crawls(size, time.monotonic() - start, self.renewals):
                 self.renewals += 1
-                raise _Retry("the connection was far slower than others")
+                raise web.Interrupted("the connection was far slower than others")
+        if self.pace is not None:
+            self.pace.add(count, time.monotonic() - start)
 
     # --- Integrity
 
     def _verify(self) -> None:
         """Compare the complete part file with what is known of it; a wrong one is dropped and fetched once more."""
-        wanted = {"sha256": self.sha256} if self.sha256 else self.partial.digests or {}
+        if self.size not in (None, self._have()):
+            self._forget()
+            raise self._error(f"it ended before {self.size} bytes", "Has it been replaced by another version?")
+        wanted = self.wanted or self.partial.digests
         for algorithm, found in _hash(self.part, wanted).items():
-            if found != wanted[algorithm]:
+            if found != wanted[algorithm].lower():
                 self._forget()
                 self.corrupt += 1
-                says = "it should be" if self.sha256 else "the server states"
+                says = "it should be" if self.wanted else "the server states"
                 message = f"it arrived damaged: its {algorithm} is {found}, {says} {wanted[algorithm]}"
                 if self.corrupt > 1:
                     raise self._error(f"twice {message}", "Something on the way changes it.")
-                raise _Retry(message)
+                raise web.Interrupted(message)
+        with open(self.part, "rb") as file:
+            page = not self.wanted and _PAGE.match(file.read(512))
+        if page:  # under a type that does not say so
+            self._forget()
+            raise self._web_page()
 
     # --- The part file
 
     def _have(self) -> int:
         return self.part.stat().st_size if self.part.exists() else 0
 
+    def _resumable(self) -> bool:
+        return bool(self._have() and self.partial.validator and not self.wrong)
+
     def _recall(self) -> None:
         """Go on from an earlier process's part, if it can be known that the rest will be of the same file."""
-        with contextlib.suppress(OSError, ValueError, TypeError):
-            self.partial = _Partial(**json.loads(self.state.read_text(encoding="utf-8")))
-        if not self.partial.validator:
+        with contextlib.suppress(FileNotFoundError, DownloadError):
+            self.partial = records.read(self.state, _Partial, DownloadError)
+        if not re.fullmatch(r"[\x20-\x7e\xa0-\xff]+", self.partial.validator) or (
+            self.partial.size is not None and self._have() > self.partial.size
+        ):
             self._forget()
 
     def _remember(self) -> None:
-        runs.write_json(self.state, vars(self.partial))
+        runs.write_json(self.state, asdict(self.partial))
 
     def _forget(self) -> None:
         self.part.unlink(missing_ok=True)
         self.state.unlink(missing_ok=True)
         self.partial = _Partial()
 
+    # --- What ends it
+
     def _error(self, reason: str, advice: str = "") -> DownloadError:
         by_hand = f"You can also get it by hand and put it at {self.target}" if self.by_hand else ""
-        return DownloadError(" ".join(filter(None, (f"Cannot download {self.address}: {reason}.", advice, by_hand))))
+        begin = f"Cannot download {_shown(self.address)}: {reason}."
+        return DownloadError(" ".join(filter(None, (begin, advice, by_hand))))
+
+    def _web_page(self) -> DownloadError:
+        return self._error("the server sent a web page instead of the file", "Is there a login page in between?")
+
+    def _too_large(self) -> DownloadError:
+        if self.size is not None:
+            return self._error(f"it has more than the {self.size} bytes it should have", "Has it been replaced?")
+        return self._error(
+            f"it has more than {self.most} bytes, the most that is fetched here",
+            "docs/limits.md says how to allow more.",
+        )
 
 
 class _StoreDownload(_Download):
@@ -408,7 +460,8 @@ class _StoreDownload(_Download):
         try:
             system, path = fsspec.url_to_fs(self.address)
             info = system.info(path)
-            partial = _Partial(system.ukey(path), info.get("size"))
+            size = info.get("size")
+            partial = _Partial(system.ukey(path), size=size if isinstance(size, int) and size >= 0 else None)
             if self._have() and self.partial != partial:
                 self._forget()
             have = self._have()
@@ -417,8 +470,8 @@ class _StoreDownload(_Download):
             if have == 0 or have != partial.size:
                 with system.open(path, "rb") as source:
                     source.seek(have)
-                    self._append(source, have, partial.size)
-        except (_Retry, DownloadError):
+                    self._append(source.read, have, partial.size)
+        except (web.Interrupted, DownloadError):
             raise
         except FileNotFoundError as error:
             raise self._error("there is no such file") from error
@@ -427,44 +480,41 @@ class _StoreDownload(_Download):
         except (ImportError, ValueError) as error:  # a package for this kind of store, an unknown kind
             raise self._error(str(error)) from error
         except Exception as error:  # every store's library has its own
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+            if isinstance(error, OSError) and error.errno in _OUR_DISK:
                 raise
-            raise _Retry(_reason(error)) from error
+            raise web.Interrupted(web.reason(error)) from error
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects, keeping what the hub says about the file before it sends us to its storage."""
-
-    linked_etag = ""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Any, newurl: str
-    ) -> urllib.request.Request | None:
-        self.linked_etag = headers.get("X-Linked-Etag") or self.linked_etag
-        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
-            raise urllib.error.URLError(f"it redirects to an insecure address, {newurl}")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
+_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|head|body|\?xml|error)\b", re.IGNORECASE)
+"""How web pages and stores' error messages begin, and no file that is downloaded here."""
+_LONGEST = 160
+"""Bytes of a name in the cache."""
+_OUR_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
-def _reason(error: BaseException) -> str:
-    if isinstance(error, TimeoutError):
-        return f"nothing came for {TIMEOUT:g} seconds"
-    return f"the connection failed ({error or type(error).__name__})"
+def _shown(address: str) -> str:
+    """An address without the password that may be in it."""
+    return re.sub(r"(?<=://)[^/@]*@", "", address)
 
 
 def _validator(headers: Message) -> str:
+    """What If-Range may name (RFC 9110, 13.1.5): an etag that is not weak, or a date that no later version can share."""
     etag = headers.get("ETag", "")
-    return etag if etag.startswith('"') else headers.get("Last-Modified", "")  # weak etags do not count
+    if re.fullmatch(r'"[\x21\x23-\x7e\xa0-\xff]*"', etag):
+        return etag
+    modified = headers.get("Last-Modified", "")
+    try:
+        age = email.utils.parsedate_to_datetime(headers.get("Date", "")) - email.utils.parsedate_to_datetime(modified)
+    except (ValueError, TypeError, OverflowError):
+        return ""
+    return modified if age.total_seconds() >= 1 else ""
 
 
-def _length(headers: Message) -> int | None:
-    text = headers.get("Content-Length", "")
-    return int(text) if text.isdigit() else None
-
-
-def _content_range(headers: Message) -> tuple[int | None, int | None]:
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+)", headers.get("Content-Range", "").strip())
-    return (int(found[1]), int(found[2])) if found else (None, None)
+def _content_range(headers: Message) -> tuple[int, int, int]:
+    """First byte, the one after the last, and bytes of the whole file that a part is of; (-1, -1, -1) if that is not stated."""
+    found = re.fullmatch(r"bytes ([0-9]{1,18})-([0-9]{1,18})/([0-9]{1,18})", headers.get("Content-Range", "").strip())
+    first, last, size = map(int, found.groups()) if found else (-1, -1, -1)
+    return (first, last + 1, size) if first <= last < size else (-1, -1, -1)
 
 
 def _digests(headers: Message, linked_etag: str) -> dict[str, str]:
@@ -474,7 +524,9 @@ def _digests(headers: Message, linked_etag: str) -> dict[str, str]:
         for item in header.split(","):
             algorithm, _, value = item.strip().partition("=")
             with contextlib.suppress(ValueError):
-                stated[algorithm] = base64.b64decode(value, validate=True).hex()
+                digest = base64.b64decode(value, validate=True)
+                if len(digest) == {"md5": 16, "crc32c": 4}.get(algorithm):
+                    stated[algorithm] = digest.hex()
     if "md5" in stated:
         return {"md5": stated["md5"]}
     if "crc32c" in stated:

@@ -25,6 +25,24 @@ class Limits:
     """Of one JSON file: a model's card, an index, a run's configuration."""
     image_bytes: int = 512 * 2**20
     """Of one image file, as it is stored."""
+    download_bytes: int = 32 * 10**9
+    """Of one downloaded file whose size is not known beforehand. Shards: `$BIT_SHARD_CACHE`."""
+    image_download_bytes: int = 64 * 2**20
+    """Of one image at an address."""
+    unpacked_bytes: int = 64 * 10**9
+    """Of all that the archive of a data set holds."""
+    unpacked_files: int = 2 * 10**6
+    """In the archive of a data set."""
+    stall_seconds: int = 30
+    """A connection is given up that brings nothing for so long, or less than `least_rate` in that time."""
+    least_rate: int = 1000
+    """Bytes a second."""
+    redirects: int = 10
+    """From one address to the next."""
+    download_attempts: int = 5
+    """To get a file, in a row, that bring nothing new of it."""
+    shard_attempts: int = 9
+    """The same for a file of a data set: four minutes, as a store's bad moment should not end weeks of training."""
 
 
 def names() -> list[str]:

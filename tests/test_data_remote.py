@@ -23,7 +23,7 @@ from bigtransfer.errors import ConfigError, DataError
 from bigtransfer.jobs import shard
 
 from .data_makers import class_folders
-from .file_server import Handler, Server, read_all, running
+from .file_server import LIES, Handler, Server, limited, read_all, running
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("BIT_OFFLINE", "BIT_SHARD_CACHE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fetch, "BACKOFF", 0.0)
-    monkeypatch.setattr(fetch, "TIMEOUT", 5.0)
+    limited(monkeypatch, stall_seconds=5)
     return tmp_path / "cache"
 
 
@@ -207,6 +207,49 @@ def test_files_are_fetched_ahead(server: Server, local: Path) -> None:
     with pytest.raises(DataError, match="404"):
         data.train.data(0)
     open_dataset(local).train.prefetch(np.arange(15))
+
+
+def test_shards_of_two_versions_are_never_joined(server: Server, local: Path) -> None:
+    """Without an index nothing is known of a shard but what the server says."""
+    old = (local / "train-000000.tar").read_bytes()
+    new = (local / "train-000001.tar").read_bytes()
+    assert len(old) == len(new)
+
+    def renewed_meanwhile(handler: Handler) -> None:
+        if "Range" in handler.headers:  # heeds the range, not the version
+            start = int(handler.headers["Range"][6:-1])
+            about = {"ETag": '"new"', "Content-Range": f"bytes {start}-{len(new) - 1}/{len(new)}"}
+            handler.reply(206, new[start:], about)
+        elif len(asked(server)) == 1:
+            handler.reply(200, old, {"ETag": '"old"'}, sent=9_000)
+        else:
+            handler.reply(200, new, {"ETag": '"new"'})
+
+    data = open_dataset(serve(server, local, renewed_meanwhile) + "/train-{000000..000000}.tar")
+    assert content(data.train) == content(open_dataset(local / "train-000001.tar").train)
+    assert len(asked(server)) == 3
+
+
+def test_a_shard_without_end(server: Server, local: Path, cache: Path) -> None:
+    address = serve(server, local, LIES["endless chunks"].answer) + "/{train-000000,test-000000}.tar"
+    with pytest.raises(DataError, match=r"train-000000\.tar: it has more than 1000000 bytes, the most that is fetched"):
+        open_dataset(address, shard_cache=1_000_000)
+    assert sum(path.stat().st_size for path in (cache / "data" / "shards").iterdir()) == 0
+
+
+def test_an_index_without_end(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(monkeypatch, record_bytes=1_000)
+    server.tell(LIES["endless body"])
+    with pytest.raises(DataError, match=r"index\.json: it has more than 1000 bytes"):
+        open_dataset(f"http://127.0.0.1:{server.server_port}/set")
+
+
+def test_attempts_for_shards(server: Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited(monkeypatch, shard_attempts=2, download_attempts=3)
+    data = open_dataset(serve(server, local, lambda handler: handler.reply(503, b"")))
+    with pytest.raises(DataError, match=r"503.*2 attempts"):
+        data.train.data(0)
+    assert len(asked(server)) == 2
 
 
 # --- The bounded cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import email.utils
 import hashlib
 import json
 import multiprocessing
@@ -15,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from bigtransfer import catalog, fetch, weights
-from bigtransfer.errors import DownloadError
+from bigtransfer.errors import ConfigError, DownloadError
 
-from .file_server import CONTENT, ETAG, Handler, Server, running
+from .file_server import CONTENT, CUT, ETAG, LIES, OTHER, Handler, Server, limited, running
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(fetch, "BACKOFF", 0.0)
-    monkeypatch.setattr(fetch, "TIMEOUT", 5.0)
+    limited(monkeypatch, stall_seconds=5)
     return tmp_path / "cache"
 
 
@@ -90,11 +91,13 @@ def test_a_connection_that_crawls_is_replaced(server: Server, tmp_path: Path, mo
         pace.add(100, 1.0)
     assert not pace.crawls(1_000, 29, 0) and pace.crawls(1_000, 31, 0) and not pace.crawls(10, 2.9, 0)
     assert not pace.crawls(1_000, 31, 2) and not pace.crawls(None, 1e9, 0)
-    monkeypatch.setattr(fetch, "_CHUNK", 100_000)
     monkeypatch.setattr(fetch.Pace, "_FACTOR", -1.0)  # everything crawls
     fetch.download(server.address, tmp_path / "file", pace=pace)
     assert (tmp_path / "file").read_bytes() == CONTENT
-    assert [headers.get("Range") for _, headers in server.requests] == [None, "bytes=100000-", "bytes=200000-"]
+    ranges = [headers.get("Range") for _, headers in server.requests]
+    assert ranges[0] is None and len(ranges) == 3
+    first, second = (int(str(asked).removeprefix("bytes=").removesuffix("-")) for asked in ranges[1:])
+    assert 0 < first < second  # the bytes of the first connection were kept, and those of the second
 
 
 def test_next_process_goes_on(server: Server, cache: Path) -> None:
@@ -167,7 +170,7 @@ def test_busy_server(server: Server) -> None:
 
 
 def test_silent_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "TIMEOUT", 0.2)
+    limited(monkeypatch, stall_seconds=0.2)
     done = threading.Event()
 
     def silent(handler: Handler) -> None:
@@ -384,7 +387,7 @@ def test_only_http(tmp_path: Path) -> None:
 
 def test_redirect_loop(server: Server) -> None:
     server.answer = lambda h: h.reply(302, b"", {"Location": h.path})
-    with pytest.raises(DownloadError, match="302"):
+    with pytest.raises(DownloadError, match="redirects more than 10 times"):
         fetch.fetch(server.address)
 
 
@@ -416,13 +419,240 @@ def test_cache_paths_stay_in_the_cache(cache: Path) -> None:
     for address in (
         "https://host/../../etc/passwd",
         "https://host/%2e%2e/%2e%2e/x",
-        "https://u:p@host/a//./b",
+        "https://host/a//./b",
         "https://h/a?b=/../c",
     ):
         path = fetch.cache_path(address)
         assert path.resolve().is_relative_to(cache.resolve())
-        assert ".." not in path.parts and "p@" not in str(path)
+        assert ".." not in path.parts
     assert fetch.cache_path("https://h/a?x=1") != fetch.cache_path("https://h/a?x=2")
+
+
+# --- Lies
+
+SAID = {
+    "silence": "no answer within",
+    "stops in the middle": "no answer within",
+    "slow": r"only \d+ bytes came in",
+    "endless continue": "headers, or other things around the file, without end",
+    "endless headers": "more than 100 headers",
+    "endless header": "headers, or other things around the file, without end",
+    "endless trailers": "headers, or other things around the file, without end",
+    "endless chunk extension": "headers, or other things around the file, without end",
+    "endless redirects": "redirects more than 10 times",
+    "redirect to itself": "redirects more than 10 times",
+    "redirect to http:///": "redirects more than 10 times",
+    "redirect to nowhere": "without saying where",
+    "redirect to": "where nothing is fetched from",
+    "endless part": r"sends more than the 307200 bytes that it stated",
+    "endless": "more than 1000000 bytes",
+    "not http": "not one of HTTP",
+    "hangs up": "the connection failed",
+    "reset": "the connection failed",
+    "status 2": "the server answered 20",
+    "status 999": "the server answered 999",
+    "status 304": "the server answered 304",
+    "status 103": "the server answered 103",
+    "status": "not one of HTTP",
+    "unasked part": "a part of the file, which was not asked for",
+    "retry after": "answered 503",
+    "escape sequences": "answered 404 Not Found",
+    "length of terabytes": "more than 1000000 bytes",
+    "length too large": "ended after 307200 of 307201 bytes",
+    "length": "length that makes no sense",
+    "two lengths": "length that makes no sense",
+    "gzip": "compresses it",
+    "brotli": "compresses it",
+    "unknown transfer": "Transfer-Encoding 'gzip, chunked'",
+    "one byte": "ended after 3 of 307200 bytes",
+    "chunk": "broke off, or the pieces",
+    "login page": "a web page instead of the file",
+    "error of a store": "a web page instead of the file",
+    "part without a range": "resumed at another place",
+    "part of another place": "resumed at another place",
+    "part backwards": "resumed at another place",
+    "part beyond the end": "resumed at another place",
+    "part of an unknown whole": "resumed at another place",
+    "part in other letters": "resumed at another place",
+    "part of other units": "resumed at another place",
+    "part of another length": "resumed at another place",
+    "several parts": "resumed at another place",
+    "part with too much": "sends more than the 307200 bytes",
+    "parts without end": "ended after 5000 of 307200 bytes",
+    "part": "resumed another version, or does not say",
+    "no part": "less of the file",
+}
+"""How a lie's name begins, and what is said of it; the first that fits."""
+
+
+@pytest.mark.parametrize("name", LIES)
+def test_lies_end(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """With an error that says what it was, after few requests, and without a file; what is odd but allowed arrives."""
+    lie = LIES[name]
+    limited(
+        monkeypatch,
+        stall_seconds=0.1 if lie.slow else 5,
+        least_rate=10_000,
+        download_bytes=1_000_000,
+        download_attempts=3,
+    )
+    server.tell(lie)
+    if lie.harmless:
+        assert fetch.fetch(server.address).read_bytes() == CONTENT
+        assert leftovers(cache) == ["weights.npz"]
+        return
+    with pytest.raises(
+        DownloadError, match=next(said for begin, said in SAID.items() if name.startswith(begin))
+    ) as caught:
+        fetch.fetch(server.address)
+    assert "\x1b" not in str(caught.value)
+    assert len(server.requests) <= 11 if "redirect" in name else len(server.requests) <= 4
+    kept = "try again to go on" in str(caught.value)
+    assert leftovers(cache) == ([".weights.npz.part", ".weights.npz.part.json"] if kept else [])
+
+
+@pytest.mark.parametrize("name", [name for name in LIES if "part " in name and not LIES[name].harmless])
+def test_versions_are_never_joined(server: Server, name: str) -> None:
+    """A part of which it is not certain that it continues the first bytes: the file is fetched whole."""
+    lie = LIES[name].answer
+    server.in_turn(lie, lie, lambda h: h.file({"ETag": '"version-2"'}, content=OTHER))
+    assert fetch.fetch(server.address).read_bytes() == OTHER
+    assert [headers.get("Range") for _, headers in server.requests][:3] == [None, f"bytes={CUT}-", None]
+
+
+def test_a_date_of_the_same_second_is_no_version(server: Server) -> None:
+    """RFC 9110, 8.8.2.2: the file may have been changed again within it."""
+    stated = {"ETag": "", "Last-Modified": email.utils.formatdate(usegmt=True)}
+    server.in_turn(lambda h: h.reply(200, CONTENT, stated, sent=CUT), lambda h: h.reply(200, CONTENT, stated))
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    assert "Range" not in server.requests[1][1]
+
+
+def test_notes_about_a_part_are_not_trusted(server: Server, cache: Path) -> None:
+    """Other programs write into caches too."""
+    for notes in (
+        {"validator": "x\r\nX-Injected: 1"},
+        {"validator": "\u4e00"},
+        {"validator": 5},
+        {"validator": ETAG, "etag": ETAG, "size": "many"},
+        {"validator": ETAG, "etag": ETAG, "size": -1},
+        {"validator": ETAG, "etag": ETAG, "size": 7},
+        {"validator": ETAG, "etag": ETAG, "digests": {"rot13": "00"}},
+        {"validator": ETAG, "etag": ETAG, "digests": {"md5": "00", "sha256": "00"}},
+        {"validator": ETAG, "etag": ETAG, "digests": ["md5"]},
+    ):
+        target = fetch.cache_path(server.address)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.with_name(".weights.npz.part").write_bytes(b"x" * CUT)
+        target.with_name(".weights.npz.part.json").write_text(json.dumps(notes))
+        server.requests.clear()
+        assert fetch.fetch(server.address).read_bytes() == CONTENT
+        assert "Range" not in server.requests[0][1], notes
+        target.unlink()
+
+
+def test_a_known_size_is_held(server: Server, tmp_path: Path) -> None:
+    """Also where the server states none."""
+    server.tell(LIES["chunks of one byte"])
+    for size, said in (
+        (len(CONTENT) - 1, "more than the 307199 bytes"),
+        (len(CONTENT) + 1, "ended before 307201 bytes"),
+    ):
+        with pytest.raises(DownloadError, match=said):
+            fetch.download(server.address, tmp_path / "file", size=size)
+    fetch.download(server.address, tmp_path / "file", size=len(CONTENT))
+    assert (tmp_path / "file").read_bytes() == CONTENT and sorted(p.name for p in tmp_path.iterdir())[-1] == "file"
+
+
+def test_digests_that_the_caller_knows(server: Server, tmp_path: Path) -> None:
+    fetch.download(server.address, tmp_path / "a", md5=hashlib.md5(CONTENT).hexdigest())
+    fetch.download(server.address, tmp_path / "b", sha256=hashlib.sha256(CONTENT).hexdigest().upper())
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
+    with pytest.raises(DownloadError, match=r"twice it arrived damaged: its md5 is \w{32}, it should be 00"):
+        fetch.download(server.address, tmp_path / "c", md5="00")
+
+
+def test_a_digest_of_another_length_is_none(server: Server) -> None:
+    server.answer = lambda h: h.file({"x-goog-hash": "md5=AAAA, crc32c=AAA="})
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+
+
+# --- Addresses and the cache
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://[::1/x.npz",
+        "http://.../x.npz",
+        "http://host:port/x.npz",
+        "http://host:99999/x.npz",
+        "http:///x.npz",
+        "http://",
+        "http://a b/x.npz",
+        "http://exa%6dple.org/x.npz",
+        f"http://{'a' * 64}.org/x.npz",
+        "http://u:secret@127.0.0.1/x.npz",
+        "http://\ud800/x",
+        "http://127.0.0.1/\ud800",
+    ],
+)
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(
+        DownloadError, match=r"Cannot download .*: (this is not an address|addresses with a user's)"
+    ) as caught:
+        fetch.fetch(address)
+    assert "secret" not in str(caught.value)
+
+
+def test_addresses_as_people_type_them(server: Server, cache: Path) -> None:
+    base = server.address.removesuffix("weights.npz")
+    for typed, asked in (
+        ("\xe4 1.npz?q=\xe9", "%C3%A4%201.npz?q=%C3%A9"),
+        ("%C3%A4.npz#part", "%C3%A4.npz"),
+        ("\udce4.npz", "%E4.npz"),
+    ):
+        assert fetch.fetch(base + typed).read_bytes() == CONTENT
+        assert server.requests[-1][0] == f"/folder/{asked}"
+    assert fetch.fetch(base.replace("http:", "HTTP:") + "%C3%A4.npz").name == "\xe4.npz"  # from the cache
+    assert len(server.requests) == 3
+
+
+def test_two_addresses_never_share_a_file(cache: Path) -> None:
+    """`a_b.npz` is not `a b.npz`: the second would be given for the first without a word."""
+    paths = "/a/b.npz /a_b.npz /a%20b.npz /a%2Fb.npz /a//b.npz /a/./b.npz /a/b.npz/ /x/../a/b.npz /%61/b.npz / /?a /a%2520b.npz"
+    paths += f" /{'n' * 300}1 /{'n' * 300}2 /{'n' * 300}1/{'n' * 300}.npz /a/b.npz?x /a%20b.npz?x /a%20b.npz?y"
+    found = [fetch.cache_path(f"https://host{path}") for path in paths.split()]
+    assert len(set(found)) == len(found)
+    assert found[0] == cache / "host" / "a" / "b.npz"
+    assert all(len(name.encode()) < 220 for path in found for name in path.parts)
+    assert found[14].name.endswith("n.npz")
+
+
+@pytest.mark.parametrize(
+    ("address", "path"),
+    [
+        ("file:///a/b%20c.npz", "/a/b c.npz"),
+        ("FILE://localhost/a/%C3%A4", "/a/\xe4"),
+        ("file:/a/\xe4#1?2", "/a/\xe4#1?2"),
+        ("file:///%FF", "/\udcff"),
+        ("file:///a/%2525", "/a/%25"),
+        ("file", "file"),
+        ("/a/file:/b%20c", "/a/file:/b%20c"),
+        ("https://host/a", "https://host/a"),
+    ],
+)
+def test_file_addresses(address: str, path: str) -> None:
+    assert fetch.path_of(address) == path
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["file:a.npz", "file://server/a", "file:", "file://", "file:////server/a", "file:///a%00b", "file:///a\0b"],
+)
+def test_addresses_of_no_file_here(address: str) -> None:
+    with pytest.raises(ConfigError, match="not the address of a file on this machine"):
+        fetch.path_of(address)
 
 
 # --- Together

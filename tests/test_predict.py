@@ -19,6 +19,8 @@ from bigtransfer.jobs import predict
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Prediction, Predictor
 
+from .file_server import limited
+
 NAMES = ("ant", "bee", "crane", "crane", "eel", "fox", "größe")
 
 
@@ -180,20 +182,20 @@ def test_addresses_and_a_list_on_standard_input(model, photos, expected, server,
 
 
 def test_what_goes_wrong_with_addresses_is_told(model, server, monkeypatch, capsys):
-    monkeypatch.setattr(predict, "TIMEOUT", 0.3)
-    monkeypatch.setattr(predict, "MAX_DOWNLOAD", 4999)
+    limited(monkeypatch, stall_seconds=0.3, image_download_bytes=4999)
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]
     reasons = {
         f"{server}/missing": "the server answered 404 Not Found",
         f"{server}/silent": "no answer within 0.3 seconds",
-        f"{server}/nonsense": "the download failed",
+        f"{server}/nonsense": "the answer is not one of HTTP",
         f"{server}/cut": "broke off after",
         f"{server}/huge": "it is larger than",
         f"{server}/page": "it is a web page, not an image",
-        f"http://127.0.0.1:{port}/a.png": "cannot be reached (Connection refused)",
-        "http://[": "the download failed",
+        f"http://127.0.0.1:{port}/a.png": "the connection failed (Connection refused)",
+        "http://[": "this is not an address",
+        "HTTP://.../a.png": "this is not an address",
     }
     assert bit(model, *reasons, "--format", "jsonl") == 1
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -208,6 +210,12 @@ def test_fetch_gives_the_bytes(server, photos):
         assert predict.fetch(f"{server}/{typed}") == (photos / "a.png").read_bytes()
     with pytest.raises(ImageError, match="404"):
         predict.fetch(f"{server}/missing")
+
+
+def test_offline_is_for_images_too(server, monkeypatch):
+    monkeypatch.setenv("BIT_OFFLINE", "1")
+    with pytest.raises(ImageError, match="BIT_OFFLINE forbids"):
+        predict.fetch(f"{server}/a.png")
 
 
 @pytest.mark.parametrize(

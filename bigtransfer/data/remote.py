@@ -19,11 +19,9 @@ from pathlib import Path
 
 import filelock
 
-from bigtransfer import fetch, settings
+from bigtransfer import fetch, settings, web
 from bigtransfer.errors import DataError, DownloadError
-
-_ATTEMPTS = 9
-"""Tries in a row that may bring nothing new of a file: four minutes, as a store's bad moment should not end weeks of training."""
+from bigtransfer.limits import limits
 
 _pace = fetch.Pace()
 
@@ -44,8 +42,8 @@ class Cache:
     limit: int | None = None
     """None: half of what would be free on that disk without the cache's own files."""
 
-    def make_room(self, size: int, address: str) -> None:
-        """Remove what was opened longest ago until `size` more bytes fit."""
+    def make_room(self, size: int, address: str) -> int:
+        """Remove what was opened longest ago until `size` more bytes fit. Gives the bytes that the folder may have in all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(self.folder / ".room.lock"):
             files = sorted(_contents(self.folder))
@@ -64,6 +62,7 @@ class Cache:
                 with contextlib.suppress(OSError):
                     path.unlink()
                     used -= length
+        return limit
 
 
 def _contents(folder: Path) -> list[tuple[float, int, Path]]:
@@ -112,8 +111,15 @@ class RemoteFile:
         if settings.offline():
             raise DataError(f"{self.address} is not in the cache, and BIT_OFFLINE forbids to fetch it.")
         try:
-            self.cache.make_room(self.size or 0, self.address)
-            fetch.download(self.address, path, size=self.size, sha256=self.sha256, attempts=_ATTEMPTS, pace=_pace)
+            fetch.download(
+                self.address,
+                path,
+                size=self.size,
+                sha256=self.sha256,
+                most=self.cache.make_room(self.size or 0, self.address),
+                attempts=limits().shard_attempts,
+                pace=_pace,
+            )
             if self.size is None:
                 self.cache.make_room(0, self.address)
         except DownloadError as error:
@@ -126,11 +132,11 @@ class RemoteFile:
 
 
 def renewed(address: str, target: Path) -> Path:
-    """The file at `address` as it is now, at `target`; as it was fetched last where BIT_OFFLINE forbids the network."""
+    """The JSON file at `address` as it is now, at `target`; as it was fetched last where BIT_OFFLINE forbids the network."""
     if not settings.offline():
         arrived = target.with_name(f"{target.name}.{secrets.token_hex(4)}.new")
         try:
-            fetch.download(address, arrived)
+            fetch.download(address, arrived, most=limits().record_bytes)
             os.replace(arrived, target)
         except DownloadError as error:
             raise DataError(str(error)) from error
@@ -144,7 +150,7 @@ def renewed(address: str, target: Path) -> Path:
 
 def expand(address: str) -> list[str]:
     """The addresses of a pattern with `*`, `?` and `[...]`, for which the store lists its files; the address itself without one."""
-    if address.startswith(("http://", "https://")):
+    if web.is_web(address):
         if "*" in address:
             raise DataError(f"A web server does not list its files: write {address} with {{000..009}} instead of *.")
         return [address]

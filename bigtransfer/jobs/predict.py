@@ -5,13 +5,8 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
-import http.client
 import json
-import string
 import sys
-import urllib.error
-import urllib.parse
-import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TextIO
@@ -19,18 +14,13 @@ from typing import Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from bigtransfer import __version__
+from bigtransfer import settings, web
 from bigtransfer.config import PredictConfig
 from bigtransfer.data.forms import open_images
 from bigtransfer.errors import ImageError
+from bigtransfer.limits import limits
 from bigtransfer.outputs import atomic_write, text_output
 from bigtransfer.predictor import Prediction, Predictor
-
-MAX_DOWNLOAD = 64 * 2**20
-"""Largest image fetched from an address, bytes."""
-
-TIMEOUT = 20.0
-"""Seconds without a word from a server after which it is given up."""
 
 
 def run(config: PredictConfig) -> int:
@@ -71,7 +61,7 @@ def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], byt
     for item in asked:
         if item == "-":
             yield from _sources([line for line in map(str.strip, sys.stdin) if line not in ("", "-")])
-        elif item.startswith(("http://", "https://")):
+        elif web.is_web(item):
             yield item, functools.partial(fetch, item)
         else:
             images = open_images([item])
@@ -79,29 +69,13 @@ def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], byt
 
 
 def fetch(address: str) -> bytes:
-    """The bytes behind an http or https address, at most `MAX_DOWNLOAD`. Raises ImageError if it cannot be had."""
+    """The bytes behind an http or https address, at most `limits.image_download_bytes`. Raises ImageError if they cannot be had."""
+    if settings.offline():
+        raise ImageError(address, "BIT_OFFLINE forbids to fetch it")
     try:
-        # As typed or copied, an address may hold blanks and letters that HTTP wants escaped.
-        escaped = urllib.parse.quote(address, safe=string.punctuation)
-        request = urllib.request.Request(escaped, headers={"User-Agent": f"bigtransfer/{__version__}"})
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
-            data = response.read(MAX_DOWNLOAD + 1)
-            expected = int(response.headers.get("Content-Length") or len(data))
-    except urllib.error.HTTPError as error:
-        with error:
-            raise ImageError(address, f"the server answered {error.code} {error.reason}") from error
-    except TimeoutError as error:
-        raise ImageError(address, f"no answer within {TIMEOUT:g} seconds") from error
-    except urllib.error.URLError as error:
-        reason = getattr(error.reason, "strerror", None) or error.reason
-        raise ImageError(address, f"the server cannot be reached ({reason})") from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ImageError(address, f"the download failed ({error or type(error).__name__})") from error
-    if len(data) > MAX_DOWNLOAD:
-        raise ImageError(address, f"it is larger than {MAX_DOWNLOAD // 2**20} MB")
-    if len(data) < expected:
-        raise ImageError(address, f"the connection broke off after {len(data)} of {expected} bytes")
-    return data
+        return web.read(address, limits().image_download_bytes)
+    except web.WebError as error:
+        raise ImageError(address, error.reason) from error
 
 
 def _text(source: str | tuple[str, Any]) -> str:
