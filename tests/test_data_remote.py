@@ -18,7 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from bigtransfer import fetch
 from bigtransfer.config import ShardConfig
-from bigtransfer.data import ImageSet, Splits, open_dataset
+from bigtransfer.data import ImageSet, Splits, open_dataset, open_images
 from bigtransfer.errors import ConfigError, DataError
 from bigtransfer.jobs import shard
 
@@ -317,6 +317,30 @@ def test_processes_share_the_cache(server: Server, local: Path) -> None:
         worker.join()
     expected = dict(enumerate(content(open_dataset(local).train)))
     assert read == [expected, expected]
+
+
+# --- This machine
+
+
+def test_file_addresses(local: Path, tmp_path: Path) -> None:
+    """Read where they are, not fetched."""
+    same(open_dataset(f"file://{local}"), open_dataset(local))
+    same(open_dataset(f"FILE://localhost{local}/"), open_dataset(local))
+    train = open_dataset(f"file://{local}/train-{{000000..000001}}.tar").train
+    assert content(train) == content(open_dataset(local).train)[:6]
+    photos = class_folders(tmp_path / "my \xe4 photos", {"cat": 2, "dog": 1})
+    data = open_dataset(photos.as_uri())  # my%20%C3%A4%20photos
+    assert data.train.class_names == ("cat", "dog") and len(data.train) == 3
+    found = open_images([photos.as_uri(), f"file:{photos}/dog/*.png"])
+    assert [found.name(i) for i in range(len(found))] == [
+        str(photos / name) for name in ("cat/000.png", "cat/001.png", "dog/000.png")
+    ]
+    with pytest.raises(DataError, match="There is no file or folder /nowhere/x y"):
+        open_dataset("file:///nowhere/x%20y")
+    with pytest.raises(ConfigError, match=r"file://server/set is not the address of a file on this machine"):
+        open_dataset("file://server/set")
+    with pytest.raises(ConfigError, match="file:photos is not the address"):
+        open_images(["file:photos"])
 
 
 # --- Stores

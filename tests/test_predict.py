@@ -212,6 +212,20 @@ def test_fetch_gives_the_bytes(server, photos):
         predict.fetch(f"{server}/missing")
 
 
+def test_file_addresses(model, photos, expected, tmp_path, capsys):
+    odd = tmp_path / "my model #1.safetensors"
+    odd.write_bytes(model.read_bytes())
+    assert bit(odd.as_uri(), (photos / "a.png").as_uri(), "--format", "jsonl") == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["image"] == str(photos / "a.png")
+    assert record["probability"] == pytest.approx(expected[str(photos / "a.png")].probability, rel=1e-4)
+    assert weights.describe(odd.as_uri()) == weights.describe(odd)
+    assert bit("file://server/model.safetensors", photos) == 2
+    assert "file://server/model.safetensors is not the address of a file on this machine" in capsys.readouterr().err
+    assert bit("file:///nowhere/model.npz", photos) == 2
+    assert "There is no file or folder /nowhere/model.npz" in capsys.readouterr().err
+
+
 def test_offline_is_for_images_too(server, monkeypatch):
     monkeypatch.setenv("BIT_OFFLINE", "1")
     with pytest.raises(ImageError, match="BIT_OFFLINE forbids"):

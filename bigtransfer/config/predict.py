@@ -19,7 +19,7 @@ class PredictConfig(Config):
     model: Positional[str]
     """A model file, a run folder, or a name from `bit models`."""
     images: Positional[tuple[str, ...]]
-    """Image files, folders (all images below them), patterns such as "photos/*.jpg", addresses (http://, https://), or - for
+    """Image files, folders (all images below them), patterns such as "photos/*.jpg", addresses (https://, file://), or - for
     a list of these on standard input, one a line."""
 
     # --- Output

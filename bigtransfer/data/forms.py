@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtransfer import settings
+from bigtransfer import fetch, settings
 from bigtransfer.data import images, index, named, remote, shards, tables
 from bigtransfer.data.layout import Found, build, from_paths
 from bigtransfer.data.remote import Cache, RemoteFile
@@ -39,7 +39,7 @@ def open_dataset(
     shards; written by `bit shard`, or by `datasets`' save_to_disk), a .csv, .tsv or .parquet table, a .tar file or a pattern of tar
     shards such as `shards/train-{000..009}.tar`, `hf:<owner>/<name>` from the Hugging Face hub, or one of `named.NAMES`; or the address
     (http, https, or any that fsspec knows, such as s3://) of a folder written by `bit shard` or of tar shards. What exists on disk
-    goes before a name.
+    goes before a name. file:///folder/x is the path /folder/x.
     image_column, label_column, split_column: columns of a table; by default those with usual names (`tables.Columns`).
     label_separator: what stands between the labels of an image in a CSV or TSV table whose images have several.
     multi_label: whether images may have several labels (lists, in other forms than those tables): `labels` is then (n, k).
@@ -53,7 +53,7 @@ def open_dataset(
     columns = Columns(image=image_column, label=label_column, split=split_column, label_separator=label_separator)
     folder = cache_folder() if cache is None else Path(cache)
     remote_cache = Cache(folder / "shards", settings.shard_cache() if shard_cache is None else shard_cache)
-    where = str(spec)
+    where = fetch.path_of(str(spec))
     if label_separator is not None and Path(where).suffix.lower() not in (".csv", ".tsv"):
         raise ConfigError("--label-separator has no effect: only the labels of CSV and TSV tables are separated by it.")
     if remote.is_address(where) and not where.lower().endswith(shards.TAR_ENDINGS):
@@ -75,7 +75,7 @@ def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3)
     The names of the set are the paths as given. Raises DataError for what does not exist or has no images.
     """
     paths: dict[str, None] = {}
-    for source in map(os.path.expanduser, map(str, sources)):
+    for source in (os.path.expanduser(fetch.path_of(str(source))) for source in sources):
         if os.path.isdir(source):
             found = [os.path.join(source, path) for path in _walk(Path(source))[0]]
             if not found:

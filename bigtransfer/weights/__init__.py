@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import catalog, fetch, model
+from bigtransfer import catalog, fetch, model, web
 from bigtransfer.catalog import InputSpec, ModelCard, Published
 from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, WeightsError
 from bigtransfer.model import ResNetV2
@@ -40,8 +40,8 @@ def load(
     """A network in float32 on the CPU, in evaluation mode, that knows its `card`: class names, input size, where it comes from.
 
     name_or_file: a name from `catalog.list_models()` (or timm's name for it), a weight file of any published form, a run
-    folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://...), or, without pretrained, an
-    architecture ("r50x1"). What exists on disk goes before a name.
+    folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://..., file:///...), or, without pretrained,
+    an architecture ("r50x1"). What exists on disk goes before a name.
 
     num_classes: None keeps the head; another number than the file's replaces it by a fresh one of zeros; 0 leaves it out.
     in_chans: None keeps the input; another number adapts the first convolution: one channel gets the sum of the kernels,
@@ -218,7 +218,7 @@ def _card(
     class_names = described.class_names
     if class_names is not None and len(class_names) != translation.num_classes:
         class_names = None
-    if asked.startswith(("hf-hub:", "https://", "http://")):
+    if asked.startswith("hf-hub:") or web.is_web(asked):
         whole = asked  # the file lies in the cache, under a name that says little
     else:
         whole = str(path.parent.resolve() if path.name in formats.IN_FOLDERS else path)
@@ -242,6 +242,8 @@ def _card(
 def _opened(
     name_or_file: str | os.PathLike[str], offline: bool | None
 ) -> Iterator[tuple[formats.Contents, names.Translation, ModelCard]]:
+    if isinstance(name_or_file, str):
+        name_or_file = fetch.path_of(name_or_file)
     record = catalog.meant(name_or_file)
     path = _find(name_or_file, offline) if record is None else _find_published(record, offline)
     with formats.open_weights(path) as contents:
@@ -271,7 +273,7 @@ def _find_published(record: Published, offline: bool | None) -> Path:
 
 def _find(name_or_file: str | os.PathLike[str], offline: bool | None) -> Path:
     text = os.fspath(name_or_file)
-    if text.startswith(("https://", "http://")):
+    if web.is_web(text):
         return fetch.fetch(text, no_network=offline)
     if text.startswith("hf-hub:"):
         return _from_hub(text.removeprefix("hf-hub:"), offline)
