@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -46,7 +46,7 @@ class Recipe:
     """Everything the training loop needs to know; made by `recipe` (transfer) or `upstream` (pre-training)."""
 
     steps: int
-    """Optimizer steps."""
+    """Optimizer steps; 0: the classifier is solved in closed form (`without_steps`)."""
     batch_size: int
     """Images per optimizer step; smaller sets repeat their images within a batch."""
     resize: int
@@ -161,6 +161,28 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
         batch_size=batch_size,
         base_learning_rate=recipe.base_learning_rate * batch_size / recipe.batch_size,
     )
+
+
+def without_steps(crop: int) -> Recipe:
+    """The recipe of a classifier that is solved in closed form on features of images of `crop` px: there is nothing else to decide."""
+    return Recipe(
+        steps=0,
+        batch_size=0,
+        resize=crop,
+        crop=crop,
+        base_learning_rate=0.0,
+        momentum=0.0,
+        variant="",
+        notes=(f"No steps: the classifier is solved exactly on features at {crop} px.",),
+    )
+
+
+def in_effect(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe on record the training obeyed, to be shown: everything that is set, without the notes; of one without steps
+    (`without_steps`) the size of the images alone."""
+    unset = (None, "", [], ())
+    obeyed = recipe if recipe.get("steps") != 0 else {key: recipe[key] for key in ("resize", "crop") if key in recipe}
+    return {key: value for key, value in obeyed.items() if key != "notes" and value not in unset}
 
 
 SMALLEST_BATCH = 32

@@ -131,6 +131,20 @@ def test_the_learning_rate_follows_the_batch() -> None:
     assert hyperrule.with_batch_size(recipe(1_000, 300, 400), 128).base_learning_rate == pytest.approx(0.00075)
 
 
+def test_a_recipe_without_steps_says_only_what_is_obeyed() -> None:
+    closed = hyperrule.without_steps(224)
+    assert Recipe.from_dict(json.loads(json.dumps(closed.to_dict()))) == closed
+    assert hyperrule.in_effect(closed.to_dict()) == {"resize": 224, "crop": 224}
+    assert not any(
+        closed.to_dict()[name] for name in ("steps", "batch_size", "warmup", "decays", "base_learning_rate", "momentum")
+    )
+    assert closed.notes == ("No steps: the classifier is solved exactly on features at 224 px.",)
+    shown = hyperrule.in_effect(
+        {"steps": 7, "resize": 9, "decays": (), "mixup_alpha": 0.0, "variant": "", "x": None, "notes": ["n"]}
+    )
+    assert shown == {"steps": 7, "resize": 9, "mixup_alpha": 0.0}
+
+
 def machine(speed_at_64: float) -> hyperrule.Speed:
     """A machine whose speed goes with the image's area and does not care about the batch."""
     return lambda crop, _batch: speed_at_64 * (64 / crop) ** 2

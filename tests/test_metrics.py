@@ -106,7 +106,11 @@ def test_ties_count_for_the_lower_class():
 
 
 def test_few_classes_and_no_images():
-    assert state(torch.tensor([[0.0, 1.0]]), torch.tensor([0])).top5 == 1
+    for classes in (2, 5):  # five guesses are all there are
+        few = state(torch.eye(classes), torch.zeros(classes, dtype=torch.long))
+        assert math.isnan(few.top5) and list(few.named("x")) == ["x/top1", "x/mean_per_class", "x/nll", "x/ece"]
+    six = state(torch.eye(6).roll(1, 0), torch.full((6,), 5))  # ties go to the lower class: only the first row is right
+    assert six.named("x")["x/top5"] == six.top5 == six.top1 == 1 / 6
     empty = Classification(3)
     assert len(empty) == 0 and math.isnan(empty.top1) and math.isnan(empty.ece)
     assert empty.top1_interval == (0, 1)

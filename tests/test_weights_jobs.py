@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from bigtransfer import cli, weights
+from bigtransfer import cli, hyperrule, weights
 from tests.test_weights import CLASSES, assert_same_weights, card_of, ours
 
 
@@ -145,6 +146,14 @@ def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
         "cc0-1.0",
     ):
         assert part in text
+    solved = ours()
+    solved.card = dataclasses.replace(
+        solved.card, recipe=hyperrule.without_steps(48).to_dict(), metrics={"test_top5": 1.0, "test_top-4": 0.75}
+    )
+    weights.save(tmp_path / "solved.safetensors", solved)
+    text = shown(str(tmp_path / "solved.safetensors"))
+    assert "recipe resize 48, crop 48 licence" in text
+    assert "test top-4 75.00%" in text and "top5" not in text  # five guesses of five classes are always right
     weights.export(tmp_path / "x.npz", ours(), "npz")
     assert "224 px assumed" in shown(str(tmp_path / "x.npz"))
 

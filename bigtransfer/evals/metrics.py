@@ -135,7 +135,8 @@ class Classification:
 
     @property
     def top5(self) -> float:
-        return self.top(5)
+        """Top-5 share; NaN for five classes or fewer, where it would be 1 whatever the answers are."""
+        return self.top(5) if self.num_classes > 5 else math.nan
 
     @property
     def top1_interval(self) -> tuple[float, float]:
@@ -203,8 +204,11 @@ class Classification:
         return [(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order]
 
     def named(self, prefix: str) -> dict[str, float]:
-        """The headline numbers as `{"<prefix>/top1": ..., ...}`, for `metrics.jsonl` and a model card."""
-        names = ("top1", "top5", "mean_per_class", "nll", "ece")
+        """The headline numbers as `{"<prefix>/top1": ..., ...}`, for `metrics.jsonl` and a model card; without top-5 where there are five
+        classes or fewer."""
+        names = ["top1", "top5", "mean_per_class", "nll", "ece"]
+        if self.num_classes <= 5:
+            names.remove("top5")
         return {f"{prefix}/{name}": getattr(self, name) for name in names}
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigtransfer import catalog, fetch, settings
+from bigtransfer import catalog, fetch, hyperrule, settings
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.config import InfoConfig
 
@@ -55,6 +56,8 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
     if card.upstream:
         yield "trained on", card.upstream
     for name, value in card.metrics.items():
+        if (top := re.search(r"top[-_ ]?(\d+)", name)) and 0 < card.num_classes <= int(top[1]):
+            continue  # as many guesses as classes: always right
         yield name.replace("/", " ").replace("_", " "), f"{value:.2%}" if _is_share(name, value) else f"{value:g}"
     if card.recipe:
         yield "recipe", ", ".join(_recipe(card.recipe))
@@ -116,16 +119,15 @@ def _input(spec: InputSpec, channels: int) -> str:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> Iterator[str]:
-    for key, value in recipe.items():
-        if value not in (None, "", [], ()) and key != "notes":
-            shown = (
-                " ".join(map(str, value))
-                if isinstance(value, (list, tuple))
-                else f"{value:g}"
-                if isinstance(value, float)
-                else value
-            )
-            yield f"{key.replace('_', ' ')} {shown}"
+    for key, value in hyperrule.in_effect(recipe).items():
+        shown = (
+            " ".join(map(str, value))
+            if isinstance(value, (list, tuple))
+            else f"{value:g}"
+            if isinstance(value, float)
+            else value
+        )
+        yield f"{key.replace('_', ' ')} {shown}"
 
 
 def _is_share(name: str, value: float) -> bool:

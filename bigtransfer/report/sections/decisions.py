@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigtransfer import config as configs
+from bigtransfer import hyperrule
 from bigtransfer.report.contents import Contents
 
 
@@ -26,7 +27,7 @@ def compute(run: Contents) -> Decisions | None:
         return None
     recipe = config.recipe.to_dict() if config.recipe else {}
     columns = {
-        "Decided": _scalars({key: value for key, value in recipe.items() if key != "notes"}),
+        "Decided": _scalars(hyperrule.in_effect(recipe)),
         "Data and machine": _scalars({**config.data, **config.resolved}),
     }
     return Decisions(
