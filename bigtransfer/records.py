@@ -28,8 +28,8 @@ def read(path: str | os.PathLike[str], form: type[T], error: type[BitError]) -> 
     """
     try:
         content = files.read(path, "record_bytes")
-    except FileNotFoundError:
-        raise
+    except (FileNotFoundError, NotADirectoryError) as failed:
+        raise FileNotFoundError(str(path)) from failed
     except OSError as failed:
         raise error(f"Cannot read {path}: {failed.strerror}.") from failed
     return decode(content, form, str(path), error)

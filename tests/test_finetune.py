@@ -23,7 +23,7 @@ from bigtransfer import cli, weights
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.evals import linear
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import finetune, training
+from bigtransfer.jobs import finetune, plan, training
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint
 
@@ -151,7 +151,9 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
     assert (recipe.steps, recipe.batch_size, recipe.crop, recipe.size_class) == (STEPS, 6, 32, "small")
     assert recipe.base_learning_rate == pytest.approx(0.003 * 6 / 512)
     assert config["resolved"]["dtype"] == "float32" and config["resolved"]["native_size"] == [24, 20]
-    assert config["data"] == {"name": str(data), "train": 12, "val": 3, "test": 12, "classes": 3}
+    found = config["data"]
+    assert len(found.pop("fingerprint")) == 64
+    assert found == {"name": str(data), "train": 12, "val": 3, "test": 12, "classes": 3, "found": 27}
     split = json.loads((run / "split.json").read_text())
     assert {part: len(names) for part, names in split.items()} == {"train": 12, "val": 3, "test": 12}
     assert all(name.startswith("train/") for name in split["train"] + split["val"])
@@ -229,6 +231,44 @@ def test_a_finished_run_is_not_trained_again(
     assert done.recipe.steps == STEPS and done.stopped_by is None
 
 
+def test_a_finished_run_whose_images_have_changed_is_not_passed_off_as_theirs(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "some"
+    write_images(root, 3, 0)
+    short[1] = str(root)
+    same = [*short, "--linear", "closed", "--val-fraction", "0"]
+    same = [one for one in same if one not in ("--batch-size", "6")]
+    assert in_process(same) == 0
+    kept = (root / "red" / "0.png").read_bytes()
+
+    def refused() -> bool:
+        capsys.readouterr()
+        status = in_process(same)
+        captured = capsys.readouterr()
+        assert ("have changed since" in captured.err and "Choose another --out" in captured.err) == (status == 2)
+        assert ("is finished. Remove it" in captured.out) == (status == 0)
+        return status == 2
+
+    assert not refused()
+    (root / "red" / "new.png").write_bytes(kept)
+    assert refused()  # one more
+    (root / "red" / "new.png").rename(root / "blue" / "new.png")
+    (root / "blue" / "0.png").rename(tmp_path / "aside.png")
+    assert refused()  # as many, another one
+    (root / "blue" / "new.png").unlink()
+    (tmp_path / "aside.png").rename(root / "blue" / "0.png")
+    assert not refused()
+    (root / "red" / "0.png").write_bytes(kept + b" ")
+    assert refused()  # the same name, other contents
+    (root / "red" / "0.png").rename(root / "blue" / "3.png")
+    (root / "blue" / "3.png").write_bytes(kept)
+    assert refused()  # another class
+    for image in root.rglob("*.png"):
+        image.unlink()
+    assert not refused()  # gone altogether: the result is as good as it was
+
+
 # --- Interruptions
 
 
@@ -258,9 +298,9 @@ def test_a_resume_computes_with_the_threads_that_the_run_began_with() -> None:
     """Sums over another number of threads are rounded otherwise: the weights would not be the same bit for bit."""
     now = torch.get_num_threads()
     try:
-        training.same_threads({"environment": {"threads": now + 1}})
+        plan.same_threads(now + 1)
         assert torch.get_num_threads() == now + 1
-        training.same_threads({})  # written before threads were recorded
+        plan.same_threads(None)  # written before threads were recorded
         assert torch.get_num_threads() == now + 1
     finally:
         torch.set_num_threads(now)

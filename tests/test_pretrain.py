@@ -112,6 +112,19 @@ def test_a_run_and_its_resumption(
     assert "holds another run (--min-area was 0.05, is now 0.5)" in capsys.readouterr().err
 
 
+def test_a_run_whose_images_have_changed_does_not_go_on(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bit(flags(data, tmp_path / "run")) == 0
+    more = data / "train" / "red" / "more.png"
+    more.write_bytes((data / "train" / "red" / "0.png").read_bytes())
+    try:
+        assert bit(flags(data, tmp_path / "run")) == 2
+    finally:
+        more.unlink()
+    assert "began with 15 images of 3 classes" in (said := capsys.readouterr().err) and "now has 16 of 3" in said
+
+
 def test_too_many_unreadable_images_stop_it(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bad = data / "train" / "red" / "bad.png"
     bad.write_bytes(b"x")

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import pytest
+import torch
 
 from bigtransfer import runs
+from bigtransfer.catalog import ARCHITECTURES, InputSpec
 from bigtransfer.config import FinetuneConfig, PretrainConfig
 from bigtransfer.errors import BitError, RunError
+from bigtransfer.feed.augment import Growth, InceptionCrop
 from bigtransfer.jobs import training
+from bigtransfer.jobs.finetune import Facts, FinetunePlan, decide
+from bigtransfer.jobs.plan import recall, record, run_folder
+from bigtransfer.jobs.pretrain import Facts as PretrainFacts
+from bigtransfer.jobs.pretrain import PretrainPlan
+from bigtransfer.jobs.pretrain import decide as decide_pretraining
 
 
 def test_the_log_survives_a_torn_line_and_can_be_rewound(tmp_path: Path) -> None:
@@ -121,11 +130,24 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 # --- Which run may go on
 
 
-def started(folder: Path, config: FinetuneConfig | PretrainConfig, command: str = "finetune") -> None:
-    runs.write_json(folder / "config.json", {"command": command, "asked": dataclasses.asdict(config)})
-
-
 ASKED = FinetuneConfig(data="photos", out="run", steps=7, budget="10m")
+FACTS = Facts(
+    images=30,
+    classes=3,
+    native_size=(40, 50),
+    architecture=ARCHITECTURES["r26x1"],
+    trained_at=48,
+    device="cpu",
+    dtype="float32",
+    speed=lambda crop, batch: 100.0,
+    fitting=lambda crop, batch: 16,
+)
+
+
+def started(folder: Path, config: FinetuneConfig) -> FinetunePlan:
+    plan = decide(config, FACTS)
+    record(runs.Run(folder), "finetune", config, plan, {"found": 30})
+    return plan
 
 
 @pytest.mark.parametrize(
@@ -138,8 +160,10 @@ ASKED = FinetuneConfig(data="photos", out="run", steps=7, budget="10m")
     ],
 )
 def test_the_same_run_goes_on(tmp_path: Path, changes: dict[str, object]) -> None:
-    started(tmp_path, ASKED)
-    assert training.earlier(tmp_path, "finetune", dataclasses.replace(ASKED, **changes)) is not None
+    plan = started(tmp_path, ASKED)
+    begun = recall(tmp_path, "finetune", dataclasses.replace(ASKED, **changes), FinetunePlan)
+    assert begun is not None and begun.plan == plan and begun.plan.facts() == plan.facts()
+    assert begun.data == {"found": 30} and begun.threads == torch.get_num_threads()
 
 
 @pytest.mark.parametrize(
@@ -155,28 +179,112 @@ def test_the_same_run_goes_on(tmp_path: Path, changes: dict[str, object]) -> Non
 def test_another_run_is_refused(tmp_path: Path, changes: dict[str, object], told: str) -> None:
     started(tmp_path, ASKED)
     with pytest.raises(RunError) as caught:
-        training.earlier(tmp_path, "finetune", dataclasses.replace(ASKED, **changes))
+        recall(tmp_path, "finetune", dataclasses.replace(ASKED, **changes), FinetunePlan)
     assert told in str(caught.value) and "--out" in str(caught.value)
 
 
 def test_what_another_command_made_is_refused(tmp_path: Path) -> None:
-    assert training.earlier(tmp_path / "new", "finetune", ASKED) is None
+    assert recall(tmp_path / "new", "finetune", ASKED, FinetunePlan) is None
     started(tmp_path, ASKED)
     with pytest.raises(RunError, match="holds the result of `bit finetune`"):
-        training.earlier(tmp_path, "pretrain", PretrainConfig(data="photos"))
+        recall(tmp_path, "pretrain", PretrainConfig(data="photos"), PretrainPlan)
     for content in ("{", "[]", "{}", '{"asked": 3, "command": "finetune"}'):
         (tmp_path / "config.json").write_text(content)
         with pytest.raises(BitError, match="--out"):
-            training.earlier(tmp_path, "finetune", ASKED)
+            recall(tmp_path, "finetune", ASKED, FinetunePlan)
     (tmp_path / "config.json").unlink()
     (tmp_path / "model.safetensors").write_text("")
     with pytest.raises(RunError, match="holds a model that is not from `bit finetune`"):
-        training.earlier(tmp_path, "finetune", ASKED)
+        recall(tmp_path, "finetune", ASKED, FinetunePlan)
 
 
 def test_where_a_run_lives_by_default() -> None:
-    folder = training.run_folder
+    folder = run_folder
     assert folder("here", "photos", "m") == Path("here")
     assert folder(None, "a/photos/", "bit-t-r26x1") == Path("runs/photos-bit-t-r26x1")
     assert folder(None, "hf:user/name", "runs/first/model.safetensors") == Path("runs/name-model")
     assert folder(None, "shards/train-{000..009}.tar", "r50x1").name == "train--000..009-.tar-r50x1"
+
+
+# --- What is decided
+
+
+def test_a_plan_is_made_from_facts_alone() -> None:
+    asked: list[tuple[int, int]] = []
+
+    def fitting(crop: int, batch: int) -> int:
+        asked.append((crop, batch))
+        return 16
+
+    config = FinetuneConfig(data="photos", crop=64, batch_size=128, steps=50, seed=3, flip=False, antialias=False)
+    facts = dataclasses.replace(FACTS, fitting=fitting, speed=lambda crop, batch: pytest.fail("there is no budget"))
+    plan = decide(config, facts)
+    assert (plan.recipe.steps, plan.recipe.batch_size, plan.recipe.resize, plan.recipe.crop) == (50, 128, 80, 64)
+    assert (plan.augmentation.resize, plan.augmentation.crop, plan.augmentation.flip) == (80, 64, False)
+    assert plan.input == InputSpec(size=64, antialias=False) and plan.augmentation.antialias is False
+    assert (plan.seed, plan.eval_every, plan.images, plan.classes, plan.native_size) == (3, 5, 30, 3, (40, 50))
+    assert plan.micro_batch == 16 and asked == [(64, 128)]
+    own = dataclasses.replace(config, eval_every=7, micro_batch=4, steps=5)
+    assert (decide(own, facts).eval_every, decide(own, facts).micro_batch) == (7, 4) and len(asked) == 1
+    assert decide(dataclasses.replace(config, steps=5), facts).eval_every == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"steps": 8}, {"batch_size": 4}, {"learning_rate": 0.1}, {"crop": 32, "resize": 40}, {"mixup_alpha": 0.3},
+        {"seed": 1}, {"flip": False}, {"random_crop": False}, {"antialias": False}, {"linear": "sgd"},
+    ],
+)  # fmt: skip
+def test_whatever_decides_the_numbers_is_among_the_facts_of_a_checkpoint(change: dict[str, Any]) -> None:
+    base = FinetuneConfig(data="photos", steps=7)
+    assert decide(dataclasses.replace(base, **change), FACTS).facts() != decide(base, FACTS).facts()
+
+
+def test_where_it_is_computed_is_not_among_the_facts_of_a_checkpoint() -> None:
+    plan = decide(FinetuneConfig(data="photos", steps=7), FACTS)
+    moved = dataclasses.replace(plan, device="cuda:1", micro_batch=2, eval_every=3)
+    assert moved.facts() == plan.facts()
+    for changed in ({"images": 31}, {"classes": 4}, {"dtype": "bfloat16"}, {"loss": "sigmoid"}, {"ema": 0.9}):
+        assert dataclasses.replace(plan, **changed).facts() != plan.facts()
+
+
+def test_a_plan_of_a_pretraining() -> None:
+    config = PretrainConfig(
+        data="photos", model="r26x1", batch_size=10, epochs=2, crop=48, crop_from=32, crop_ramp=(0.2, 0.6), eval_size=56,
+        min_area=0.3, norm="bn", weight_standardization=False, ema=0.5, loss="sigmoid", seed=5,
+    )  # fmt: skip
+    facts = PretrainFacts(
+        images=100, classes=3, processes=4, device="cpu", dtype="float32", fitting=lambda share: share * 100
+    )
+    plan = decide_pretraining(config, facts)
+    assert plan.recipe.steps == 20 and plan.eval_every == 2 and plan.input.size == 56
+    assert plan.architecture == dataclasses.replace(ARCHITECTURES["r26x1"], norm="bn", weight_standardization=False)
+    assert plan.micro_batch == 300, "3 of 10 images is the largest part of four processes"
+    assert plan.augmentation == InceptionCrop(
+        size=48, min_area=0.3, growth=Growth(start=32, steps=20, begin=0.2, end=0.6)
+    )
+    assert (plan.ema, plan.loss, plan.seed) == (0.5, "sigmoid", 5)
+    assert dataclasses.replace(plan, processes=1).facts() == plan.facts()
+    assert dataclasses.replace(plan, weights="x").facts() != plan.facts()
+
+
+@pytest.mark.parametrize(
+    ("section", "content", "told"),
+    [
+        ("resolved", {"dtype": "complex64"}, "no number format 'complex64'"),
+        ("resolved", {"micro_batch": "4"}, "micro_batch: expected int, got str"),
+        ("resolved", {"architecture": None}, "architecture: expected object, got null"),
+        ("recipe", {"steps": 3.5}, "recipe.steps: expected int, got float"),
+        ("recipe", {"schedule": "sawtooth"}, "recipe.schedule: invalid enum value 'sawtooth'"),
+        ("environment", {"threads": "two"}, "environment.threads: expected int | null, got str"),
+    ],
+)
+def test_a_record_of_another_form_is_refused(tmp_path: Path, section: str, content: dict[str, Any], told: str) -> None:
+    started(tmp_path, ASKED)
+    found = json.loads((tmp_path / "config.json").read_text())
+    found[section] |= content
+    (tmp_path / "config.json").write_text(json.dumps(found))
+    with pytest.raises(RunError) as caught:
+        recall(tmp_path, "finetune", ASKED, FinetunePlan)
+    assert told in str(caught.value) and "config.json" in str(caught.value) and "--out" in str(caught.value)

@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigtransfer import runs
+from bigtransfer.catalog import InputSpec
 from bigtransfer.errors import TrainingError
 from bigtransfer.feed.loader import Batch, FeatureLoader
 from bigtransfer.hyperrule import Recipe, upstream
 from bigtransfer.jobs import training
+from bigtransfer.jobs.plan import Plan
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop
 from bigtransfer.train.objective import Mix
@@ -362,7 +364,18 @@ def test_outside_of_the_main_thread_signals_stay_as_they_are() -> None:
 
 # --- A whole run
 
-FACTS = {"seed": 0, "recipe": {"steps": 3, "decays": (1, 2)}}
+PLAN = Plan(
+    recipe=RECIPE,
+    architecture=network().architecture,
+    images=COUNT,
+    classes=CLASSES,
+    input=InputSpec(size=32),
+    seed=4,
+    eval_every=2,
+    device="cpu",
+    dtype="float32",
+    micro_batch=2,
+)
 
 
 class Source:
@@ -381,8 +394,9 @@ class Source:
 
 
 def train(run: runs.Run, state: loop.State, source: Source, **options) -> training.Outcome:
-    options = {"validate": None, "eval_every": 2, "checkpoint_seconds": 1e9, "forward": state.model, **options}
-    return training.train(run, state, source, RECIPE, facts=FACTS, device=CPU, dtype=torch.float32, **options)
+    plan = dataclasses.replace(PLAN, eval_every=options.pop("eval_every", PLAN.eval_every))
+    options = {"validate": None, "checkpoint_seconds": 1e9, "forward": state.model, **options}
+    return training.train(run, state, source, plan, **options)
 
 
 def test_a_run_logs_validates_and_saves(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -399,7 +413,7 @@ def test_a_run_logs_validates_and_saves(tmp_path: Path, capsys: pytest.CaptureFi
     assert [line["step"] for line in lines] == [0, 1, 1, 2, 2]
     assert [line["val/top1"] for line in lines if "val/top1" in line] == [0.25, 0.5]
     assert all(
-        line.keys() == {"step", "loss", "lr", "gradient_norm", "images_per_second", "data_wait"}
+        line.keys() == {"step", "loss", "lr", "gradient_norm", "images_per_second", "data_wait", "mfu"}
         for line in lines
         if "loss" in line
     )
@@ -429,7 +443,7 @@ def test_an_interrupted_run_repeats_the_uninterrupted_one(tmp_path: Path) -> Non
     assert not outcome.finished and outcome.signal == signal.SIGTERM and state.step == 2 and source.closed
     run.log(7, loss=0.0)  # what a process logs after its last checkpoint
     again = loop.new_state(network(seed=5), RECIPE, micro_batch=4)
-    assert training.resume(run, again, FACTS)
+    assert training.resume(run, again, PLAN)
     assert again.step == 2 and [line["step"] for line in run.metrics()] == [0, 1]
     assert train(run, again, Source()).finished
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), expected.model.parameters(), strict=True))
@@ -488,5 +502,5 @@ def test_a_gradient_that_is_not_finite_stops_before_the_update(tmp_path: Path) -
 def test_a_fresh_run_forgets_what_one_without_a_checkpoint_logged(tmp_path: Path) -> None:
     run = runs.Run(tmp_path)
     run.log(0, loss=1.0)
-    assert not training.resume(run, loop.new_state(network(), RECIPE, micro_batch=2), FACTS)
+    assert not training.resume(run, loop.new_state(network(), RECIPE, micro_batch=2), PLAN)
     assert run.metrics() == []

@@ -561,6 +561,11 @@ class Splits:
     notes: tuple[str, ...] = ()
     """Remarks for the user, such as what was ignored."""
 
+    def parts(self) -> dict[str, ImageSet]:
+        """Those that there are, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {part: images for part, images in named.items() if images is not None}
+
 
 def native_size(images: ImageSet, sample: int = 64, seed: int = 0) -> tuple[int, int]:
     """Median height and median width in px of up to `sample` images, drawn with `seed`; decodes nothing.

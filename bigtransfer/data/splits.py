@@ -5,7 +5,9 @@ Every choice depends on the seed, the labels and the order of the set alone.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bigtransfer.data.layout import listed
-from bigtransfer.data.sources import ImageSet, Splits
+from bigtransfer.data.sources import Files, ImageSet, Splits
 from bigtransfer.errors import ConfigError, DataError
 from bigtransfer.runs import write_json
 
@@ -81,7 +83,7 @@ def _members(images: ImageSet, generator: np.random.Generator) -> list[np.ndarra
 
 def save_split(path: str | os.PathLike[str], splits: Splits) -> None:
     """Writes which images are in which split as JSON, `{"train": [name, ...], "val": ..., "test": ...}`, atomically."""
-    write_json(path, {part: _names(images) for part, images in _parts(splits).items()})
+    write_json(path, {part: _names(images) for part, images in splits.parts().items()})
 
 
 def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
@@ -96,7 +98,7 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
         parts["train"]  # every split file has one
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is not a split file as a run writes it (split.json): {error}") from error
-    sets = list(_parts(data).values())
+    sets = list(data.parts().values())
     # All splits of a data set share its store, so one set can hold them all for a moment; -1 stands for "unlabelled".
     several = () if data.train.labels is None else data.train.labels.shape[1:]
     labels = [np.full((len(images), *several), -1) if images.labels is None else images.labels for images in sets]
@@ -118,9 +120,20 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
     return Splits(**chosen, notes=data.notes)
 
 
-def _parts(splits: Splits) -> dict[str, ImageSet]:
-    named = {"train": splits.train, "val": splits.val, "test": splits.test}
-    return {part: images for part, images in named.items() if images is not None}
+def fingerprint(data: Splits) -> str:
+    """A digest of which images a data set holds, in which parts, with which classes, and of the sizes of those that are files here."""
+    digest = hashlib.sha256()
+    for part, images in data.parts().items():
+        digest.update(json.dumps([part, *images.class_names]).encode())
+        if images.labels is not None:
+            digest.update(np.ascontiguousarray(images.labels, dtype="<i8").tobytes())
+        local = images.store if isinstance(images.store, Files) else None
+        for row, name in zip(map(int, images.rows), _names(images), strict=True):
+            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
+            if local is not None:
+                with contextlib.suppress(OSError):  # gone or not to be looked at: the name counts
+                    digest.update(b"%d\0" % local.path(row).stat().st_size)
+    return digest.hexdigest()
 
 
 def _names(images: ImageSet) -> list[str]:

@@ -17,7 +17,7 @@ from bigtransfer.data import ImageSet, Splits, classes, open_dataset
 from bigtransfer.data.classes import Match
 from bigtransfer.errors import DataError, ImageError
 from bigtransfer.feed.loader import EvalBatch, eval_batches
-from bigtransfer.jobs import training
+from bigtransfer.jobs.plan import environment
 from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.predictor import Predictor
 
@@ -85,8 +85,8 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         if config.out is not None:
             folder = Path(config.out)
             evals.write_record(folder / "evaluation.json", record)
-            asked, environment = dataclasses.asdict(config), training.environment(predictor.device)
-            runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": environment})
+            asked, machine = dataclasses.asdict(config), environment(predictor.device)
+            runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": machine})
             report.write(folder, images)
     return Evaluated(result=result, images=images, split=split, unreadable=unreadable, model=card.name, notes=notes)
 

@@ -1,6 +1,6 @@
 """`bit finetune`: from somebody's images to a classifier.
 
-`finetune` reads as the whole story: open the data, ask the rule, load the network, train, measure, save, report.
+`finetune` reads as the whole story: open the data, load the network, decide, train, measure, save, report.
 """
 
 from __future__ import annotations
@@ -11,24 +11,26 @@ import dataclasses
 import math
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from bigtransfer import data, evals, hyperrule, report, runs, weights
-from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard
+from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
-from bigtransfer.errors import ConfigError, DataError, DownloadError
+from bigtransfer.errors import ConfigError, DataError, DownloadError, RunError
 from bigtransfer.evals import linear
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
 from bigtransfer.jobs.evaluate import measure
+from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor, choose_device
 from bigtransfer.train import checkpoint, loop
@@ -73,120 +75,152 @@ def run(config: FinetuneConfig) -> int:
     return 0
 
 
+@dataclass(frozen=True, kw_only=True)
+class FinetunePlan(Plan):
+    """One fine-tuning."""
+
+    augmentation: SquareCrop
+    linear: Literal["none", "closed", "sgd"]
+    native_size: tuple[int, int]
+    """Typical height and width of the images, px, which the rule looks at."""
+
+    def forward_flops(self, side: int) -> float | None:
+        return super().forward_flops(side) if self.linear == "none" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a fine-tuning's plan depends on, besides what was asked."""
+
+    images: int
+    """To learn from."""
+    classes: int
+    native_size: tuple[int, int]
+    """Typical height and width, px."""
+    architecture: Architecture
+    trained_at: int
+    """Size of the images that the network to start from takes, px."""
+    device: str
+    dtype: str
+    speed: hyperrule.Speed
+    """(crop, batch size) -> images per second of training steps; asked only under a budget."""
+    fitting: Callable[[int, int], int]
+    """(crop, batch size) -> how many images at a time fit into memory."""
+
+
 def finetune(config: FinetuneConfig) -> Finetuned:
     """Adapt a model to a data set as `config` asks, in its run folder; resumes an interrupted run, returns a finished one's result.
 
     Raises BitError for everything the user can mend; nothing is trained before the data and the model have been checked.
     """
-    folder = training.run_folder(config.out, config.data, config.model)
-    earlier = training.earlier(folder, "finetune", config)
+    folder = run_folder(config.out, config.data, config.model)
+    begun = recall(folder, "finetune", config, FinetunePlan)
     results = (folder / "evaluation.json", folder / "model.safetensors")
-    if earlier is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
-        print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
-        return _finished(folder, earlier)
-    if earlier is not None:
-        training.same_threads(earlier)
+    if begun is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
+        return _finished(config, folder, begun)
+    if begun is not None:
+        same_threads(begun.threads)
     device = choose_device(config.device)
-    dtype = loop.compute_dtype(config.precision, device)
     channels = _channels(config)
-    parts, unreadable = _open(config, folder if earlier else None, channels)
+    opened = _opened(config, channels)
+    parts, unreadable = _open(config, opened, folder if begun else None)
     model = _load(config, len(parts.train.class_names), channels)
     card = model.card
     model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
     run = runs.Run(folder)
     with run.hold():
-        if earlier is None:
-            height, width = data.native_size(parts.train)
-            recipe = _decide(config, model, card, len(parts.train), height, width, device, dtype)
-            micro_batch = config.micro_batch or loop.fitting_micro_batch(
-                model, recipe.crop, dtype, device, recipe.batch_size
-            )
-            resolved = {
-                "device": str(device),
-                "dtype": str(dtype).removeprefix("torch."),
-                "micro_batch": micro_batch,
-                "architecture": dataclasses.asdict(model.architecture),
-                "native_size": [height, width],
-            }
-            _record(run, config, parts, unreadable, recipe, resolved, device)
+        if begun is None:
+            plan = decide(config, _facts(config, model, card, parts.train, device))
+            splits.save_split(run.folder / "split.json", parts)
+            runs.write_json(run.folder / "unreadable.json", unreadable)
+            record(run, "finetune", config, plan, _counted(config, parts) | _state_of(opened))
         else:
-            recipe, resolved = Recipe.from_dict(earlier["recipe"]), earlier["resolved"]
-            dtype = getattr(torch, resolved["dtype"])
-        _tell(config, card, parts, recipe, resolved)
+            plan = dataclasses.replace(begun.plan, device=str(device))
+            if _changed(opened, begun.data):
+                print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
+        _tell(config, card, parts, plan)
 
-        spec = InputSpec(size=recipe.crop, antialias=config.antialias)
-        if config.linear == "closed":
+        if plan.linear == "closed":
             outcome = training.Outcome(finished=True)
-            _fit_linear(model, parts.train, spec, device, dtype, resolved["micro_batch"])
+            _fit_linear(model, parts.train, plan)
         else:
-            outcome = _train(config, run, model, parts, recipe, spec, resolved, device, dtype)
+            outcome = _train(config, run, model, parts, plan)
         if not outcome.finished:
-            return Finetuned(folder=folder, recipe=recipe, metrics={}, stopped_by=outcome.signal)
+            return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
 
         trained_on = Path(config.data).name or config.data
         model.card = ModelCard(
             name=folder.resolve().name,
-            architecture=model.architecture,
-            num_classes=len(parts.train.class_names),
-            input=spec,
+            architecture=plan.architecture,
+            num_classes=plan.classes,
+            input=plan.input,
             class_names=parts.train.class_names,
             upstream="; ".join(filter(None, (card.upstream, f"fine-tuned on {trained_on}")))
             if config.pretrained
             else trained_on,
             licence=card.licence if config.pretrained else "",
             source="bit finetune",
-            recipe=recipe.to_dict(),
+            recipe=plan.recipe.to_dict(),
         )
         measured = _measure(config, folder, model, parts)
         model.card = dataclasses.replace(model.card, metrics=measured)
         weights.save(folder / "model.safetensors", model)
         report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
         checkpoint.remove(folder)
-    return Finetuned(folder=folder, recipe=recipe, metrics=measured)
+    return Finetuned(folder=folder, recipe=plan.recipe, metrics=measured)
 
 
-def _record(
-    run: runs.Run,
-    config: FinetuneConfig,
-    parts: Splits,
-    unreadable: list[dict[str, str]],
-    recipe: Recipe,
-    resolved: dict[str, Any],
-    device: torch.device,
-) -> None:
-    """Write down what was asked and decided. config.json comes last: where it is, a resume finds the rest too."""
-    splits.save_split(run.folder / "split.json", parts)
-    runs.write_json(run.folder / "unreadable.json", unreadable)
-    runs.write_json(
-        run.folder / "config.json",
-        {
-            "command": "finetune",
-            "asked": dataclasses.asdict(config),
-            "resolved": resolved,
-            "recipe": recipe.to_dict(),
-            "environment": training.environment(device),
-            "data": {
-                "name": config.data,
-                "train": len(parts.train),
-                "val": len(parts.val) if parts.val else 0,
-                "test": len(parts.test) if parts.test else 0,
-                "classes": len(parts.train.class_names),
-            },
-        },
-    )
+# --- The data
 
 
-def _finished(folder: Path, earlier: dict[str, Any]) -> Finetuned:
-    card = weights.describe(folder / "model.safetensors")
-    return Finetuned(folder=folder, recipe=Recipe.from_dict(earlier["recipe"]), metrics=dict(card.metrics))
-
-
-def _open(config: FinetuneConfig, resumed: Path | None, channels: int) -> tuple[Splits, list[dict[str, str]]]:
-    """The images to train, validate and test on, all of them readable, and names and reasons of the ones that are not."""
-    parts = data.open_dataset(
+def _opened(config: FinetuneConfig, channels: int) -> Splits:
+    """The data set as it lies there."""
+    return data.open_dataset(
         config.data, image_column=config.image_column, label_column=config.label_column, channels=channels
     )
+
+
+def _counted(config: FinetuneConfig, parts: Splits) -> dict[str, Any]:
+    """What of the data is used, for the record."""
+    return {
+        "name": config.data,
+        "train": len(parts.train),
+        "val": len(parts.val) if parts.val else 0,
+        "test": len(parts.test) if parts.test else 0,
+        "classes": len(parts.train.class_names),
+    }
+
+
+def _state_of(opened: Splits) -> dict[str, Any]:
+    """What is in the data set, for the record: to notice when that changes."""
+    return {"found": sum(map(len, opened.parts().values())), "fingerprint": splits.fingerprint(opened)}
+
+
+def _changed(opened: Splits, then: Mapping[str, Any]) -> bool:
+    """Whether the data set holds other images, or other classes of them, than on the record of an earlier start."""
+    return "fingerprint" in then and splits.fingerprint(opened) != then["fingerprint"]
+
+
+def _finished(config: FinetuneConfig, folder: Path, begun: Begun[FinetunePlan]) -> Finetuned:
+    """The result of a finished run; RunError if its images have changed since, which it would leave out."""
+    card = weights.describe(folder / "model.safetensors")
+    try:
+        opened = _opened(config, card.architecture.in_chans)
+    except DataError:
+        opened = None  # somebody cleared the images away; the result is as good as it was
+    if opened is not None and _changed(opened, begun.data):
+        now, then = sum(map(len, opened.parts().values())), begun.data.get("found")
+        raise RunError(
+            f"{folder} is finished, but the images of {config.data} have changed since: {now:,} are there now, {then:,} then, or some have "
+            "other contents or classes. Choose another --out to train on them as they are now, or remove the folder."
+        )
+    print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
+    return Finetuned(folder=folder, recipe=begun.plan.recipe, metrics=dict(card.metrics))
+
+
+def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[Splits, list[dict[str, str]]]:
+    """The images to train, validate and test on, all of them readable, and names and reasons of the ones that are not."""
     if parts.train.labels is None:
         raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
     for note in parts.notes:
@@ -264,23 +298,59 @@ def _load(config: FinetuneConfig, num_classes: int, channels: int) -> ResNetV2:
     return model
 
 
-def _decide(
-    config: FinetuneConfig,
-    model: ResNetV2,
-    card: ModelCard,
-    num_examples: int,
-    height: int,
-    width: int,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> Recipe:
+# --- The plan
+
+
+def _facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, train: ImageSet, device: torch.device) -> Facts:
+    dtype = loop.compute_dtype(config.precision, device)
+    timed = TIMED / 2 * seconds(config.budget) if config.budget is not None else 0.0
+    return Facts(
+        images=len(train),
+        classes=len(train.class_names),
+        native_size=data.native_size(train),
+        architecture=model.architecture,
+        trained_at=card.input.size,
+        device=str(device),
+        dtype=dtype_name(dtype),
+        speed=lambda crop, batch: images_per_second(model, crop, batch, device, dtype, timed),
+        fitting=lambda crop, batch: loop.fitting_micro_batch(model, crop, dtype, device, batch),
+    )
+
+
+def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
+    """All that is decided about a fine-tuning, from what was asked and what was found; nothing is looked up here."""
+    recipe = _recipe(config, facts)
+    return FinetunePlan(
+        recipe=recipe,
+        architecture=facts.architecture,
+        images=facts.images,
+        classes=facts.classes,
+        input=InputSpec(size=recipe.crop, antialias=config.antialias),
+        seed=config.seed,
+        eval_every=config.eval_every or max(1, recipe.steps // 10),
+        device=facts.device,
+        dtype=facts.dtype,
+        micro_batch=config.micro_batch or facts.fitting(recipe.crop, recipe.batch_size),
+        augmentation=SquareCrop(
+            resize=recipe.resize,
+            crop=recipe.crop,
+            random_crop=config.random_crop,
+            flip=config.flip,
+            antialias=config.antialias,
+        ),
+        linear=config.linear,
+        native_size=facts.native_size,
+    )
+
+
+def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
     """The rule's recipe for these facts, with what the user fixed, fitted to the budget if there is one."""
-    arch = model.architecture
+    arch = facts.architecture
     known = (name for name, one in ARCHITECTURES.items() if (one.units, one.width) == (arch.units, arch.width))
-    recipe = hyperrule.recipe(num_examples, height, width, config.variant, architecture=next(known, ""))
+    recipe = hyperrule.recipe(facts.images, *facts.native_size, config.variant, architecture=next(known, ""))
     if config.linear != "none":
         # Frozen features are at their best at the size they were trained at.
-        crop = config.crop or card.input.size
+        crop = config.crop or facts.trained_at
         recipe = dataclasses.replace(recipe, resize=crop, crop=crop)
     if config.linear == "closed":
         note = f"No steps: the classifier is solved exactly on features at {recipe.crop} px."
@@ -298,15 +368,14 @@ def _decide(
     if config.batch_size is not None:
         recipe = hyperrule.with_batch_size(recipe, config.batch_size)
     if config.budget is not None:
-        budget = seconds(config.budget)
         fixed = {name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None}
         if config.resize is not None:  # which decided the crop
             fixed.add("crop")
         recipe = hyperrule.within_budget(
             recipe,
-            budget,
-            lambda crop, batch: images_per_second(model, crop, batch, device, dtype, TIMED / 2 * budget),
-            trained_at=card.input.size if config.pretrained else None,
+            seconds(config.budget),
+            facts.speed,
+            trained_at=facts.trained_at if config.pretrained else None,
             fixed=fixed,
         )
     if config.learning_rate is not None:
@@ -347,8 +416,9 @@ def images_per_second(
     return count * (recipe.steps - 1) / taken
 
 
-def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, recipe: Recipe, resolved: dict[str, Any]) -> None:
+def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan) -> None:
     """Print what will be done and why."""
+    recipe = plan.recipe
     sizes = [
         f"{len(images):,} {part}"
         for part, images in (("train", parts.train), ("val", parts.val), ("test", parts.test))
@@ -356,72 +426,48 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, recipe: Recipe
     ]
     print(f"data:   {config.data}: {', '.join(sizes)} images of {len(parts.train.class_names)} classes")
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
-    if config.linear == "closed":
+    if plan.linear == "closed":
         print(f"rule:   a linear classifier on the frozen network, solved exactly; images at {recipe.crop} px")
         return
     print(
         f"rule:   {recipe.steps:,} steps of {recipe.batch_size} images, {recipe.resize} -> {recipe.crop} px, learning rate "
         f"{recipe.base_learning_rate:.3g}, {'MixUp ' + str(recipe.mixup_alpha) if recipe.mixup_alpha else 'no MixUp'}, "
-        f"{resolved['dtype']} on {resolved['device']}"
+        f"{plan.dtype} on {plan.device}"
     )
     for note in recipe.notes:
         print(f"        {note}")
     sys.stdout.flush()
 
 
+# --- The work
+
+
 def _train(
-    config: FinetuneConfig,
-    run: runs.Run,
-    model: ResNetV2,
-    parts: Splits,
-    recipe: Recipe,
-    spec: InputSpec,
-    resolved: dict[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
+    config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan
 ) -> training.Outcome:
     """The steps of the recipe, resumed from a checkpoint where there is one."""
-    linear_only = config.linear == "sgd"
+    linear_only = plan.linear == "sgd"
     trained = model.head if linear_only else model
-    state = loop.new_state(model, recipe, micro_batch=resolved["micro_batch"], parameters=trained.parameters())
-    facts = {
-        "recipe": {key: value for key, value in recipe.to_dict().items() if key != "notes"},
-        "seed": config.seed,
-        "architecture": resolved["architecture"],
-        "images": len(parts.train),
-        "classes": len(parts.train.class_names),
-        "linear": config.linear,
-        "flip": config.flip,
-        "random_crop": config.random_crop,
-        "antialias": config.antialias,
-        "dtype": resolved["dtype"],
-    }
-    if training.resume(run, state, facts):
+    recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
+    state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=trained.parameters())
+    if training.resume(run, state, plan):
         print(f"        resumed after step {state.step}", flush=True)
         if state.step == recipe.steps:  # stopped between its last step and its end
             return training.Outcome(finished=True)
-    workers = training.spare_workers() if config.workers is None else config.workers
     loader: TrainLoader | FeatureLoader
     if linear_only:
         features, labels = linear.extract_features(
-            model, eval_batches(parts.train, spec, state.micro_batch), device, dtype
+            model, eval_batches(parts.train, plan.input, state.micro_batch), device, dtype
         )
-        loader = FeatureLoader(features, labels, batch_size=recipe.batch_size, seed=config.seed)
+        loader = FeatureLoader(features, labels, batch_size=recipe.batch_size, seed=plan.seed)
     else:
-        augmentation = SquareCrop(
-            resize=recipe.resize,
-            crop=recipe.crop,
-            random_crop=config.random_crop,
-            flip=config.flip,
-            antialias=config.antialias,
-        )
         loader = TrainLoader(
             parts.train,
-            augmentation,
+            plan.augmentation,
             batch_size=recipe.batch_size,
-            seed=config.seed,
+            seed=plan.seed,
             cache=config.cache,
-            workers=workers,
+            workers=training.spare_workers() if config.workers is None else config.workers,
             progress=True,
         )
     watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
@@ -429,27 +475,21 @@ def _train(
         run,
         state,
         loader,
-        recipe,
-        facts=facts,
-        device=device,
-        dtype=dtype,
+        plan,
         forward=torch.compile(trained) if config.compile else trained,
-        validate=training.validation(state, watched, spec, device, dtype) if watched else None,
-        eval_every=config.eval_every or max(1, recipe.steps // 10),
+        validate=training.validation(state, watched, plan.input, device, dtype) if watched else None,
         checkpoint_seconds=seconds(config.checkpoint_every),
         tensorboard=config.tensorboard,
-        forward_flops=None if linear_only else lambda side: model.architecture.forward_flops(side, model.num_classes),
     )
 
 
-def _fit_linear(
-    model: ResNetV2, train: ImageSet, spec: InputSpec, device: torch.device, dtype: torch.dtype, batch_size: int
-) -> None:
+def _fit_linear(model: ResNetV2, train: ImageSet, plan: FinetunePlan) -> None:
     """Put the closed-form linear classifier in place of the head."""
     started = time.perf_counter()
-    features, labels = linear.extract_features(model, eval_batches(train, spec, batch_size), device, dtype)
-    probe = linear.fit(features, labels, len(train.class_names))
-    model.head = probe.head.to(device)
+    batches = eval_batches(train, plan.input, plan.micro_batch)
+    features, labels = linear.extract_features(model, batches, plan.torch_device, plan.torch_dtype)
+    probe = linear.fit(features, labels, plan.classes)
+    model.head = probe.head.to(plan.torch_device)
     solved = f"        solved in {time.perf_counter() - started:.1f} s"
     if math.isfinite(probe.leave_one_out_top1):  # no image is left to judge by where a class has only one
         solved += f"; each training image judged by the others: {probe.leave_one_out_top1:.1%} correct"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from bigtransfer import data, hyperrule, report, runs, weights
+from bigtransfer import data, hyperrule, records, report, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
 from bigtransfer.data import ImageSet, splits
 from bigtransfer.dist import World, join
-from bigtransfer.errors import ConfigError, DataError, WeightsError
+from bigtransfer.errors import ConfigError, DataError, RunError, WeightsError
 from bigtransfer.evals import linear
 from bigtransfer.feed.augment import Growth, InceptionCrop
 from bigtransfer.feed.loader import TrainLoader, eval_batches
-from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
+from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2, build
 from bigtransfer.predictor import choose_device
 from bigtransfer.train import loop, objective, parallel
@@ -47,25 +48,93 @@ def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str
     return tuple(table[name] for name in folder_names)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PretrainPlan(Plan):
+    """One pre-training."""
+
+    augmentation: InceptionCrop
+    weights: str | None
+    """The model that it goes on from."""
+    processes: int
+    """That take part when it begins; the numbers do not depend on it, but for rounding."""
+
+    def facts(self) -> dict[str, Any]:
+        facts = super().facts()
+        del facts["processes"]
+        return facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a pre-training's plan depends on, besides what was asked."""
+
+    images: int
+    classes: int
+    processes: int
+    device: str
+    dtype: str
+    fitting: Callable[[int], int]
+    """Images of one process -> how many at a time fit into its memory."""
+
+
+def decide(config: PretrainConfig, facts: Facts) -> PretrainPlan:
+    """All that is decided about a pre-training, from what was asked and what was found; nothing is looked up here."""
+    recipe = hyperrule.upstream(
+        facts.images,
+        config.epochs,
+        batch_size=config.batch_size,
+        crop=config.crop,
+        learning_rate=config.learning_rate,
+        warmup=config.warmup,
+        decay_epochs=config.decay_epochs,
+        schedule=config.schedule,
+        weight_decay=config.weight_decay,
+    )
+    growth = None
+    if config.crop_from is not None:
+        begin, end = config.crop_ramp
+        growth = Growth(start=config.crop_from, steps=recipe.steps, begin=begin, end=end)
+    # Of the largest part, so that it is the same on all: a restart takes what the checkpoint says, and must split as before.
+    share = -(-recipe.batch_size // facts.processes)
+    return PretrainPlan(
+        recipe=recipe,
+        architecture=_architecture(config),
+        images=facts.images,
+        classes=facts.classes,
+        input=InputSpec(size=config.eval_size or config.crop),
+        seed=config.seed,
+        loss=config.loss,
+        ema=config.ema,
+        eval_every=config.eval_every or max(1, recipe.steps // 10),
+        device=facts.device,
+        dtype=facts.dtype,
+        micro_batch=config.micro_batch or facts.fitting(share),
+        augmentation=InceptionCrop(size=config.crop, min_area=config.min_area, growth=growth),
+        weights=config.weights,
+        processes=facts.processes,
+    )
+
+
+def _architecture(config: PretrainConfig) -> Architecture:
+    return dataclasses.replace(
+        architecture(config.model), norm=config.norm, weight_standardization=config.weight_standardization
+    )
+
+
 def run(config: PretrainConfig) -> int:
     """Train, or go on training, and save the model; 0 when done, 128 + signal when stopped by one."""
     with join(choose_device(config.device)) as (world, device):
-        folder = training.run_folder(config.out, config.data, config.model)
-        # Only rank 0 looks into the folder: it is the one that writes there.
-        found = training.earlier(folder, "pretrain", config) if world.is_main else None
-        earlier = world.collect(found)[0]
-        if earlier is not None:
-            training.same_threads(earlier)
-        arch = dataclasses.replace(
-            architecture(config.model), norm=config.norm, weight_standardization=config.weight_standardization
-        )
+        folder = run_folder(config.out, config.data, config.model)
+        begun = _recalled(folder, config, world)
+        if begun is not None:
+            same_threads(begun.threads)
         if config.batch_size < world.size:
             raise ConfigError(
                 f"--batch-size {config.batch_size} leaves some of the {world.size} processes without an image."
             )
         opened = data.open_dataset(
             config.data,
-            channels=arch.in_chans,
+            channels=_architecture(config).in_chans,
             multi_label=config.multi_label or config.label_separator is not None,
             label_separator=config.label_separator,
         )
@@ -76,9 +145,16 @@ def run(config: PretrainConfig) -> int:
             val_set = None
         run = runs.Run(folder)
         if not world.is_main:
-            return _train(config, run, world, device, arch, train_set, val_set)
+            return _train(config, run, world, device, begun, train_set, val_set)
         with run.hold():
-            return _train(config, run, world, device, arch, train_set, val_set)
+            return _train(config, run, world, device, begun, train_set, val_set)
+
+
+def _recalled(folder: Path, config: PretrainConfig, world: World) -> Begun[PretrainPlan] | None:
+    """The run that the folder holds, on every process; only rank 0 looks into the folder: it is the one that writes there."""
+    begun = recall(folder, "pretrain", config, PretrainPlan) if world.is_main else None
+    (record, *_) = world.collect(None if begun is None else dataclasses.asdict(begun))
+    return None if record is None else records.convert(record, Begun[PretrainPlan], str(folder), RunError)
 
 
 def _train(
@@ -86,82 +162,57 @@ def _train(
     run: runs.Run,
     world: World,
     device: torch.device,
-    arch: Architecture,
+    begun: Begun[PretrainPlan] | None,
     train_set: ImageSet,
     val_set: ImageSet | None,
 ) -> int:
     names = readable_names(train_set.class_names, config.class_names)
-    recipe = hyperrule.upstream(
-        len(train_set),
-        config.epochs,
-        batch_size=config.batch_size,
-        crop=config.crop,
-        learning_rate=config.learning_rate,
-        warmup=config.warmup,
-        decay_epochs=config.decay_epochs,
-        schedule=config.schedule,
-        weight_decay=config.weight_decay,
-    )
-    facts: dict[str, Any] = {
-        "recipe": recipe.to_dict(),
-        "seed": config.seed,
-        "architecture": dataclasses.asdict(arch),
-        "weights": config.weights,
-        "images": len(train_set),
-        "min_area": config.min_area,
-        "crop_from": config.crop_from,
-        "crop_ramp": config.crop_ramp,
-        "loss": config.loss,
-        "ema": config.ema,
-    }
-    spec = InputSpec(size=config.eval_size or config.crop)
-    dtype = loop.compute_dtype(config.precision, device)
-    model = _network(config, arch, names).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    # Of the largest part, so that it is the same on all: a restart takes what the checkpoint says, and must split as before.
-    share = -(-recipe.batch_size // world.size)
-    micro_batch = config.micro_batch or loop.fitting_micro_batch(model, config.crop, dtype, device, share)
-    forward, sync = parallel.distribute(model, world, config.strategy)
-    state = loop.new_state(model, recipe, micro_batch=micro_batch)
-    if config.ema is not None:
-        loop.track_average(state)
-    resumed = training.resume(run, state, facts, world)
-    if world.is_main and not (run.folder / "config.json").is_file():
-        runs.write_json(
-            run.folder / "config.json",
-            {
-                "command": "pretrain",
-                "asked": dataclasses.asdict(config),
-                "resolved": {
-                    "device": str(device),
-                    "dtype": str(dtype),
-                    "micro_batch": state.micro_batch,
-                    "processes": world.size,
-                    **facts,
-                },
-                "recipe": recipe.to_dict(),
-                "environment": training.environment(device),
-                "data": {"train": len(train_set), "val": len(val_set) if val_set else 0, "classes": len(names)},
-            },
+    model = _network(config, names).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    if begun is None:
+        dtype = loop.compute_dtype(config.precision, device)
+        facts = Facts(
+            images=len(train_set),
+            classes=len(names),
+            processes=world.size,
+            device=str(device),
+            dtype=dtype_name(dtype),
+            fitting=lambda share: loop.fitting_micro_batch(model, config.crop, dtype, device, share),
         )
+        # By one for all: how much memory is free differs between processes, and all must split a batch alike.
+        decided = dataclasses.asdict(decide(config, facts)) if world.is_main else None
+        plan = records.convert(world.collect(decided)[0], PretrainPlan, "the plan", RunError)
+        plan = dataclasses.replace(plan, device=str(device))
+        if world.is_main:
+            found = {"train": len(train_set), "val": len(val_set) if val_set else 0, "classes": len(names)}
+            record(run, "pretrain", config, plan, found)
+    else:
+        plan = dataclasses.replace(begun.plan, device=str(device))
+        if (plan.images, plan.classes) != (len(train_set), len(names)):
+            raise RunError(
+                f"{run.folder} began with {plan.images:,} images of {plan.classes:,} classes; {config.data} now has {len(train_set):,} of "
+                f"{len(names):,}. Choose another --out to train on them, or remove the folder."
+            )
+    forward, sync = parallel.distribute(model, world, config.strategy)
+    recipe = plan.recipe
+    state = loop.new_state(model, recipe, micro_batch=plan.micro_batch)
+    if plan.ema is not None:
+        loop.track_average(state)
+    resumed = training.resume(run, state, plan, world)
     if world.is_main:
         among = f", {world.size} processes ({config.strategy})" if world.size > 1 else ""
         print(
-            f"{config.model} ({arch.num_parameters(len(names)):,} parameters) on {len(train_set):,} images of {len(names)} classes: "
-            f"{recipe.steps:,} steps of {recipe.batch_size}, {config.crop} px, {str(dtype).removeprefix('torch.')} on {device}{among}"
+            f"{config.model} ({plan.architecture.num_parameters(plan.classes):,} parameters) on {plan.images:,} images of "
+            f"{plan.classes} classes: {recipe.steps:,} steps of {recipe.batch_size}, {recipe.crop} px, {plan.dtype} on {device}{among}"
             + (f", from step {state.step}" if resumed else ""),
             flush=True,
         )
     outcome = training.Outcome(finished=True)
     if state.step < recipe.steps:
-        growth = None
-        if config.crop_from is not None:
-            begin, end = config.crop_ramp
-            growth = Growth(start=config.crop_from, steps=recipe.steps, begin=begin, end=end)
         loader = TrainLoader(
             train_set,
-            InceptionCrop(size=config.crop, min_area=config.min_area, growth=growth),
+            plan.augmentation,
             batch_size=recipe.batch_size,
-            seed=config.seed,
+            seed=plan.seed,
             cache=config.cache,
             workers=training.spare_workers() if config.workers is None else config.workers,
             progress=world.is_main,
@@ -175,22 +226,15 @@ def _train(
             run,
             state,
             loader,
-            recipe,
-            facts=facts,
-            device=device,
-            dtype=dtype,
+            plan,
             forward=torch.compile(forward) if config.compile else forward,
-            validate=_measurements(config, state, val_set, spec, device, dtype, world),
-            eval_every=config.eval_every or max(1, recipe.steps // 10),
+            validate=_measurements(config, state, val_set, plan, world),
             checkpoint_seconds=seconds(config.checkpoint_every),
             tensorboard=config.tensorboard,
             keep=config.keep_checkpoints,
-            loss=config.loss,
-            ema_decay=config.ema,
+            max_bad=config.max_bad_images,
             world=world,
             sync=sync,
-            max_bad=config.max_bad_images,
-            forward_flops=lambda side: arch.forward_flops(side, len(names)),
         )
     if not outcome.finished:
         if world.is_main:
@@ -199,12 +243,13 @@ def _train(
     with state.averaged():
         tensors = parallel.whole(model)
     if world.is_main:
-        _save(config, run, arch, names, spec, recipe, tensors)
+        _save(config, run, names, plan, tensors)
     return 0
 
 
-def _network(config: PretrainConfig, arch: Architecture, names: tuple[str, ...]) -> ResNetV2:
+def _network(config: PretrainConfig, names: tuple[str, ...]) -> ResNetV2:
     """The network as it begins: the same on every process."""
+    arch = _architecture(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build(arch, len(names))
@@ -228,25 +273,21 @@ def _measurements(
     config: PretrainConfig,
     state: loop.State,
     val_set: ImageSet | None,
-    spec: InputSpec,
-    device: torch.device,
-    dtype: torch.dtype,
+    plan: PretrainPlan,
     world: World,
 ) -> Callable[[], Mapping[str, float]] | None:
     """What is measured now and then: accuracy on the validation images, and the probe."""
     parts: list[Callable[[], Mapping[str, float]]] = []
     if val_set is not None:
-        parts.append(training.validation(state, val_set, spec, device, dtype, world))
+        parts.append(training.validation(state, val_set, plan.input, plan.torch_device, plan.torch_dtype, world))
     if config.probe is not None:
-        parts.append(_probe(config, state, spec, device, dtype))
+        parts.append(_probe(config, state, plan))
     if not parts:
         return None
     return lambda: {name: value for part in parts for name, value in part().items()}
 
 
-def _probe(
-    config: PretrainConfig, state: loop.State, spec: InputSpec, device: torch.device, dtype: torch.dtype
-) -> Callable[[], Mapping[str, float]]:
+def _probe(config: PretrainConfig, state: loop.State, plan: PretrainPlan) -> Callable[[], Mapping[str, float]]:
     """A function that solves a linear classifier on the network's features of a few images of a second set: "probe/top1" is its
     accuracy on others, with the fixed penalty of big_vision's few-shot evaluation.
 
@@ -260,6 +301,7 @@ def _probe(
     shots = splits.per_class(opened.train, config.probe_examples, config.seed, allow_fewer=True)
     drawn = np.random.default_rng(config.seed).permutation(len(held_out))[:PROBE_TEST_IMAGES]
     test = held_out.subset(np.sort(drawn))
+    spec, device, dtype = plan.input, plan.torch_device, plan.torch_dtype
 
     def measure() -> Mapping[str, float]:
         with state.averaged():
@@ -280,26 +322,24 @@ def _probe(
 def _save(
     config: PretrainConfig,
     run: runs.Run,
-    arch: Architecture,
     names: tuple[str, ...],
-    spec: InputSpec,
-    recipe: Recipe,
+    plan: PretrainPlan,
     tensors: dict[str, torch.Tensor],
 ) -> None:
     """The finished model, from its tensors, as one file that explains itself."""
     measured = next((line for line in reversed(run.metrics()) if "loss" not in line), {})
     asked = {key: value for key, value in dataclasses.asdict(config).items() if key not in ("out",)}
-    model = build(arch, len(names))
+    model = build(plan.architecture, plan.classes)
     model.load_state_dict(tensors)
     model.card = card = ModelCard(
         name=config.name or run.folder.name,
-        architecture=arch,
-        num_classes=len(names),
-        input=spec,
+        architecture=plan.architecture,
+        num_classes=plan.classes,
+        input=plan.input,
         class_names=names,
         upstream=config.upstream or config.data,
         source=command_line("pretrain", asked),
-        recipe=recipe.to_dict(),
+        recipe=plan.recipe.to_dict(),
         metrics={key: value for key, value in measured.items() if key != "step"},
     )
     file = run.folder / "model.safetensors"

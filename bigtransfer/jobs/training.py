@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
 import math
-import os
-import platform
 import signal
 import sys
 import time
@@ -20,34 +16,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-import bigtransfer
 from bigtransfer import evals, runs
 from bigtransfer.catalog import InputSpec
-from bigtransfer.config import Config, fields_of
 from bigtransfer.data import ImageSet, checks
 from bigtransfer.dist import World
-from bigtransfer.errors import ConfigError, DataError, RunError, TrainingError
+from bigtransfer.errors import ConfigError, DataError, TrainingError
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import EvalBatch, FeatureLoader, TrainLoader, eval_batches
-from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs.plan import Plan
 from bigtransfer.machine import usable_cores
 from bigtransfer.ops.peak import matmul_flops
-from bigtransfer.train import checkpoint, loop, objective, parallel
-
-
-def environment(device: torch.device) -> dict[str, Any]:
-    """Versions and hardware, for the record."""
-    return {
-        "bigtransfer": bigtransfer.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{device.type}, {usable_cores()} cores",
-        "threads": torch.get_num_threads(),
-        "argv": sys.argv,
-    }
+from bigtransfer.train import checkpoint, loop, parallel
 
 
 def spare_workers() -> int:
@@ -78,37 +57,32 @@ def train(
     run: runs.Run,
     state: loop.State,
     loader: TrainLoader | FeatureLoader,
-    recipe: Recipe,
+    plan: Plan,
     *,
-    facts: Mapping[str, Any],
-    device: torch.device,
-    dtype: torch.dtype,
     forward: Callable[[torch.Tensor], torch.Tensor],
     validate: Callable[[], Mapping[str, float]] | None,
-    eval_every: int,
     checkpoint_seconds: float,
     tensorboard: bool = False,
     keep: int = 1,
-    loss: objective.Loss = "softmax",
-    ema_decay: float | None = None,
+    max_bad: float = 0.0,
     world: World | None = None,
     sync: parallel.Sync | None = None,
-    max_bad: float = 0.0,
-    forward_flops: Callable[[int], float] | None = None,
 ) -> Outcome:
-    """Take the steps from `state.step` to the recipe's end, logging each to `run`, and leave a checkpoint of the last one taken.
+    """Take the steps from `state.step` to the end of the plan's recipe, logging each to `run`, and leave a checkpoint of the last one
+    taken.
 
-    forward: the part of the model that is trained, on a batch's images, or a compiled form of it. loss, ema_decay, world and sync: see
-    `loop.steps`; of several processes, all call this, and the main one prints and logs.
-    facts: what a checkpoint belongs to; a later `checkpoint.restore` with other facts is refused. validate: called every `eval_every`
-    steps and after the last one; its numbers are logged. keep: how many checkpoints. SIGINT and SIGTERM stop after the step at hand.
+    forward: the part of the model that is trained, on a batch's images, or a compiled form of it. world and sync: see `loop.steps`; of
+    several processes, all call this, and the main one prints and logs. validate: called every `plan.eval_every` steps and after the
+    last one; its numbers are logged. keep: how many checkpoints. SIGINT and SIGTERM stop after the step at hand.
     max_bad: share of the images seen, or of an epoch's if that is more, that the loader may leave out; DataError beyond.
-    forward_flops: of the network on one image of so many pixels' side, for the logged model FLOP utilisation ("mfu": three times
-    these, since the backward pass takes twice as many, over what the devices can do at most).
+
+    Logged too is the model FLOP utilisation, where the whole network is trained ("mfu": three times the forward pass's operations,
+    since the backward pass takes twice as many, over what the devices can do at most).
     """
     world = World() if world is None else world
     outcome = Outcome(finished=True)
-    peak = world.size * matmul_flops(device, dtype) if forward_flops else 0.0
+    recipe, device = plan.recipe, plan.torch_device
+    peak = world.size * matmul_flops(device, plan.torch_dtype) if plan.forward_flops(plan.input.size) else 0.0
     # Counted by one and told to all, who are to agree on when it is too many.
     left_out = sum(len(line["left_out"]) for line in run.metrics_with("left_out", _LeftOut)) if world.is_main else 0
     left_out = world.collect(left_out)[0]
@@ -152,12 +126,12 @@ def train(
                     state,
                     batches,
                     recipe,
-                    seed=loader.seed,
+                    seed=plan.seed,
                     device=device,
-                    dtype=dtype,
+                    dtype=plan.torch_dtype,
                     forward=forward,
-                    loss=loss,
-                    ema_decay=ema_decay,
+                    loss=plan.loss,
+                    ema_decay=plan.ema,
                     world=world,
                     sync=sync,
                 )
@@ -172,8 +146,8 @@ def train(
                 "images_per_second": round(step.rate, 2),
                 "data_wait": round(step.data_seconds / step.seconds, 4),
             }
-            if forward_flops:
-                numbers["mfu"] = round(3 * forward_flops(step.side) * step.rate / peak, 4)
+            if flops := plan.forward_flops(step.side):
+                numbers["mfu"] = round(3 * flops * step.rate / peak, 4)
             last = state.step == recipe.steps
             # What one process knows and all must act on together: a signal to it, torchrun's death, rank 0's clock, an image it could
             # not read.
@@ -188,7 +162,7 @@ def train(
             log(step.number, numbers)
             bar.set_postfix_str(_seen_at_a_glance(numbers), refresh=False)
             bar.update()
-            if validate is not None and (last or state.step % eval_every == 0):
+            if validate is not None and (last or state.step % plan.eval_every == 0):
                 measured = validate()
                 log(step.number, measured)
                 if world.is_main:
@@ -197,7 +171,7 @@ def train(
                         file=sys.stderr,
                     )
             if last or stopping or saving:
-                checkpoint.save(run.folder, state, facts, world=world, keep=keep)
+                checkpoint.save(run.folder, state, plan.facts(), world=world, keep=keep)
                 saved_at = time.monotonic()
             if errors:
                 left_out += errors
@@ -284,67 +258,13 @@ def validation(
     return measure
 
 
-def resume(run: runs.Run, state: loop.State, facts: Mapping[str, Any], world: World | None = None) -> bool:
+def resume(run: runs.Run, state: loop.State, plan: Plan, world: World | None = None) -> bool:
     """Continue from the run's checkpoint if it has one: restore `state`, forget later log lines. True if there was one."""
     found = checkpoint.exists(run.folder)
     if found:
-        checkpoint.restore(run.folder, state, facts, world=world)
+        checkpoint.restore(run.folder, state, plan.facts(), world=world)
     if world is None or world.is_main:
         run.rewind(state.step - 1)
-    return found
-
-
-_NO_EFFECT = (
-    "out",
-    "workers",
-    "cache",
-    "tensorboard",
-    "checkpoint_every",
-    "keep_checkpoints",
-    "name",
-    "upstream",
-    "class_names",
-    "max_bad_images",
-)
-"""What a resumed run may be asked differently: it changes neither the training nor what is measured."""
-
-
-def earlier(folder: Path, command: str, config: Config) -> dict[str, Any] | None:
-    """config.json of the run of `command` that `folder` already holds; None if it holds none.
-
-    RunError if that run was asked for something else, or `folder` holds something else.
-    """
-    path = folder / "config.json"
-    if not path.is_file():
-        if (folder / "model.safetensors").exists():
-            raise RunError(
-                f"{folder} holds a model that is not from `bit {command}`. Choose another folder with --out."
-            )
-        return None
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        before, origin = dict(found["asked"]), found["command"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path} is not a run's configuration ({error}). Choose another folder with --out.") from error
-    if origin != command:
-        raise RunError(f"{folder} holds the result of `bit {origin}`. Choose another folder with --out.")
-    now = json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
-
-    def same(name: str) -> bool:
-        one, other = before.get(name), now[name]
-        if name in ("data", "model") and isinstance(one, str):  # photos and photos/ are one folder
-            return os.path.normpath(one) == os.path.normpath(other)
-        return one == other
-
-    changes = [
-        f"{field.flag} was {before.get(field.name)!r}, is now {now[field.name]!r}"
-        for field in fields_of(type(config))
-        if field.name not in _NO_EFFECT and not same(field.name)
-    ]
-    if changes:
-        raise RunError(
-            f"{folder} holds another run ({'; '.join(changes)}). Choose another folder with --out, or remove it."
-        )
     return found
 
 
@@ -356,20 +276,3 @@ def readable(images: ImageSet, skip_bad: bool) -> tuple[ImageSet, list[dict[str,
     kept, errors = checks.check(images, skip_bad=skip_bad, progress=True)
     gone = np.flatnonzero(~np.isin(images.rows, kept.rows))
     return kept, [{"name": images.name(int(i)), "reason": error.reason} for i, error in zip(gone, errors, strict=True)]
-
-
-def same_threads(earlier: Mapping[str, Any]) -> None:
-    """Compute with as many CPU threads as the run began with: sums over threads are rounded otherwise, and a resume is to repeat the
-    uninterrupted run bit for bit even where fewer cores are free by then. earlier: the run's config.json."""
-    threads = earlier.get("environment", {}).get("threads")
-    if isinstance(threads, int) and threads >= 1 and threads != torch.get_num_threads():
-        torch.set_num_threads(threads)
-
-
-def run_folder(out: str | None, data: str, model: str) -> Path:
-    """Where a run lives unless --out says otherwise: runs/DATA-MODEL."""
-    if out is not None:
-        return Path(out)
-    name = Path(data.rstrip("/")).name or "data"
-    stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    return Path("runs") / f"{stem}-{Path(model).stem if Path(model).suffix else Path(model).name}"
