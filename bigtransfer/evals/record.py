@@ -95,6 +95,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """(true class, answer, images)."""
     calibration: list[Bin]
     unreadable: list[LeftOut] = []
+    notes: list[str] = []
+    """What the numbers rest on and a reader should know, such as how classes were matched."""
     confusion: list[list[Count]] | None = None
     """Row the true class, column the answer; None beyond `_DENSE_CLASSES` classes."""
     predictions: list[Prediction]
@@ -121,6 +123,7 @@ def as_record(
     model: str = "",
     data: str = "",
     unreadable: Iterable[ImageError] = (),
+    notes: Iterable[str] = (),
 ) -> Evaluation:
     """Everything about an evaluation.
 
@@ -132,6 +135,7 @@ def as_record(
         model=model,
         data=data,
         split=split,
+        notes=list(notes),
         images=len(result),
         class_names=list(images.class_names),
         top1=_defined(result.top1),

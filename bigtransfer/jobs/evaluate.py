@@ -78,8 +78,15 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     )
     notes = (*splits.notes, *doubts(matched, result))
     if config.json is not None or config.out is not None:
-        record = evals.as_record(result, images, split=split, model=card.name, data=config.data, unreadable=unreadable)
-        record["notes"] = list(notes)
+        record = evals.as_record(
+            result,
+            images,
+            split=split,
+            model=card.name,
+            data=config.data,
+            unreadable=unreadable,
+            notes=notes,
+        )
         if config.json is not None:
             evals.write_record(config.json, record)
         if config.out is not None:
