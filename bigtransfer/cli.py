@@ -17,10 +17,11 @@ import signal
 import sys
 import textwrap
 import threading
+import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bigtransfer import __version__, config, limits
+from bigtransfer import __version__, config, limits, terminal
 from bigtransfer.errors import BitError, ConfigError
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -46,7 +47,17 @@ def commands() -> list[str]:
 
 def console() -> NoReturn:
     """The command `bit`: `main`, and the end of the process."""
+    terminal.reopen()
+    if not sys.warnoptions and not _debug(sys.argv):
+        # Libraries' remarks to programmers, here and in the processes that are started.
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("PYTHONWARNINGS", "ignore")
+    terminal.guard()  # also for what is printed after `main`
     status = main()
+    try:
+        sys.stdout.flush()
+    except OSError:  # told already; a second failure while Python ends would print a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     dist = sys.modules.get("bigtransfer.dist")  # which takes a second to import
     if dist is not None and dist.joined:
         dist.leave(status)
@@ -56,7 +67,16 @@ def console() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `bit` with these arguments (default: the process's own) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in arguments or os.environ.get("BIT_DEBUG", "") not in ("", "0")
+    with terminal.guarded():
+        return _guarded(arguments, _debug(arguments))
+
+
+def _debug(arguments: Sequence[str]) -> bool:
+    """Whether errors are to be shown with their tracebacks."""
+    return "--debug" in arguments or os.environ.get("BIT_DEBUG", "") not in ("", "0")
+
+
+def _guarded(arguments: list[str], debug: bool) -> int:
     try:
         arguments, asked = without_limits([argument for argument in arguments if argument != "--debug"])
         if asked:  # put where this process and those that it starts look for it
@@ -75,9 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # The reader (`| head`) has left; a second failure while Python flushes at exit would print a traceback.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader (`| head`) has left
         return 141
     except OSError as error:
         # What no job foresees: a disk that is full, a folder that was taken away.

@@ -49,7 +49,7 @@ class UnreadableImages(DataError):
     """Some images of a data set cannot be decoded; `images` lists each with its reason."""
 
     def __init__(self, images: Sequence[ImageError], total: int) -> None:
-        shown = "\n".join(f"  {image}" for image in images[:10])
+        shown = "\n".join("  " + str(image).replace("\n", "\\n") for image in images[:10])
         more = f"\n  ... and {len(images) - 10} more" if len(images) > 10 else ""
         super().__init__(
             f"{len(images)} of {total} images cannot be read:\n{shown}{more}\n"

@@ -464,3 +464,15 @@ def test_square_ignores_the_aspect_ratio() -> None:
     np.testing.assert_array_equal(ours, np.asarray(transforms.Resize((24, 24))(Image.fromarray(picture))))
     plain = images.prepare(picture, InputSpec(size=24, antialias=False))
     np.testing.assert_array_equal(plain, images.resize(picture, 24, 24, "bilinear", False))
+
+
+def test_libtiff_writes_nothing_by_itself(capfd: pytest.CaptureFixture[str]) -> None:
+    """It would write its remarks to standard error, past everything that is in charge of that."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(stream, "TIFF", compression="tiff_lzw")
+    data = bytearray(stream.getvalue())
+    data[200:400] = b"\xff" * 200
+    with pytest.raises(ImageError):
+        images.decode(bytes(data), "a.tif")
+    assert capfd.readouterr().err == ""

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import http.server
 import io
 import json
+import os
 import socket
+import sys
 import threading
 
 import numpy as np
@@ -255,7 +258,99 @@ def test_a_file_name_that_is_not_utf8(model, photos, tmp_path, capsys):
         pytest.skip("this file system takes only UTF-8 names")
     for form in ("table", "csv", "jsonl"):
         assert bit(model, odd, "--format", form, "--out", tmp_path / "out") == 0
-        assert "udcff.png" in (tmp_path / "out").read_text(encoding="utf-8")
+        written = (tmp_path / "out").read_text(encoding="utf-8")
+        assert f"{tmp_path}/\\udcff.png" in written
+    assert json.loads(written)["image"] == str(odd), "JSON gives the name back exactly"
+
+
+HOSTILE = ("=1+1", "-3.5", "@x\x1b[31m", "+cmd|' /C calc'!A0", "\ta\nb", "\u202egnp", "-x")
+
+
+@pytest.fixture
+def hostile(model, photos, tmp_path):
+    """A model and an image whose names do harm wherever they are shown raw."""
+    network = weights.load(str(model), num_classes=len(HOSTILE))
+    card = dataclasses.replace(
+        network.card, class_names=HOSTILE, upstream="\x1b]0;title\x07 \n  licence    none", name="\x9b2J"
+    )
+    network.card = card
+    path = tmp_path / "hostile.safetensors"
+    weights.save(path, network)
+    image = tmp_path / "=\x1b[2J\nb.png"
+    image.write_bytes((photos / "a.png").read_bytes())
+    return path, image
+
+
+def test_names_do_no_harm_in_tables_and_spreadsheets(hostile, tmp_path, monkeypatch, capsys):
+    path, image = hostile
+    monkeypatch.chdir(tmp_path)
+    assert bit(path, image.name, "gone.png", "--top-k", 7) == 2
+    (tmp_path / "bad\n.png").write_bytes(b"")
+    shown = r"=\x1b[2J\nb.png"
+    assert bit(path, image.name, "bad\n.png", "--top-k", 7) == 1
+    out = capsys.readouterr().out
+    assert out.isprintable() is False and out.replace("\n", "").isprintable() and len(out.splitlines()) == 3
+    assert out.splitlines()[1].startswith(shown) and "bad\\n.png" in out and r"@x\x1b[31m" in out and r"\ta\nb" in out
+    for where in ([], ["--out", "out.csv"]):
+        assert bit(path, image.name, "--top-k", 7, "--format", "csv", "--probabilities", *where) == 0
+    assert (tmp_path / "out.csv").read_text(encoding="utf-8") == capsys.readouterr().out
+    with open(tmp_path / "out.csv", encoding="utf-8", newline="") as file:
+        header, row = csv.reader(file)
+    safe = ["'=1+1", "-3.5", r"'@x\x1b[31m", "'+cmd|' /C calc'!A0", r"'\ta\nb", r"\u202egnp", "'-x"]
+    assert header[-8:-1] == safe and sorted(row[1:15:2]) == sorted(safe) and row[0] == "'" + shown
+    assert all(0 <= float(number) <= 1 for number in (*row[2:15:2], *row[15:22]))
+    assert bit(path, image.name, "--top-k", 7, "--format", "jsonl") == 0
+    out = capsys.readouterr().out
+    record = json.loads(out)
+    assert out.replace("\n", "").isprintable() and record["image"] == image.name
+    assert {entry["label"] for entry in record["top"]} == set(HOSTILE)
+
+
+def test_info_shows_a_card_without_harm(hostile, capsys):
+    assert cli.main(["info", str(hostile[0])]) == 0
+    out = capsys.readouterr().out
+    assert (
+        out.replace("\n", "").isprintable()
+        and out.startswith(r"\x9b2J")
+        and r"\x1b]0;title\x07 \n  lic" in " ".join(out.split(" "))
+    )
+    assert cli.main(["info", str(hostile[0]), "--json"]) == 0
+    out = capsys.readouterr().out
+    assert out.replace("\n", "").isprintable() and tuple(json.loads(out)["class_names"]) == HOSTILE
+
+
+def test_a_table_is_shortened_for_a_terminal_only(model, photos, tmp_path, monkeypatch, capsys):
+    long = tmp_path / ("x" * 100 + ".png")
+    long.write_bytes((photos / "a.png").read_bytes())
+    assert bit(model, long) == 0
+    assert str(long) in capsys.readouterr().out
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert bit(model, long) == 0
+    assert "...xxx" in capsys.readouterr().out
+
+
+def test_names_on_standard_input_are_those_of_files(model, photos, tmp_path, monkeypatch, capsys):
+    """Whatever encoding they have, and whatever the terminal's is."""
+    odd = os.fsencode(tmp_path) + b"/gr\xfc\xdf.png"
+    with open(odd, "wb") as file:
+        file.write((photos / "a.png").read_bytes())
+    for encoding in ("utf-8", "ascii", "cp1252"):
+        stdin = io.TextIOWrapper(io.BytesIO(odd + b"\n\n-\n"), encoding=encoding)
+        stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+        monkeypatch.setattr("sys.stdin", stdin)
+        monkeypatch.setattr("sys.stdout", stdout)
+        assert bit(model, "-", "--format", "jsonl", "--probabilities") == 0
+        record = json.loads(stdout.buffer.getvalue().decode(encoding))
+        assert os.fsencode(record["image"]) == odd and "größe" in record["probabilities"]
+        assert bit(model, os.fsdecode(odd), "--top-k", 7) == 0
+
+
+@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"x" * (1 << 17), None])
+def test_what_is_no_list_of_names(model, monkeypatch, capsys, content):
+    monkeypatch.setattr("sys.stdin", None if content is None else io.TextIOWrapper(io.BytesIO(content)))
+    assert bit(model, "-") == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: Standard input ") and err.replace("\n", "").isprintable() and len(err) < 200
 
 
 def test_long_names_keep_the_columns_of_the_table():

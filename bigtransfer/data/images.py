@@ -6,6 +6,7 @@ Pixels are uint8, `(height, width, channels)`, channels 3 (sRGB as stored, no co
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import io
 import math
@@ -16,7 +17,7 @@ from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, UnidentifiedImageError, _imaging
 
 from bigtransfer import files
 from bigtransfer.catalog import InputSpec
@@ -52,7 +53,18 @@ def formats() -> tuple[str, ...]:
 
         pillow_heif.register_heif_opener()
     Image.init()
+    _silence_libtiff()
     return tuple(sorted(set(Image.OPEN) - {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}))
+
+
+def _silence_libtiff() -> None:
+    """Keep libtiff from writing its remarks on damaged files to standard error by itself; the reason is in Pillow's exception."""
+    with contextlib.suppress(OSError, AttributeError):  # a Pillow without it, or that hides it
+        library = ctypes.CDLL(_imaging.__file__)  # finds what that is linked with, too
+        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
+            function = getattr(library, name)
+            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
+            function(None)
 
 
 @functools.cache

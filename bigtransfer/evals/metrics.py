@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bigtransfer.dist import World
 from bigtransfer.errors import DataError, WeightsError
+from bigtransfer.terminal import line
 
 CALIBRATION_BINS = 15
 """Equal-width bins of the calibration error (the number of Guo et al., arXiv 1706.04599)."""
@@ -243,6 +244,7 @@ def evaluate(
 def describe(result: Classification, class_names: Sequence[str], worst: int = 10) -> str:
     """The numbers as text for a terminal: the headline, then a table of all classes if there are at most 30, else of the `worst`
     by F1."""
+    class_names = [line(name) for name in class_names]
     low, high = result.top1_interval
     lines = [
         f"top-1 accuracy     {result.top1:7.2%}   (95% interval {low:.2%} to {high:.2%}, {len(result)} images)",

@@ -20,6 +20,7 @@ from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.jobs.plan import environment
 from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.predictor import Predictor
+from bigtransfer.terminal import line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +51,7 @@ def run(config: EvaluateConfig) -> int:
     print(f"\n{evals.describe(done.result, done.images.class_names)}")
     if done.unreadable:
         print(f"\n{len(done.unreadable)} images cannot be read and are left out:")
-        print("\n".join(f"  {error}" for error in done.unreadable[:10]))
+        print("\n".join(f"  {line(str(error))}" for error in done.unreadable[:10]))
         if len(done.unreadable) > 10:
             print(f"  ... and {len(done.unreadable) - 10} more")
     if config.json is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import sys
 import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 from bigtransfer import catalog, fetch, hyperrule, settings
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.config import InfoConfig
+from bigtransfer.terminal import json_line, line
 
 _WIDTH = 100
 
@@ -26,19 +28,16 @@ def run(config: InfoConfig) -> None:
 
         card = weights.describe(config.model)
     if config.json:
-        print(
-            json.dumps(
-                json.loads(card.to_json()) | {"num_parameters": card.num_parameters}, indent=1, ensure_ascii=False
-            )
-        )
+        record = json.loads(card.to_json()) | {"num_parameters": card.num_parameters}
+        print(json_line(record, sys.stdout, indent=1))
         return
-    print(card.name)
-    lines = list(_lines(card, config.model))
+    print(line(card.name))
+    lines = [(line(title), text) for title, text in _lines(card, config.model)]
     indent = max(len(title) for title, _ in lines) + 4
     for title, text in lines:
         print(
             textwrap.fill(
-                text,
+                line(text),
                 _WIDTH,
                 initial_indent=f"  {title}".ljust(indent),
                 subsequent_indent=" " * indent,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -12,6 +12,7 @@ from bigtransfer import catalog, fetch, settings
 from bigtransfer.catalog import Published
 from bigtransfer.config import ModelsConfig
 from bigtransfer.errors import UnknownModel
+from bigtransfer.terminal import json_line
 
 _TITLES = ("name", "parameters", "classes", "input", "trained on", "weights")
 _RIGHT = ("parameters", "classes", "input")
@@ -22,7 +23,7 @@ def run(config: ModelsConfig) -> None:
     if not records:
         raise UnknownModel(config.pattern, catalog.published())
     if config.json:
-        print(json.dumps([_plain(record) for record in records], indent=1))
+        print(json_line([_plain(record) for record in records], sys.stdout, indent=1))
         return
     rows = [_row([record]) for record in records] if config.pattern else list(_folded(records))
     for line in _table(_TITLES, rows):

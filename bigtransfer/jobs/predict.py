@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import functools
-import json
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
 import numpy as np
 from tqdm import tqdm
@@ -17,10 +17,11 @@ from tqdm import tqdm
 from bigtransfer import settings, web
 from bigtransfer.config import PredictConfig
 from bigtransfer.data.forms import open_images
-from bigtransfer.errors import ImageError
+from bigtransfer.errors import DataError, ImageError
 from bigtransfer.limits import limits
 from bigtransfer.outputs import atomic_write, text_output
 from bigtransfer.predictor import Prediction, Predictor
+from bigtransfer.terminal import cell, json_line, line
 
 
 def run(config: PredictConfig) -> int:
@@ -35,7 +36,8 @@ def run(config: PredictConfig) -> int:
             stream, shown = sys.stdout, sys.stdout.isatty()
         else:
             stream, shown = stack.enter_context(text_output(config.out)), False
-        write = _writer(config, stream, predictor.class_names, [_text(source) for source in sources])
+        names_of = [source if isinstance(source, str) else source[0] for source in sources]
+        write = _writer(config, stream, shown, predictor.class_names, names_of)
         predictions = predictor.stream(sources, features=config.features is not None, batch_size=config.batch_size)
         # A progress bar would tear up rows that scroll by.
         for prediction in tqdm(
@@ -60,12 +62,31 @@ def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], byt
     """Every image asked for: paths, and addresses with the function that fetches them. Raises DataError for what is not there."""
     for item in asked:
         if item == "-":
-            yield from _sources([line for line in map(str.strip, sys.stdin) if line not in ("", "-")])
+            yield from _sources([line for line in _listed() if line not in ("", "-")])
         elif web.is_web(item):
             yield item, functools.partial(fetch, item)
         else:
             images = open_images([item])
             yield from (images.name(i) for i in range(len(images)))
+
+
+def _listed() -> Iterator[str]:
+    """The lines of standard input, without blanks around them: names of files in whatever encoding those are."""
+    if sys.stdin is None:
+        raise DataError("Standard input is closed; `-` reads names of images from it.")
+    lines: IO[Any] = getattr(sys.stdin, "buffer", sys.stdin)
+    while read := lines.readline(_LONGEST):
+        text = os.fsdecode(read)
+        if len(read) == _LONGEST or "\0" in text:
+            raise DataError(
+                "Standard input holds no list of names, one a line, which `-` reads. An image is given by its name: bit predict MODEL "
+                "a.jpg"
+            )
+        yield text.strip()
+
+
+_LONGEST = 1 << 16
+"""Bytes of a line, with its end, of a list of names: longer ones are no names."""
 
 
 def fetch(address: str) -> bytes:
@@ -78,16 +99,10 @@ def fetch(address: str) -> bytes:
         raise ImageError(address, error.reason) from error
 
 
-def _text(source: str | tuple[str, Any]) -> str:
-    """The name of a source as it can be printed: a file name that is not UTF-8 holds lone surrogates."""
-    name = source if isinstance(source, str) else source[0]
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def _writer(
-    config: PredictConfig, stream: TextIO, class_names: Sequence[str], names: Sequence[str]
+    config: PredictConfig, stream: TextIO, shown: bool, class_names: Sequence[str], names: Sequence[str]
 ) -> Callable[[Prediction], None]:
-    """The function that writes one prediction."""
+    """The function that writes one prediction. shown: to somebody who looks on, and has only so much room in a line."""
     top_k = min(config.top_k, len(class_names))
     if config.format == "jsonl":
         return functools.partial(_write_json, stream, _keys(class_names) if config.probabilities else None, top_k)
@@ -95,10 +110,10 @@ def _writer(
         rows = csv.writer(stream, lineterminator="\n")
         header = ["image", "label", "probability"]
         header += [f"{title}_{k}" for k in range(2, top_k + 1) for title in ("label", "probability")]
-        rows.writerow([*header, *(_keys(class_names) if config.probabilities else ()), "error"])
+        rows.writerow([*header, *map(cell, _keys(class_names) if config.probabilities else ()), "error"])
         return functools.partial(_write_row, rows, len(class_names) if config.probabilities else 0, top_k)
-    image_width = min(60, max([5, *map(len, names)]))
-    label_width = min(40, max([5, *map(len, class_names)]))
+    widths = [max([5, *(len(line(name)) for name in column)]) for column in (names, class_names)]
+    image_width, label_width = (min(60, widths[0]), min(40, widths[1])) if shown else widths
     print(f"{'image':<{image_width}}  {'class':<{label_width}}  probability", file=stream)
     return functools.partial(_write_line, stream, image_width, label_width, top_k)
 
@@ -110,7 +125,7 @@ def _keys(class_names: Sequence[str]) -> list[str]:
 
 
 def _write_json(stream: TextIO, keys: Sequence[str] | None, top_k: int, prediction: Prediction) -> None:
-    record: dict[str, Any] = {"image": _text(prediction.name)}
+    record: dict[str, Any] = {"image": prediction.name}
     if prediction.probabilities is None:
         record["error"] = prediction.error
     else:
@@ -118,28 +133,28 @@ def _write_json(stream: TextIO, keys: Sequence[str] | None, top_k: int, predicti
         record["top"] = [{"label": label, "probability": p} for label, p in prediction.top(top_k)]
         if keys is not None:
             record["probabilities"] = dict(zip(keys, prediction.probabilities.tolist(), strict=True))
-    print(json.dumps(record, ensure_ascii=False), file=stream)
+    print(json_line(record, stream), file=stream)
 
 
 def _write_row(rows: Any, columns: int, top_k: int, prediction: Prediction) -> None:
     if prediction.probabilities is None:
-        rows.writerow([_text(prediction.name), *[""] * (2 * top_k + columns), prediction.error])
+        rows.writerow([cell(prediction.name), *[""] * (2 * top_k + columns), cell(prediction.error or "")])
         return
-    values = [value for label, p in prediction.top(top_k) for value in (label, f"{p:.6g}")]
+    values = [value for label, p in prediction.top(top_k) for value in (cell(label), f"{p:.6g}")]
     values += [f"{p:.6g}" for p in prediction.probabilities[:columns]]
-    rows.writerow([_text(prediction.name), *values, ""])
+    rows.writerow([cell(prediction.name), *values, ""])
 
 
 def _write_line(stream: TextIO, image_width: int, label_width: int, top_k: int, prediction: Prediction) -> None:
-    name = _text(prediction.name)
+    name = line(prediction.name)
     if len(name) > image_width:
         name = "..." + name[3 - image_width :]
     if prediction.error is not None:
-        print(f"{name:<{image_width}}  cannot be read: {prediction.error}", file=stream)
+        print(f"{name:<{image_width}}  cannot be read: {line(prediction.error)}", file=stream)
         return
-    (label, probability), *others = prediction.top(top_k)
+    (label, probability), *others = ((line(label), p) for label, p in prediction.top(top_k))
     if len(label) > label_width:
         label = label[: label_width - 3] + "..."
     rest = ", ".join(f"{other} {p:.1%}" for other, p in others if p >= 0.0005)
-    line = f"{name:<{image_width}}  {label:<{label_width}}  {probability:11.1%}"
-    print(f"{line}   {rest}".rstrip(), file=stream)
+    row = f"{name:<{image_width}}  {label:<{label_width}}  {probability:11.1%}"
+    print(f"{row}   {rest}".rstrip(), file=stream)
