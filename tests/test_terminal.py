@@ -165,7 +165,8 @@ def test_a_full_disk_behind_standard_output_is_told(tmp_path: Path) -> None:
         )
         assert done.returncode == 2
         assert (
-            done.stderr.removeprefix("note\n") == "error: standard output: No space left on device. --debug shows where it happened.\n"
+            done.stderr.removeprefix("note\n")
+            == "error: standard output: No space left on device. --debug shows where it happened.\n"
         )
         done = subprocess.run(
             [sys.executable, "-c", PROGRAM, tmp_path / "file"],
