@@ -23,6 +23,8 @@ class Limits:
 
     record_bytes: int = 256 * 2**20
     """Of one JSON file: a model's card, an index, a run's configuration."""
+    table_bytes: int = 2**30
+    """Of one table of text: CSV, TSV, JSON lines."""
     image_bytes: int = 512 * 2**20
     """Of one image file, as it is stored."""
     download_bytes: int = 32 * 10**9

@@ -32,6 +32,8 @@ class EvaluateConfig(Config):
     """Column of a table that holds the images or their paths. Default: found by its usual names."""
     label_column: str | None = None
     """Column of a table that holds the class. Default: found by its usual names."""
+    label_separator: str | None = None
+    """What stands between an image's labels in a table of text, such as |; the images may then have several."""
 
     # --- Output
     json: str | None = None

@@ -31,6 +31,8 @@ class FinetuneConfig(Config):
     """Column of a table that holds the images or their paths. Default: found by its usual names."""
     label_column: str | None = None
     """Column of a table that holds the class. Default: found by its usual names."""
+    label_separator: str | None = None
+    """What stands between an image's labels in a table of text, such as |; the images may then have several."""
     examples_per_class: PositiveInt | None = None
     """Train on this many images of each class, drawn at random with --seed. Default: all."""
     val_fraction: Share | None = None

@@ -36,12 +36,12 @@ def open_dataset(
     """The data set that `spec` names, in its own splits. Nothing is decoded here, and no split is made up (see `data.splits`).
 
     spec: a folder (of class folders; of train/val/test folders of those; of images without classes; of Parquet files or tar
-    shards; written by `bit shard`, or by `datasets`' save_to_disk), a .csv, .tsv or .parquet table, a .tar file or a pattern of tar
+    shards; written by `bit shard`, or by `datasets`' save_to_disk), a .csv, .tsv, .jsonl or .parquet table, a .tar file or a pattern of tar
     shards such as `shards/train-{000..009}.tar`, `hf:<owner>/<name>` from the Hugging Face hub, or one of `named.NAMES`; or the address
     (http, https, or any that fsspec knows, such as s3://) of a folder written by `bit shard` or of tar shards. What exists on disk
     goes before a name. file:///folder/x is the path /folder/x.
     image_column, label_column, split_column: columns of a table; by default those with usual names (`tables.Columns`).
-    label_separator: what stands between the labels of an image in a CSV or TSV table whose images have several.
+    label_separator: what stands between the labels of an image in a table of text whose images have several.
     multi_label: whether images may have several labels (lists, in other forms than those tables): `labels` is then (n, k).
     class_names: number the labels by this list, say a model's classes, instead of by the names found; the data may then lack
     classes, but have none that is not listed.
@@ -53,15 +53,19 @@ def open_dataset(
     columns = Columns(image=image_column, label=label_column, split=split_column, label_separator=label_separator)
     folder = cache_folder() if cache is None else Path(cache)
     remote_cache = Cache(folder / "shards", settings.shard_cache() if shard_cache is None else shard_cache)
-    where = fetch.path_of(str(spec))
-    if label_separator is not None and Path(where).suffix.lower() not in (".csv", ".tsv"):
-        raise ConfigError("--label-separator has no effect: only the labels of CSV and TSV tables are separated by it.")
+    where, separated = fetch.path_of(str(spec)), False
+    if label_separator == "":
+        raise ConfigError("--label-separator '' separates nothing. Give what stands between the labels, such as '|'.")
     if remote.is_address(where) and not where.lower().endswith(shards.TAR_ENDINGS):
         splits = index.open_address(where, folder, remote_cache, class_names, channels)
     elif index.is_indexed(Path(where).expanduser()):
         splits = index.open_folder(Path(where).expanduser(), class_names, channels)
     else:
-        splits = build(_find(where, columns, folder, remote_cache, hub_cache=cache), class_names, channels)
+        found = _find(where, columns, folder, remote_cache, hub_cache=cache)
+        separated = found.separated
+        splits = build(found, class_names, channels)
+    if label_separator is not None and not separated:
+        raise ConfigError("--label-separator has no effect: only the labels of tables of text are separated by it.")
     if not multi_label and splits.train.labels is not None and splits.train.labels.ndim > 1:
         raise DataError(
             f"The images of {where} have several labels each, and one is needed here. `bit pretrain --multi-label` learns from such sets."
@@ -120,17 +124,19 @@ def _files(files: Sequence[Path | RemoteFile], columns: Columns, cache: Path) ->
     if len(paths) < len(files):
         return shards.tar_files(files, columns.label, cache)
     endings = {_ending(path) for path in paths}
-    if endings <= {".csv", ".tsv"} and len(paths) == 1:
+    if endings <= set(tables.TEXT_ENDINGS) and len(paths) == 1:
         return tables.text_table(paths[0], columns)
     if endings <= {".parquet"}:
         return tables.parquet_tables(paths, columns, cache)
     if endings <= {".tar"}:
         return shards.tar_files(paths, columns.label, cache)
+    if endings & {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}:
+        raise DataError(f"{paths[0]} is a workbook, not a table of text. {tables.SAVE_AS_CSV}")
     if ".zip" in endings:
         raise DataError(f"{paths[0]} is a ZIP file; unpack it and give the folder.")
     if endings <= images.extensions():
         raise DataError(f"{paths[0]} is a single image, not a data set. To classify it: bit predict MODEL {paths[0]}")
-    raise DataError(f"{paths[0]} is not a kind of data set known here: a folder, .csv, .tsv, .parquet or .tar.")
+    raise DataError(f"{paths[0]} is not a kind of data set known here: a folder, .csv, .tsv, .jsonl, .parquet or .tar.")
 
 
 def _ending(path: Path) -> str:
@@ -143,6 +149,8 @@ def _folder(root: Path, columns: Columns, cache: Path) -> Found:
     ):
         return tables.saved_dataset(root, columns)
     paths, folders, ignored = _walk(root)
+    if (found := tables.beside(root, paths, columns)) is not None:
+        return found
     if not paths:
         for ending in (".parquet", ".tar"):
             files = sorted(path for path in root.rglob("*") if _ending(path) == ending)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -57,7 +58,7 @@ class Part:
         self._codes.extend(self.values.setdefault(one, len(self.values)) for one in names)
 
     def add_all(
-        self, rows: range, codes: np.ndarray, values: Sequence[Label], counts: np.ndarray | None = None
+        self, rows: range | np.ndarray, codes: np.ndarray, values: Sequence[Label], counts: np.ndarray | None = None
     ) -> None:
         """Many images: `values[codes[j]]` are their classes (code -1: none), one each; or `counts[i]` of them the i-th image's."""
         self.several |= counts is not None
@@ -68,7 +69,8 @@ class Part:
                 known[code] = self.values.setdefault(value, len(self.values))
         flat = known[codes]
         owners = np.repeat(np.arange(len(rows)), counts)[flat >= 0]
-        self._rows.frombytes(np.arange(rows.start, rows.stop, dtype=np.int64).tobytes())
+        numbers = np.arange(rows.start, rows.stop) if isinstance(rows, range) else rows
+        self._rows.frombytes(numbers.astype(np.int64).tobytes())
         self._counts.frombytes(np.bincount(owners, minlength=len(rows)).astype(np.int32).tobytes())
         self._codes.frombytes(flat[flat >= 0].tobytes())
 
@@ -113,6 +115,8 @@ class Found:
     class_names: tuple[str, ...] | None = None
     """The order the data set itself gives its classes, if it does."""
     notes: tuple[str, ...] = ()
+    separated: bool = False
+    """Whether `--label-separator` divides the labels."""
 
 
 def build(found: Found, class_names: Sequence[str] | None, channels: int) -> Splits:
@@ -232,3 +236,16 @@ def listed(names: Iterable[str]) -> str:
     """At most ten names, joined for a message."""
     names = list(names)
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def quoted(value: object, length: int = 60) -> str:
+    """A value for a message: blanks and invisible characters can be seen, and no more than `length` characters are shown."""
+    if isinstance(value, str):
+        # Accents written as characters of their own look like the letters that have them.
+        shown = (repr if unicodedata.is_normalized("NFC", value[:length]) else ascii)(value[:length])
+        return shown if len(value) <= length else f"{shown}... ({len(value):,} characters)"
+    try:
+        text = repr(value)
+    except Exception:  # numbers too long for Python to write, and what else foreign data hold
+        text = f"a value of the type {type(value).__name__}"
+    return text if len(text) <= length else f"{text[:length]}..."
