@@ -69,6 +69,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         config.data,
         image_column=config.image_column,
         label_column=config.label_column,
+        label_separator=config.label_separator,
         channels=card.architecture.in_chans,
     )
     split, images = choose_split(splits, config.split)

@@ -177,7 +177,11 @@ def finetune(config: FinetuneConfig) -> Finetuned:
 def _opened(config: FinetuneConfig, channels: int) -> Splits:
     """The data set as it lies there."""
     return data.open_dataset(
-        config.data, image_column=config.image_column, label_column=config.label_column, channels=channels
+        config.data,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        label_separator=config.label_separator,
+        channels=channels,
     )
 
 

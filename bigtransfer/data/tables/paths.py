@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from bigtransfer import fetch
 from bigtransfer.data import images
 from bigtransfer.data.layout import listed, quoted, split_of
 from bigtransfer.data.tables.columns import Table
-from bigtransfer.errors import DataError
+from bigtransfer.errors import ConfigError, DataError
 
-_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
+_ADDRESS = re.compile(r"[a-z][a-z0-9+.-]+://|file:/", re.IGNORECASE)
 _SAMPLE = 50
 """Rows by which the folder of a table's images is found."""
 _FOLDERS = 200
@@ -186,7 +187,7 @@ def texts(table: Table, name: str) -> list[str]:
         text = text.strip() if text.isascii() else text.strip().strip("\u200b\u2060\ufeff")
         if not text or (not isinstance(value, str) and text == "nan"):
             nothing.append(row)
-        if "://" in text and _ADDRESS.match(text):
+        if ":" in text and _ADDRESS.match(text):
             text = _local(text, table, row)
         elif "\0" in text or not (text.isascii() or _encodable(text)):
             raise DataError(f"{table.path}, {table.place(row)}: {quoted(text)} cannot be the name of a file.")
@@ -218,14 +219,16 @@ def _encodable(text: str) -> bool:
 
 def _local(text: str, table: Table, row: int) -> str:
     """The path in a file: address; DataError for any other address."""
-    match = re.fullmatch(r"file://(?:localhost)?(/.*)", text, re.IGNORECASE | re.DOTALL)
-    if match is None:
+    try:
+        path = fetch.path_of(text)
+    except ConfigError as error:
+        raise DataError(f"{table.path}, {table.place(row)}: {error}") from error
+    if path == text:
         raise DataError(
             f"{table.path}, {table.place(row)}: {quoted(text)} is an address. A table names image files of this machine: download the "
             "images first."
         )
-    path = unquote(match[1])
-    return path[1:] if os.name == "nt" else path
+    return path
 
 
 def locate(table: Table, column: str, finder: Finder) -> tuple[list[str], list[int], tuple[str, ...]]:

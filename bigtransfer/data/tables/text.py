@@ -10,12 +10,11 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bigtransfer import records
+from bigtransfer import files, records
 from bigtransfer.data.layout import listed, quoted
 from bigtransfer.data.tables.columns import IMAGE, Table, usual
 from bigtransfer.data.tables.labels import bare
 from bigtransfer.errors import DataError
-from bigtransfer.limits import limits
 
 ENDINGS = (".csv", ".tsv", ".jsonl", ".ndjson")
 """Of the files that `read` understands."""
@@ -35,16 +34,10 @@ def read(path: Path, split: str | None = None) -> Table:
 
 def _text(path: Path) -> str:
     """The file's text, which is UTF-8, or UTF-16 with its mark at the beginning."""
-    most = limits().table_bytes
     try:
-        with open(path, "rb") as file:
-            content = file.read(most + 1)
+        content = files.read(path, "table_bytes")
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
-    if len(content) > most:
-        raise DataError(
-            f"{path} has more than {most:,} bytes, too many for a table. If it is meant, raise the limit: --limits table_bytes=N."
-        )
     if content[:4] == b"PK\x03\x04":
         raise DataError(f"{path} is an Excel workbook or a ZIP file under another name. {SAVE_AS_CSV}")
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
