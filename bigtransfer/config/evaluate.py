@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Batch, Config, Positional, Threads
+from bigtransfer.config.fields import Config, Positional, PositiveInt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,6 @@ class EvaluateConfig(Config):
     """Column of a table that holds the images or their paths. Default: found by its usual names."""
     label_column: str | None = None
     """Column of a table that holds the class. Default: found by its usual names."""
-    label_separator: str | None = None
-    """What stands between an image's labels in a table of text, such as |; the images may then have several."""
 
     # --- Output
     json: str | None = None
@@ -46,7 +44,7 @@ class EvaluateConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
-    batch_size: Batch | None = None
+    batch_size: PositiveInt | None = None
     """Images computed at a time. Default: by their size."""
-    workers: Threads | None = None
+    workers: PositiveInt | None = None
     """Threads that read and decode images. Default: one for each core."""
