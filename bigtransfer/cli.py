@@ -12,6 +12,7 @@ import difflib
 import importlib
 import inspect
 import os
+import re
 import shutil
 import signal
 import sys
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from bigtransfer import __version__, config, limits, terminal
+from bigtransfer.config.fields import shortened
 from bigtransfer.errors import BitError, ConfigError
 
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -177,7 +179,12 @@ def parse(command: str, arguments: Sequence[str]) -> config.Config:
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, except that its complaints are ConfigErrors like all others."""
+    """argparse, except that its complaints are ConfigErrors like all others, and that what begins like a negative number is a value: our
+    check of `--budget -5m` says more than "expected one argument"."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._negative_number_matcher = re.compile(r"-(\.?\d|inf|nan)")
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[:1].upper()}{message[1:]}. `{self.prog} --help` explains the arguments.")
@@ -204,11 +211,15 @@ def _add(parser: argparse.ArgumentParser, field: config.Field) -> None:
 
 def _reader(type_: Any) -> Any:
     def read(text: str) -> Any:
-        return type_(text)
+        try:
+            return type_(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"invalid {_TYPES[type_]} value: {shortened(text)}") from error
 
-    # argparse puts the function's name into "invalid ... value".
-    read.__name__ = {int: "whole number", float: "number"}.get(type_, "text")
     return read
+
+
+_TYPES: dict[Any, str] = {int: "whole number", float: "number"}
 
 
 def _suggestion(word: str, known: Sequence[str]) -> str:
@@ -263,8 +274,8 @@ def _shown(field: config.Field) -> str:
         return field.flag if field.default is False else field.flag.replace("--", "--[no-]", 1)
     if field.choices is not None:
         value = "|".join(map(str, field.choices))
-    elif field.must is not None and field.must.metavar is not None:
-        value = field.must.metavar
+    elif field.metavar is not None:
+        value = field.metavar
     else:
         value = {int: "N", float: "X"}.get(field.type, field.name.rpartition("_")[2].upper())  # pyright: ignore
     return f"{field.flag} {value}" + (" ..." if field.several else "")

@@ -23,6 +23,10 @@ class Limits:
 
     record_bytes: int = 256 * 2**20
     """Of one JSON file: a model's card, an index, a run's configuration."""
+    table_bytes: int = 2**30
+    """Of one table of text: CSV, TSV, JSON lines."""
+    input_side: int = 2048
+    """Pixels of the height and width of a network's input, as a model's card or a flag asks for."""
     image_bytes: int = 512 * 2**20
     """Of one image file, as it is stored."""
     download_bytes: int = 32 * 10**9
@@ -43,12 +47,6 @@ class Limits:
     """To get a file, in a row, that bring nothing new of it."""
     shard_attempts: int = 9
     """The same for a file of a data set: four minutes, as a store's bad moment should not end weeks of training."""
-    archive_members: int = 20_000_000
-    """Entries of one tar or ZIP file."""
-    archive_bytes: int = 2**40
-    """What one compressed archive may unpack to, in the cache."""
-    archive_ratio: int = 200
-    """How many times its size a compressed archive may unpack to, beyond the first gigabyte."""
 
 
 def names() -> list[str]:

@@ -5,6 +5,7 @@
   metrics.jsonl    one JSON object a line, {"step": ..., ...}
   split.json       which images went where
   unreadable.json  images left out, with the reason
+  copies.json      images that are there more than once
   checkpoints/     what a resume needs (train.checkpoint); of a fine-tuning gone when it is finished
   evaluation.json
   model.safetensors

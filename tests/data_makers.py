@@ -36,3 +36,11 @@ def class_folders(root: Path, counts: dict[str, int], ending: str = ".png", seed
             write(root / name / f"{number:03d}{ending}", seed=seed)
             seed += 1
     return root
+
+
+def table(root: Path, text: str, name: str = "table.csv") -> Path:
+    """A table beside the images img/0.png .. img/3.png."""
+    for number in range(4):
+        write(root / "img" / f"{number}.png", seed=number)
+    (root / name).write_text(text, encoding="utf-8")
+    return root / name

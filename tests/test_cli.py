@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pytest
 
 import bigtransfer
@@ -123,6 +125,18 @@ def test_the_python_side_takes_paths_lists_and_whole_numbers() -> None:
         ("a --share 1", "--share must be 0 or more and less than 1, not 1.0"),
         ("a --share nan", "--share must be 0 or more and less than 1, not nan"),
         ("a --within 5", "--within must be a span of time"),
+        ("a --within -5m", "--within must be a span of time such as 90s, 10m or 1h30m, not '-5m'"),
+        ("a --within 10001d", "--within must be 10,000 days at most, not '10001d'"),
+        ("a --within " + "9" * 400 + "d", "--within must be 10,000 days at most"),
+        ("a --count -1", "--count must be 1 or more, not -1"),
+        ("a --count 1000000001", "--count must be at most 1,000,000,000, not 1000000001"),
+        ("a --count " + "9" * 5000, "--count: invalid whole number value: '999"),
+        ("a --rate nan", "--rate must be a finite number, not nan"),
+        ("a --rate -inf", "--rate must be a finite number, not -inf"),
+        ("a --rate 1e400", "--rate must be a finite number, not inf"),
+        ("a --rate -.5e", "--rate: invalid number value: '-.5e'"),
+        ("a --sizes 1 x", "--sizes: invalid whole number value: 'x'"),
+        ("a\0b", "FILES must be text without NUL characters, not 'a\\x00b'"),
         ("a --mode quick", "--mode must be one of fast, slow, not 'quick'"),
         ("a --mode slow", "--mode slow needs --count"),
         ("a --count many", "--count: invalid whole number value: 'many'"),
@@ -135,8 +149,65 @@ def test_the_python_side_takes_paths_lists_and_whole_numbers() -> None:
     ],
 )
 def test_wrong_arguments_are_named(sample, arguments: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         cli.parse("sample", arguments.split())
+    assert len(str(caught.value)) < 400
+
+
+def test_numbers_of_numpy_are_numbers() -> None:
+    asked = SampleConfig(
+        files=np.array(["a", "b"]),  # type: ignore[arg-type]
+        rate=np.float32(0.5),  # type: ignore[arg-type]
+        count=np.int64(3),  # type: ignore[arg-type]
+        sizes=np.array([4, 5]),  # type: ignore[arg-type]
+        mirror=np.bool_(False),  # type: ignore[arg-type]
+        share=np.array(0.25),  # type: ignore[arg-type]
+        mode=np.str_("fast"),  # type: ignore[arg-type]
+    )
+    values = dataclasses.astuple(asked)
+    assert values == (("a", "b"), 0.5, 3, 0.25, "5m", "fast", (4, 5), False, False)
+    plain = (str, int, float, bool)
+    assert all(type(each) in plain for value in values for each in (value if isinstance(value, tuple) else (value,)))
+    for wrong in (np.float64(2.0), np.array([2]), np.bool_(True)):
+        with pytest.raises(ConfigError, match="--count must be a whole number"):
+            SampleConfig(files=("a",), count=wrong)  # type: ignore[arg-type]
+
+
+EXTREMES = (-1, 0, 1, 10**9 + 1, 2**31, 2**63, 2**64, 10**400, -(10**400), 10**5000, 0.5, 1e308)
+EXTREMES += (float("nan"), float("inf"), -float("inf"), -1e-320)
+
+
+@pytest.mark.parametrize("command", cli.commands())
+def test_no_number_of_a_configuration_is_beyond_what_is_computed_with(command: str) -> None:
+    """Neither infinite nor larger than what sums of it and arrays of such a length can bear."""
+    chosen = config.of_command(command)
+    fields = config.fields_of(chosen)
+    needed = {field.name: "x" for field in fields if field.positional and field.default is dataclasses.MISSING}
+    for field in fields:
+        for extreme in EXTREMES if field.type in (int, float) else ():
+            for value in ((extreme, extreme), extreme) if field.several else (extreme,):
+                try:
+                    made = getattr(chosen(**{**needed, field.name: value}), field.name)
+                except ConfigError as error:
+                    assert len(str(error)) < 400  # noqa: PT017
+                    continue
+                for number in made if field.several else (made,):
+                    top = {"seed": 2**63 - 1, "workers": 1024, "threads": 1024, "crop": 2048}.get(field.name, 10**9)
+                    assert 0 <= number <= top, (field.flag, number)
+
+
+def test_a_seed_may_be_any_number_that_the_generators_take() -> None:
+    assert FinetuneConfig(data="photos", seed=2**63 - 1).seed == 2**63 - 1
+    with pytest.raises(ConfigError, match=r"--seed must be at most 9,223,372,036,854,775,807"):
+        FinetuneConfig(data="photos", seed=2**63)
+
+
+def test_the_limit_of_an_inputs_side_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert FinetuneConfig(data="photos", crop=2048).crop == 2048
+    with pytest.raises(ConfigError, match=r"--crop must be at most 2,048 px .*--limits input_side=N\), not 2049"):
+        FinetuneConfig(data="photos", crop=2049)
+    monkeypatch.setenv("BIT_LIMITS", "input_side=2049")
+    assert FinetuneConfig(data="photos", crop=2049).crop == 2049
 
 
 def test_a_wrong_type_from_python_is_named() -> None:
@@ -173,6 +244,7 @@ def test_what_is_no_span_of_time(text: str) -> None:
         ({"split_file": "s.json", "val_fraction": 0.2}, "--val-fraction has no effect with --split-file"),
         ({"linear": "closed", "steps": 3}, "--steps has no effect with --linear closed"),
         ({"linear": "closed", "budget": "3m"}, "--budget has no effect with --linear,"),
+        ({"budget": "0s"}, "--budget must be more than 0 seconds"),
         ({"linear": "sgd", "pretrained": False}, "leave out --no-pretrained"),
     ],
 )
@@ -298,6 +370,26 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     )
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_job_can_be_interrupted_by_the_keyboard_after_it_is_loaded(sample) -> None:
+    """While it loads, the signal has its plain effect; afterwards it is Python's again."""
+    at_work: list[object] = []
+    sample(lambda asked: at_work.append(signal.getsignal(signal.SIGINT)))
+    before = signal.getsignal(signal.SIGINT)
+    assert before is signal.default_int_handler and cli.main(["sample", "a"]) == 0
+    assert at_work == [before] and signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("value", "debugging"), [("", False), ("0", False), ("1", True), ("yes", True)])
+def test_what_turns_debugging_on(sample, monkeypatch: pytest.MonkeyPatch, value: str, debugging: bool) -> None:
+    def run(asked: Config) -> None:
+        raise bigtransfer.BitError("wrong")
+
+    sample(run)
+    monkeypatch.setenv("BIT_DEBUG", value)
+    with pytest.raises(bigtransfer.BitError) if debugging else contextlib.nullcontext():
+        assert cli.main(["sample", "a"]) == 2
 
 
 def test_mistakes_through_the_real_command() -> None:

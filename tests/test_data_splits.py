@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from bigtransfer.data import ImageSet, Splits, open_dataset
-from bigtransfer.data.checks import check, find_duplicates, find_unreadable
+from bigtransfer.data.checks import Copy, check, contradictory, find_copies, find_unreadable, leaked
 from bigtransfer.data.sources import Files
 from bigtransfer.data.splits import hold_out, load_split, per_class, save_split
 from bigtransfer.errors import ConfigError, DataError, UnreadableImages
@@ -183,13 +184,45 @@ def test_a_class_must_not_vanish(tmp_path: Path) -> None:
         check(images, skip_bad=True)
 
 
-def test_duplicates(tmp_path: Path) -> None:
+def test_copies(tmp_path: Path) -> None:
     images = open_dataset(class_folders(tmp_path, {"cat": 3, "dog": 3})).train
     (tmp_path / "dog" / "001.png").write_bytes((tmp_path / "cat" / "002.png").read_bytes())
     (tmp_path / "dog" / "002.png").unlink()
     cats, dogs = images.subset([0, 1, 2]), images.subset([3, 4, 5])
-    assert find_duplicates(cats, dogs) == [("cat/002.png", "dog/001.png")]
-    assert find_duplicates(cats, cats.subset([1])) == [("cat/001.png", "cat/001.png")]
+    (tmp_path / "dog" / "000.png").write_bytes((tmp_path / "cat" / "000.png").read_bytes())
+    first = (
+        Copy(part="train", name="cat/000.png", classes=("cat",)),
+        Copy(part="test", name="dog/000.png", classes=("dog",)),
+    )
+    second = (
+        Copy(part="train", name="cat/002.png", classes=("cat",)),
+        Copy(part="test", name="dog/001.png", classes=("dog",)),
+    )
+    assert find_copies({"train": cats, "test": dogs}) == [[*first], [*second]]
+    assert leaked(first) and contradictory(first)
+    ((one, other),) = find_copies({"train": cats, "val": cats.subset([1])})
+    assert (one.part, one.name, other.part, other.name) == ("train", "cat/001.png", "val", "cat/001.png")
+    assert leaked([one, other]) and not contradictory([one, other])
+    within = find_copies({"train": images.subset([4, 3, 1, 0, 2])})
+    assert [[copy.name for copy in group] for group in within] == [
+        ["dog/000.png", "cat/000.png"],
+        ["dog/001.png", "cat/002.png"],
+    ]
+    assert not any(map(leaked, within)) and all(map(contradictory, within))
+    assert find_copies({"train": cats}) == []
+    unlabelled = dataclasses.replace(dogs, labels=None, class_names=())
+    ((_, other), _) = find_copies({"train": cats, "test": unlabelled})
+    assert other.classes == () and not contradictory([first[0], other])
+
+
+def test_copies_with_several_labels(tmp_path: Path) -> None:
+    for name in ("0.png", "1.png", "2.png", "3.png"):
+        write(tmp_path / name, seed=0)
+    (tmp_path / "t.csv").write_text("image,label\n0.png,a|b\n1.png,b|a\n2.png,b\n3.png,b\n")
+    images = open_dataset(tmp_path / "t.csv", label_separator="|", multi_label=True).train
+    (group,) = find_copies({"train": images})
+    assert [copy.classes for copy in group] == [("a", "b"), ("a", "b"), ("b",), ("b",)]
+    assert not contradictory(group[:2]) and contradictory(group[1:3]) and not contradictory(group[2:])
 
 
 def test_trashnet_is_whole(shared_data: Path) -> None:
@@ -199,7 +232,7 @@ def test_trashnet_is_whole(shared_data: Path) -> None:
     assert find_unreadable(val) == []
     few = per_class(train, 10)
     assert few.class_counts().tolist() == [10] * 6
-    assert find_duplicates(few, val) == []
+    assert find_copies({"train": few, "val": val}) == []
 
 
 # --- Several labels per image

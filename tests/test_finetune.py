@@ -138,6 +138,7 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
     assert {path.name for path in run.iterdir()} == {
         ".lock",
         "config.json",
+        "copies.json",
         "evaluation.json",
         "metrics.jsonl",
         "model.safetensors",
@@ -157,7 +158,7 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
     split = json.loads((run / "split.json").read_text())
     assert {part: len(names) for part, names in split.items()} == {"train": 12, "val": 3, "test": 12}
     assert all(name.startswith("train/") for name in split["train"] + split["val"])
-    assert json.loads((run / "unreadable.json").read_text()) == []
+    assert json.loads((run / "unreadable.json").read_text()) == json.loads((run / "copies.json").read_text()) == []
     assert "12 train, 3 val, 12 test images of 3 classes" in output and "bit predict" in output
 
 
@@ -377,6 +378,22 @@ def test_linear_closed(short: list[str], data: Path, tiny: Path, tmp_path: Path)
     expected = linear.fit(torch.from_numpy(features), torch.from_numpy(train.labels), 3).head
     assert torch.allclose(network.head.weight, expected.weight, rtol=1e-2, atol=1e-4)
     assert card.metrics["test_top1"] == 1.0, "colours can be told apart by any features"
+    # Neither on record nor shown is anything of steps that are not taken.
+    for recipe in (card.recipe, json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]):
+        assert (recipe["steps"], recipe["batch_size"], recipe["warmup"], recipe["base_learning_rate"]) == (0, 0, 0, 0.0)
+    shown = (tmp_path / "run" / "report.html").read_text()
+    assert "No steps" in shown and "<dt>crop</dt><dd>32</dd>" in shown
+    for name in (
+        "steps",
+        "batch size",
+        "warmup",
+        "decays",
+        "base learning rate",
+        "momentum",
+        "eval every",
+        "size class",
+    ):
+        assert f"<dt>{name}</dt>" not in shown, name
 
 
 def test_linear_sgd(short: list[str], tiny: Path, tmp_path: Path) -> None:
@@ -387,6 +404,10 @@ def test_linear_sgd(short: list[str], tiny: Path, tmp_path: Path) -> None:
         assert torch.equal(tensor, source.state_dict()[name]) != name.startswith("head.")
     lines = numbers(tmp_path / "run")
     assert lines[-1]["loss"] < lines[0]["loss"]
+    notes = card_and_config(tmp_path / "run")[1]["recipe"]["notes"]
+    assert notes[
+        1
+    ] == "The network stays as it is: its features are taken of images at 32 px." and "cropped" not in str(notes)
 
 
 def test_from_random_weights(short: list[str], tiny: Path, tmp_path: Path) -> None:
@@ -395,6 +416,7 @@ def test_from_random_weights(short: list[str], tiny: Path, tmp_path: Path) -> No
     card, config = card_and_config(tmp_path / "run")
     assert card.upstream == "colours" and card.licence == "" and card.architecture.units == (2, 2, 2, 2)
     assert config["recipe"]["resize"] == config["recipe"]["crop"] == 32
+    assert config["recipe"]["notes"][-1].endswith("crop 32, no random crop, so that images are resized to 32 px.")
     assert config["asked"]["flip"] is False and config["asked"]["random_crop"] is False
 
 
@@ -467,6 +489,51 @@ def test_unreadable_images_stop_or_are_left_out(
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert len(split["train"]) + len(split["val"]) == 11 and "red/1.png" not in split["train"] + split["val"]
     assert "red/1.png" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_copies_of_images_are_told_kept_and_shown(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "some"
+    write_images(root / "train", 5, 0)
+    write_images(root / "test", 4, 1)
+    for copy, original in (
+        ("test/red/0.png", "train/red/4.png"),
+        ("test/red/1.png", "train/red/3.png"),
+        ("train/blue/1.png", "train/green/2.png"),
+        ("train/blue/4.png", "train/blue/0.png"),
+    ):
+        (root / copy).write_bytes((root / original).read_bytes())
+    short[1] = str(root)
+    assert in_process([*short, "--steps", "1"]) == 0
+    told = " ".join(capsys.readouterr().err.split())
+    assert (
+        "warning: 2 pictures are in several parts of the data; accuracy will look better than it is: "
+        "train/red/4.png = test/red/0.png; train/red/3.png = test/red/1.png. The report lists them." in told
+    )
+    assert (
+        "warning: 1 pictures stand under different classes, of which only one can be right: "
+        "train/blue/1.png = train/green/2.png." in told
+    )
+    assert "note: 1 pictures are there more than once" in told
+    groups = json.loads((tmp_path / "run" / "copies.json").read_text())
+    assert sorted([one["name"] for one in group] for group in groups) == [
+        ["train/blue/0.png", "train/blue/4.png"],
+        ["train/blue/1.png", "train/green/2.png"],
+        ["train/red/3.png", "test/red/1.png"],
+        ["train/red/4.png", "test/red/0.png"],
+    ]
+    assert groups[0][0].keys() == {"part", "name", "classes"}
+    shown = (tmp_path / "run" / "report.html").read_text()
+    assert "2 of them are among the training images too" in shown
+    for name in ("test/red/0.png", "train/red/4.png", "test/red/1.png", "train/green/2.png", "train/blue/4.png"):
+        assert name in shown
+
+    # Large test sets are not searched; and nothing is where there is nothing else to compare with.
+    monkeypatch.setattr(finetune, "COMPARED", 11)
+    short[short.index("--out") + 1] = str(tmp_path / "again")
+    assert in_process([*short, "--steps", "1"]) == 0
+    assert json.loads((tmp_path / "again" / "copies.json").read_text()) == []
 
 
 def test_test_images_without_classes_are_told_and_not_used(

@@ -13,6 +13,7 @@ from bigtransfer.config.convert import ConvertConfig
 from bigtransfer.config.demo import DemoConfig
 from bigtransfer.config.evaluate import EvaluateConfig
 from bigtransfer.config.fields import (
+    Batch,
     Config,
     Count,
     Field,
@@ -21,8 +22,12 @@ from bigtransfer.config.fields import (
     Positional,
     Positive,
     PositiveInt,
+    Seed,
     Share,
+    Side,
     Span,
+    Threads,
+    Workers,
     fields_of,
     forbid,
     seconds,
@@ -36,6 +41,7 @@ from bigtransfer.config.report import ReportConfig
 from bigtransfer.config.shard import ShardConfig
 
 __all__ = [
+    "Batch",
     "Config",
     "ConvertConfig",
     "Count",
@@ -53,9 +59,13 @@ __all__ = [
     "PredictConfig",
     "PretrainConfig",
     "ReportConfig",
+    "Seed",
     "ShardConfig",
     "Share",
+    "Side",
     "Span",
+    "Threads",
+    "Workers",
     "command_line",
     "fields_of",
     "forbid",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bigtransfer.config.fields import Config, Count, PositiveInt, Span
+from bigtransfer.config.fields import Config, PositiveInt, Seed, Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,5 +21,5 @@ class DemoConfig(Config):
     """Time to train each of the two networks."""
     examples_per_class: PositiveInt = 10
     """Images of each digit to learn from."""
-    seed: Count = 0
+    seed: Seed = 0
     """Decides which images are learnt from, and everything else that is random."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Config, Positional, PositiveInt
+from bigtransfer.config.fields import Batch, Config, Positional, Threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class EvaluateConfig(Config):
     """Column of a table that holds the images or their paths. Default: found by its usual names."""
     label_column: str | None = None
     """Column of a table that holds the class. Default: found by its usual names."""
+    label_separator: str | None = None
+    """What stands between an image's labels in a table of text, such as |; the images may then have several."""
 
     # --- Output
     json: str | None = None
@@ -44,7 +46,7 @@ class EvaluateConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
-    batch_size: PositiveInt | None = None
+    batch_size: Batch | None = None
     """Images computed at a time. Default: by their size."""
-    workers: PositiveInt | None = None
+    workers: Threads | None = None
     """Threads that read and decode images. Default: one for each core."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import inspect
+import math
 import os
 import re
 import textwrap
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 from bigtransfer.errors import ConfigError
+from bigtransfer.limits import limits
 
 T = TypeVar("T")
 
@@ -35,7 +37,7 @@ Positional = Annotated[T, _POSITIONAL]
 
 @dataclass(frozen=True)
 class Must:
-    """A check that travels with a type: the sentence "must be {be}", its test, and how the value is shown in the help."""
+    """A check that travels with a type: the end of the sentence "--flag must be ...", its test, and how the value is shown in the help."""
 
     be: str
     test: Callable[[Any], bool]
@@ -52,14 +54,34 @@ def seconds(text: str) -> float:
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _SPAN = r"(\d+(\.\d+)?[smhd])+"
 
-PositiveInt = Annotated[int, Must("1 or more", lambda value: value >= 1)]
-Count = Annotated[int, Must("0 or more", lambda value: value >= 0)]
-Positive = Annotated[float, Must("more than 0", lambda value: 0 < value < float("inf"))]
-NotNegative = Annotated[float, Must("0 or more", lambda value: 0 <= value < float("inf"))]
+LARGEST = 10**9
+"""Of the numbers that have no smaller limit: nothing that is meant is above it."""
+
+
+def _at_most(limit: int) -> Must:
+    return Must(f"at most {limit:,}", lambda value: value <= limit)
+
+
+_PIXELS = Must(
+    "at most {limit:,} px (raise the limit if it is meant: --limits input_side=N)",
+    lambda value: value <= limits().input_side,
+)
+
+PositiveInt = Annotated[int, Must("1 or more", lambda value: value >= 1), _at_most(LARGEST)]
+Count = Annotated[int, Must("0 or more", lambda value: value >= 0), _at_most(LARGEST)]
+Seed = Annotated[int, Must("0 or more", lambda value: value >= 0), _at_most(2**63 - 1)]
+Batch = Annotated[int, Must("1 or more", lambda value: value >= 1), _at_most(2**20)]
+Side = Annotated[int, Must("1 or more", lambda value: value >= 1), _PIXELS]
+"""Height and width of a network's input, px."""
+Threads = Annotated[int, Must("1 or more", lambda value: value >= 1), _at_most(1024)]
+Workers = Annotated[int, Must("0 or more", lambda value: value >= 0), _at_most(1024)]
+Positive = Annotated[float, Must("more than 0", lambda value: value > 0), _at_most(LARGEST)]
+NotNegative = Annotated[float, Must("0 or more", lambda value: value >= 0), _at_most(LARGEST)]
 Share = Annotated[float, Must("0 or more and less than 1", lambda value: 0 <= value < 1)]
 Span = Annotated[
     str,
     Must("a span of time such as 90s, 10m or 1h30m", lambda value: bool(re.fullmatch(_SPAN, value.strip())), "TIME"),
+    Must("10,000 days at most", lambda value: seconds(value) <= 10_000 * _UNITS["d"]),
 ]
 
 
@@ -79,7 +101,12 @@ class Field:
     optional: bool
     """None is a legal value: nothing was asked."""
     choices: tuple[Any, ...] | None
-    must: Must | None
+    musts: tuple[Must, ...]
+
+    @property
+    def metavar(self) -> str | None:
+        """How the type wants its values shown in the help."""
+        return next((must.metavar for must in self.musts if must.metavar is not None), None)
 
     @property
     def flag(self) -> str:
@@ -87,28 +114,55 @@ class Field:
         return self.name.upper() if self.positional else "--" + self.name.replace("_", "-")
 
     def accept(self, value: Any) -> Any:
-        """`value` in the field's type (paths become str, lists tuples, int float); ConfigError if it does not fit."""
+        """`value` in the field's type (paths become str, lists tuples, int float, NumPy's scalars Python's); ConfigError if it does not
+        fit."""
         if value is None and self.optional:
             return None
         if not self.several:
             return self._accept_one(value)
         if not isinstance(value, (tuple, list)):
-            value = (value,)
+            value = tuple(value) if _of_numpy(value) and value.ndim == 1 else (value,)
         return tuple(self._accept_one(one) for one in value)
 
     def _accept_one(self, value: Any) -> Any:
         if isinstance(value, os.PathLike):
-            value = os.fspath(value)
+            value = os.fsdecode(value)
+        if _of_numpy(value) and value.ndim == 0:
+            value = value.item()
         if self.type is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
+            try:
+                value = float(value)
+            except OverflowError:
+                raise ConfigError(f"{self.flag} must be a finite number, not {shortened(value)}.") from None
         if self.choices is not None:
-            if value not in self.choices:
-                raise ConfigError(f"{self.flag} must be one of {', '.join(map(str, self.choices))}, not {value!r}.")
+            if type(value) is not self.type or value not in self.choices:
+                raise ConfigError(
+                    f"{self.flag} must be one of {', '.join(map(str, self.choices))}, not {shortened(value)}."
+                )
         elif type(value) is not self.type:
-            raise ConfigError(f"{self.flag} must be {_NAMES[self.type]}, not {value!r}.")
-        if self.must is not None and not self.must.test(value):
-            raise ConfigError(f"{self.flag} must be {self.must.be}, not {value!r}.")
+            raise ConfigError(f"{self.flag} must be {_NAMES[self.type]}, not {shortened(value)}.")
+        for must in self.musts:
+            if not must.test(value):
+                be = must.be.format(limit=limits().input_side)
+                raise ConfigError(f"{self.flag} must be {be}, not {shortened(value)}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{self.flag} must be a finite number, not {value}.")
+        if isinstance(value, str) and "\0" in value:
+            raise ConfigError(f"{self.flag} must be text without NUL characters, not {shortened(value)}.")
         return value
+
+
+def _of_numpy(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and hasattr(value, "ndim")
+
+
+def shortened(value: Any) -> str:
+    """`value` as Python writes it, its middle left out if it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # a number of more digits than Python writes
+        return f"a number of {value.bit_length():,} bits"
+    return text if len(text) <= 200 else f"{text[:100]}...{text[-50:]}"
 
 
 _NAMES: dict[Any, str] = {str: "text", int: "a whole number", float: "a number", bool: "True or False"}
@@ -138,7 +192,7 @@ def fields_of(config_class: type) -> list[Field]:
 
 def _unfold(hint: Any) -> dict[str, Any]:
     """What an annotation says: its parts Positional, Must, None, tuple and Literal, from the outside in."""
-    found: dict[str, Any] = {"positional": False, "several": False, "optional": False, "choices": None, "must": None}
+    found: dict[str, Any] = {"positional": False, "several": False, "optional": False, "choices": None, "musts": ()}
     while True:
         origin = typing.get_origin(hint)
         if origin is Annotated:
@@ -146,7 +200,7 @@ def _unfold(hint: Any) -> dict[str, Any]:
                 if extra == _POSITIONAL:
                     found["positional"] = True
                 elif isinstance(extra, Must):
-                    found["must"] = extra
+                    found["musts"] = (*found["musts"], extra)
             hint = hint.__origin__
         elif origin in (typing.Union, types.UnionType):
             (hint,) = (part for part in typing.get_args(hint) if part is not type(None))

@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Config, Count, NotNegative, Positional, Positive, PositiveInt, Share, Span, forbid
+from bigtransfer.config.fields import (
+    Batch,
+    Config,
+    NotNegative,
+    Positional,
+    Positive,
+    PositiveInt,
+    Seed,
+    Share,
+    Side,
+    Span,
+    Workers,
+    forbid,
+    seconds,
+)
 from bigtransfer.errors import ConfigError
 
 
@@ -31,6 +45,8 @@ class FinetuneConfig(Config):
     """Column of a table that holds the images or their paths. Default: found by its usual names."""
     label_column: str | None = None
     """Column of a table that holds the class. Default: found by its usual names."""
+    label_separator: str | None = None
+    """What stands between an image's labels in a table of text, such as |; the images may then have several."""
     examples_per_class: PositiveInt | None = None
     """Train on this many images of each class, drawn at random with --seed. Default: all."""
     val_fraction: Share | None = None
@@ -50,13 +66,13 @@ class FinetuneConfig(Config):
     resolution are chosen to fit. Default: the full rule, which is made for a big GPU."""
     steps: PositiveInt | None = None
     """Optimizer steps."""
-    batch_size: PositiveInt | None = None
+    batch_size: Batch | None = None
     """Images per step."""
     learning_rate: Positive | None = None
     """Highest learning rate of the schedule."""
-    resize: PositiveInt | None = None
+    resize: Side | None = None
     """Images are resized to this many pixels square before the random crop."""
-    crop: PositiveInt | None = None
+    crop: Side | None = None
     """Side of the random crop in pixels, and the size at which the model is used afterwards."""
     mixup_alpha: NotNegative | None = None
     """Strength of MixUp, the blending of pairs of training images; 0 turns it off."""
@@ -71,7 +87,7 @@ class FinetuneConfig(Config):
     rule's steps (sgd). Either takes seconds. none trains all weights, which is usually more accurate."""
     pretrained: bool = True
     """Start from the pre-trained weights; --no-pretrained starts from random ones, to compare."""
-    seed: Count = 0
+    seed: Seed = 0
     """Decides everything random: the same seed repeats the run."""
 
     # --- Machine
@@ -79,11 +95,11 @@ class FinetuneConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
-    micro_batch: PositiveInt | None = None
+    micro_batch: Batch | None = None
     """Images computed at a time; the result is the same for any value. Default: what fits into memory."""
     compile: bool = False
     """Compile the network first: minutes of waiting, then faster steps. Worth it on a GPU."""
-    workers: Count | None = None
+    workers: Workers | None = None
     """Processes that read and decode images. Default: as many as the machine has cores to spare."""
     cache: Literal["auto", "memory", "none"] = "auto"
     """Keep the decoded images in memory; auto does so where they fit."""
@@ -101,6 +117,8 @@ class FinetuneConfig(Config):
     def check(self) -> None:
         if self.resize is not None and self.crop is not None and self.crop > self.resize:
             raise ConfigError(f"--crop {self.crop} does not fit into --resize {self.resize}.")
+        if self.budget is not None and seconds(self.budget) == 0:
+            raise ConfigError("--budget must be more than 0 seconds.")
         if self.split_file is not None:
             forbid(
                 self, ("examples_per_class", "val_fraction"), "has no effect with --split-file, which fixes the split"

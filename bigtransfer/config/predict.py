@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Config, Positional, PositiveInt
+from bigtransfer.config.fields import Batch, Config, Positional, PositiveInt
 from bigtransfer.errors import ConfigError
 
 
@@ -39,7 +39,7 @@ class PredictConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
-    batch_size: PositiveInt | None = None
+    batch_size: Batch | None = None
     """Images computed at a time. Default: by their size."""
 
     def check(self) -> None:

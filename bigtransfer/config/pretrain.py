@@ -5,7 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Config, Count, NotNegative, Positional, Positive, PositiveInt, Share, Span, forbid
+from bigtransfer.config.fields import (
+    Batch,
+    Config,
+    Count,
+    NotNegative,
+    Positional,
+    Positive,
+    PositiveInt,
+    Seed,
+    Share,
+    Side,
+    Span,
+    Workers,
+    forbid,
+)
 from bigtransfer.errors import ConfigError
 
 
@@ -44,7 +58,7 @@ class PretrainConfig(Config):
     # --- Recipe
     epochs: Positive = 90.0
     """Passes over the images."""
-    batch_size: PositiveInt = 4096
+    batch_size: Batch = 4096
     """Images per step, of all processes together."""
     learning_rate: Positive | None = None
     """Highest learning rate. Default: 0.03 x batch size / 256."""
@@ -52,7 +66,7 @@ class PretrainConfig(Config):
     """Steps of linear warm-up."""
     schedule: Literal["staircase", "cosine"] = "staircase"
     """How the learning rate falls: a tenth at each of --decay-epochs, or half a cosine to 0."""
-    decay_epochs: tuple[float, ...] = (30.0, 60.0, 80.0)
+    decay_epochs: tuple[NotNegative, ...] = (30.0, 60.0, 80.0)
     """Epochs after which the staircase falls."""
     weight_decay: NotNegative = 1e-4
     """L2 penalty on kernels and the head's matrix (not on biases and norms)."""
@@ -60,13 +74,13 @@ class PretrainConfig(Config):
     """Cross-entropy over all classes, or for each class by itself, with the head's biases starting at -10."""
     ema: Share | None = None
     """Decay of a moving average of the weights, such as 0.9999, which is then what is validated and saved. Default: none."""
-    crop: PositiveInt = 224
+    crop: Side = 224
     """Side of the training crops, px."""
-    crop_from: PositiveInt | None = None
+    crop_from: Side | None = None
     """Start with crops of this side and let them grow, which saves time. Default: --crop from the start."""
-    crop_ramp: tuple[float, ...] = (0.4, 0.8)
+    crop_ramp: tuple[NotNegative, ...] = (0.4, 0.8)
     """Shares of the training between which the crops grow from --crop-from to --crop."""
-    eval_size: PositiveInt | None = None
+    eval_size: Side | None = None
     """Side at which images are shown for validation and afterwards, px. Default: --crop."""
     min_area: Share = 0.05
     """Smallest part of an image's area that a random crop takes."""
@@ -74,7 +88,7 @@ class PretrainConfig(Config):
     """Normalization: GroupNorm, or BatchNorm for the paper's ablation."""
     weight_standardization: bool = True
     """Standardize kernels; off for the paper's ablation."""
-    seed: Count = 0
+    seed: Seed = 0
     """Decides everything random: the same seed repeats the run."""
 
     # --- Machine
@@ -85,11 +99,11 @@ class PretrainConfig(Config):
     strategy: Literal["ddp", "fsdp"] = "ddp"
     """Under torchrun: every process holds the whole network, or (FSDP2) they divide parameters, gradients and momentum, for the wide
     ones."""
-    micro_batch: PositiveInt | None = None
+    micro_batch: Batch | None = None
     """Images that a process computes at a time. Default: what fits into memory."""
     compile: bool = False
     """Compile the network first. Worth it on a GPU."""
-    workers: Count | None = None
+    workers: Workers | None = None
     """Processes that read and decode images, for each training process. Default: as many as the machine has cores to spare."""
     cache: Literal["auto", "memory", "device", "none"] = "auto"
     """Keep the decoded images in memory, or on the GPU, where they are then cropped and flipped too; auto takes memory where they

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from bigtransfer.config.fields import Config, Count, Must, Positional, Positive, PositiveInt, fields_of, forbid
+from bigtransfer.config.fields import Config, Must, Positional, Positive, PositiveInt, Seed, Threads, fields_of, forbid
 from bigtransfer.errors import ConfigError
 
 
@@ -42,16 +42,18 @@ class ShardConfig(Config):
     """Images in a shard, instead of a size."""
     shuffle: bool = True
     """Write the images in random order, so that each shard has images of all classes."""
-    seed: Count = 0
+    seed: Seed = 0
     """Decides the random order."""
-    resize: PositiveInt | None = None
+    resize: (
+        Annotated[int, Must("1 to 65,535, the largest side of a JPEG", lambda value: 1 <= value <= 65_535)] | None
+    ) = None
     """Shrink larger images until their shorter side has this many pixels, and store them as JPEG. Default: all images are copied as they
     are."""
     quality: Annotated[int, Must("1 to 100", lambda value: 1 <= value <= 100)] = 95
     """Of these JPEGs, 1 to 100."""
 
     # --- Machine
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     """Threads that decode and encode. Default: one for each core."""
 
     def check(self) -> None:

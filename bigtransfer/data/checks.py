@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -52,15 +53,51 @@ def find_unreadable(images: ImageSet, workers: int | None = None, progress: bool
     return list(_unreadable(images, workers, progress).values())
 
 
-def find_duplicates(one: ImageSet, other: ImageSet, workers: int | None = None) -> list[tuple[str, str]]:
-    """Pairs of names (in `one`, in `other`) of images that are the same byte for byte: they make a validation result too good.
+@dataclass(frozen=True, kw_only=True)
+class Copy:
+    """One of several images that are the same byte for byte."""
+
+    part: str
+    """Of the data set: "train", "val", "test"."""
+    name: str
+    classes: tuple[str, ...]
+    """Names of its classes; empty if it has no labels."""
+
+
+def find_copies(parts: Mapping[str, ImageSet], workers: int | None = None) -> list[list[Copy]]:
+    """Images that are the same byte for byte, within a part or between parts: all that are alike together, in the order of the parts.
 
     Images that cannot be read are passed over.
     """
-    first = dict(zip(_for_each(one, _digest, workers), range(len(one)), strict=True))
-    first.pop(None, None)
-    matches = ((first.get(digest), j) for j, digest in enumerate(_for_each(other, _digest, workers)))
-    return [(one.name(i), other.name(j)) for i, j in matches if i is not None]
+    seen: dict[bytes, tuple[str, int]] = {}
+    alike: dict[bytes, list[tuple[str, int]]] = {}
+    for part, images in parts.items():
+        for i, digest in enumerate(_for_each(images, _digest, workers)):
+            if digest is None:
+                continue
+            first = seen.setdefault(digest, (part, i))
+            if first != (part, i):
+                alike.setdefault(digest, [first]).append((part, i))
+    return [
+        [Copy(part=part, name=parts[part].name(i), classes=_classes(parts[part], i)) for part, i in group]
+        for group in alike.values()
+    ]
+
+
+def leaked(copies: Sequence[Copy]) -> bool:
+    """Whether they are in several parts: what is trained on and measured on too makes the result look better than it is."""
+    return len({copy.part for copy in copies}) > 1
+
+
+def contradictory(copies: Sequence[Copy]) -> bool:
+    """Whether one picture stands under different classes, of which only one can be right."""
+    return len({frozenset(copy.classes) for copy in copies if copy.classes}) > 1
+
+
+def _classes(images: ImageSet, i: int) -> tuple[str, ...]:
+    if images.labels is None:
+        return ()
+    return tuple(images.class_names[label] for label in np.atleast_1d(images.labels[i]) if label >= 0)
 
 
 def _unreadable(images: ImageSet, workers: int | None, progress: bool) -> dict[int, ImageError]:

@@ -41,6 +41,9 @@ OWN_VALIDATION = 0.1
 TIMED = 0.05
 """Share of a budget that may go into measuring the machine's speed, which is done at most twice."""
 
+COMPARED = 50_000
+"""Validation and test sets of at most this many images are searched for copies of training images."""
+
 WATCHED = 2_000
 """Validation sets of at most this many images are measured during the training too, larger ones only after it."""
 
@@ -53,7 +56,7 @@ class Finetuned:
     """The run's folder: model.safetensors, report.html, metrics.jsonl, config.json, split.json."""
     recipe: Recipe
     metrics: dict[str, float]
-    """`test_top1`, `test_top5`, ... or, without a test part, `val_top1`, ...; empty if the run was stopped or has nothing to be
+    """`test_top1`, `test_ece`, ... or, without a test part, `val_top1`, ...; empty if the run was stopped or has nothing to be
     measured on."""
     stopped_by: int | None = None
     """The signal that interrupted the run; the same call goes on from its checkpoint."""
@@ -134,6 +137,8 @@ def finetune(config: FinetuneConfig) -> Finetuned:
             plan = decide(config, _facts(config, model, card, parts.train, device))
             splits.save_split(run.folder / "split.json", parts)
             runs.write_json(run.folder / "unreadable.json", unreadable)
+            copies = [[dataclasses.asdict(one) for one in group] for group in _copies(parts)]
+            runs.write_json(run.folder / "copies.json", copies)
             record(run, "finetune", config, plan, _counted(config, parts) | _state_of(opened))
         else:
             plan = dataclasses.replace(begun.plan, device=str(device))
@@ -177,7 +182,11 @@ def finetune(config: FinetuneConfig) -> Finetuned:
 def _opened(config: FinetuneConfig, channels: int) -> Splits:
     """The data set as it lies there."""
     return data.open_dataset(
-        config.data, image_column=config.image_column, label_column=config.label_column, channels=channels
+        config.data,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        label_separator=config.label_separator,
+        channels=channels,
     )
 
 
@@ -268,15 +277,28 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
     empty = [name for name, count in zip(train.class_names, train.class_counts(), strict=True) if count == 0]
     if empty:
         raise DataError(f"No training image of {', '.join(empty[:10])}. Add some, or remove the class.")
-    for other in (val, test):
-        twins = checks.find_duplicates(train, other) if other is not None and len(other) <= 50_000 else []
-        if twins:
-            print(
-                f"warning: {len(twins)} images are both in train and in {'val' if other is val else 'test'}, such as {twins[0][0]}; "
-                "accuracy will look better than it is",
-                file=sys.stderr,
-            )
     return Splits(train=train, val=val, test=test, notes=parts.notes), unreadable
+
+
+def _copies(parts: Splits) -> list[list[checks.Copy]]:
+    """Images that are there more than once, told and returned."""
+    compared = {part: images for part, images in parts.parts().items() if part == "train" or len(images) <= COMPARED}
+    if len(compared) == 1 and len(parts.train) > COMPARED:
+        return []
+    copies = checks.find_copies(compared)
+    kinds = {
+        "are in several parts of the data; accuracy will look better than it is": list(filter(checks.leaked, copies)),
+        "stand under different classes, of which only one can be right": list(filter(checks.contradictory, copies)),
+    }
+    for what, groups in kinds.items():
+        if groups:
+            shown = "; ".join(" = ".join(one.name for one in group[:3]) for group in groups[:5])
+            more = f"; and {len(groups) - 5:,} more" if len(groups) > 5 else ""
+            print(f"warning: {len(groups):,} pictures {what}: {shown}{more}. The report lists them.", file=sys.stderr)
+    repeated = sum(not checks.leaked(group) and not checks.contradictory(group) for group in copies)
+    if repeated:
+        print(f"note: {repeated:,} pictures are there more than once; the report lists them", file=sys.stderr)
+    return copies
 
 
 def _channels(config: FinetuneConfig) -> int:
@@ -330,7 +352,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
         eval_every=config.eval_every or max(1, recipe.steps // 10),
         device=facts.device,
         dtype=facts.dtype,
-        micro_batch=config.micro_batch or facts.fitting(recipe.crop, recipe.batch_size),
+        micro_batch=config.micro_batch or facts.fitting(recipe.crop, recipe.batch_size or hyperrule.BATCH_SIZE),
         augmentation=SquareCrop(
             resize=recipe.resize,
             crop=recipe.crop,
@@ -351,10 +373,10 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
     if config.linear != "none":
         # Frozen features are at their best at the size they were trained at.
         crop = config.crop or facts.trained_at
-        recipe = dataclasses.replace(recipe, resize=crop, crop=crop)
-    if config.linear == "closed":
-        note = f"No steps: the classifier is solved exactly on features at {recipe.crop} px."
-        return dataclasses.replace(recipe, notes=(note,))
+        if config.linear == "closed":
+            return hyperrule.without_steps(crop)
+        note = f"The network stays as it is: its features are taken of images at {crop} px."
+        recipe = dataclasses.replace(recipe, resize=crop, crop=crop, notes=(recipe.notes[0], note))
     if config.mixup_alpha is not None:
         recipe = dataclasses.replace(recipe, mixup_alpha=config.mixup_alpha)
     crop, resize = config.crop, config.resize
@@ -387,6 +409,8 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
         for name in ("steps", "batch_size", "learning_rate", "resize", "crop", "mixup_alpha")
         if (value := getattr(config, name)) is not None
     ]
+    if not config.random_crop:
+        chosen.append(f"no random crop, so that images are resized to {recipe.crop} px")
     if chosen:
         recipe = dataclasses.replace(recipe, notes=(*recipe.notes, f"Set by you instead: {', '.join(chosen)}."))
     return recipe

@@ -29,7 +29,7 @@ def _images(folder: Path, data: str | None) -> list[ImageSet]:
     where = data or asked.get("data")
     if where is None:
         return []
-    columns = {key: asked[key] for key in ("image_column", "label_column") if asked.get(key)}
+    columns = {key: asked[key] for key in ("image_column", "label_column", "label_separator") if asked.get(key)}
     try:
         splits = open_dataset(where, **columns)
     except DataError as error:

@@ -15,6 +15,7 @@ import msgspec
 
 from bigtransfer import config as configs
 from bigtransfer import evals, records, runs
+from bigtransfer.data.checks import Copy
 from bigtransfer.errors import RunError
 from bigtransfer.evals.record import Count, Evaluation, LeftOut
 from bigtransfer.hyperrule import Recipe
@@ -64,6 +65,8 @@ class Contents:
     evaluation: Evaluation | None
     unreadable: Sequence[LeftOut]
     """Images left out of the training, then those left out of the evaluation."""
+    copies: Sequence[Sequence[Copy]]
+    """Images that are the same byte for byte, as `data.checks.find_copies` found them before the training."""
     metrics: Sequence[Logged]
     pictures: Pictures
 
@@ -80,6 +83,7 @@ class Contents:
             config=read_config(folder),
             evaluation=evaluation,
             unreadable=[*left_out, *(evaluation.unreadable if evaluation else ())],
+            copies=_read(folder / "copies.json", lambda path: records.read(path, list[list[Copy]], RunError)) or [],
             metrics=_read(folder / "metrics.jsonl", lambda path: runs.read_metrics(path, Logged)) or [],
             pictures=pictures,
         )

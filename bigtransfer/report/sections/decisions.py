@@ -21,14 +21,24 @@ class Decisions:
     """Title -> name -> value."""
 
 
+_HIDDEN = {"fingerprint", "found", "images"}
+"""What tells a reader nothing, or the same again."""
+
+_OF_STEPS = {"eval_every", "loss"}
+"""What is without effect where no steps are taken."""
+
+
 def compute(run: Contents) -> Decisions | None:
     config = run.config
     if config is None:
         return None
+    hidden = _HIDDEN if config.recipe is None or config.recipe.steps else _HIDDEN | _OF_STEPS
     recipe = config.recipe.to_dict() if config.recipe else {}
     columns = {
         "Decided": _scalars(hyperrule.in_effect(recipe)),
-        "Data and machine": _scalars({**config.data, **config.resolved}),
+        "Data and machine": _scalars(
+            {key: value for key, value in {**config.data, **config.resolved}.items() if key not in hidden}
+        ),
     }
     return Decisions(
         command=configs.command_line(config.command, config.asked) if config.asked else "",

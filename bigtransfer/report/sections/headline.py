@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bigtransfer.data import checks
 from bigtransfer.report.contents import Contents
 
 
@@ -22,6 +23,8 @@ class Evaluated:
     classes: int
     part: str
     """What was measured on: "test images"."""
+    trained_on: int
+    """How many of these images are among the training images too, byte for byte."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,12 @@ def compute(run: Contents) -> Headline:
             images=evaluation.images,
             classes=classes,
             part=parts.get(evaluation.split, f"{evaluation.split} images"),
+            trained_on=sum(
+                copy.part == evaluation.split
+                for copies in run.copies
+                if any(copy.part == "train" for copy in copies) and checks.leaked(copies)
+                for copy in copies
+            ),
         )
     else:
         for line in run.metrics:
