@@ -47,6 +47,12 @@ class Limits:
     """To get a file, in a row, that bring nothing new of it."""
     shard_attempts: int = 9
     """The same for a file of a data set: four minutes, as a store's bad moment should not end weeks of training."""
+    archive_members: int = 20_000_000
+    """Entries of one tar or ZIP file."""
+    archive_bytes: int = 2**40
+    """What one compressed archive may unpack to, in the cache."""
+    archive_ratio: int = 200
+    """How many times its size a compressed archive may unpack to, beyond the first gigabyte."""
 
 
 def names() -> list[str]:

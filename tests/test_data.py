@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +71,125 @@ def test_symbolic_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert names(open_dataset(tmp_path / "linked").train) == ["cat/000.png", "puma/000.png"]
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_devices_and_links_without_end(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 1, "dog": 1})
+    os.mkfifo(tmp_path / "cat" / "pipe.png")
+    (tmp_path / "cat" / "zero.png").symlink_to("/dev/zero")
+    (tmp_path / "dog" / "self.png").symlink_to("self.png")
+    (tmp_path / "dog" / "one").symlink_to("two")
+    (tmp_path / "dog" / "two").symlink_to("one")
+    (tmp_path / "dog" / "up").symlink_to("..")
+    data = open_dataset(tmp_path)
+    assert names(data.train) == ["cat/000.png", "dog/000.png"]
+    notes = " ".join(data.notes)
+    assert "pipes, sockets and devices: cat/pipe.png, cat/zero.png" in notes
+    assert "links that lead in circles: dog/one, dog/self.png, dog/two, dog/up" in notes
+    assert names(open_images([tmp_path])) == [str(tmp_path / name) for name in names(data.train)]
+
+
+def test_a_link_to_nothing_is_an_image_that_is_missed(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 1, "dog": 1})
+    (tmp_path / "dog" / "gone.png").symlink_to("elsewhere.png")
+    with pytest.raises(ImageError, match="no such file"):
+        open_dataset(tmp_path).train.read(2)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "JPEG2000"])
+def test_images_without_an_ending(tmp_path: Path, kind: str) -> None:
+    class_folders(tmp_path, {"cat": 1})
+    (tmp_path / "dog").mkdir()
+    (tmp_path / "dog" / "0a1b2c").write_bytes(encoded(pattern(5, 6), kind))
+    (tmp_path / "dog" / "README").write_bytes(b"BM and II* are not always what they seem")
+    (tmp_path / "dog" / "empty").write_bytes(b"")
+    data = open_dataset(tmp_path)
+    assert names(data.train) == ["cat/000.png", "dog/0a1b2c"] and data.train.size(1) == (5, 6)
+    assert "2 without ending" in data.notes[0]
+
+
+def test_photos_that_need_something_are_counted_with_what(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class_folders(tmp_path, {"cat": 1, "dog": 1})
+    for name in ("cat/a.HEIC", "cat/b.heic", "dog/c.NEF", "dog/d.mp4", "dog/e.svg", "dog/f.xml"):
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "dog" / "g.img_").write_bytes(encoded(pattern(5, 6)))
+    monkeypatch.setattr("bigtransfer.data.images.extensions", lambda: frozenset({".png"}))
+    notes = open_dataset(tmp_path).notes
+    heic, raw, drawing, video, renamed, rest = notes
+    assert "2 .heic; to read them: pip install pillow-heif" in heic and "not an image" not in heic
+    assert "1 .nef; raw photos" in raw and "1 .svg; convert" in drawing and "1 .mp4; videos" in video
+    assert (
+        "end with .img_ but hold images" in renamed
+        and "not an image" in rest
+        and "1 .xml" in rest
+        and ".heic" not in rest
+    )
+    (tmp_path / "cat" / "000.png").unlink()
+    with pytest.raises(DataError, match=r"without an image: cat\..*2 \.heic"):
+        open_dataset(tmp_path)
+
+
+def test_what_this_program_wrote_is_no_class(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 1, "dog": 1})
+    runs = {"runs/photos-bit": "finetune", "out": "evaluate", "dog/run": "pretrain"}
+    for folder, command in runs.items():
+        write(tmp_path / folder / "tensorboard" / "x.png")
+        (tmp_path / folder / "config.json").write_text(json.dumps({"command": command, "asked": {}, "environment": {}}))
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / ".lock").touch()
+    (tmp_path / "begun" / "split.json").write_text("{}")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / ".plan.json").write_text("{}")
+    data = open_dataset(tmp_path)
+    assert names(data.train) == ["cat/000.png", "dog/000.png"]
+    assert "what `bit` wrote: begun, dog/run, out, runs/photos-bit, shards" in " ".join(data.notes)
+    (tmp_path / "emu").mkdir()  # still a class without an image
+    with pytest.raises(DataError, match="without an image: emu"):
+        open_dataset(tmp_path)
+    (tmp_path / "emu" / "config.json").write_text('{"command": "serve"}')  # somebody else's
+    write(tmp_path / "emu" / "0.png")
+    assert open_dataset(tmp_path).train.class_names == ("cat", "dog", "emu")
+
+
+def test_accents_in_two_encodings(tmp_path: Path) -> None:
+    """macOS writes an accent apart from its letter (NFD), others as one sign (NFC)."""
+    one, other = (unicodedata.normalize(form, "caf\u00e9") for form in ("NFC", "NFD"))
+    class_folders(tmp_path / "train", {one: 1, "dog": 1})
+    class_folders(tmp_path / "val", {"dog": 1, other: 1}, seed=5)
+    data = open_dataset(tmp_path)
+    assert data.val is not None and data.train.class_names == data.val.class_names == (one, "dog")
+    assert sorted(data.val.labels.tolist()) == [0, 1] and data.val.labels[
+        [data.val.name(i)[4] == "c" for i in range(2)]
+    ].tolist() == [0]
+    assert "how accents are encoded" in data.notes[0]
+    class_folders(tmp_path / "train", {other: 1}, seed=9)
+    assert open_dataset(tmp_path).train.class_counts().tolist() == [2, 1]
+    assert open_dataset(tmp_path / "train", class_names=("dog", other)).train.class_counts().tolist() == [1, 2]
+
+
+def test_classes_that_look_alike_are_remarked_on(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"Cat": 1, "cat": 1, "dog": 1})
+    data = open_dataset(tmp_path)
+    assert len(data.train.class_names) == 3 and "only in case or blanks: 'Cat', 'cat'" in data.notes[0]
+
+
+def test_one_class_where_nothing_is_trained(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"cat": 2})
+    with pytest.raises(DataError, match="one class only"):
+        open_dataset(tmp_path)
+    assert open_dataset(tmp_path, min_classes=1).train.class_names == ("cat",)
+    write(tmp_path / "cat" / "2023" / "1.png")
+    assert len(open_dataset(tmp_path, min_classes=1).train) == 3
+
+
+def test_many_classes_of_one_image(tmp_path: Path) -> None:
+    content = encoded(pattern(4, 4))
+    for number in range(500):
+        (tmp_path / f"{number:03d}").mkdir()
+        (tmp_path / f"{number:03d}" / "x.png").write_bytes(content)
+    train = open_dataset(tmp_path).train
+    assert len(train.class_names) == 500 and train.labels.tolist() == list(range(500))
+
+
 @pytest.mark.parametrize("val", ["val", "valid", "Validation", "dev"])
 def test_split_folders(tmp_path: Path, val: str) -> None:
     for number, split in enumerate(("train", val, "test")):
@@ -79,6 +200,113 @@ def test_split_folders(tmp_path: Path, val: str) -> None:
     assert data.val.class_names == data.train.class_names == ("cat", "dog")
     assert names(data.val)[0] == f"{val}/cat/000.png"
     np.testing.assert_array_equal(data.test.read(2), pattern(12, 16, seed=22))
+
+
+@pytest.mark.parametrize(
+    ("folders", "splits"),
+    [
+        (("training_set", "test_set"), ("train", "test")),
+        (("images_train", "images_test"), ("train", "test")),
+        (("seg_train", "seg_test"), ("train", "test")),
+        (("Train", "TEST"), ("train", "test")),
+        (("TRAIN_IMAGES", "VAL_IMAGES"), ("train", "val")),
+        (("train_data", "valid_data", "test_data"), ("train", "val", "test")),
+        (("trainData", "testData"), ("train", "test")),
+        (("TrainSet", "DevSet"), ("train", "val")),
+        (("trainset", "testset"), ("train", "test")),
+        (("train2017", "val2017"), ("train", "val")),
+        (("ILSVRC2012_img_train", "ILSVRC2012_img_val"), ("train", "val")),
+        (("1-training", "2-validation"), ("train", "val")),
+        (("cats vs dogs train", "cats vs dogs test"), ("train", "test")),
+        (("trainval", "test"), ("train", "test")),
+        (("my_training_images",), ("train",)),
+    ],
+)
+@pytest.mark.parametrize("wrapped", ["", "same", "images", "outer"])
+def test_folders_that_speak_of_splits(
+    tmp_path: Path, folders: tuple[str, ...], splits: tuple[str, ...], wrapped: str
+) -> None:
+    for number, folder in enumerate(folders):
+        inner = {"": "", "outer": "", "same": folder, "images": "images"}[wrapped]
+        class_folders(
+            tmp_path / ("dataset" if wrapped == "outer" else "") / folder / inner,
+            {"ants": 2, "bees": 1},
+            seed=9 * number,
+        )
+    if wrapped == "outer" and len(folders) == 1:
+        return
+    data = open_dataset(tmp_path)
+    for number, split in enumerate(splits):
+        part = getattr(data, split)
+        assert part.class_names == ("ants", "bees") and part.labels.tolist() == [0, 0, 1], split
+        np.testing.assert_array_equal(part.read(2), pattern(12, 16, seed=9 * number + 2))
+    assert {split for split in ("train", "val", "test") if getattr(data, split) is not None} == set(splits)
+    if not {*folders} <= {"Train", "TEST"} and "trainval" not in folders:
+        assert any(folders[0] in note and splits[0] in note for note in data.notes)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("training_shoes", "running_shoes"),
+        ("passenger_train", "freight_train"),
+        ("dev_board", "test_strip", "car"),
+        ("trainer", "tester", "validator"),
+        ("contest", "strain"),
+        ("evaluation board", "resistor"),
+    ],
+)
+@pytest.mark.parametrize("deep", [False, True])
+def test_classes_that_speak_of_splits(tmp_path: Path, names: tuple[str, ...], deep: bool) -> None:
+    for number, name in enumerate(names):
+        for year in (f"{2019 + number}", "more")[: 1 + deep]:
+            write(tmp_path / name / (year if deep else "") / f"{number}{year}.png")
+    assert open_dataset(tmp_path).train.class_names == tuple(sorted(names))
+
+
+def test_splits_inside_of_class_folders(tmp_path: Path) -> None:
+    for number, name in enumerate(("cat", "dog")):
+        class_folders(tmp_path / name, {"train": 2, "test": 1}, seed=5 * number)
+    data = open_dataset(tmp_path)
+    assert (
+        data.test is not None
+        and data.train.class_names == ("cat", "dog")
+        and data.train.labels.tolist() == [0, 0, 1, 1]
+    )
+    assert names(data.test) == ["cat/test/000.png", "dog/test/000.png"]
+    assert "inside the class folders" in data.notes[0]
+
+
+@pytest.mark.parametrize("outer", [("fold1", "fold2", "fold3"), ("A", "B"), ("photo", "sketch"), ("holdout", "rest")])
+def test_the_same_folders_in_every_class_are_suspicious(tmp_path: Path, outer: tuple[str, ...]) -> None:
+    for number, name in enumerate(outer):
+        class_folders(tmp_path / name, {"ants": 1, "bees": 1} | ({"wasps": 1} if number else {}), seed=3 * number)
+    with pytest.raises(DataError, match=rf"folders {', '.join(outer)} of .* hold the same sub-folders: ants, bees"):
+        open_dataset(tmp_path)
+
+
+def test_years_in_every_class_are_remarked_on(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        class_folders(tmp_path / name, {"2023": 1, "2024-05": 1})
+    data = open_dataset(tmp_path)
+    assert data.train.class_names == ("cat", "dog")
+    assert "The outer ones are taken for the classes" in data.notes[0]
+    write(tmp_path / "dog" / "loose.png")  # an image beside them: they are no classes
+    assert open_dataset(tmp_path).notes == ()
+
+
+def test_two_folders_for_a_split_by_their_words(tmp_path: Path) -> None:
+    for name in ("trainA", "trainB", "testA", "testB"):
+        write(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match="two folders for one split: testA, testB, trainA, trainB"):
+        open_dataset(tmp_path)
+
+
+def test_an_unlabelled_test_part_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    class_folders(tmp_path / "train", {"cat": 1, "dog": 1})
+    write(tmp_path / "test" / "test" / "1.png")
+    data = open_dataset(tmp_path)
+    assert data.test is not None and data.test.labels is None and names(data.test) == ["test/test/1.png"]
 
 
 def test_classes_called_like_splits(tmp_path: Path) -> None:
@@ -177,8 +405,11 @@ def test_files_that_are_no_data_set(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="single image"):
         open_dataset(write(tmp_path / "a.png"))
     (tmp_path / "a.zip").write_bytes(b"PK")
-    with pytest.raises(DataError, match="unpack it"):
+    with pytest.raises(DataError, match="its first bytes are of no such file"):
         open_dataset(tmp_path / "a.zip")
+    (tmp_path / "a.rar").write_bytes(b"Rar!\x1a\7\0")
+    with pytest.raises(DataError, match=r"is a RAR archive.*Unpack it"):
+        open_dataset(tmp_path / "a.rar")
     (tmp_path / "a.xyz").write_bytes(b"?")
     with pytest.raises(DataError, match="not a kind of data set"):
         open_dataset(tmp_path / "a.xyz")

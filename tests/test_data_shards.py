@@ -5,18 +5,21 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import sys
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from bigtransfer.data import open_dataset
+from bigtransfer.data import open_dataset, open_images
+from bigtransfer.data.layout import split_of_file
 from bigtransfer.data.remote import Cache
 from bigtransfer.data.shards import expand
 from bigtransfer.errors import DataError, ImageError
 
-from .data_makers import class_folders, encoded, pattern
+from .data_makers import class_folders, encoded, pattern, write
 
 
 def tar(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
@@ -111,7 +114,7 @@ def test_json_with_several_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.png": image(0), "a.cls": b"1", "b.png": image(1)}, "x.tar: b has no label"),
+        ({"a.png": image(0), "a.cls": b"1", "b.png": image(1)}, r"x\.tar: b\.png has no label"),
         ({"a.png": image(0), "a.json": b"{"}, r"a\.json cannot be read as a label"),
         ({"a.png": image(0), "a.cls": b"1"}, "one class only"),
         ({"a.txt": b"1"}, "no images"),
@@ -123,16 +126,6 @@ def test_errors_say_what_is_wrong(tmp_path: Path, members: dict[str, bytes], mes
         open_dataset(tar(tmp_path / "x.tar", members))
 
 
-def test_not_a_tar_file(tmp_path: Path) -> None:
-    (tmp_path / "x.tar").write_bytes(b"no tar" * 500)
-    with pytest.raises(DataError, match="cannot be read as a tar file"):
-        open_dataset(tmp_path / "x.tar")
-    (tmp_path / "x.tar.gz").write_bytes(b"no gzip" * 500)
-    with pytest.raises(DataError, match="cannot be unpacked"):
-        open_dataset(tmp_path / "x.tar.gz", cache=tmp_path / "cache")
-    assert not list((tmp_path / "cache" / "tar").iterdir())
-
-
 def test_unlabelled_shards_are_refused(tmp_path: Path) -> None:
     for i in range(2):
         tar(tmp_path / f"{i}.tar", {"a.png": image(0)})
@@ -140,21 +133,172 @@ def test_unlabelled_shards_are_refused(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz", "tar.xz", "tar.bz2"])
+@pytest.mark.parametrize("ending", ["tar", "tar.gz", "tgz", "tar.xz", "tar.bz2", "tar.zst", "zip"])
 def test_packed_class_folders(tmp_path: Path, ending: str) -> None:
     class_folders(tmp_path / "pets" / "train", {"cat": 2, "dog": 1})
     class_folders(tmp_path / "pets" / "test", {"cat": 1, "dog": 1}, seed=5)
     (tmp_path / "pets" / "LICENSE.txt").write_text("free")
     (tmp_path / "pets" / "train" / "cat" / "._000.png").write_bytes(b"x")
     mode = {"gz": "w:gz", "tgz": "w:gz", "xz": "w:xz", "bz2": "w:bz2"}.get(ending.rpartition(".")[2], "w")
-    with tarfile.open(tmp_path / f"pets.{ending}", mode) as file:
-        file.add(tmp_path / "pets", "pets")
+    if ending == "zip":
+        with zipfile.ZipFile(tmp_path / "pets.zip", "w", zipfile.ZIP_DEFLATED) as packed:
+            for path in sorted((tmp_path / "pets").rglob("*")):
+                packed.write(path, path.relative_to(tmp_path))
+    else:
+        with tarfile.open(tmp_path / f"pets.{ending}", mode) as file:
+            file.add(tmp_path / "pets", "pets")
+    if ending == "tar.zst":
+        zstd = pytest.importorskip("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd")
+        path = tmp_path / "pets.tar.zst"
+        path.write_bytes(zstd.compress(path.read_bytes()))
     data = open_dataset(tmp_path / f"pets.{ending}", cache=tmp_path / "cache")
     assert data.test is not None and data.train.labels.tolist() == [0, 0, 1] and data.test.labels.tolist() == [0, 1]
     assert data.train.name(2) == "train/dog/000.png"
     np.testing.assert_array_equal(data.test.read(1), pattern(12, 16, seed=6))
     assert "1 hidden" in data.notes[0] and "1 .txt" in data.notes[0]
     assert (tmp_path / "cache").exists() == (ending != "tar")
+
+
+def test_class_folders_deep_inside(tmp_path: Path) -> None:
+    members = {f"download/photos/{name}/1.png": image(i) for i, name in enumerate(("cat", "dog"))}
+    data = open_dataset(tar(tmp_path / "x.tar", members))
+    assert data.train.class_names == ("cat", "dog") and data.train.name(0) == "cat/1.png"
+    assert "everything lies in the folder download/photos" in data.notes[0]
+
+
+def test_packed_parts_in_archives_of_their_own(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "test")):
+        tar(tmp_path / f"{split}.tar", {f"{name}/{i}.png": image(10 * seed + i) for name in "ba" for i in range(2)})
+    data = open_dataset(tmp_path)
+    assert data.test is not None and data.test.labels.tolist() == data.train.labels.tolist() == [0, 0, 1, 1]
+    assert data.test.name(3) == "test/b/1.png"
+    np.testing.assert_array_equal(data.test.read(2), pattern(12, 16, seed=10))
+    np.testing.assert_array_equal(data.train.read(1), pattern(12, 16, seed=1))
+
+
+# --- Which label is an image's
+
+
+def labelled(path: Path, members: dict[str, bytes]) -> dict[str, str]:
+    """Key -> class of what a tar file holds."""
+    data = open_dataset(tar(path, members), min_classes=1)
+    return {
+        data.train.name(i).partition("/")[2]: data.train.class_names[data.train.labels[i]]
+        for i in range(len(data.train))
+    }
+
+
+def test_dots_in_names(tmp_path: Path) -> None:
+    """Cameras, dates and versions have dots of their own: every image has the label that shares its whole name."""
+    members = {}
+    for i, stem in enumerate(("cam.1", "cam.2", "2024.05.31_a", "red.v2.4", "red.v2.5", "plain")):
+        members |= {f"x/{stem}.png": image(i), f"x/{stem}.cls": str(i % 2).encode()}
+    assert labelled(tmp_path / "x.tar", members) == {
+        f"x/{stem}": str(i % 2)
+        for i, stem in enumerate(("cam.1", "cam.2", "2024.05.31_a", "red.v2.4", "red.v2.5", "plain"))
+    }
+
+
+def test_a_sample_of_several_members(tmp_path: Path) -> None:
+    """WebDataset's rule: the key ends at the first dot, and what stands behind it is the kind."""
+    members = {
+        "a.image.png": image(0),
+        "a.cls": b"x",
+        "b.png": image(1),
+        "b.label.cls": b"y",
+        "c.rgb.jpg": image(2, "JPEG"),
+        "c.json": b'"z"',
+    }
+    assert labelled(tmp_path / "x.tar", members) == {"a": "x", "b": "y", "c": "z"}
+
+
+def test_the_surest_label_counts(tmp_path: Path) -> None:
+    members = {"a.txt": b"caption", "a.json": b'{"label": "no"}', "a.png": image(0), "a.cls": b"yes"}
+    members |= {"b.txt": b"caption", "b.json": b'{"label": "maybe"}', "b.png": image(1)}
+    assert labelled(tmp_path / "x.tar", members) == {"a": "yes", "b": "maybe"}
+
+
+def test_what_is_not_used_is_said(tmp_path: Path) -> None:
+    members = {
+        "a.png": image(0),
+        "a.seg.png": image(1),
+        "a.jpg": image(2, "JPEG"),
+        "a.cls": b"x",
+        "b.cls": b"y",
+        "c.xcf": b"?",
+        "c.cls": b"y",
+    }
+    members |= {"d.png": image(3), "d.cls": b"y", "d.depth.exr": b"?", ".hidden.png": image(4)}
+    data = open_dataset(tar(tmp_path / "x.tar", members))
+    assert [data.train.name(i) for i in range(2)] == ["x/a", "x/d"] and len(data.train) == 2
+    notes = " ".join(data.notes)
+    assert (
+        "2 others are not: a.seg.png, a.jpg" in notes
+        and "2 labels are without an image that can be read: b.cls, c.cls" in notes
+    )
+    assert "1 .xcf" in notes and "1 .exr" in notes
+
+
+def test_labels_that_are_no_labels(tmp_path: Path) -> None:
+    for content, message in ((b"x" * 70_000, "70,000 bytes"), (b"", "is empty"), (b"\xff", "not UTF-8")):
+        with pytest.raises(DataError, match=rf"a\.cls cannot be read as a label: .*{message}"):
+            open_dataset(tar(tmp_path / "x.tar", {"a.png": image(0), "a.cls": content}))
+    assert labelled(tmp_path / "y.tar", {"a.png": image(0), "a.cls": b"9" * 5000}) == {"a": "9" * 5000}
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train-000000.tar", "train"),
+        ("imagenet-val-000.tar", "val"),
+        ("set_TEST_3.tar.gz", "test"),
+        ("val/00.tar", "val"),
+        ("00.tar", "train"),
+        ("test-00000-of-00002.parquet", "test"),
+        ("train_val.tar", "train"),
+        ("latest.tar", "train"),
+        ("valid/train-1.tar", "train"),
+    ],
+)
+def test_the_split_a_file_is_named_after(name: str, split: str) -> None:
+    assert split_of_file(Path(name)) == split
+
+
+def test_one_part_by_itself(tmp_path: Path) -> None:
+    """Whoever asks for the validation shards alone wants just these."""
+    for i in range(2):
+        tar(
+            tmp_path / f"val-{i}.tar",
+            {
+                f"{j}.{kind}": image(j) if kind == "png" else str(j).encode()
+                for j in range(2)
+                for kind in ("png", "cls")
+            },
+        )
+    data = open_dataset(f"{tmp_path}/val-*.tar")
+    assert len(data.train) == 4 and data.val is None
+
+
+def test_names_before_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "my [1] {a,b} photos?"
+    members = {
+        f"{i}.{kind}": image(i) if kind == "png" else str(i).encode() for i in range(2) for kind in ("png", "cls")
+    }
+    for name in ("train-0.tar", "train-1.tar", "one[2].tar"):
+        tar(folder / name, members)
+    for spec, count in (
+        ("train-{0..1}.tar", 4),
+        ("train-*.tar", 4),
+        ("one[2].tar", 2),
+        ("train-[01].tar", 4),
+        ("{train-0,one[2]}.tar", 4),
+    ):
+        assert len(open_dataset(f"{folder}/{spec}").train) == count
+    write(folder / "x[3].png")
+    assert open_images([f"{folder}/x[3].png", f"{folder}/*.png"]).name(0).endswith("x[3].png")
+    assert len(open_images([f"{folder}/*.png"])) == 1
+    monkeypatch.chdir(folder)
+    assert len(open_dataset("one[2].tar").train) == 2 and len(open_dataset("train-{0..1}.tar").train) == 4
 
 
 def test_a_tar_file_that_goes_away(tmp_path: Path) -> None:

@@ -208,6 +208,15 @@ def test_a_model_that_was_numbered_as_text_is_noticed(nameless, tmp_path, capsys
     assert "100.00%" in capsys.readouterr().out
 
 
+def test_one_class_is_enough_to_be_measured_on(model, data, capsys, tmp_path):
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "red").symlink_to(data / "test" / "red")
+    assert bit(model, tmp_path / "some", "--subset") == 0
+    assert "5 images of 4 classes" in capsys.readouterr().out
+    assert bit(model, tmp_path / "some") == 2
+    assert "--subset" in capsys.readouterr().err
+
+
 def test_images_without_labels_are_for_predict(model, data, tmp_path, capsys):
     Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
     assert bit(model, tmp_path) == 2

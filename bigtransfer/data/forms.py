@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import glob
+import errno
+import functools
 import os
-from collections import Counter
+import stat
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from bigtransfer import fetch, settings
-from bigtransfer.data import images, index, named, remote, shards, tables
-from bigtransfer.data.layout import Found, build, from_paths
+from bigtransfer import fetch, records, settings
+from bigtransfer import files as door
+from bigtransfer.data import archives, images, index, named, remote, shards, tables
+from bigtransfer.data.kinds import HEAD, Passed
+from bigtransfer.data.layout import Found, build, from_paths, listed
 from bigtransfer.data.remote import Cache, RemoteFile
 from bigtransfer.data.sources import Files, ImageSet, Splits
 from bigtransfer.data.tables import Columns
@@ -32,6 +38,7 @@ def open_dataset(
     channels: int = 3,
     cache: str | os.PathLike[str] | None = None,
     shard_cache: int | None = None,
+    min_classes: int = 2,
 ) -> Splits:
     """The data set that `spec` names, in its own splits. Nothing is decoded here, and no split is made up (see `data.splits`).
 
@@ -46,6 +53,7 @@ def open_dataset(
     class_names: number the labels by this list, say a model's classes, instead of by the names found; the data may then lack
     classes, but have none that is not listed.
     channels: 3 (RGB) or 1 (grey). cache: where downloads and conversions are kept; default `cache_folder()`.
+    min_classes: DataError if the data have fewer (and `class_names` is not given); 1 where nothing is trained.
     shard_cache: bytes that fetched shards may take there; default: as `$BIT_SHARD_CACHE` says, else half of the disk's free room.
 
     Raises DataError if there is no such data set or it is not understood.
@@ -56,14 +64,14 @@ def open_dataset(
     where, separated = fetch.path_of(str(spec)), False
     if label_separator == "":
         raise ConfigError("--label-separator '' separates nothing. Give what stands between the labels, such as '|'.")
-    if remote.is_address(where) and not where.lower().endswith(shards.TAR_ENDINGS):
+    if remote.is_address(where) and not where.lower().endswith(archives.ENDINGS):
         splits = index.open_address(where, folder, remote_cache, class_names, channels)
     elif index.is_indexed(Path(where).expanduser()):
         splits = index.open_folder(Path(where).expanduser(), class_names, channels)
     else:
         found = _find(where, columns, folder, remote_cache, hub_cache=cache)
         separated = found.separated
-        splits = build(found, class_names, channels)
+        splits = build(found, class_names, channels, min_classes)
     if label_separator is not None and not separated:
         raise ConfigError("--label-separator has no effect: only the labels of tables of text are separated by it.")
     if not multi_label and splits.train.labels is not None and splits.train.labels.ndim > 1:
@@ -81,13 +89,14 @@ def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3)
     paths: dict[str, None] = {}
     for source in (os.path.expanduser(fetch.path_of(str(source))) for source in sources):
         if os.path.isdir(source):
-            found = [os.path.join(source, path) for path in _walk(Path(source))[0]]
+            inside = _walk(Path(source))
+            found = [os.path.join(source, path) for path in inside.paths]
             if not found:
-                raise DataError(f"There are no images in {source}.")
+                raise DataError(f"There are no images in {source}. {' '.join(inside.remarks)}".rstrip())
         elif os.path.exists(source):
             found = [source]
         else:
-            found = [path for path in sorted(glob.glob(source, recursive=True)) if os.path.isfile(path)]
+            found = [path for path in shards.matches(source) if os.path.isfile(path)]
             if not found:
                 raise DataError(f"There is no image, folder or match for {source}.")
         paths.update(dict.fromkeys(found))
@@ -119,7 +128,14 @@ def _find(
 
 
 def _files(files: Sequence[Path | RemoteFile], columns: Columns, cache: Path) -> Found:
-    """A table, or tar files."""
+    """A table, or archives. Where all files are named after one part, that part is what was asked for."""
+    found = _of_files(files, columns, cache)
+    if len(found.parts) == 1 and not isinstance(found.store, Files):
+        found.parts = {"train": next(iter(found.parts.values()))}
+    return found
+
+
+def _of_files(files: Sequence[Path | RemoteFile], columns: Columns, cache: Path) -> Found:
     paths = [file for file in files if isinstance(file, Path)]
     if len(paths) < len(files):
         return shards.tar_files(files, columns.label, cache)
@@ -130,17 +146,29 @@ def _files(files: Sequence[Path | RemoteFile], columns: Columns, cache: Path) ->
         return tables.parquet_tables(paths, columns, cache)
     if endings <= {".tar"}:
         return shards.tar_files(paths, columns.label, cache)
-    if endings & {".xlsx", ".xls", ".xlsm", ".ods", ".numbers"}:
+    if endings & {*_WORKBOOKS}:
         raise DataError(f"{paths[0]} is a workbook, not a table of text. {tables.SAVE_AS_CSV}")
-    if ".zip" in endings:
-        raise DataError(f"{paths[0]} is a ZIP file; unpack it and give the folder.")
     if endings <= images.extensions():
         raise DataError(f"{paths[0]} is a single image, not a data set. To classify it: bit predict MODEL {paths[0]}")
-    raise DataError(f"{paths[0]} is not a kind of data set known here: a folder, .csv, .tsv, .jsonl, .parquet or .tar.")
+    raise DataError(
+        f"{paths[0]} is not a kind of data set known here: a folder, .csv, .tsv, .jsonl, .parquet, .tar or .zip."
+    )
+
+
+_WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".ods", ".numbers")
 
 
 def _ending(path: Path) -> str:
-    return ".tar" if path.name.lower().endswith(shards.TAR_ENDINGS) else path.suffix.lower()
+    """What sort of file it is, as an ending; of a name that says nothing, by its first bytes."""
+    ending = path.suffix.lower()
+    if path.name.lower().endswith(archives.ENDINGS):
+        return ".tar"
+    if ending in (*tables.TEXT_ENDINGS, ".parquet", *_WORKBOOKS) or ending in images.extensions():
+        return ending
+    with contextlib.suppress(OSError):
+        if archives.kind_of(path) is not None:
+            return ".tar"
+    return ending
 
 
 def _folder(root: Path, columns: Columns, cache: Path) -> Found:
@@ -148,47 +176,122 @@ def _folder(root: Path, columns: Columns, cache: Path) -> Found:
         (root / "dataset_info.json").is_file() and (root / "state.json").is_file()
     ):
         return tables.saved_dataset(root, columns)
-    paths, folders, ignored = _walk(root)
-    if (found := tables.beside(root, paths, columns)) is not None:
+    inside = _walk(root)
+    if (found := tables.beside(root, inside.paths, columns)) is not None:
         return found
-    if not paths:
-        for ending in (".parquet", ".tar"):
-            files = sorted(path for path in root.rglob("*") if _ending(path) == ending)
-            if files:
-                return _files(files, columns, cache)
-    return from_paths(Files(root, paths), paths, folders, ignored, str(root))
+    if not inside.paths:
+        for endings in ((".parquet",), archives.ENDINGS):
+            packed = [root / path for path in inside.others if path.lower().endswith(endings)]
+            if packed:
+                return _files(sorted(packed), columns, cache)
+    return from_paths(Files(root, inside.paths), inside.paths, inside.folders, str(root), inside.remarks)
 
 
-def _walk(root: Path) -> tuple[list[str], list[str], Counter[str]]:
-    """Image paths below `root` (relative, forward slashes, sorted), its direct sub-folders, and the other files by kind.
+@dataclass
+class _Inside:
+    """What lies in a folder."""
 
-    Hidden files and folders are passed over; symbolic links are followed, except back into a folder that is being read.
-    """
+    paths: list[str] = field(default_factory=list)
+    """Images, relative, with forward slashes, sorted."""
+    others: list[str] = field(default_factory=list)
+    """Files that are no images, likewise."""
+    folders: list[str] = field(default_factory=list)
+    """Direct sub-folders, but for those that only hold what this program wrote."""
+    remarks: tuple[str, ...] = ()
+
+
+def _walk(root: Path) -> _Inside:
+    """Hidden files and folders are passed over, and so are runs and shards that this program wrote; symbolic links are followed, except in
+    circles."""
     endings = images.extensions()
-    paths: list[str] = []
-    folders: list[str] = []
-    ignored: Counter[str] = Counter()
+    inside, passed = _Inside(), Passed()
+    ours: list[str] = []
+    circles: list[str] = []
+    odd: list[str] = []
 
-    def visit(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> None:
+    def visit(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> bool:
+        """Whether there is anything in it but what this program wrote."""
         facts = os.stat(folder)
         identity = (facts.st_dev, facts.st_ino)
         if identity in above:  # a symbolic link back up: following it would never end
-            return
-        for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-            ending = os.path.splitext(entry.name)[1].lower()
+            circles.append(prefix)
+            return False
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        if prefix and _is_ours(folder, [entry.name for entry in entries]):
+            ours.append(prefix)
+            return False
+        theirs = only_ours = False
+        for entry in entries:
+            name, ending = prefix + entry.name, os.path.splitext(entry.name)[1].lower()
+            try:
+                mode = entry.stat().st_mode
+            except FileNotFoundError:
+                mode = stat.S_IFREG  # a link to nothing: an image that is missed when it is read
+            except OSError as error:
+                if error.errno != errno.ELOOP:
+                    raise
+                circles.append(name)
+                continue
             if entry.name.startswith(".") or entry.name == "__MACOSX":
-                ignored["hidden"] += entry.is_file()
-            elif entry.is_dir():
+                if not stat.S_ISDIR(mode):
+                    passed.hidden()
+            elif stat.S_ISDIR(mode):
+                if not visit(entry.path, f"{name}/", (*above, identity)):
+                    only_ours = True
+                    continue
+                theirs = True
                 if not prefix:
-                    folders.append(entry.name)
-                visit(entry.path, f"{prefix}{entry.name}/", (*above, identity))
-            elif ending in endings:
-                paths.append(prefix + entry.name)
+                    inside.folders.append(entry.name)
+            elif not stat.S_ISREG(mode):
+                odd.append(name)
+            elif ending in endings or passed.add(ending, functools.partial(_head, entry.path)):
+                inside.paths.append(name)
+                theirs = True
             else:
-                ignored[ending or "without ending"] += 1
+                inside.others.append(name)
+                theirs = True
+        return theirs or not only_ours
 
     try:
         visit(str(root), "", ())
     except OSError as error:
         raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
-    return paths, folders, +ignored
+    for names, what in (
+        (circles, "links that lead in circles"),
+        (odd, "pipes, sockets and devices"),
+        (ours, "what `bit` wrote"),
+    ):
+        if names:
+            inside.remarks += (f"Left out of {root}: {what}: {listed(name.rstrip('/') for name in names)}.",)
+    inside.remarks = (*passed.remarks(str(root)), *inside.remarks)
+    return inside
+
+
+def _head(path: str) -> bytes:
+    try:
+        with door.opened(path) as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
+
+
+def _is_ours(folder: str, names: Sequence[str]) -> bool:
+    """Whether a folder is one that this program writes: a run or an evaluation, perhaps only begun, or shards."""
+    if index.PLAN in names or ("index.json" in names and index.is_indexed(Path(folder))):
+        return True
+    if "config.json" in names:
+        with contextlib.suppress(DataError, FileNotFoundError):
+            return records.read(Path(folder) / "config.json", _Ours, DataError).command in _COMMANDS
+        return False
+    return ".lock" in names and {*names} <= {".lock", "split.json", "unreadable.json", "evaluation.json", "report.html"}
+
+
+@dataclass
+class _Ours:
+    """What tells the configuration of a run from that of another program."""
+
+    command: str
+    asked: dict[str, Any]
+
+
+_COMMANDS = ("finetune", "pretrain", "evaluate")

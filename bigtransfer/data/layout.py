@@ -6,7 +6,6 @@ import dataclasses
 import re
 import unicodedata
 from array import array
-from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,20 +19,37 @@ Label = str | int | None
 """The name of a class; an int where the data number their classes; None: unlabelled."""
 
 _SPLITS = {
-    "train": ("train", "training"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    "train": ("train", "training", "trainval", "trn"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
+    "test": ("test", "testing", "tst"),
 }
+_SAYS_NOTHING = (
+    *("data", "dataset", "set", "split", "part", "folder", "files?"),
+    *("images?", "imgs?", "photos?", "pictures?", "pics?", "jpe?gs?", "pngs?"),
+)
+"""Words that stand beside those of the splits, and for folders around everything."""
+_SPLIT_WORD = {word: split for split, words in _SPLITS.items() for word in words}
+_GLUED = re.compile(
+    f"(?:{'|'.join(_SAYS_NOTHING)})?({'|'.join(sorted(_SPLIT_WORD, key=len, reverse=True))})(?:{'|'.join(_SAYS_NOTHING)})*"
+)
 
 
 def split_of(word: str) -> str | None:
     """train, val or test for the words people use for them, in any case; None for any other word."""
-    return next((split for split, words in _SPLITS.items() if word.lower() in words), None)
+    return _SPLIT_WORD.get(word.lower())
+
+
+def split_in(name: str) -> str | None:
+    """The split that a name speaks of with one of its words: `training_set`, `TRAIN_IMAGES`, `seg_train`, `val2017`, `testData`; None if it
+    speaks of none, or of several."""
+    words = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    spoken = {_SPLIT_WORD[match[1]] for word in words if (match := _GLUED.fullmatch(word.lower()))}
+    return spoken.pop() if len(spoken) == 1 else None
 
 
 def split_of_file(path: Path) -> str:
-    """The split a file is named after (`train-00000-of-00002.parquet`, `val_3.tar`), or else its folder, or else train."""
-    return split_of(re.split(r"[-_.\d]", path.name)[0]) or split_of(path.parent.name) or "train"
+    """The split a file is named after (`train-00000-of-00002.parquet`, `imagenet-val-3.tar`), or else its folder, or else train."""
+    return split_in(path.name.partition(".")[0]) or split_of(path.parent.name) or "train"
 
 
 class Part:
@@ -117,13 +133,16 @@ class Found:
     notes: tuple[str, ...] = ()
     separated: bool = False
     """Whether `--label-separator` divides the labels."""
+    hint: str = ""
+    """What may be meant if it has one class only, a sentence."""
 
 
-def build(found: Found, class_names: Sequence[str] | None, channels: int) -> Splits:
+def build(found: Found, class_names: Sequence[str] | None, channels: int, min_classes: int = 2) -> Splits:
     """Checks the classes of all splits against one another and numbers them.
 
     The numbers follow `class_names` if given, else the data set's own order, else the names of the training classes, sorted by
-    code point as Python sorts strings (but ints by value).
+    code point as Python sorts strings (but ints by value). Names that differ only in how Unicode encodes them are the same.
+    min_classes: DataError if there are fewer, and none were given.
     """
     if "train" not in found.parts:
         have = listed(found.parts)
@@ -132,22 +151,25 @@ def build(found: Found, class_names: Sequence[str] | None, channels: int) -> Spl
     if given is None:
         present = found.parts["train"].values
         numbered = all(isinstance(name, int) for name in present)
-        ordered = [str(name) for name in sorted(present, key=None if numbered else str)]  # pyright: ignore
-        if len(ordered) == 1:
+        ordered = [_composed(name) for name in sorted(present, key=None if numbered else _composed)]  # pyright: ignore
+        names, reference = tuple(dict.fromkeys(ordered)), "train"
+        if 0 < len(names) < min_classes:
             raise DataError(
-                f"{found.where} has one class only, {ordered[0]!r}: there is nothing to tell apart. "
-                "Give a folder with one sub-folder, or a table with one label, per class."
+                f"{found.where} has one class only, {names[0]!r}: there is nothing to tell apart. "
+                + (found.hint or "Give a folder with one sub-folder, or a table with one label, per class.")
             )
-        names, reference = tuple(ordered), "train"
     else:
         names, reference = tuple(given), "the list of classes"
     notes = found.notes
-    number = {name: label for label, name in enumerate(names)}
+    by_text = {_composed(name): label for label, name in enumerate(names)}
+    notes += _alike(found, names)
+    number: dict[str, int] = {}
     several = any(part.several for part in found.parts.values())
     sets = {}
     for split, part in found.parts.items():
-        of_part = {str(name) for name in part.values}
-        extra, missing = sorted(of_part - set(names)), sorted(set(names) - of_part)
+        number |= {str(name): by_text[text] for name in part.values if (text := _composed(name)) in by_text}
+        of_part = {_composed(name) for name in part.values}
+        extra, missing = sorted(of_part - by_text.keys()), sorted(by_text.keys() - of_part)
         if extra:
             also = f" and lacks {listed(missing)}" if missing and class_names is None else ""
             raise DataError(
@@ -178,32 +200,70 @@ def build(found: Found, class_names: Sequence[str] | None, channels: int) -> Spl
     return Splits(sets["train"], sets.get("val"), sets.get("test"), notes)
 
 
-def from_paths(
-    store: Store, paths: Sequence[str], folders: Collection[str], ignored: Counter[str], where: str
-) -> Found:
-    """Splits and classes read off relative paths: `[<split>/]<class>/.../<file>`, or bare files.
+def _composed(name: Label) -> str:
+    """The text of a class's name in the form of Unicode in which accents are not apart from their letters (NFC): macOS and archives made
+    there write the other one."""
+    return unicodedata.normalize("NFC", str(name))
 
-    `folders`: the top-level folders, with or without images. `ignored`: files passed over, counted by kind.
+
+def _alike(found: Found, names: Sequence[str]) -> tuple[str, ...]:
+    """Remarks on classes that look like one."""
+    notes = []
+    written: dict[str, set[str]] = {}
+    for part in found.parts.values():
+        for name in part.values:
+            written.setdefault(_composed(name), set()).add(str(name))
+    if merged := sorted(text for text, forms in written.items() if len(forms) > 1):
+        notes.append(f"Names that differ only in how accents are encoded are taken for one class: {listed(merged)}.")
+    plain: dict[str, list[str]] = {}
+    for name in names:
+        plain.setdefault(" ".join(name.casefold().split()), []).append(name)
+    if alike := [one for same in plain.values() if len(same) > 1 for one in same]:
+        notes.append(
+            f"Classes that differ only in case or blanks: {listed(map(repr, alike))}. Are they meant to be two?"
+        )
+    return tuple(notes)
+
+
+# --- Folders
+
+
+def from_paths(
+    store: Store, paths: Sequence[str], folders: Collection[str], where: str, notes: tuple[str, ...] = ()
+) -> Found:
+    """Splits and classes read off relative paths: `[<split>/]<class>/.../<file>`, `<class>/<split>/.../<file>`, or bare files.
+
+    `folders`: the top-level folders, with or without images. `notes`: what was passed over.
     """
-    notes = ()
-    if ignored:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in ignored.most_common(6))
-        notes = (f"Passed over what is not an image in {where}: {kinds}.",)
     if not paths:
         raise DataError(f"There are no images in {where}. {' '.join(notes)}".rstrip())
     tops = {path.partition("/")[0] for path in paths if "/" in path}
     parts: dict[str, Part] = {}
-    if _splits_are_on_top(paths, tops, where):
+    hint = ""
+    if (splits := _splits_on_top(paths, tops, where)) is not None:
+        for row, (top, rest) in enumerate(_unwrapped(paths, splits)):
+            parts.setdefault(splits.get(top, "train"), Part()).add(row, rest.partition("/")[0] if "/" in rest else None)
+        notes += _taken(splits, "are taken for the parts of the data set")
+    elif (inside := _splits_inside(paths)) is not None:
         for row, path in enumerate(paths):
-            top, _, rest = path.partition("/")
-            parts.setdefault(split_of(top) or "train", Part()).add(row, rest.partition("/")[0] if "/" in rest else None)
+            top, second, _ = path.split("/", 2)
+            parts.setdefault(inside[second], Part()).add(row, top)
+        notes += _taken(inside, "inside the class folders are taken for the parts of the data set", always=True)
     else:
+        if (inner := _in_one_folder(paths, tops, where)) is not None:
+            outer = next(iter(tops))
+            return from_paths(store, inner, (), where, (*notes, f"Everything in {where} lies in the folder {outer}."))
         empty = sorted(set(folders) - tops)
         if empty and tops:
-            raise DataError(f"Class folders of {where} without an image: {listed(empty)}. Fill or remove them.")
+            raise DataError(
+                f"Class folders of {where} without an image: {listed(empty)}. Fill or remove them. {' '.join(notes)}".rstrip()
+            )
+        notes += _same_inside(paths, tops, where)
         parts["train"] = Part()
         for row, path in enumerate(paths):
             parts["train"].add(row, path.partition("/")[0] if "/" in path else None)
+        if len(tops) == 1 and all(path.count("/") > 1 for path in paths):
+            hint = f"{where} holds only the folder {next(iter(tops))}. Give that folder instead."
     for part in parts.values():
         if part.values and len(part.unlabelled):
             loose = paths[int(part.rows[part.unlabelled[0]])]
@@ -211,25 +271,97 @@ def from_paths(
                 f"In {where} images lie beside folders of images, such as {loose}. Put every image into the folder of its class; "
                 "if there are no classes, put all images into one folder."
             )
-    if len(tops) == 1 and len(parts) == 1 and split_of(*tops) is None and all(path.count("/") > 1 for path in paths):
-        raise DataError(f"{where} holds only the folder {next(iter(tops))}. Give that folder instead.")
-    return Found(store, parts, where, notes=notes)
+    return Found(store, parts, where, notes=notes, hint=hint)
 
 
-def _splits_are_on_top(paths: Sequence[str], tops: set[str], where: str) -> bool:
-    """Whether the top-level folders are splits, not classes; DataError if they are a mixture."""
-    splits = sorted(top for top in tops if split_of(top))
-    others = sorted(tops - set(splits))
-    if not splits or (others and not any(path.count("/") > 1 for path in paths if path.partition("/")[0] in splits)):
-        return False  # e.g. classes called "train" and "car"
+def _splits_on_top(paths: Sequence[str], tops: set[str], where: str) -> dict[str, str] | None:
+    """The top-level folders by split, if that is what they are, and not classes; DataError if they are a mixture.
+
+    A folder that is called by a split's very name is taken for one; a name that only speaks of it (`training_shoes`) needs others like it.
+    """
+    splits = {top: split for top in sorted(tops) if (split := split_in(top))}
+    others = sorted(tops - splits.keys())
+    exact = all(split_of(top) for top in splits)
+    deep = any(path.count("/") > 1 for path in paths if path.partition("/")[0] in splits)
+    kinds = set(splits.values())
+    together = len(kinds) > 1 and "train" in kinds
+    if not splits or (others and not deep):
+        return None  # e.g. classes called "train" and "car"
+    if not exact and not together and (others or not deep or len(splits) > 1):
+        return None
     if others:
         raise DataError(
             f"{where} has the split folders {listed(splits)} beside {listed(others)}. Move the others away; "
             f"or, if all of them are classes, rename {listed(splits)}."
         )
-    if len({split_of(top) for top in splits}) < len(splits):
+    if len(kinds) < len(splits):
         raise DataError(f"{where} has two folders for one split: {listed(splits)}. Keep one of them.")
-    return True
+    return splits
+
+
+def _unwrapped(paths: Sequence[str], splits: Mapping[str, str]) -> list[tuple[str, str]]:
+    """Each path as its top-level folder and the rest, without folders around everything in a split that say nothing: `train/train/cat`,
+    `train/images/cat`."""
+    rests = [(top, rest) for top, _, rest in (path.partition("/") for path in paths)]
+    for split_top, split in splits.items():
+        while inside := {rest.partition("/")[0] if "/" in rest else "" for top, rest in rests if top == split_top}:
+            folder = inside.pop()
+            if inside or not folder or not (folder == split_top or split_in(folder) == split or _says_nothing(folder)):
+                break
+            rests = [(top, rest.partition("/")[2] if top == split_top else rest) for top, rest in rests]
+    return rests
+
+
+def _says_nothing(folder: str) -> bool:
+    return re.fullmatch("|".join(_SAYS_NOTHING), folder.lower()) is not None
+
+
+def _splits_inside(paths: Sequence[str]) -> dict[str, str] | None:
+    """The folders inside of class folders by split, if that is what all of them are: `cat/train/1.jpg`."""
+    if not all(path.count("/") > 1 for path in paths) or len({path.partition("/")[0] for path in paths}) < 2:
+        return None
+    splits = {second: split_in(second) for second in {path.split("/", 2)[1] for path in paths}}
+    known = {second: split for second, split in splits.items() if split is not None}
+    kinds = set(known.values())
+    return known if len(known) == len(splits) == len(kinds) > 1 and "train" in kinds else None
+
+
+def _in_one_folder(paths: Sequence[str], tops: set[str], where: str) -> list[str] | None:
+    """The paths below the only folder, if split folders are in it."""
+    if len(tops) != 1 or not all(path.count("/") > 1 for path in paths):
+        return None
+    inner = [path.partition("/")[2] for path in paths]
+    below = {path.partition("/")[0] for path in inner}
+    return inner if len(below) > 1 and _splits_on_top(inner, below, where) is not None else None
+
+
+def _taken(splits: Mapping[str, str], what: str, always: bool = False) -> tuple[str, ...]:
+    """A remark on folders whose names are not plainly those of splits."""
+    if not always and all(split_of(folder) for folder in splits):
+        return ()
+    return (f"The folders {', '.join(f'{folder} ({split})' for folder, split in splits.items())} {what}.",)
+
+
+def _same_inside(paths: Sequence[str], tops: set[str], where: str) -> tuple[str, ...]:
+    """DataError, or a remark, if folders that are taken for classes look like parts of a data set: each with the same sub-folders."""
+    inside: dict[str, set[str]] = {top: set() for top in tops}
+    for path in paths:
+        if path.count("/") < 2:
+            return ()
+        top, second, _ = path.split("/", 2)
+        inside[top].add(second)
+    every = set.union(*inside.values()) if inside else set()
+    alike = all(2 * len(seconds) >= len(every) for seconds in inside.values())
+    if len(tops) < 2 or not alike or len(set.intersection(*inside.values())) < 2:
+        return ()
+    what = f"The folders {listed(sorted(tops))} of {where} hold the same sub-folders: {listed(sorted(every))}."
+    if not any(re.search(r"[^\W\d_]", second) for second in every):  # years, dates, numbers
+        return (f"{what} The outer ones are taken for the classes.",)
+    raise DataError(
+        f"{what} If these are the classes and the outer folders are parts of the data set, call those train, val and test, or put all "
+        "images of a class into one folder. If the outer folders are the classes, rename the inner ones so that they differ, or give "
+        "a table."
+    )
 
 
 def listed(names: Iterable[str]) -> str:

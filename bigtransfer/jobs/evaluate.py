@@ -71,6 +71,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         label_column=config.label_column,
         label_separator=config.label_separator,
         channels=card.architecture.in_chans,
+        min_classes=1,
     )
     split, images = choose_split(splits, config.split)
     images = dataclasses.replace(images, class_names=readable_names(images.class_names, config.class_names))
