@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import datetime
+import json
+import os
 import pickle
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,7 @@ from bigtransfer.data.sources import ParquetRows
 from bigtransfer.data.tables import arrow as arrow_tables
 from bigtransfer.errors import DataError, ImageError
 
-from .data_makers import class_folders, encoded, pattern, table
+from .data_makers import class_folders, encoded, pattern, table, write
 
 # --- Parquet
 
@@ -259,3 +263,274 @@ def test_datasets_with_several_labels(tmp_path: Path) -> None:
     data = open_dataset(tmp_path / "d", multi_label=True)
     assert data.train.class_names == ("zebra", "ant", "bee")
     assert data.train.labels.tolist() == [[0, 2, -1], [1, -1, -1], [0, 1, 2]]
+
+
+# --- What foreign files hold
+
+
+@pytest.fixture(params=["converted", "in place"])
+def parquet_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest):
+    """A function that writes a Parquet file of such columns, and images unless they are among them, and opens it."""
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    if request.param == "in place":
+        monkeypatch.setattr(arrow_tables, "CONVERT_BELOW", 0)
+
+    def made(columns: dict, metadata: bytes | None = None, **arguments):
+        length = len(next(iter(columns.values())))
+        if "image" not in columns:
+            columns = {"image": [encoded(pattern(12, 16, seed=i)) for i in range(length)], **columns}
+        rows = arrow.table(columns)
+        if metadata is not None:
+            rows = rows.replace_schema_metadata({b"huggingface": metadata})
+        parquet.write_table(rows, tmp_path / "t.parquet")
+        return open_dataset(tmp_path / "t.parquet", cache=tmp_path / "cache", **arguments)
+
+    return made
+
+
+def float16(values: list[float]) -> np.ndarray:
+    return np.array(values, np.float16)
+
+
+@pytest.mark.parametrize(
+    ("values", "names", "numbers"),
+    [
+        ([-1, 1, 1, -1], ("-1", "1"), [0, 1, 1, 0]),
+        ([0.0, 2.0, 10.0, 0.0], ("0", "2", "10"), [0, 1, 2, 0]),
+        (float16([0.0, 2.0, 10.0, 0.0]), ("0", "2", "10"), [0, 1, 2, 0]),
+        ([Decimal("1.00"), Decimal("2.00"), Decimal("1.00"), Decimal("1.00")], ("1", "2"), [0, 1, 0, 0]),
+        ([True, False, True, True], ("False", "True"), [1, 0, 1, 1]),
+        ([b"b", b"a", b"b", b"b"], ("a", "b"), [1, 0, 1, 1]),
+        (["blue", "blue ", "red\u200b", "red"], ("blue", "red"), [0, 0, 1, 1]),
+        (["1.0", "2", "10", "1"], ("1", "2", "10"), [0, 1, 2, 0]),
+        (np.array([2**64 - 1, 7, 7, 7], np.uint64), ("7", "18446744073709551615"), [1, 0, 0, 0]),
+    ],
+)
+def test_parquet_labels(parquet_of, values: list, names: tuple[str, ...], numbers: list[int]) -> None:
+    train = parquet_of({"label": values}).train
+    assert train.class_names == names
+    assert train.labels.tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([0.0, 1.0, float("nan"), 2.0], r"t\.parquet, column 'label': 1 of 4 rows of train have no label: row 3\."),
+        (["a", None, "b", ""], "2 of 4 rows of train have no label: row 2, row 4"),
+        ([0.0, 1.5, 10.0, 2.0], "row 2: the label 1.5 is a number with a fraction"),
+        ([0.0, 1.0, float("inf"), 2.0], "row 3: the label inf is a number with a fraction"),
+        ([{"a": 1}] * 4, "column 'label' is of the type struct"),
+        ([[[1]], [[2]], [[1]], [[2]]], "column 'label' is of the type list"),
+        ([datetime.date(2020, 1, 1)] * 4, "column 'label' is of the type date32"),
+        ([b"a", b"\xff", b"a", b"b"], r"row 2: the label b'\\xff' is not UTF-8"),
+        (["a|b", "a", "b", "c"], r"'a\|b' are several labels"),
+        ([], "has no rows"),
+    ],
+)
+def test_parquet_labels_that_are_none(parquet_of, values: list, message: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    images = {} if values else {"image": arrow.array([], arrow.binary())}
+    with pytest.raises(DataError, match=message):
+        parquet_of({**images, "label": values or arrow.array([], arrow.string())})
+
+
+def test_parquet_labels_by_dictionary(parquet_of) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    assert parquet_of({"label": arrow.array(["b", "a", "b"]).dictionary_encode()}).train.labels.tolist() == [1, 0, 1]
+    lists = arrow.ListArray.from_arrays([0, 2, 2, 3], arrow.array(["b", "a", "b"]).dictionary_encode())
+    assert parquet_of({"label": lists}, multi_label=True).train.labels.tolist() == [[0, 1], [1, -1]]
+    fixed = arrow.array([[1, 2], [2, 3], [1, 1]], arrow.list_(arrow.int64(), 2))
+    assert parquet_of({"label": fixed}, multi_label=True).train.labels.tolist() == [[0, 1], [1, 2], [0, -1]]
+
+
+def test_parquet_labels_that_are_separated(parquet_of) -> None:
+    data = parquet_of({"label": ["a|b", "b", "", "c |a"]}, label_separator="|", multi_label=True)
+    assert data.train.labels.tolist() == [[0, 1], [1, -1], [0, 2]]
+
+
+def declared(features: object) -> bytes:
+    return json.dumps({"info": {"features": features}}).encode()
+
+
+_XY = {"label": {"names": ["y", "x"], "_type": "ClassLabel"}}
+
+
+def test_declared_classes(parquet_of) -> None:
+    data = parquet_of({"label": [0, 1, 0, 1]}, declared(_XY))
+    assert data.train.class_names == ("y", "x") and data.train.labels.tolist() == [0, 1, 0, 1]
+    assert parquet_of({"label": ["x", "y"]}, declared(_XY)).train.labels.tolist() == [1, 0]
+    assert parquet_of({"label": [-1, -1]}, declared(_XY)).train.labels is None
+    with pytest.raises(DataError, match="1 of 3 rows of train have no label: row 2"):
+        parquet_of({"label": [0, -1, 1]}, declared(_XY))
+
+
+@pytest.mark.parametrize(
+    ("values", "features", "message"),
+    [
+        (
+            [0, 1, 2, 0],
+            _XY,
+            r"column 'label', row 3: the label 2 is none of the 2 classes that the data declare \(y, x\)",
+        ),
+        ([0, 1, -2, 0], _XY, "row 3: the label -2 is none"),
+        ([0.5, 1.0], _XY, "row 1: the label 0.5 is none"),
+        (["x", "1"], _XY, "row 2: the label '1' is none"),
+        ([0, 1], {"label": {"names": ["a", "a"]}}, "declares several classes of the same name: 'a'"),
+        ([0, 1], {"label": {"names": 3}}, "column 'label': names: expected array"),
+        ([0, 1], {"label": {"names": [1, 2]}}, r"column 'label': names\[0\]: expected str, got int"),
+        ([0, 1], [], r"metadata huggingface: info\.features: expected object, got array"),
+        ([0, 1], None, r"metadata huggingface: info\.features: expected object, got null"),
+    ],
+)
+def test_declared_classes_that_are_wrong(parquet_of, values: list, features: object, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        parquet_of({"label": values}, declared(features))
+
+
+@pytest.mark.parametrize("metadata", [b"{", b"[1]", b"\xff", b'{"info": 3}', b"[" * 100_000])
+def test_descriptions_that_are_wrong(parquet_of, metadata: bytes) -> None:
+    with pytest.raises(DataError, match=r"t\.parquet, metadata huggingface"):
+        parquet_of({"label": [0, 1]}, metadata)
+
+
+def test_descriptions_that_say_nothing(parquet_of) -> None:
+    for features in ({"label": 3, "image": None}, {"other": {"_type": "Image"}}, {"label": {"feature": {"_type": 3}}}):
+        assert parquet_of({"label": [0, 1]}, declared(features)).train.class_names == ("0", "1")
+
+
+def test_a_declared_column_goes_before_a_usual_name(parquet_of) -> None:
+    columns = {"label": ["p", "q"], "kind": [0, 1]}
+    assert parquet_of(columns, declared({"kind": _XY["label"]})).train.class_names == ("y", "x")
+    both = {"label": _XY["label"] | {"names": ["p", "q"]}, "kind": _XY["label"]}
+    assert parquet_of({"label": [0, 1], "kind": [1, 0]}, declared(both)).train.class_names == ("p", "q")
+    assert parquet_of(columns, declared({"kind": _XY["label"]}), label_column="label").train.class_names == ("p", "q")
+
+
+@pytest.mark.parametrize("values", [[1.5, 2.5], [[1, 2], [3, 4]], [{"x": 1}] * 2, [{"bytes": 1, "path": 2}] * 2])
+def test_columns_that_hold_no_images(parquet_of, values: list) -> None:
+    with pytest.raises(DataError, match=r"t\.parquet: the column 'image' is of the type .*--image-column"):
+        parquet_of({"image": values, "label": ["a", "b"]})
+
+
+def test_the_only_column_of_bytes_is_that_of_the_images(parquet_of, tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = {"jpg": [encoded(pattern(12, 16, seed=i)) for i in range(2)], "label": ["a", "b"]}
+    parquet.write_table(arrow.table(rows), tmp_path / "u.parquet")
+    train = open_dataset(tmp_path / "u.parquet", cache=tmp_path / "cache").train
+    np.testing.assert_array_equal(train.read(1), pattern(12, 16, seed=1))
+
+
+def test_paths_inside_an_image_column(parquet_of, tmp_path: Path) -> None:
+    write(tmp_path / "0.png", seed=3)
+    os.mkfifo(tmp_path / "pipe.png")
+    rows = [{"bytes": None, "path": path} for path in ("0.png", "0\0.png", "no.png", "pipe.png")]
+    train = parquet_of({"image": rows, "label": list("abab")}).train
+    np.testing.assert_array_equal(train.read(0), pattern(12, 16, seed=3))
+    for row, reason in ((1, r"'0\\x00\.png' cannot be read"), (2, "'no.png' cannot be read"), (3, "it is a pipe")):
+        with pytest.raises(ImageError, match=reason):
+            train.read(row)
+
+
+def test_parquet_of_paths_by_dictionary_with_declared_classes(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table(tmp_path, "")
+    rows = arrow.table({"image": arrow.array(["img/0.png", "img/1.png"]).dictionary_encode(), "label": [0, 1]})
+    parquet.write_table(rows.replace_schema_metadata({b"huggingface": declared(_XY)}), tmp_path / "t.parquet")
+    train = open_dataset(tmp_path / "t.parquet").train
+    assert train.class_names == ("y", "x") and train.labels.tolist() == [0, 1] and train.name(1) == "img/1.png"
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"image": ["img/0.png\0", "img/1.png"], "label": ["a", "b"]},
+            r"t\.parquet, row 1: 'img/0\.png\\x00' cannot be",
+        ),
+        ({"image": ["img/0.png", None], "label": ["a", "b"]}, "1 of 2 rows name no image in the column 'image': row 2"),
+        ({"image": ["img/0.png", "img/1.png"], "label": [1.0, float("nan")]}, "1 of 2 rows have no label: row 2"),
+        ({"image": ["img/0.png", "img/1.png"], "label": [{"a": 1}] * 2}, "row 1: the label {'a': 1} is neither"),
+        ({"image": ["img/0.png", "img/1.png"], "label": [datetime.date(2020, 1, 1)] * 2}, "row 1: .*type date"),
+        ({"image": ["img/0.png", "img/0.png"], "label": ["a", "b"]}, r"twice, .*\(row 1 and row 2\)"),
+    ],
+)
+def test_parquet_of_paths_that_is_wrong(tmp_path: Path, columns: dict, message: str) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table(tmp_path, "")
+    parquet.write_table(arrow.table(columns), tmp_path / "t.parquet")
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path / "t.parquet")
+
+
+def test_parquet_files_of_paths_are_parts(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table(tmp_path / "x", "")
+    for name, numbers in (("train", (0, 1)), ("test", (2, 3))):
+        rows = {"image": [f"img/{i}.png" for i in numbers], "label": ["a", "b "]}
+        parquet.write_table(arrow.table(rows), tmp_path / "x" / f"{name}.parquet")
+    data = open_dataset(f"{tmp_path}/x/*.parquet")
+    assert [data.test.name(i) for i in range(2)] == ["img/2.png", "img/3.png"] and data.test.labels.tolist() == [0, 1]
+
+
+def test_files_of_a_set_that_differ(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    images = [encoded(pattern(12, 16, seed=i)) for i in range(2)]
+
+    def opened(second: dict):
+        parquet.write_table(arrow.table({"image": images, "label": ["1", "x"]}), tmp_path / "train-0.parquet")
+        parquet.write_table(arrow.table(second), tmp_path / "train-1.parquet")
+        return open_dataset(tmp_path, cache=tmp_path / "cache")
+
+    train = opened({"image": images, "label": [1, 2]}).train
+    assert train.class_names == ("1", "2", "x") and train.labels.tolist() == [0, 2, 0, 1]
+    with pytest.raises(DataError, match=r"train-1\.parquet has no column 'image'"):
+        opened({"img": images, "label": ["a", "b"]})
+    with pytest.raises(DataError, match="no column 'label'; it has image, class"):
+        opened({"image": images, "class": ["a", "b"]})
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("dataset_dict.json", '{"splits": 3}', r"dataset_dict\.json: splits: expected array"),
+        ("dataset_dict.json", '{"splits": []}', "names no split"),
+        ("dataset_dict.json", '{"splits": ["../x"]}', "'../x' is not the name of a file beside it"),
+        ("dataset_dict.json", "[", r"dataset_dict\.json is not JSON"),
+        ("train/dataset_info.json", '{"features": []}', r"dataset_info\.json: features: expected object"),
+        ("train/state.json", '{"_data_files": []}', r"state\.json: _data_files"),
+        (
+            "train/state.json",
+            '{"_data_files": [{"filename": 3}]}',
+            r"state\.json: _data_files\[0\]\.filename: expected str",
+        ),
+        ("train/state.json", '{"_data_files": [{"filename": "a\\u0000"}]}', r"'a\\x00' is not the name"),
+        ("train/state.json", '{"_data_files": [{"filename": "none.arrow"}]}', "none.arrow"),
+        ("train/data.arrow", "no arrow", "cannot be read as a saved data set"),
+    ],
+)
+def test_saved_datasets_that_are_wrong(tmp_path: Path, file: str, content: str, message: str) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    (tmp_path / "train").mkdir()
+    (tmp_path / "dataset_dict.json").write_text('{"splits": ["train"]}')
+    (tmp_path / "train" / "dataset_info.json").write_text('{"features": {}}')
+    (tmp_path / "train" / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    rows = arrow.table({"image": [encoded(pattern(12, 16, seed=i)) for i in range(2)], "label": ["a", "b"]})
+    with (
+        arrow.OSFile(str(tmp_path / "train" / "data.arrow"), "wb") as sink,
+        arrow.ipc.new_stream(sink, rows.schema) as out,
+    ):
+        out.write_table(rows)
+    assert open_dataset(tmp_path).train.labels.tolist() == [0, 1]
+    (tmp_path / file).write_text(content)
+    with pytest.raises(DataError, match=f"looks like a saved Hugging Face data set but cannot be read: .*{message}"):
+        open_dataset(tmp_path)
+
+
+def test_metadata_parquet_beside_images(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    for number in range(2):
+        write(tmp_path / f"{number}.png", seed=number)
+    parquet.write_table(
+        arrow.table({"file_name": ["0.png", "1.png"], "label": ["b", "a"]}), tmp_path / "metadata.parquet"
+    )
+    assert open_dataset(tmp_path).train.labels.tolist() == [1, 0]

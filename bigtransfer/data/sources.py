@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bigtransfer import files
 from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
 from bigtransfer.data.remote import RemoteFile
@@ -307,12 +308,17 @@ class _ImageColumn(_AtHand):
             content, path = value.get("bytes"), value.get("path")
             if content is None and path is not None:
                 try:
-                    return (self._root / path).read_bytes()
-                except OSError as error:
-                    raise ImageError(self._place(row), f"{path} cannot be read ({error.strerror})") from error
+                    return files.read(self._root / path, "image_bytes")
+                except (OSError, ValueError, TypeError) as error:
+                    reason = getattr(error, "strerror", None) or error
+                    raise ImageError(self._place(row), f"{path!r} cannot be read ({reason})") from error
             value = content
         if value is None:
             raise ImageError(self._place(row), "this row has no image")
+        if not isinstance(value, bytes):
+            raise ImageError(
+                self._place(row), f"this row holds no encoded image but a value of the type {type(value).__name__}"
+            )
         return value
 
     def _place(self, row: int) -> str:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 
 from bigtransfer import records
 from bigtransfer.data.layout import Found, Part, listed, quoted, split_of_file
-from bigtransfer.data.sources import ArrowRows, ParquetRows, RowNumbers, arrow_table
+from bigtransfer.data.sources import ArrowRows, ParquetRows, RowNumbers, Store, arrow_table
 from bigtransfer.data.tables import labels, listing
 from bigtransfer.data.tables.columns import IMAGE, LABEL, Columns, Table, missing, pick
 from bigtransfer.data.tables.labels import Encoded
@@ -52,14 +53,37 @@ def parquet_tables(paths: Sequence[Path], columns: Columns, cache: Path) -> Foun
         if image is None or _is_text(schema.field(image).type):
             return _paths(paths, columns, where)
         splits = [split_of_file(path) for path in paths]
-        if sum(path.stat().st_size for path in paths) >= CONVERT_BELOW:
-            label = _label_column(columns, schema, features, where)
-            tables = [parquet.read_table(path, columns=[label]) for path in paths]
-            parts, names, class_names, notes = _labelled(tables, splits, label, features, where)
-            _check_images([parquet.read_schema(path) for path in paths], paths, image)
-            return Found(ParquetRows(paths, image, names, paths[0].parent), parts, where, class_names, notes)
-        files = [_as_arrow(path, cache) for path in paths]
-        return of_images(files, splits, features, columns, where, paths[0].parent)
+        _check_images([parquet.read_schema(path) for path in paths], paths, image)
+        if sum(path.stat().st_size for path in paths) < CONVERT_BELOW:
+            files = [_as_arrow(path, cache) for path in paths]
+            return of_images(files, splits, features, columns, where, paths[0].parent)
+        label, root = _label_column(columns, schema, features, where), paths[0].parent
+        tables = [parquet.read_table(path, columns=[label]) for path in paths]
+        return _labelled(
+            tables, splits, label, features, columns, where, lambda names: ParquetRows(paths, image, names, root)
+        )
+
+
+class _Column(Sequence[Any]):
+    """A column of a Parquet file, read when its first value is asked for."""
+
+    def __init__(self, path: Path, name: str, rows: int) -> None:
+        self._path, self._name, self._rows = path, name, rows
+
+    @functools.cached_property
+    def _values(self) -> list[Any]:
+        parquet = require("pyarrow.parquet", "pyarrow", "bigtransfer[parquet]")
+        with reading(f"{self._path}, column {self._name!r},"):
+            return parquet.read_table(self._path, columns=[self._name]).column(0).to_pylist()
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, i: Any) -> Any:
+        return self._values[i]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._values)
 
 
 def table_of_paths(path: Path, split: str | None = None) -> Table:
@@ -67,19 +91,24 @@ def table_of_paths(path: Path, split: str | None = None) -> Table:
     parquet = require("pyarrow.parquet", "pyarrow", "bigtransfer[parquet]")
     with reading(str(path)):
         schema = parquet.read_schema(path)
-        names = [field.name for field in schema if not _is_bulky(field.type)]
-        loaded = parquet.read_table(path, columns=names)
-        columns = [loaded.column(number).to_pylist() for number in range(len(names))]
-    return Table(path=path, names=tuple(names), columns=columns, split=split)
+        rows = parquet.read_metadata(path).num_rows
+    features = _features(schema, str(path))
+    classes = {name: _class_names(feature, f"{path}, column {name!r}") for name, feature in features.items()}
+    return Table(
+        path=path,
+        names=tuple(schema.names),
+        columns=[_Column(path, name, rows) for name in schema.names],
+        split=split,
+        features=features,
+        classes={name: found for name, found in classes.items() if found is not None},
+    )
 
 
 def _paths(paths: Sequence[Path], columns: Columns, where: str) -> Found:
     if len({path.parent for path in paths}) > 1:
         raise DataError(f"{where}: Parquet files of paths in several folders. Give those of one folder.")
-    several = len(paths) > 1
-    return listing.found(
-        [table_of_paths(path, split_of_file(path) if several else None) for path in paths], columns, where
-    )
+    tables = [table_of_paths(path, split_of_file(path) if len(paths) > 1 else None) for path in paths]
+    return listing.found(tables, columns, where)
 
 
 def of_images(
@@ -98,8 +127,9 @@ def of_images(
         raise missing(IMAGE, schema.names, where)
     _check_images([table.schema for table in tables], files, image)
     label = _label_column(columns, schema, features, where)
-    parts, names, class_names, notes = _labelled(tables, splits, label, features, where)
-    return Found(ArrowRows(files, image, names, root), parts, where, class_names, notes)
+    return _labelled(
+        tables, splits, label, features, columns, where, lambda names: ArrowRows(files, image, names, root)
+    )
 
 
 def _image_column(columns: Columns, schema: Any, features: Mapping[str, Any], where: str) -> str | None:
@@ -114,10 +144,6 @@ def _image_column(columns: Columns, schema: Any, features: Mapping[str, Any], wh
 
 
 def _label_column(columns: Columns, schema: Any, features: Mapping[str, Any], where: str) -> str:
-    if columns.label_separator is not None:
-        raise DataError(
-            f"{where} holds images; --label-separator is for tables of text. Write the labels as lists instead."
-        )
     name = pick(columns.label, LABEL, schema.names, features, where)
     if name is None:
         raise missing(LABEL, schema.names, where)
@@ -154,7 +180,9 @@ def _is_encoded(kind: Any) -> bool:
 
     if types.is_struct(kind):
         names = {kind.field(number).name: kind.field(number).type for number in range(kind.num_fields)}
-        return ("bytes" in names and _is_bytes(names["bytes"])) or ("path" in names and _is_text(names["path"]))
+        return ("bytes" in names and _is_bytes(names["bytes"])) or (
+            "path" in names and _is_text(names["path"]) and not types.is_integer(names["path"])
+        )
     return _is_bytes(kind)
 
 
@@ -170,25 +198,27 @@ def _is_bytes(kind: Any) -> bool:
     )
 
 
-def _is_bulky(kind: Any) -> bool:
-    import pyarrow.types as types
-
-    return types.is_struct(kind) or types.is_map(kind) or types.is_union(kind)
-
-
 def _labelled(
-    tables: Sequence[Any], splits: Sequence[str | None], label: str, features: Mapping[str, Any], where: str
-) -> tuple[dict[str, Part], RowNumbers, tuple[str, ...] | None, tuple[str, ...]]:
-    """The splits of tables that lie one after another, the names of their rows, and the classes in the data's own order, if it has
-    one; notes."""
+    tables: Sequence[Any],
+    splits: Sequence[str | None],
+    label: str,
+    features: Mapping[str, Any],
+    columns: Columns,
+    where: str,
+    store: Callable[[RowNumbers], Store],
+) -> Found:
+    """The data set of tables that lie one after another, labelled by their column `label`; `store` makes its images from their names."""
     column = f"{where}, column {label!r}"
     class_names = _class_names(features.get(label, {}), column)
     for table in tables:
         if label not in table.schema.names:
             raise DataError(f"A file of {where} has no column {label!r}; it has {listed(table.schema.names)}.")
-    encoded = labels.join([_encoded(table.column(label), column) for table in tables])
-    found = labels.classes(encoded, column, lambda row: f"row {row + 1}", None, class_names)
     ends = np.cumsum([0, *(table.num_rows for table in tables)], dtype=np.int64)
+    if ends[-1] == 0:
+        raise DataError(f"{where} has no rows.")
+    encoded = labels.join([_encoded(table.column(label), column) for table in tables])
+    separator = columns.label_separator
+    found = labels.classes(encoded, column, lambda row: f"row {row + 1}", separator, class_names)
     parts: dict[str, Part] = {}
     firsts, starts = [], []
     for start, end, split in zip(ends[:-1].tolist(), ends[1:].tolist(), splits, strict=True):
@@ -203,7 +233,8 @@ def _labelled(
             raise DataError(
                 f"{column}: {len(part.unlabelled)} of {len(part)} rows of {split} have no label: {shown}. Fill them in, or remove the rows."
             )
-    return parts, RowNumbers(firsts, np.array(starts), ends), class_names, found.notes
+    names = RowNumbers(firsts, np.array(starts), ends)
+    return Found(store(names), parts, where, class_names, found.notes, separated=separator is not None)
 
 
 def _encoded(column: Any, where: str) -> Encoded:

@@ -43,6 +43,10 @@ class Table:
     """The line that the names stand in, where that might as well be a row of a table without names."""
     split: str | None = None
     """The part of the data set that all rows are, if the file's name or folder says so."""
+    features: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """What `datasets` says of the columns, by name."""
+    classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    """The classes by number of the columns that have them declared."""
     notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:

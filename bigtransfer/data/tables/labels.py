@@ -132,11 +132,13 @@ def classes(
     notes = _alike(column.values, where) if declared is None and separator is None else ()
     plain = [_plain(value, code, refuse) for code, value in enumerate(column.values)]
     weights = np.bincount(column.codes[column.codes >= 0], minlength=len(plain))
+    if separator is not None and (declared is not None or column.counts is not None):
+        raise DataError(
+            f"{where} holds lists or numbers of classes, which --label-separator cannot separate. Leave it out."
+        )
     if declared is not None:
         named = [_declared(value, code, declared, refuse) for code, value in enumerate(plain)]
         return _of_names([[] if name is None else [name] for name in named], column, column.counts is not None, ())
-    if separator is not None and column.counts is not None:
-        raise DataError(f"{where} holds lists, which --label-separator cannot separate. Leave it out.")
     parts = [_parts(value, separator) for value in plain]
     _refuse_fractions(parts, refuse)
     if all(_whole(part) is not None for of_value in parts for part in of_value):

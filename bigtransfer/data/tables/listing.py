@@ -30,6 +30,8 @@ class _Read:
     labels: Encoded
     column: str
     """Where the labels stand, in messages."""
+    declared: tuple[str, ...] | None
+    """The classes by number, if the table declares them."""
     splits: Sequence[str]
     notes: tuple[str, ...]
 
@@ -52,7 +54,11 @@ def found(tables: Sequence[Table], columns: Columns, where: str, root: Path | No
         return at if len(read) == 1 else f"{read[number].table.path.name}, {at}"
 
     column = read[0].column if len(read) == 1 else f"{where}, labels"
-    classes = labels.classes(labels.join([one.labels for one in read]), column, place, columns.label_separator, None)
+    declared = read[0].declared
+    if any(one.declared != declared for one in read):
+        raise DataError(f"The tables of {where} declare different classes.")
+    separator = columns.label_separator
+    classes = labels.classes(labels.join([one.labels for one in read]), column, place, separator, declared)
     images = [image for one in read for image in one.images]
     splits = np.array([split for one in read for split in one.splits])
     _refuse_unlabelled(classes, splits, column, place)
@@ -67,7 +73,7 @@ def found(tables: Sequence[Table], columns: Columns, where: str, root: Path | No
         if repeated := _once_each(images, classes, splits, where, place, kept):
             notes += (f"{where}: {repeated} rows repeat an image with the same label; they count once.",)
     return Found(
-        store, _parts(classes, splits, kept), where, notes=notes, separated=columns.label_separator is not None
+        store, _parts(classes, splits, kept), where, declared, notes, separated=columns.label_separator is not None
     )
 
 
@@ -86,7 +92,7 @@ def _read(table: Table, columns: Columns, finder: paths.Finder) -> _Read:
     else:
         images, absent, more = paths.locate(table, image, finder)
         notes += more
-    encoded, column, more = _labels(table, columns, {image, split} - {None})
+    encoded, column, declared, more = _labels(table, columns, {image, split} - {None})
     notes += more
     if split is not None:
         splits = _splits(table, split)
@@ -97,7 +103,7 @@ def _read(table: Table, columns: Columns, finder: paths.Finder) -> _Read:
             if folders:
                 splits = [split_of(path.partition("/")[0]) or "train" for path in images]
                 notes += (f"{where}: the folders {listed(folders)} are taken for the parts of the data set.",)
-    return _Read(table, images, embedded, encoded, column, splits, notes)
+    return _Read(table, images, embedded, encoded, column, declared, splits, notes)
 
 
 def _split_folders(images: Sequence[str], absent: Collection[int]) -> list[str]:
@@ -127,7 +133,7 @@ def _with_header(table: Table, columns: Columns, finder: paths.Finder) -> Table:
 def _image_column(table: Table, columns: Columns, finder: paths.Finder) -> tuple[str, tuple[str, ...]]:
     """The column of the images: named, usual, or the only one whose values are files."""
     where = str(table.path)
-    name = pick(columns.image, IMAGE, table.names, {}, where)
+    name = pick(columns.image, IMAGE, table.names, table.features, where)
     if name is not None:
         return name, ()
     names = [name for name in table.names if table.names.count(name) == 1]
@@ -158,22 +164,26 @@ def _is_image(value: Any, table: Table, finder: paths.Finder) -> bool:
         return True
 
 
-def _labels(table: Table, columns: Columns, taken: Collection[str | None]) -> tuple[Encoded, str, tuple[str, ...]]:
-    """The labels, where they stand, and notes: the column named or usual; else all others, if they say 0 or 1; else the only other."""
+def _labels(
+    table: Table, columns: Columns, taken: Collection[str | None]
+) -> tuple[Encoded, str, tuple[str, ...] | None, tuple[str, ...]]:
+    """The labels, where they stand, the classes that are declared, and notes.
+
+    The labels are those of the column asked for or usual; else of all others, if they say 0 or 1; else of the only other."""
     where = str(table.path)
     names, asked = table.names, columns.label
     if asked is not None and asked not in names and "," in asked:
         several = [pick(name.strip(), LABEL, names, {}, where) for name in asked.split(",") if name.strip()]
         chosen = [(name, table.column(name)) for name in several if name is not None]
         encoded, notes = labels.indicators(chosen, table.place, where)
-        return encoded, where, notes
-    name, notes = pick(asked, LABEL, names, {}, where), ()
+        return encoded, where, None, notes
+    name, notes = pick(asked, LABEL, names, table.features, where), ()
     if name is None:
         others = [name for name in names if name not in taken and name]
         ones = [name for name in others if names.count(name) == 1 and labels.are_indicators(table.column(name))]
         if len(ones) > 1 and len(ones) == len(others):
             encoded, notes = labels.indicators([(name, table.column(name)) for name in ones], table.place, where)
-            return encoded, where, notes
+            return encoded, where, None, notes
         if len(others) != 1 or len(set(map(str, table.column(others[0])))) > max(2, len(table) // 2):
             shown = ",".join(ones[:30])
             hint = f" If the columns that say 0 or 1 are the classes: {LABEL.flag} {shown}" if len(ones) > 1 else ""
@@ -183,6 +193,7 @@ def _labels(table: Table, columns: Columns, taken: Collection[str | None]) -> tu
     return (
         labels.encode(table.column(name), lambda row: f"{where}, {table.place(row)}"),
         f"{where}, column {name!r}",
+        table.classes.get(name),
         notes,
     )
 

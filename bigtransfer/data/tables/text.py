@@ -74,7 +74,7 @@ def _csv(path: Path, text: str, split: str | None) -> Table:
     if not rows:
         raise DataError(f"{path} has no rows: it is empty.")
     names = [bare(name) for name in rows[0]]
-    while len(names) > 1 and not names[-1]:
+    while len(names) > 1 and not names[-1] and not any("".join(row[len(names) - 1 :]).strip() for row in rows[1:]):
         names.pop()
     for line, row in zip(lines, rows, strict=True):
         if len(row) != len(names):
