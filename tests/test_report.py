@@ -3,13 +3,15 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import html.parser
+import errno
+import hashlib
 import io
 import json
 import os
 import random
 import re
 import shlex
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -25,46 +27,24 @@ from bigtransfer.evals import Classification, as_record, describe, save_evaluati
 from bigtransfer.hyperrule import recipe
 from bigtransfer.report import pictures
 from bigtransfer.report.sections import mistakes, uncertain
+from tests.html_pages import parse
 
 NASTY = "<script>alert('&')</script>"
+LOGITS = np.random.default_rng(1).normal(size=(24, 3)) + np.repeat(np.eye(3), 8, axis=0)
+"""The answers of a model that is right more often than not; images come class by class."""
 
 
-class Page(html.parser.HTMLParser):
-    """What a browser would see: balanced tags, the texts, the pictures, every address."""
+def headings(page):
+    return [one.text for one in page.all("h2")]
 
-    VOID = frozenset({"meta", "img", "br", "line", "rect", "circle", "polyline"})
 
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.headings, self.texts, self.images, self.addresses, self.tags = [], [], [], [], [], []
-        self.feed(text)
-        self.close()
-        assert self.open == []
+def pictures_of(page):
+    return [one.attributes["src"] for one in page.all("img")]
 
-    def handle_starttag(self, tag, attributes):
-        self.tags.append(tag)
-        attributes = dict(attributes)
-        self.addresses += [attributes[key] for key in ("src", "href", "action", "data") if key in attributes]
-        if tag == "img":
-            self.images.append(attributes["src"])
-        if tag not in self.VOID:
-            self.open.append(tag)
 
-    def handle_startendtag(self, tag, attributes):
-        self.tags.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        self.texts.append(data)
-        if self.open and self.open[-1] in ("h1", "h2"):
-            self.headings.append(data)
-
-    @property
-    def text(self):
-        return " ".join("".join(self.texts).split())
+def said(page):
+    """All text, with single blanks."""
+    return " ".join(page.text.split())
 
 
 @pytest.fixture(scope="module")
@@ -83,11 +63,9 @@ def images(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(images):
-    generator = torch.Generator().manual_seed(1)
     result = Classification(3)
     labels = torch.from_numpy(images.labels)
-    logits = torch.randn(len(labels), 3, generator=generator) + torch.nn.functional.one_hot(labels, 3)
-    result.update(logits, labels, torch.arange(len(labels)))
+    result.update(torch.from_numpy(LOGITS), labels, torch.arange(len(labels)))
     assert 0.3 < result.top1 < 0.9
     return result
 
@@ -123,8 +101,8 @@ def run(tmp_path, images, result):
 def test_report_tells_everything_and_is_well_formed(run, images, result):
     path = report.write(run, images)
     assert path == run / "report.html"
-    page = Page(path.read_text())
-    assert page.headings[1:] == [
+    page = parse(path.read_text())
+    assert page.all("h1")[0].text == run.name and headings(page) == [
         "What was asked, and what was decided",
         "Training",
         "Class by class",
@@ -136,19 +114,27 @@ def test_report_tells_everything_and_is_well_formed(run, images, result):
         "Made with",
         "Next",
     ]
-    low, high = result.top1_interval
-    for said in (
-        f"{result.top1:.1%} of 24 test images of 3 classes",
+    # By other routes than `result`'s own: from its logits, and the interval as the roots of (p - x)^2 = z^2 x (1 - x) / n.
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    right, sure = probabilities.argmax(1) == images.labels, probabilities.max(1)
+    n, z, top1 = 24, 1.959964, right.mean()
+    low, high = sorted(np.roots([1 + z**2 / n, -2 * top1 - z**2 / n, top1**2]))
+    bins = np.ceil(15 * sure)
+    ece = sum(abs(right[bins == b].mean() - sure[bins == b].mean()) * (bins == b).sum() for b in np.unique(bins)) / n
+    for words in (
+        f"{top1:.1%} of 24 test images of 3 classes",
         f"95% interval {low:.1%} to {high:.1%}",
         f"bit finetune {shlex.quote(NASTY)} --steps 70",  # what was asked, without what is at its default
         "300 training images make this a small task",
         "the file is empty (0 bytes)",
         "ant/old.png",
         "it is truncated",
-        f"Calibration error (ECE, 15 bins): {result.ece:.1%}",
+        f"Calibration error (ECE, 15 bins): {ece:.1%}",
+        f"a probability of {sure.mean():.1%} on average and is right in {top1:.1%}",
+        f"{(~right).sum()} of {(~right).sum()} mistakes",
         f"bit predict {run}",
     ):
-        assert said in page.text, said
+        assert words in said(page), words
 
 
 @pytest.mark.parametrize(
@@ -170,21 +156,27 @@ def test_shown_command_asks_for_the_same_again(asked):
 
 def test_report_is_one_file_that_asks_nobody_and_runs_nothing_foreign(run, images):
     text = report.write(run, images).read_text()
-    page = Page(text)
-    assert page.addresses and all(address.startswith("data:image/") for address in page.addresses)
+    page = parse(text)
+    addresses = [
+        one.attributes[key] for one in page for key in ("src", "href", "action", "data") if key in one.attributes
+    ]
+    assert addresses and all(address.startswith("data:image/") for address in addresses)
     assert "url(" not in text and "@import" not in text and "http://" not in text and "https://" not in text
-    assert page.tags.count("script") == 1  # ours; the one in a class name, the data's name and the file names is text
+    (script,) = page.all("script")  # ours; the one in a class name, the data's name and the file names is text
+    digest = base64.b64encode(hashlib.sha256(script.text.encode()).digest()).decode()
+    (policy,) = (one.attributes["content"] for one in page.all("meta") if "http-equiv" in one.attributes)
+    assert f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" == policy
     assert "<b>.png" not in text
     assert NASTY in page.text and NASTY.replace("/", "|") in page.text
 
 
 def test_pictures_are_those_of_the_most_confident_mistakes(run, images, result):
-    page = Page(report.write(run, images).read_text())
+    page = parse(report.write(run, images).read_text())
     records = result.records
     wrong = records[records["rank"] > 0]
     wrong = wrong[np.argsort(-wrong["probability"], kind="stable")][: mistakes.SHOWN]
-    assert len(page.images) == len(wrong) + uncertain.SHOWN
-    for source, row in zip(page.images, wrong, strict=False):
+    assert len(pictures_of(page)) == len(wrong) + uncertain.SHOWN
+    for source, row in zip(pictures_of(page), wrong, strict=False):
         kind, _, data = source.partition(";base64,")
         shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(data))))
         original = images.read(int(row["index"]))
@@ -198,34 +190,56 @@ def test_pictures_are_those_of_the_most_confident_mistakes(run, images, result):
 
 def test_several_parts_and_none_at_all(run, images):
     halves = [images.subset(range(12)), images.subset(range(12, 24))]
-    assert Page(report.write(run, halves).read_text()).images == Page(report.write(run, images).read_text()).images
-    page = Page(report.write(run).read_text())
-    assert page.images == [] and "Most confident mistakes" in page.headings
-    assert len(Page(report.write(run, halves[0]).read_text()).images) > 0
+    whole = pictures_of(parse(report.write(run, images).read_text()))
+    assert pictures_of(parse(report.write(run, halves).read_text())) == whole
+    page = parse(report.write(run).read_text())
+    assert pictures_of(page) == [] and "Most confident mistakes" in headings(page)
+    # Of the first half only: those of its 12 images that are mistakes or among the 12 of the highest entropy.
+    chance = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    entropy = -(chance * np.log(chance)).sum(1)
+    expected = (chance.argmax(1) != images.labels)[:12].sum() + (np.argsort(-entropy)[: uncertain.SHOWN] < 12).sum()
+    assert len(pictures_of(parse(report.write(run, halves[0]).read_text()))) == expected > 0
+
+
+OF_EVALUATION = {
+    "Class by class",
+    "What is confused with what",
+    "Most confident mistakes",
+    "Most uncertain pictures",
+    "Can the probabilities be trusted?",
+}
 
 
 @pytest.mark.parametrize(
-    "missing", ["config.json", "metrics.jsonl", "evaluation.json", "unreadable.json", "model.safetensors"]
+    ("missing", "gone", "instead"),
+    [
+        ("config.json", {"What was asked, and what was decided", "Made with"}, set()),
+        ("metrics.jsonl", {"Training"}, set()),
+        ("evaluation.json", OF_EVALUATION | {"Files that cannot be read (2)"}, {"Files that cannot be read (1)"}),
+        ("unreadable.json", {"Files that cannot be read (2)"}, {"Files that cannot be read (1)"}),
+        ("model.safetensors", set(), set()),
+    ],
 )
-def test_what_is_missing_is_left_out(run, images, missing):
-    whole = Page(report.write(run, images).read_text())
+def test_what_is_missing_is_left_out(run, images, missing, gone, instead):
+    whole = set(headings(parse(report.write(run, images).read_text())))
     (run / missing).unlink()
-    page = Page(report.write(run, images).read_text())
-    assert len(page.text) < len(whole.text)
-    if missing == "evaluation.json":
-        assert "69.0% of the validation images" in page.text and "the run has not finished" in page.text
-    if missing == "metrics.jsonl":
-        assert "Training" not in page.headings
+    page = parse(report.write(run, images).read_text())
+    assert set(headings(page)) == whole - gone | instead
+    assert ("bit predict my-model" in page.text) == (missing == "model.safetensors")
+    assert ("69.0% of the validation images" in page.text) == (missing == "evaluation.json")
+    assert ("the run has not finished" in page.text) == (missing == "evaluation.json")
+    assert ("ant/old.png" in page.text) == (missing != "unreadable.json")
+    assert ("ant/bad.png" in page.text) == (missing != "evaluation.json")
 
 
 def test_an_empty_folder_and_a_few_steps(tmp_path):
-    assert "the run has not finished" in Page(report.write(tmp_path).read_text()).text
+    assert "the run has not finished" in parse(report.write(tmp_path).read_text()).text
     (tmp_path / "evaluation.json").write_text("{}")
-    assert "no images to measure it on" in Page(report.write(tmp_path).read_text()).text
+    assert "no images to measure it on" in parse(report.write(tmp_path).read_text()).text
     (tmp_path / "metrics.jsonl").write_text(
         '{"step": 0, "loss": 1.0, "lr": 0.0}\n{"step": 1, "loss": NaN, "lr": 0.0}\n{"step": 2, "lo'
     )
-    assert "Learning rate" in Page(report.write(tmp_path).read_text()).text
+    assert "Learning rate" in parse(report.write(tmp_path).read_text()).text
     with pytest.raises(RunError, match="no run folder"):
         report.write(tmp_path / "nowhere")
 
@@ -238,6 +252,20 @@ def test_a_damaged_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "evaluation.json")
     with pytest.raises(RunError, match=r"Cannot read .*evaluation\.json.* remove it to have the report without it"):
         report.write(tmp_path)
+
+
+def test_a_full_disk_is_told_with_the_file(run, monkeypatch):
+    report.write(run)
+    before = (run / "report.html").read_text()
+
+    def full(*_arguments, **_options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(RunError, match=r"report\.html.*No space left on device"):
+        report.write(run)
+    monkeypatch.undo()
+    assert (run / "report.html").read_text() == before
 
 
 def changed(record, path, value):
@@ -367,9 +395,9 @@ def test_a_perfect_result_has_no_mistakes(tmp_path, images):
     labels = torch.from_numpy(images.labels)
     result.update(20.0 * torch.nn.functional.one_hot(labels, 3), labels)
     save_evaluation(tmp_path, result, images, split="all images")
-    page = Page(report.write(tmp_path, images).read_text())
-    assert "100.0% of 24 images of 3 classes" in page.text
-    assert "Most confident mistakes" not in page.headings and "What is confused with what" not in page.headings
+    page = parse(report.write(tmp_path, images).read_text())
+    assert "100.0% of 24 images of 3 classes" in said(page)
+    assert "Most confident mistakes" not in headings(page) and "What is confused with what" not in headings(page)
 
 
 def test_file_names_that_are_not_utf8(tmp_path, images, result):

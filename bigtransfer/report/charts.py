@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -60,19 +61,24 @@ class Curve:
 def curve(
     title: str,
     series: Sequence[tuple[str, Sequence[Point]]],
-    label: Callable[[float], str],
+    label: Callable[[float, int], str],
     headline: float,
     *,
     marks: bool = False,
 ) -> Curve:
-    """Place a line chart: series of (CSS class, points); `headline` is the value beside the title, `marks` draws the points."""
+    """Place a line chart: series of (CSS class, points); `headline` is the value beside the title, `marks` draws the points.
+
+    Steps are 1 or more, values finite. label: a value as text, with so many digits more than usual.
+    """
+    series = [(kind, [(x, _drawable(y)) for x, y in points]) for kind, points in series]
     xs = [x for _, points in series for x, _ in points]
     ys = sorted(y for _, points in series for _, y in points)
     x0, x1 = 0.0, max(xs)
     # A few wild first losses must not press the rest flat.
     y0, y1 = ys[0], max(ys[int(0.98 * (len(ys) - 1))], series[-1][1][-1][1])
     y0 = 0.0 if y0 >= 0 and y0 < 0.5 * y1 else y0
-    pad = 0.06 * (y1 - y0) or 0.05 * abs(y1) or 1.0
+    flat = y1 - y0 <= 1e-6 * abs(y1)
+    pad = (0.05 * abs(y1) or 1.0) if flat else 0.06 * (y1 - y0)
     y1 += pad
     y0 = y0 if y0 == 0 else y0 - pad
 
@@ -81,21 +87,21 @@ def curve(
         up = Curve.top + (1 - (min(y, y1) - y0) / (y1 - y0)) * (Curve.height - Curve.top - Curve.bottom)
         return round(across, 1), round(up, 1)
 
-    steps = []
-    for x in ticks(x0, x1):
+    levels, steps = ticks(y0, y1), []
+    for x in filter(float.is_integer, ticks(x0, x1)):
         text = f"{x:,.6g}"
         # At the right end a long one would be cut off.
         steps.append(Label(at=min(place(x, y0)[0], Curve.width - 4 * len(text)), text=text))
     return Curve(
         title=title,
-        headline=label(headline),
-        levels=[Label(at=place(x0, y)[1], text=label(y)) for y in ticks(y0, y1)],
+        headline=label(headline, 0),
+        levels=[Label(at=place(x0, y)[1], text=text) for y, text in zip(levels, distinct(levels, label), strict=True)],
         steps=steps,
         lines=[(kind, [place(*point) for point in thinned(points)]) for kind, points in series],
         marks=[
-            Mark(x=place(x, y)[0], y=place(x, y)[1], hint=f"after step {x:,.0f}: {label(y)}")
+            Mark(x=place(x, y)[0], y=place(x, y)[1], hint=f"after step {x:,.0f}: {label(y, 0)}")
             for _, points in series
-            for x, y in (points if marks else ())
+            for x, y in (thinned(points) if marks else ())
         ],
     )
 
@@ -107,6 +113,23 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def distinct(values: Sequence[float], label: Callable[[float, int], str]) -> list[str]:
+    """The labels of evenly spaced values, with as many digits as it takes to read the values off them."""
+    space = min((b - a for a, b in itertools.pairwise(values)), default=math.inf)
+    texts = []
+    for more in range(12):
+        texts = [label(value, more) for value in values]
+        read = (float(text.rstrip("%")) / (100 if text.endswith("%") else 1) for text in texts)
+        if all(abs(one - value) <= 0.05 * space for one, value in zip(read, values, strict=True)):
+            break
+    return texts
+
+
+def _drawable(value: float) -> float:
+    """The value, or the nearest with which one can calculate."""
+    return 0.0 if abs(value) < 1e-100 else max(-1e100, min(1e100, value))
 
 
 def smoothed(points: Sequence[Point]) -> list[Point]:
@@ -172,13 +195,31 @@ class Matrix:
         return len(self.names) * self.cell
 
 
+LONGEST = 11.5
+"""Width of the longest name beside the matrix, as a multiple of the size of the letters."""
+
+
+def width(text: str) -> float:
+    """About how wide `text` is in a sans-serif font, as a multiple of its size."""
+    return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.7 if c.isupper() else 0.56 for c in text)
+
+
+def shortened(name: str) -> str:
+    """A name that is too long to stand beside the matrix, cut off."""
+    if width(name) <= LONGEST:
+        return name
+    while width(name) > LONGEST - 0.7:
+        name = name[:-1]
+    return name + "…"
+
+
 def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Matrix:
     """Place the confusion matrix `counts` of (true, answered) classes."""
     n = len(names)
     cell = 46 if n <= 8 else 40 if n <= 12 else 30 if n <= 25 else 17
     font = 13 if n <= 12 else 11
-    short = [name if len(name) <= 20 else name[:19] + "…" for name in names]
-    margin = round(12 + font * 0.56 * max(map(len, short)))
+    short = [shortened(name) for name in names]
+    margin = round(12 + font * max(map(width, short)))
     cells = []
     for i, row in enumerate(counts):
         total = sum(row)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 from collections.abc import Mapping
 from importlib import resources
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
+
+from bigtransfer import terminal
 
 
 def percent(share: float | None, digits: int = 1) -> str:
@@ -18,6 +23,11 @@ def percent(share: float | None, digits: int = 1) -> str:
 def thousands(number: float) -> str:
     """A whole number as "12,000"."""
     return f"{number:,}"
+
+
+def counted(number: int, one: str, several: str) -> str:
+    """ "1 class", "12,000 classes"."""
+    return f"{number:,} {one if number == 1 else several}"
 
 
 def plain(value: object) -> str:
@@ -40,8 +50,11 @@ def render(title: str, sections: Mapping[str, object]) -> str:
     """
     environment = _environment()
     parts = [Markup(environment.get_template(f"{name}.html").render(vars(shown))) for name, shown in sections.items()]
+    script = _own("script.js")
+    # A browser runs this script and no other, whatever else might stand in the page.
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     return environment.get_template("page.html").render(
-        title=title, style=_own("style.css"), script=_own("script.js"), sections=parts
+        title=title, style=_own("style.css"), script=script, script_hash=script_hash, sections=parts
     )
 
 
@@ -53,9 +66,15 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        finalize=_visible,
     )
-    environment.filters.update(percent=percent, thousands=thousands, plain=plain)
+    environment.filters.update(percent=percent, thousands=thousands, plain=plain, counted=counted)
     return environment
+
+
+def _visible(value: Any) -> Any:
+    """Text that others chose, without characters that cannot be seen or change how its surroundings are read."""
+    return terminal.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _own(name: str) -> Markup:

@@ -13,8 +13,11 @@ from bigtransfer.report.contents import Contents
 class Classes:
     rows: Sequence[ClassRow]
     """`per_class` of the evaluation without the classes that have no image, lowest F1 first."""
+    without_images: int
+    """How many these are."""
 
 
 def compute(run: Contents) -> Classes | None:
-    rows = [row for row in run.evaluation.per_class if row.support] if run.evaluation else []
-    return Classes(rows=sorted(rows, key=lambda row: row.f1 or 0.0)) if rows else None
+    table = run.evaluation.per_class if run.evaluation else []
+    rows = sorted((row for row in table if row.support), key=lambda row: row.f1 or 0.0)
+    return Classes(rows=rows, without_images=len(table) - len(rows)) if rows else None

@@ -46,7 +46,7 @@ def compute(run: Contents) -> Curves | None:
                 charts.curve(
                     title,
                     [("line", share)],
-                    lambda y, digits=1 if near else 0: percent(y, digits),
+                    lambda y, more, digits=1 if near else 0: percent(y, digits + more),
                     share[-1][1],
                     marks=True,
                 )
@@ -59,5 +59,5 @@ def _with_smoothed(title: str, points: Sequence[charts.Point]) -> charts.Curve:
     return charts.curve(title, [("faint", points), ("line", smooth)], _short, smooth[-1][1])
 
 
-def _short(y: float) -> str:
-    return f"{y:.3g}"
+def _short(y: float, more: int) -> str:
+    return f"{y:.{3 + more}g}"

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bigtransfer.data import checks
 from bigtransfer.report.contents import Contents
 
 
@@ -21,8 +21,10 @@ class Evaluated:
     top1_interval: tuple[float, float]
     images: int
     classes: int
-    part: str
-    """What was measured on: "test images"."""
+    kind: str
+    """Of the images measured on: "test"; empty if they are all that there are."""
+    notes: Sequence[str]
+    """What was assumed about the classes."""
     trained_on: int
     """How many of these images are among the training images too, byte for byte."""
 
@@ -62,7 +64,7 @@ def compute(run: Contents) -> Headline:
     missing = ""
     if evaluation:
         classes = len(evaluation.class_names)
-        parts = {"all images": "images", "train": "training images", "val": "validation images"}
+        kinds = {"all images": "", "train": "training", "val": "validation"}
         evaluated = Evaluated(
             top1=evaluation.top1,
             top1_interval=evaluation.top1_interval,
@@ -71,11 +73,12 @@ def compute(run: Contents) -> Headline:
             ece=evaluation.ece,
             images=evaluation.images,
             classes=classes,
-            part=parts.get(evaluation.split, f"{evaluation.split} images"),
+            kind=kinds.get(evaluation.split, evaluation.split),
+            notes=evaluation.notes,
             trained_on=sum(
-                copy.part == evaluation.split
+                copy.part == evaluation.split != "train"
                 for copies in run.copies
-                if any(copy.part == "train" for copy in copies) and checks.leaked(copies)
+                if any(copy.part == "train" for copy in copies)
                 for copy in copies
             ),
         )

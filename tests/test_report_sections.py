@@ -1,0 +1,662 @@
+"""What each section of the report computes and shows, against values worked out by hand from the run folder below."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bigtransfer import report
+from bigtransfer.report import charts, sections
+from bigtransfer.report.contents import Contents
+from bigtransfer.report.pictures import Pictures
+from bigtransfer.report.sections import SECTIONS, confusion, copies, mistakes, uncertain
+from tests.conftest import REPOSITORY
+from tests.html_pages import Element, parse
+
+# Eight images of three of four classes. By hand: four are right; of what is called an ant 2 of 3 are, of what is called a bee 1 of 3, of
+# what is called a cat 1 of 2; F1 is 4/7, 2/5 and 1/2. Mean probability: (0.9 + 4.5) / 8 = 0.675.
+EVALUATION: dict[str, Any] = {
+    "format": 1,
+    "model": "insects",
+    "data": "garden",
+    "split": "test",
+    "images": 8,
+    "class_names": ["ant", "bee", "cat", "dog"],
+    "top1": 0.5,
+    "top1_interval": [0.215, 0.785],
+    "top5": None,
+    "mean_per_class": 0.51,
+    "nll": 1.25,
+    "ece": 0.2,
+    "per_class": [
+        {"class": "ant", "precision": 2 / 3, "recall": 0.5, "f1": 4 / 7, "support": 4},
+        {"class": "bee", "precision": 1 / 3, "recall": 0.5, "f1": 0.4, "support": 2},
+        {"class": "cat", "precision": 0.5, "recall": 0.5, "f1": 0.5, "support": 2},
+        {"class": "dog", "precision": None, "recall": None, "f1": None, "support": 0},
+    ],
+    "confused": [[0, 1, 2], [1, 2, 1], [2, 0, 1]],
+    "calibration": [
+        {"from": 0.0, "to": 0.5, "images": 2, "confidence": 0.45, "accuracy": 0.5},
+        {"from": 0.5, "to": 1.0, "images": 6, "confidence": 0.75, "accuracy": 0.5},
+    ],
+    "unreadable": [{"name": "c/9.png", "reason": "it is <empty>"}],
+    "confusion": [[2, 2, 0, 0], [0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0]],
+    "predictions": [
+        {
+            "name": name,
+            "index": i,
+            "true": true,
+            "predicted": said,
+            "rank": rank,
+            "probability": p,
+            "nll": 1.0,
+            "entropy": h,
+        }
+        for i, (name, true, said, rank, p, h) in enumerate(
+            [
+                ("a/0.png", 0, 0, 0, 0.90, 0.30),
+                ("a/1.png", 0, 1, 1, 0.80, 0.50),
+                ("a/2.png", 0, 0, 0, 0.60, 0.90),
+                ("b/0.png", 1, 1, 0, 0.70, 0.80),
+                ("b/1.png", 1, 2, 2, 0.95, 0.20),
+                ("c/0.png", 2, 2, 0, 0.50, 1.00),
+                ("c/1.png", 2, 0, 1, 0.40, 1.05),
+                ("a/3.png", 0, 1, 3, 0.55, 0.85),
+            ]
+        )
+    ],
+}
+CONFIG: dict[str, Any] = {
+    "command": "finetune",
+    "asked": {"data": "garden", "model": "bit-t-r26x1", "steps": 4, "flip": False, "pretrained": True},
+    "resolved": {"device": "cpu", "eval_every": 2, "native_size": [30, 20], "architecture": {"width": 1}},
+    "recipe": {"steps": 4, "batch_size": 16, "resize": 40, "crop": 32, "decays": [2, 3], "notes": ["As told."]},
+    "environment": {"torch": "2.11", "threads": 1, "argv": ["bit"]},
+    "data": {"name": "garden", "train": 1234, "fingerprint": "f00"},
+}
+UNREADABLE = [{"name": "a/8.png", "reason": "it is cut off"}, {"name": "c/9.png", "reason": "it is <empty>"}]
+METRICS = [
+    {"step": 0, "loss": 4.0, "lr": 0.1, "gradient_norm": 7.0},
+    {"step": 1, "loss": 2.0, "lr": 0.3, "gradient_norm": 6.0},
+    {"step": 1, "val/top1": 0.25, "val/ece": 0.1},
+    {"step": 2, "loss": 1.0, "lr": 0.2, "gradient_norm": 5.0},
+    {"step": 3, "loss": 0.5, "lr": 0.1, "gradient_norm": 5.5},
+    {"step": 3, "val/top1": 0.75},
+]
+COPIES = [
+    [
+        {"part": "train", "name": "a/4.png", "classes": ["ant"]},
+        {"part": "train", "name": "a/5.png", "classes": ["ant"]},
+    ],
+    [
+        {"part": "train", "name": "a/6.png", "classes": ["ant"]},
+        {"part": "train", "name": "b/6.png", "classes": ["bee"]},
+    ],
+    [
+        {"part": "train", "name": "b/7.png", "classes": ["bee"]},
+        {"part": "test", "name": "b/0.png", "classes": ["bee"]},
+        {"part": "test", "name": "b/1.png", "classes": ["bee"]},
+    ],
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    run = tmp_path / "garden run"
+    run.mkdir()
+    write(run, "config.json", CONFIG)
+    write(run, "evaluation.json", EVALUATION)
+    write(run, "unreadable.json", UNREADABLE)
+    write(run, "copies.json", COPIES)
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
+    (run / "model.safetensors").touch()
+    return run
+
+
+def write(folder: Path, name: str, record: Any) -> None:
+    (folder / name).write_text(json.dumps(record))
+
+
+def changed(folder: Path, name: str = "evaluation.json", **values: Any) -> None:
+    """Change values of one of the records."""
+    write(folder, name, json.loads((folder / name).read_text()) | values)
+
+
+def computed(folder: Path, section: str) -> Any:
+    return SECTIONS[section](Contents.read(folder, Pictures()))
+
+
+# --- A page as a browser reads it
+
+
+def shown(folder: Path) -> Element:
+    return parse(report.write(folder).read_text(encoding="utf-8"))
+
+
+def section(folder: Path, title: str) -> Element:
+    (found,) = (one for one in shown(folder).all("section") if one.all("h2")[0].text == title)
+    return found
+
+
+# --- The headline
+
+
+def test_the_headline_of_an_evaluation(folder: Path) -> None:
+    (head,) = shown(folder).all("header")
+    text = " ".join(head.text.split())
+    assert "garden run bit-t-r26x1, fine-tuned on garden 50.0% of 8 test images of 4 classes are recognized" in text
+    assert "95% interval 21.5% to 78.5%" in text
+    assert "2 of them are among the training images too, so that the accuracy looks better than it is" in text
+    (tiles,) = head.all("div", "tiles")
+    assert [(tile.all("b")[0].text, tile.all("span")[0].text) for tile in tiles.all("div")] == [
+        ("51.0%", "mean over classes, each counted alike"),
+        ("20.0%", "calibration error of the probabilities"),
+        ("1,234", "training images"),
+    ]
+
+
+@pytest.mark.parametrize(("classes", "tile"), [(5, False), (6, True)])
+def test_top_5_is_shown_from_six_classes_on(folder: Path, classes: int, tile: bool) -> None:
+    names = [f"class {i}" for i in range(classes)]
+    empty = {"precision": None, "recall": None, "f1": None, "support": 0}
+    table = [*EVALUATION["per_class"][:3], *({"class": name, **empty} for name in names[3:])]
+    changed(folder, class_names=names, per_class=table, confusion=None, top5=0.875)
+    assert ("87.5%" in shown(folder).text) == tile
+    assert computed(folder, "headline").evaluated.top5 == (0.875 if tile else None)
+
+
+@pytest.mark.parametrize(
+    ("split", "images", "said"),
+    [
+        ("train", 8, "8 training images of 4 classes are"),
+        ("val", 2000, "2,000 validation images of 4 classes are"),
+        ("all images", 8, "8 images of 4 classes are"),
+        ("test", 1, "1 test image of 4 classes is"),
+    ],
+)
+def test_what_was_measured_on(folder: Path, split: str, images: int, said: str) -> None:
+    changed(folder, split=split, images=images)
+    text = shown(folder).text
+    assert f"50.0% of {said} recognized correctly" in text
+    assert ("among the training images" in text) == (split == "test")  # where the copies are
+
+
+def test_notes_of_an_evaluation_stand_below_the_number(folder: Path) -> None:
+    changed(folder, notes=["the labels were taken for numbers", "no <tag>"])
+    notes = [one.text for one in shown(folder).all("header")[0].all("p", "soft")]
+    assert notes[-2:] == ["the labels were taken for numbers", "no <tag>"]
+
+
+def test_the_headline_before_the_evaluation(folder: Path) -> None:
+    (folder / "evaluation.json").unlink()
+    text = shown(folder).all("header")[0].text
+    assert "75.0% of the validation images are recognized correctly after step 4." in text
+    assert "There is no final evaluation: the run has not finished." in text
+    write(folder, "evaluation.json", {})
+    assert "no final evaluation: the data set has no images to measure it on." in shown(folder).text
+    changed(folder, "config.json", command="pretrain", asked={"data": "garden"})
+    assert "no final evaluation" not in shown(folder).text  # the last validation is what pre-training ends with
+
+
+def test_other_ways_to_a_model(folder: Path) -> None:
+    changed(folder, "config.json", asked=CONFIG["asked"] | {"pretrained": False})
+    assert computed(folder, "headline").subject == "bit-t-r26x1, trained from random weights on garden"
+    changed(folder, "config.json", command="evaluate", asked={"data": "elsewhere", "model": "x"})
+    assert computed(folder, "headline").subject == "insects on garden"
+    (folder / "config.json").unlink()
+    changed(folder, data="", model="")
+    assert computed(folder, "headline").subject == ""
+
+
+# --- What was asked and decided
+
+
+def test_what_was_asked_and_decided(folder: Path) -> None:
+    found = section(folder, "What was asked, and what was decided")
+    assert found.all("pre")[0].text == "bit finetune garden --steps 4 --no-flip"
+    assert [one.text for one in found.all("li")] == ["As told."]
+    decided, machine = found.all("dl")
+    assert decided.pairs() == {
+        "steps": "4",
+        "batch size": "16",
+        "resize": "40",
+        "crop": "32",
+        "mixup alpha": "0",
+        "base learning rate": "0.003",
+        "warmup": "0",
+        "decays": "2, 3",
+        "schedule": "staircase",
+        "momentum": "0.9",
+        "weight decay": "0",
+        "variant": "code",
+    }
+    assert machine.pairs() == {
+        "name": "garden",
+        "train": "1,234",
+        "device": "cpu",
+        "eval every": "2",
+        "native size": "30, 20",
+    }
+
+
+def test_a_classifier_without_steps_lists_none(folder: Path) -> None:
+    changed(
+        folder, "config.json", recipe={"steps": 0, "batch_size": 0, "resize": 48, "crop": 48, "notes": ["No steps."]}
+    )
+    decided, machine = section(folder, "What was asked, and what was decided").all("dl")
+    assert decided.pairs() == {"resize": "48", "crop": "48"} and "eval every" not in machine.pairs()
+
+
+def test_versions_and_machine(folder: Path) -> None:
+    assert section(folder, "Made with").pairs() == {"torch": "2.11", "threads": "1"}
+
+
+# --- Curves
+
+
+def curve_of(found: Element, title: str) -> Element:
+    (figure,) = (one for one in found.all("figure") if one.all("figcaption")[0].text.startswith(title))
+    return figure
+
+
+def test_curves_are_drawn_at_the_steps_taken(folder: Path) -> None:
+    found = section(folder, "Training")
+    captions = [one.text for one in found.all("figcaption")]
+    assert captions == [
+        "Training loss 0.5",
+        "Learning rate, at most 0.3",
+        "Length of the gradient 5.5",
+        "Validation accuracy 75%",
+    ]
+    # 356 px for the steps 0 to 4, 186 px for 0 to 4 * 1.06; the first loss belongs to the end of step 1.
+    loss = curve_of(found, "Training loss")
+    faint, line = loss.all("polyline")
+    assert faint.attributes["class"] == "faint" and line.attributes["class"] == "line"
+    assert faint.attributes["points"] == line.attributes["points"] == "139.0,24.5 228.0,112.3 317.0,156.1 406.0,178.1"
+    levels, steps = loss.all("text")[:5], loss.all("text")[5:]
+    assert [(one.text, *one.numbers("y")) for one in levels] == [
+        ("0", 204.0),
+        ("1", pytest.approx(160.1)),
+        ("2", pytest.approx(116.3)),
+        ("3", pytest.approx(72.4)),
+        ("4", pytest.approx(28.5)),
+    ]
+    assert [(one.text, *one.numbers("x")) for one in steps] == [
+        ("0", 50),
+        ("1", 139),
+        ("2", 228),
+        ("3", 317),
+        ("4", 406),
+    ]
+    assert [one.numbers("y1", "y2") for one in loss.all("line", "grid")][-1] == (24.5, 24.5)
+    accuracy = curve_of(found, "Validation accuracy")
+    assert [one.all("title")[0].text for one in accuracy.all("circle")] == ["after step 2: 25%", "after step 4: 75%"]
+    assert [one.numbers("cx") for one in accuracy.all("circle")] == [(228.0,), (406.0,)]
+    assert accuracy.all("circle")[1].numbers("cy") < accuracy.all("circle")[0].numbers("cy")
+
+
+@pytest.mark.parametrize(
+    ("key", "title"),
+    [
+        ("val/precision_at_1", "Validation, precision at 1 66.7%"),
+        ("probe/top1", "Accuracy of the probe, on its own set 66.7%"),
+    ],
+)
+def test_other_measurements(folder: Path, key: str, title: str) -> None:
+    lines = [{"step": 9, key: 0.6543}, {"step": 19, key: 2 / 3}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (figure,) = section(folder, "Training").all("figure")
+    assert figure.all("figcaption")[0].text == title  # closer together than 5 points: a digit more
+    assert [one.all("title")[0].text for one in figure.all("circle")] == [
+        "after step 10: 65.4%",
+        "after step 20: 66.7%",
+    ]
+
+
+def test_what_cannot_be_drawn_is_left_out(folder: Path) -> None:
+    (folder / "metrics.jsonl").write_text(
+        '{"step": 0, "loss": 1.0}\n{"step": 1, "loss": NaN}\n{"step": 2, "lr": 0.1}\n'
+    )
+    assert computed(folder, "curves") is None  # a point is no curve
+
+
+@pytest.mark.parametrize(
+    "values", [(1e308, -1e308), (5e-324, 0.0), (1e-320, 2e-320), (0.1, 0.1 + 2e-17), (3.0, 3.0), (0.0, 0.0)]
+)
+def test_extreme_values_are_drawn_within_the_frame(values: tuple[float, float]) -> None:
+    points = list(enumerate(values, start=1))
+    drawn = charts.curve("x", [("line", points)], lambda y, more: f"{y:.{3 + more}g}", values[-1], marks=True)
+    for x, y in drawn.lines[0][1]:
+        assert 50 <= x <= 406 and 14 <= y <= 200
+    assert len(drawn.levels) >= 2 and len({level.text for level in drawn.levels}) == len(drawn.levels)
+
+
+def test_a_wild_first_value_does_not_press_the_rest_flat() -> None:
+    points = [(float(i + 1), 1e6 if i == 0 else 1.0 + 0.5 * (i % 2)) for i in range(100)]
+    (_, placed) = charts.curve("x", [("line", points)], lambda y, more: f"{y:.{3 + more}g}", 1.0).lines[0]
+    assert placed[0][1] == 14.0  # above the frame's top, so on it
+    assert abs(placed[1][1] - placed[2][1]) > 100
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [
+        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
+        (0, 4.24, [0, 1, 2, 3, 4]),
+        (0.823, 0.837, [0.825, 0.83, 0.835]),
+        (0, 12, [0, 2.5, 5, 7.5, 10]),
+        (-3, 7, [-2, 0, 2, 4, 6]),
+        (0, 30_000, [0, 10_000, 20_000, 30_000]),
+    ],
+)
+def test_ticks_are_round_numbers(low: float, high: float, expected: list[float]) -> None:
+    assert charts.ticks(low, high) == pytest.approx(expected)
+
+
+def test_labels_have_the_digits_that_tell_them_apart() -> None:
+    def share(y: float, more: int) -> str:
+        return f"{y:.{more}%}"
+
+    assert charts.distinct([0.825, 0.83, 0.835], share) == ["82.5%", "83.0%", "83.5%"]
+    assert charts.distinct([0.0, 0.25, 0.5], share) == ["0%", "25%", "50%"]
+    assert charts.distinct([1.7917, 1.7918], lambda y, more: f"{y:.{3 + more}g}") == ["1.7917", "1.7918"]
+
+
+def test_the_smoothed_curve_does_not_lag() -> None:
+    smooth = charts.smoothed([(float(i), float(i * i)) for i in range(120)])  # a window of 5
+    assert smooth[0] == (0.0, 0.0) and smooth[1] == (1.0, pytest.approx(5 / 3))
+    for i in range(2, 118):
+        assert smooth[i] == (float(i), pytest.approx(i * i + 2))
+    assert smooth[119] == (119.0, pytest.approx(119**2))
+    assert charts.smoothed([(1.0, 4.0), (2.0, 2.0)]) == [(1.0, 4.0), (2.0, 2.0)]
+
+
+def test_no_peak_is_lost_in_a_long_curve() -> None:
+    points = [(float(i), math.sin(i / 50)) for i in range(5000)]
+    points[1234], points[4321] = (1234.0, 9.0), (4321.0, -9.0)
+    kept = charts.thinned(points)
+    assert len(kept) <= 402 and (1234.0, 9.0) in kept and (4321.0, -9.0) in kept
+    assert kept[0] == points[0] and kept[-1] == points[-1] and [x for x, _ in kept] == sorted(x for x, _ in kept)
+    assert charts.thinned(points[:400]) == points[:400]
+
+
+# --- Classes and confusions
+
+
+def test_classes_the_worst_first(folder: Path) -> None:
+    found = section(folder, "Class by class")
+    assert found.rows() == [
+        ["Class", "Images", "Precision", "Recall", "F1"],
+        ["bee", "2", "33.3%", "50.0%", "40.0%"],
+        ["cat", "2", "50.0%", "50.0%", "50.0%"],
+        ["ant", "4", "66.7%", "50.0%", "57.1%"],
+    ]
+    assert "3 classes (1 other has no image here)." in found.text
+    first = found.all("tr")[1]
+    assert [cell.attributes["data-v"] for cell in first.all("td")] == [
+        "2",
+        str(1 / 3),
+        "0.5",
+        "0.4",
+    ]  # what a click sorts by
+    assert [cell.attributes.get("style") for cell in first.all("td")] == [
+        None,
+        "--share:0.333",
+        "--share:0.500",
+        "--share:0.400",
+    ]
+
+
+def test_a_class_that_is_never_predicted(folder: Path) -> None:
+    table = copy.deepcopy(EVALUATION["per_class"])
+    table[1] |= {"precision": None, "recall": 0.0, "f1": 0.0}
+    changed(folder, per_class=table)
+    found = section(folder, "Class by class")
+    assert found.rows()[1] == ["bee", "2", "–", "0.0%", "0.0%"]
+    assert found.all("tr")[1].all("td")[1].attributes == {"class": "bar", "data-v": "-1"}
+
+
+def test_what_is_confused_with_what(folder: Path) -> None:
+    found = section(folder, "What is confused with what")
+    assert found.rows()[1:] == [["ant", "bee", "2", "50%"], ["bee", "cat", "1", "50%"], ["cat", "ant", "1", "50%"]]
+    (drawing,) = found.all("svg")
+    # Names of 3 letters at 13 px: 34 px beside the matrix; 46 px a cell.
+    cells = [
+        (one.attributes["class"], *one.numbers("x", "y", "fill-opacity"), one.all("title")[0].text)
+        for one in drawing.all("rect")[:-1]
+    ]
+    half = round(math.sqrt(0.5), 2)
+    assert cells == [
+        ("good", 34, 34, half, "ant right: 2 of 4 (50%)"),
+        ("bad", 80, 34, half, "ant taken for bee: 2 of 4 (50%)"),
+        ("good", 80, 80, half, "bee right: 1 of 2 (50%)"),
+        ("bad", 126, 80, half, "bee taken for cat: 1 of 2 (50%)"),
+        ("bad", 34, 126, half, "cat taken for ant: 1 of 2 (50%)"),
+        ("good", 126, 126, half, "cat right: 1 of 2 (50%)"),
+    ]
+    frame = drawing.all("rect", "frame")[0]
+    assert frame.numbers("x", "y", "width", "height") == (33.5, 33.5, 184, 184)
+    numbers = [(one.text, one.attributes["class"]) for one in drawing.all("text", "count")]
+    assert numbers == [("2", "count on")] * 2 + [("1", "count on")] * 4
+    names = [one for one in drawing.all("text") if "class" not in one.attributes]
+    assert [one.text for one in names] == [
+        name for name in ("ant", "bee", "cat", "dog") for _ in range(2)
+    ]  # rows and columns
+    assert names[2].numbers("x", "y") == (28, pytest.approx(34 + 1.5 * 46 + 0.35 * 13, abs=0.06))
+    assert names[3].attributes["transform"] == f"translate({names[2].attributes['y']} 28) rotate(-90)"
+
+
+@pytest.mark.parametrize(
+    ("classes", "cell", "font"),
+    [(2, 46, 13), (8, 46, 13), (9, 40, 13), (12, 40, 13), (13, 30, 11), (25, 30, 11), (26, 17, 11)],
+)
+def test_the_matrix_shrinks_with_the_number_of_classes(classes: int, cell: int, font: int) -> None:
+    placed = charts.matrix((1000 * np.eye(classes, dtype=int)).tolist(), ["x" * 10] * classes)
+    assert (placed.cell, placed.font, placed.side) == (cell, font, classes * cell)
+    assert placed.margin == round(12 + 10 * 0.56 * font)
+    assert [one.numbered for one in placed.cells] == [cell >= 40] * classes  # four digits need 36 px
+    assert all(one.right and one.shade == 1 and one.dark for one in placed.cells)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("x" * 20, "x" * 20), ("x" * 21, "x" * 19 + "…"), ("猫" * 11, "猫" * 11), ("猫" * 12, "猫" * 10 + "…"), ("", "")],
+)
+def test_names_beside_the_matrix_are_cut_off_where_they_are_too_wide(name: str, expected: str) -> None:
+    assert charts.shortened(name) == expected
+
+
+def test_many_pairs_are_listed_where_there_is_no_matrix(folder: Path) -> None:
+    names = [f"class {i}" for i in range(confusion.MATRIX_CLASSES + 1)]
+    table = [{"class": name, "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 1} for name in names]
+    pairs = [[i, i + 1, 1] for i in range(40)]
+    for classes, drawn, listed in ((51, False, 25), (50, True, 8)):
+        counts = [[0] * classes for _ in range(classes)]
+        changed(folder, class_names=names[:classes], per_class=table[:classes], confused=pairs, confusion=counts)
+        found = computed(folder, "confusion")
+        assert (found.chart is not None) == drawn and len(found.pairs) == listed
+        assert [pair.true for pair in found.pairs] == names[:listed]
+
+
+# --- Pictures
+
+
+def test_the_most_confident_mistakes(folder: Path) -> None:
+    found = section(folder, "Most confident mistakes")
+    captions = [" ".join(one.text.split()) for one in found.all("figcaption")]
+    assert captions == ["cat 95%is bee1.png", "bee 80%is ant1.png", "bee 55%is ant3.png", "ant 40%is cat1.png"]
+    assert [one.attributes["title"] for one in found.all("small")] == ["b/1.png", "a/1.png", "a/3.png", "c/1.png"]
+    assert [one.all("b", "wrong")[0].text for one in found.all("figcaption")] == ["cat", "bee", "bee", "ant"]
+    assert found.all("p")[0].text.startswith("4 of 4 mistakes, those the model was most sure of.")
+
+
+def test_the_most_uncertain_pictures(folder: Path) -> None:
+    found = section(folder, "Most uncertain pictures")
+    names = [one.attributes["title"] for one in found.all("small")]
+    assert names == ["c/1.png", "c/0.png", "a/2.png", "a/3.png", "b/0.png", "a/1.png", "a/0.png", "b/1.png"]
+    captions = [" ".join(one.text.split()) for one in found.all("figcaption")]
+    assert captions[:2] == ["ant 40%is cat1.png", "cat 50%right0.png"]
+
+
+def test_only_so_many_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mistakes, "SHOWN", 2)
+    monkeypatch.setattr(uncertain, "SHOWN", 3)
+    assert [one.name for one in computed(folder, "mistakes").answers] == ["b/1.png", "a/1.png"]
+    assert "2 of 4 mistakes" in section(folder, "Most confident mistakes").text
+    assert [one.name for one in computed(folder, "uncertain").answers] == ["c/1.png", "c/0.png", "a/2.png"]
+
+
+# --- Calibration
+
+
+@pytest.mark.parametrize(
+    ("top1", "verdict"),
+    [
+        (0.5, "it is too sure of itself, by 17.5 percentage points on average"),
+        (0.654, "it is too sure of itself, by 2.1 percentage points on average"),
+        (0.66, "on average its probabilities are about right"),
+        (0.69, "on average its probabilities are about right"),
+        (0.7, "it is right more often than it believes, by 2.5 percentage points on average"),
+        (1.0, "it is right more often than it believes, by 32.5 percentage points on average"),
+    ],
+)
+def test_the_verdict_on_the_probabilities(folder: Path, top1: float, verdict: str) -> None:
+    changed(folder, top1=top1)
+    text = section(folder, "Can the probabilities be trusted?").text
+    assert f"a probability of 67.5% on average and is right in {top1:.1%}: {verdict}." in text
+    assert "Calibration error (ECE, 2 bins): 20.0%." in text
+
+
+def test_the_reliability_diagram(folder: Path) -> None:
+    (drawing,) = section(folder, "Can the probabilities be trusted?").all("svg")
+    # 250 px a side, from (44, 12); 40 px for the fullest bin below, on the line at 316.
+    assert [one.numbers("x", "y", "width", "height") for one in drawing.all("rect", "fill")] == [
+        (44.5, 137, 124, 125),
+        (169.5, 137, 124, 125),
+    ]
+    assert [one.numbers("x", "y", "width", "height") for one in drawing.all("rect", "quiet")] == [
+        (44.5, 302.7, 124, 13.3),
+        (169.5, 276, 124, 40),
+    ]
+    assert (
+        drawing.all("rect", "fill")[1].all("title")[0].text
+        == "50% to 100% sure: 6 images, right in 50%, mean probability 75%"
+    )
+    assert drawing.all("line", "dash")[0].numbers("x1", "y1", "x2", "y2") == (44, 262, 294, 12)
+    axis = [(one.text, *one.numbers("x", "y")) for one in drawing.all("text")]
+    assert axis[2:4] == [("25%", 38, 203.5), ("25%", 106.5, 332)]
+
+
+def test_an_evaluation_of_no_image_has_no_diagram(folder: Path) -> None:
+    changed(folder, top1=None, ece=None, mean_per_class=None, images=0, predictions=[])
+    assert computed(folder, "calibration") is None and computed(folder, "uncertain") is None
+    assert "– of 0 test images" in shown(folder).text
+
+
+# --- The data
+
+
+def test_files_that_cannot_be_read_are_listed_once(folder: Path) -> None:
+    assert section(folder, "Files that cannot be read (2)").rows() == [
+        ["a/8.png", "it is cut off"],
+        ["c/9.png", "it is <empty>"],
+    ]
+
+
+def test_copies_the_worst_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = section(folder, "Pictures that are there more than once (3)")
+    assert found.rows()[1:] == [
+        ["b/7.pngb/0.pngb/1.png", "train, test", ""],
+        ["a/6.pngb/6.png", "train", "ant, bee"],
+        ["a/4.pnga/5.png", "train", ""],
+    ]
+    assert "1 in several parts of the data" in found.text and "1 under different classes" in found.text
+    assert [one.text for one in found.all("b", "wrong")] == ["train, test"]
+    monkeypatch.setattr(copies, "SHOWN", 1)
+    found = section(folder, "Pictures that are there more than once (3)")
+    assert len(found.rows()) == 2 and "The first 1 are listed." in found.text
+    write(folder, "copies.json", COPIES[:1])
+    text = section(folder, "Pictures that are there more than once (1)").text
+    assert "several parts" not in text and "under different classes" not in text
+    assert "among the training images" not in shown(folder).text
+
+
+# --- What to do next
+
+
+def test_commands_to_go_on_with_can_be_typed(folder: Path) -> None:
+    predict, evaluate, python = (one.text for one in section(folder, "Next").all("pre"))
+    assert shlex.split(predict)[:3] == ["bit", "predict", str(folder)]
+    assert shlex.split(evaluate)[:3] == ["bit", "evaluate", str(folder)]
+    assert f"Predictor.load({str(folder)!r})" in python
+    compile(python, "example", "exec")
+    (folder / "model.safetensors").unlink()
+    assert computed(folder, "following").quoted == "insects"
+    (folder / "evaluation.json").unlink()
+    assert computed(folder, "following") is None
+
+
+# --- The page as a whole
+
+EVIL = '<x-evil onload="steal()">&amp;{{ 7 * 7 }}\x1b[31m\u202e'
+SEEN = '<x-evil onload="steal()">&amp;{{ 7 * 7 }}\\x1b[31m\\u202e'
+
+
+def poisoned(record: Any, keep: tuple[str, ...] = ("command", "schedule", "part", "split")) -> Any:
+    """The record with every text in it replaced, and the keys of what is shown by name."""
+    if isinstance(record, dict):
+        return {key: value if key in keep else poisoned(value, keep) for key, value in record.items()}
+    if isinstance(record, list):
+        return [poisoned(one, keep) for one in record]
+    return EVIL if isinstance(record, str) else record
+
+
+def test_whatever_others_wrote_is_text_in_every_section(folder: Path) -> None:
+    for name in ("config.json", "evaluation.json", "unreadable.json", "copies.json"):
+        write(folder, name, poisoned(json.loads((folder / name).read_text())))
+    changed(folder, notes=[EVIL], split=EVIL)
+    changed(folder, "config.json", environment={EVIL: EVIL}, resolved={EVIL: [EVIL]})
+    (folder / "model.safetensors").unlink()
+    page = shown(folder)
+    # No element and no attribute but those of the templates.
+    allowed = "aria-label charset class colspan content cx cy data-v fill-opacity height http-equiv id lang name points r role scope src "
+    allowed += "style text-anchor title transform viewbox width x x1 x2 y y1 y2 alt"
+    for one in page:
+        assert not one.tag.startswith("x-") and set(one.attributes) <= set(allowed.split()), one.attributes
+    assert len(page.all("script")) == 1
+    headings = [one.all("h2")[0].text for one in page.all("section")]
+    assert len(headings) == len(SECTIONS) - 1  # the headline is none
+    for one in page.all("section") + page.all("header"):
+        if "Training" not in one.text and "probabilities be trusted" not in one.text:  # which hold numbers only
+            assert SEEN in one.text, one.text
+    assert SEEN in page.all("title")[0].text
+    assert {one.attributes["title"] for one in page.all("small")} == {SEEN}
+    text = report.write(folder).read_text()
+    assert "\x1b" not in text and "\u202e" not in text and "49" not in page.all("header")[0].text
+
+
+def test_every_section_has_its_template_and_every_template_its_use() -> None:
+    templates = {path.stem for path in (REPOSITORY / "bigtransfer/report/templates").iterdir()}
+    assert templates == {*SECTIONS, "page", "section", "pairs", "charts", "gallery"}
+    modules = {path.stem for path in (REPOSITORY / "bigtransfer/report/sections").glob("[!_]*.py")}
+    assert modules == set(SECTIONS)
+    assert all(compute is getattr(sections, name).compute for name, compute in SECTIONS.items())
+
+
+def test_the_wheel_holds_templates_style_and_script() -> None:
+    wheel = pytest.importorskip("hatchling.builders.wheel")
+    packed = {one.distribution_path for one in wheel.WheelBuilder(str(REPOSITORY)).recurse_included_files()}
+    folder = REPOSITORY / "bigtransfer" / "report"
+    ours = {
+        path.relative_to(REPOSITORY).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix in (".html", ".css", ".js", ".py")
+    }
+    assert len(ours) > 30 and ours <= packed
