@@ -7,24 +7,33 @@ import fnmatch
 import functools
 import importlib.resources
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
 
-from bigtransfer.errors import ConfigError, UnknownModel, WeightsError
+import msgspec
+
+from bigtransfer import records
+from bigtransfer.errors import BitError, ConfigError, UnknownModel, WeightsError
+from bigtransfer.limits import limits
+
+Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Plain = str | int | float | bool | None
+"""What a recipe's entries are, or lists of these."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The shape of a `model.ResNetV2` without its head."""
 
-    units: tuple[int, ...]
+    units: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=200)], ...], msgspec.Meta(min_length=1, max_length=4)]
     """Residual units in each of the four blocks."""
-    width: int = 1
+    width: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     """Width factor: x1, x2, x3, x4."""
-    in_chans: int = 3
+    in_chans: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 3
     norm: Literal["gn", "bn"] = "gn"
     weight_standardization: bool = True
 
@@ -99,15 +108,28 @@ def architecture(name: str) -> Architecture:
 class InputSpec:
     """How an image becomes the model's input at evaluation. Pixels are always RGB scaled to [-1, 1]."""
 
-    size: int
+    size: Annotated[int, msgspec.Meta(ge=1)]
     """Height and width of the input, px."""
     mode: Literal["square", "aspect"] = "square"
     """square: resize both sides to `size`, ignoring the aspect ratio (BiT's own evaluation).
     aspect: resize the shorter side to `size / crop_pct`, then centre-crop (timm, transformers)."""
-    crop_pct: float = 1.0
+    crop_pct: Annotated[float, msgspec.Meta(ge=0.01, le=1)] = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
     """Average over the source area when shrinking. The authors' TF and JAX pipelines did not; Pillow always does."""
+
+    @property
+    def resized(self) -> int:
+        """The side to which images are resized before the crop, px: both, or with `mode` "aspect" the shorter."""
+        return self.size if self.mode == "square" else math.floor(self.size / self.crop_pct)
+
+    def within_limits(self, where: str, error: type[BitError]) -> InputSpec:
+        """This; `error`, which begins with `where`, if images would have to become larger than the limit `input_side`."""
+        if self.resized > limits().input_side:
+            raise error(
+                f"{where} asks for an input size of {self.resized:,} px. If that is meant, raise the limit: --limits input_side=N."
+            )
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +138,7 @@ class ModelCard:
 
     name: str
     architecture: Architecture
-    num_classes: int
+    num_classes: Annotated[int, msgspec.Meta(ge=0, le=2**24)]
     input: InputSpec
     class_names: tuple[str, ...] | None = None
     upstream: str = ""
@@ -124,9 +146,9 @@ class ModelCard:
     licence: str = ""
     source: str = ""
     """Where the weights come from: an address, or the command that made them."""
-    recipe: Mapping[str, Any] | None = None
+    recipe: Mapping[str, Plain | tuple[Plain, ...]] | None = None
     """The resolved rule the weights were trained with."""
-    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    metrics: Mapping[str, Finite] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def bare(cls, architecture: Architecture, num_classes: int) -> ModelCard:
@@ -147,23 +169,30 @@ class ModelCard:
         return self.architecture.num_parameters(self.num_classes)
 
     def to_json(self) -> str:
-        return json.dumps({"format": 1, **dataclasses.asdict(self)}, ensure_ascii=False)
+        """One line. Numbers that are not finite, of what could not be measured, are left out."""
+        record = {"format": 1, **dataclasses.asdict(self)}
+        record["metrics"] = {name: value for name, value in self.metrics.items() if math.isfinite(value)}
+        # A folder's name that is not UTF-8 holds lone surrogates, which this writes as JSON's own escapes.
+        return json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
     @classmethod
-    def from_json(cls, text: str) -> ModelCard:
-        """The inverse of `to_json`; WeightsError if `text` is not such a record."""
-        try:
-            record = json.loads(text)
-            if record.pop("format") != 1:
-                raise WeightsError("This model file was written by a newer bigtransfer; update to read it.")
-            record["architecture"]["units"] = tuple(record["architecture"]["units"])
-            record["architecture"] = Architecture(**record["architecture"])
-            record["input"] = InputSpec(**record["input"])
-            if record["class_names"] is not None:
-                record["class_names"] = tuple(record["class_names"])
-            return cls(**record)
-        except (KeyError, TypeError, ValueError) as error:
-            raise WeightsError(f"The model file's description cannot be read: {error}") from error
+    def from_json(cls, text: str, where: str = "The model's card") -> ModelCard:
+        """The inverse of `to_json`; WeightsError, which begins with `where` and names the field, if `text` is not such a record."""
+        found = records.parse(text, where, WeightsError)
+        if records.convert(found, _Versioned, where, WeightsError).format != 1:
+            raise WeightsError(f"{where} was written by a newer bigtransfer; update to read it.")
+        card = records.convert(found, cls, where, WeightsError)
+        if card.class_names is not None and len(card.class_names) != card.num_classes:
+            raise WeightsError(
+                f"{where}: class_names has {len(card.class_names)} names for {card.num_classes} classes."
+            )
+        card.input.within_limits(where, WeightsError)
+        return card
+
+
+@dataclass(frozen=True)
+class _Versioned:
+    format: int
 
 
 # --- The published models

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import math
 import re
 import subprocess
 import sys
@@ -198,3 +201,102 @@ def test_the_catalogue_needs_no_torch() -> None:
         "assert len(catalog.class_names('imagenet-21k')) == 21843; assert not {'torch', 'numpy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- Cards that somebody else wrote
+
+
+def changed(*place: str, to: object) -> str:
+    """The JSON of a good card with one value changed (`...`: left out)."""
+    card = json.loads(
+        dataclasses.replace(PUBLISHED["bit-t-r26x1"].card, recipe={"steps": 3}, metrics={"top1": 0.5}).to_json()
+    )
+    inner = card
+    for key in place[:-1]:
+        inner = inner[key]
+    if to is ...:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = to
+    return json.dumps(card)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        *(
+            (("input", "size"), value)
+            for value in (0, -5, "48", 3.7, 10**9, 10**5, 2049, True, None, [48], {}, 10**30, ...)
+        ),
+        *((("input", "crop_pct"), value) for value in (0, -1, 1.1, 1e-9, 1e-320, math.nan, math.inf, "1", None)),
+        *((("input", "mode"), value) for value in ("round", 3, None)),
+        *((("input", "interpolation"), value) for value in ("lanczos", 2)),
+        (("input", "antialias"), 1),
+        *(
+            (("class_names",), value)
+            for value in (["a"] * 199, ["a"] * 201, [1] * 200, [None] * 200, [["a"]] * 200, {}, "a" * 200)
+        ),
+        *((("num_classes",), value) for value in (-1, "200", 200.5, 2**40, None, ...)),
+        *(
+            (("architecture", "units"), value)
+            for value in ([], [0, 1, 1, 1], [-1], [2.5], ["2"], [[2]], 2, [1] * 9, [10**9], None)
+        ),
+        *((("architecture", "width"), value) for value in (0, -1, 10**6, "1", [1], 1.5)),
+        *((("architecture", "in_chans"), value) for value in (0, -3, 10**9, "3", None)),
+        (("architecture", "norm"), "ln"),
+        (("architecture", "weight_standardization"), "yes"),
+        *(
+            (("metrics",), value)
+            for value in ({"top1": "high"}, {"top1": None}, {"top1": math.nan}, {"top1": math.inf}, [1], 3, "x")
+        ),
+        *((("recipe",), value) for value in ([], "x", 3, {"steps": {}}, {"decays": [[1]]}, {"notes": [{}]})),
+        *(((name,), value) for name in ("name", "upstream", "licence", "source") for value in (3, None, ["x"], {})),
+        *((("format",), value) for value in ("1", None, 1.5, ...)),
+        *(((name,), ...) for name in ("name", "architecture", "input")),
+        (("input",), [48]),
+        (("architecture",), "r26x1"),
+    ],
+)
+def test_a_card_of_another_form_is_refused_with_its_field(place: tuple[str, ...], value: object) -> None:
+    with pytest.raises(WeightsError) as caught:
+        ModelCard.from_json(changed(*place, to=value), "file.safetensors: its card")
+    said = str(caught.value)
+    assert said.startswith("file.safetensors: its card") and len(said) < 300
+    assert place[-1] in said
+
+
+def test_what_a_card_may_hold() -> None:
+    for place, value in (
+        (("input", "size"), 2048),
+        (("input", "crop_pct"), 1),
+        (("class_names",), None),
+        (("class_names",), ["crane"] * 200),
+        (("metrics",), {"top1": 1}),
+        (("recipe",), None),
+        (("recipe",), {"steps": 3, "decays": [1, 2], "rate": 0.1, "size_class": "", "x": None, "y": True}),
+        (("unknown",), [1]),
+    ):
+        card = ModelCard.from_json(changed(*place, to=value))
+        assert ModelCard.from_json(card.to_json()) == card
+    (surrogate,) = {"\udcff"}
+    card = dataclasses.replace(
+        PUBLISHED["bit-t-r26x1"].card, class_names=(surrogate,) * 200, metrics={"a": math.nan, "b": 1.0}
+    )
+    read = ModelCard.from_json(card.to_json().encode("utf-8").decode("utf-8"))
+    assert read.class_names == card.class_names and read.metrics == {"b": 1.0}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "null", "3", "{", "[" * 100_000, '{"format": 1', '{"format": ' + "9" * 5000 + "}", "\ud800"]
+)
+def test_what_is_no_card(text: str) -> None:
+    with pytest.raises(WeightsError, match=r"^The model's card"):
+        ModelCard.from_json(text)
+
+
+def test_the_limit_of_an_inputs_side_can_be_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = changed("input", to={"size": 1800, "mode": "aspect", "crop_pct": 0.5})
+    with pytest.raises(WeightsError, match=r"3,600 px.*--limits input_side=N"):
+        ModelCard.from_json(large)
+    monkeypatch.setenv("BIT_LIMITS", "input_side=3600")
+    assert ModelCard.from_json(large).input.resized == 3600

@@ -7,9 +7,11 @@ import copy
 import functools
 import io
 import json
+import math
 import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 from bigtransfer import catalog, model, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard
 from bigtransfer.errors import BitError, ConfigError, UnknownModel, WeightsError
-from bigtransfer.weights import formats, names
+from bigtransfer.weights import configs, formats, names
 from tests.reference import network as reference
 
 timm = pytest.importorskip("timm")
@@ -547,7 +549,7 @@ def test_header_and_tensors_must_agree(tmp_path: Path) -> None:
         with pytest.raises(WeightsError, match=message):
             weights.load(tmp_path / "m.safetensors")
     safetensors.torch.save_file(state, tmp_path / "m.safetensors", {"bigtransfer": "{}"})
-    with pytest.raises(WeightsError, match="description"):
+    with pytest.raises(WeightsError, match=r"m\.safetensors: its card: .* missing required field format"):
         weights.load(tmp_path / "m.safetensors")
 
 
@@ -690,3 +692,93 @@ def test_header_is_read_without_the_tensors(tmp_path: Path, monkeypatch: pytest.
         assert contents.card == card_of()
         assert contents.shapes["head.weight"] == (CLASSES, 2048)
         assert torch.equal(contents.read("head.weight"), ours().head.weight)  # pyright: ignore
+
+
+# --- What timm and transformers say, where somebody else wrote it
+
+BAD_SIZES = (0, -1, "224", 1.5, [224], {"shortest_edge": "x"}, {"height": -1, "width": 3}, 10**9)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(("pretrained_cfg", value) for value in (3, [1], "x")),
+        *(
+            (f"pretrained_cfg.{key}", value)
+            for key in ("interpolation", "crop_mode", "license")
+            for value in (3, [], {})
+        ),
+        *(
+            ("pretrained_cfg.input_size", value)
+            for value in (3, "x", [], [3, 224, 0], [3, 224, "224"], [1] * 4, [3, 3, 10**9])
+        ),
+        *(("pretrained_cfg.crop_pct", value) for value in (0, -1, 1e-9, "1", math.nan, 1e9)),
+        *(
+            (f"pretrained_cfg.{key}", value)
+            for key in ("mean", "std")
+            for value in (0.5, "x", ["x"], [None], [math.nan])
+        ),
+        *(("label_names", value) for value in ("ab", [1, 2], [None], [["a"]], 3)),
+        *(("pretrained_cfg.labels", value) for value in ("ab", [1, 2], 3)),
+        *(("architecture", value) for value in (3, None, [])),
+    ],
+)
+def test_a_timm_folder_of_another_form_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    config: dict[str, Any] = {"architecture": "resnetv2_50x1_bit", "pretrained_cfg": {"input_size": [3, 64, 64]}}
+    outer, _, inner = field.partition(".")
+    (config[outer] if inner else config)[inner or outer] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=rf"^{tmp_path}(/config\.json: {field}| asks for an input size of)"):
+        configs.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "field", "value"),
+    [
+        *(("config", "id2label", value) for value in (3, ["a"], {"0": ["a"]}, {"0": None})),
+        *(("config", "model_type", value) for value in (3, [], {})),
+        *(("preprocessor_config", key, value) for key in ("size", "crop_size") for value in BAD_SIZES),
+        *(("preprocessor_config", "do_center_crop", value) for value in (1, "x", [])),
+        *(("preprocessor_config", "resample", value) for value in ("x", 1.5, [])),
+        *(
+            ("preprocessor_config", key, value)
+            for key in ("image_mean", "image_std")
+            for value in (0.5, ["x"], [math.nan])
+        ),
+    ],
+)
+def test_a_transformers_folder_of_another_form_is_refused(tmp_path: Path, file: str, field: str, value: object) -> None:
+    files: dict[str, dict[str, Any]] = {
+        "config": {"model_type": "bit"},
+        "preprocessor_config": {"size": {"shortest_edge": 64}, "crop_size": 56},
+    }
+    files[file][field] = value
+    for name, content in files.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(WeightsError, match=rf"^{tmp_path}(/{file}\.json: {field}| asks for an input size of)"):
+        configs.read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3", "null", "{", "[" * 100_000, '{"model_type": "\\ud800"}'])
+def test_a_folder_whose_description_is_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=rf"^{tmp_path}"):
+        configs.read(tmp_path)
+
+
+def test_what_a_foreign_description_may_leave_out_or_say_more(tmp_path: Path) -> None:
+    for config, size, class_names in (
+        ({"architecture": "resnetv2_50x1_bit", "input_size": [3, 64, 64], "label_names": ["a", "b"]}, 64, ("a", "b")),
+        ({"architecture": "resnetv2_50x1_bit", "pretrained_cfg": {"crop_pct": None, "labels": {"0": "a"}}}, None, None),
+        (
+            {"architecture": "resnetv2_50x1_bit", "pretrained_cfg": {"input_size": [3, 64, 72], "crop_pct": 1.2}},
+            72,
+            None,
+        ),
+        ({"model_type": "bit", "id2label": {"0": "a", "1": 7}, "x": [1]}, None, ("a", "7")),
+        ({"architecture": "vit"}, None, None),
+        ({}, None, None),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        read = configs.read(tmp_path)
+        assert ((read.input.size if read.input else None), read.class_names) == (size, class_names)

@@ -23,7 +23,7 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeGuard, TypeVar
 
 from bigtransfer.errors import ConfigError
 from bigtransfer.limits import limits
@@ -152,7 +152,7 @@ class Field:
         return value
 
 
-def _of_numpy(value: Any) -> bool:
+def _of_numpy(value: Any) -> TypeGuard[Any]:
     return type(value).__module__ == "numpy" and hasattr(value, "ndim")
 
 

@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import functools
 import io
-import math
 import os
 import threading
 import warnings
@@ -304,7 +303,7 @@ def prepare(image: Pixels, spec: InputSpec) -> Pixels:
     if spec.mode == "square":
         return resize(image, spec.size, spec.size, spec.interpolation, spec.antialias)
     height, width = image.shape[:2]
-    short = math.floor(spec.size / spec.crop_pct)
+    short = spec.resized
     if height <= width:
         height, width = short, int(short * width / height)
     else:

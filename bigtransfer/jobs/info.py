@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 import textwrap
@@ -111,7 +110,7 @@ def _input(spec: InputSpec, channels: int) -> str:
     if spec.mode == "square":
         how = f"both sides resized to {spec.size}, whatever the aspect ratio"
     else:
-        short = math.floor(spec.size / spec.crop_pct)
+        short = spec.resized
         how = f"shorter side resized to {short}, then the centre {spec.size} x {spec.size}"
     antialias = "" if spec.antialias else ", without antialiasing"
     return f"{spec.size} x {spec.size} px, {colour} in [-1, 1]; {how} ({spec.interpolation}{antialias})"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+
+from bigtransfer import records
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.errors import WeightsError
 from bigtransfer.runs import write_json
@@ -33,12 +35,29 @@ def read(folder: Path) -> Description:
 
     Raises WeightsError if the files say that the network in the folder is not BiT's.
     """
-    config = _json(folder / "config.json")
-    if config.get("model_type") is not None:
-        return _read_transformers(folder, config)
-    if str(config.get("architecture", "")).startswith("resnetv2_"):
-        return _read_timm(config)
-    return Description()
+    path = folder / "config.json"
+    config = _json(path)
+    kind = records.convert(config, _Kind, str(path), WeightsError)
+    if kind.model_type is not None:
+        described = _read_transformers(folder, kind.model_type, config)
+    elif kind.architecture.startswith("resnetv2_"):
+        described = _read_timm(path, config)
+    else:
+        return Description()
+    if described.input is not None:
+        described.input.within_limits(str(folder), WeightsError)
+    return described
+
+
+@dataclass(frozen=True)
+class _Kind:
+    model_type: str | None = None
+    architecture: str = ""
+
+
+Side = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
+Colours = tuple[Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)], ...]
+"""One number for each channel."""
 
 
 # --- transformers
@@ -65,7 +84,7 @@ def write_transformers(folder: Path, card: ModelCard) -> None:
     if card.num_classes:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
         config["label2id"] = {label: index for index, label in enumerate(labels)}
-    short = math.floor(spec.size / spec.crop_pct)
+    short = spec.resized
     square = {"height": spec.size, "width": spec.size}
     processor = {
         "image_processor_type": "BitImageProcessor",
@@ -96,46 +115,74 @@ _TRANSFORMERS_BIT = {
 }
 
 
-def _read_transformers(folder: Path, config: Mapping[str, Any]) -> Description:
-    if config["model_type"] != "bit":
-        raise WeightsError(f"{folder} holds a transformers model of type {config['model_type']!r}, not BiT's 'bit'.")
+@dataclass(frozen=True)
+class _Labels:
+    """What is read of transformers' config.json besides `_TRANSFORMERS_BIT`."""
+
+    id2label: Mapping[str, str | int] | None = None
+
+
+@dataclass(frozen=True)
+class _Edges:
+    shortest_edge: Side | None = None
+    height: Side | None = None
+    width: Side | None = None
+
+
+@dataclass(frozen=True)
+class _Processor:
+    """What is read of preprocessor_config.json."""
+
+    size: Side | _Edges | None = None
+    crop_size: Side | _Edges | None = None
+    do_center_crop: bool | None = None
+    resample: int | None = None
+    image_mean: Colours | None = None
+    image_std: Colours | None = None
+
+
+def _read_transformers(folder: Path, model_type: str, config: Mapping[str, Any]) -> Description:
+    if model_type != "bit":
+        raise WeightsError(f"{folder} holds a transformers model of type {model_type!r}, not BiT's 'bit'.")
     for key, ours in _TRANSFORMERS_BIT.items():
         if config.get(key, ours) != ours:
             raise WeightsError(f"{folder}/config.json: {key} is {config[key]!r}; a BiT network has {ours!r}.")
     class_names = None
-    id2label = config.get("id2label")
-    if isinstance(id2label, Mapping) and all(str(index) in id2label for index in range(len(id2label))):
+    id2label = records.convert(config, _Labels, f"{folder}/config.json", WeightsError).id2label
+    if id2label is not None and all(str(index) in id2label for index in range(len(id2label))):
         class_names = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
         if class_names == tuple(f"LABEL_{index}" for index in range(len(class_names))):
             class_names = None
-    processor = _json(folder / "preprocessor_config.json")
-    if not processor:
+    path = folder / "preprocessor_config.json"
+    stored = _json(path)
+    if not stored:
         return Description(class_names=class_names)
-    size, crop = _sides(processor.get("size")), _sides(processor.get("crop_size"))
-    filter_ = "bicubic" if processor.get("resample", _BICUBIC) == _BICUBIC else "bilinear"
+    processor = records.convert(stored, _Processor, str(path), WeightsError)
+    size, crop = _sides(processor.size), _sides(processor.crop_size)
+    filter_ = "bicubic" if processor.resample in (None, _BICUBIC) else "bilinear"
     spec = None
-    if size and crop and processor.get("do_center_crop", True):
+    if size and crop and processor.do_center_crop is not False:
         spec = InputSpec(size=crop, mode="aspect", crop_pct=_share(crop, size), interpolation=filter_)
     elif size:
         spec = InputSpec(size=size, mode="square", interpolation=filter_)
     return Description(
         input=spec,
         class_names=class_names,
-        pixels=_pixels(processor.get("image_mean"), processor.get("image_std")),
+        pixels=_pixels(processor.image_mean, processor.image_std),
     )
 
 
 def _share(crop: int, size: int) -> float:
     """The crop_pct for which `floor(crop / crop_pct)` is `size` again: a rounded quotient can miss it by one."""
-    share = min(1.0, crop / size)
+    share = min(1.0, max(0.01, crop / size))
     return share if math.floor(crop / share) == size else math.nextafter(share, 0)
 
 
-def _sides(size: Any) -> int | None:
+def _sides(size: int | _Edges | None) -> int | None:
     """Shorter side in one of the ways in which transformers has written it over the years."""
-    if isinstance(size, Mapping):
-        size = size.get("shortest_edge") or min(size.get("height") or 0, size.get("width") or 0)
-    return int(size) if isinstance(size, (int, float)) and size > 0 else None
+    if not isinstance(size, _Edges):
+        return size
+    return size.shortest_edge or min(size.height or 0, size.width or 0) or None
 
 
 # --- timm
@@ -186,43 +233,58 @@ def write_timm(folder: Path, card: ModelCard) -> None:
     write_json(folder / "config.json", config)
 
 
-def _read_timm(config: Mapping[str, Any]) -> Description:
-    pretrained = config.get("pretrained_cfg", config)
-    labels = config.get("label_names") or pretrained.get("label_names") or pretrained.get("labels")
-    size = (pretrained.get("input_size") or [0])[-1]
-    squash = pretrained.get("crop_mode") == "squash"
+@dataclass(frozen=True)
+class _Timm:
+    """What is read of timm's settings, which stand in `pretrained_cfg` or, in older files, beside it."""
+
+    input_size: Annotated[tuple[Side, ...], msgspec.Meta(min_length=1, max_length=3)] | None = None
+    interpolation: str | None = None
+    crop_pct: Annotated[float, msgspec.Meta(ge=0.01, le=4)] | None = None
+    crop_mode: str | None = None
+    mean: Colours | None = None
+    std: Colours | None = None
+    license: str | None = None
+    label_names: tuple[str, ...] | None = None
+    labels: tuple[str, ...] | Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class _TimmConfig(_Timm):
+    pretrained_cfg: _Timm | None = None
+
+
+def _read_timm(path: Path, config: Mapping[str, Any]) -> Description:
+    whole = records.convert(config, _TimmConfig, str(path), WeightsError)
+    pretrained = whole.pretrained_cfg or whole
+    labels = whole.label_names or pretrained.label_names or pretrained.labels
+    squash = pretrained.crop_mode == "squash"
     return Description(
         input=InputSpec(
-            size=size,
+            size=pretrained.input_size[-1],
             mode="square" if squash else "aspect",
-            crop_pct=1.0 if squash else pretrained.get("crop_pct") or 0.875,
-            interpolation="bilinear" if pretrained.get("interpolation") == "bilinear" else "bicubic",
+            crop_pct=1.0 if squash else min(1.0, pretrained.crop_pct or 0.875),
+            interpolation="bilinear" if pretrained.interpolation == "bilinear" else "bicubic",
         )
-        if size
+        if pretrained.input_size
         else None,
-        class_names=tuple(map(str, labels)) if isinstance(labels, Sequence) else None,
-        licence=pretrained.get("license") or "",
-        pixels=_pixels(pretrained.get("mean"), pretrained.get("std")),
+        class_names=labels if isinstance(labels, tuple) else None,
+        licence=pretrained.license or "",
+        pixels=_pixels(pretrained.mean, pretrained.std),
     )
 
 
 # --- Both
 
 
-def _pixels(mean: Any, std: Any) -> str:
+def _pixels(mean: Colours | None, std: Colours | None) -> str:
     if any(abs(number - 0.5) > 1e-6 for number in (*(mean or ()), *(std or ()))):
-        return f"mean {mean}, std {std}"
+        return f"mean {list(mean or ())}, std {list(std or ())}"
     return ""
 
 
 def _json(path: Path) -> dict[str, Any]:
     """The object in that file; {} if there is no file."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        return records.read(path, dict[str, Any], WeightsError)
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path} cannot be read: {error}.") from error
-    if not isinstance(found, dict):
-        raise WeightsError(f"{path} should hold a JSON object.")
-    return found

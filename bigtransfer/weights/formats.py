@@ -143,7 +143,11 @@ def _open_safetensors(path: Path, stack: contextlib.ExitStack) -> _Opened:
     except safetensors.SafetensorError as error:
         raise _damaged(path, error) from error
     # clone: what safetensors gives is a view of the memory-mapped file.
-    return shapes, lambda name: file.get_tensor(name).clone(), None if header is None else ModelCard.from_json(header)
+    return (
+        shapes,
+        lambda name: file.get_tensor(name).clone(),
+        None if header is None else ModelCard.from_json(header, f"{path}: its card"),
+    )
 
 
 def _open_npz(path: Path, stack: contextlib.ExitStack) -> _Opened:
