@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import pickle
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -16,8 +18,9 @@ from PIL import Image
 from bigtransfer import cli, runs
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import ImageSet, open_dataset, writer
+from bigtransfer.data.index import Index
 from bigtransfer.data.layout import Found, Part, build
-from bigtransfer.data.sources import Arrays
+from bigtransfer.data.sources import Arrays, TarFiles
 from bigtransfer.errors import ConfigError, DataError, RunError, UnreadableImages
 from bigtransfer.jobs import shard
 
@@ -151,6 +154,8 @@ def test_several_labels(tmp_path: Path) -> None:
         assert json.load(tar.extractfile("000000000.json")) == {"label": [0, 1, 2]}
     scanned = open_dataset(tmp_path / "shards" / "train-000000.tar", multi_label=True).train
     assert scanned.labels.tolist() == data.train.labels.tolist() and scanned.class_names == ("0", "1", "2")
+    renumbered = open_dataset(tmp_path / "shards", multi_label=True, class_names=("dog", "cat", "emu", "ant")).train
+    assert renumbered.labels.tolist() == [[3, 1, 0], [1, -1, -1], [0, -1, -1], [3, -1, -1]]
     with pytest.raises(DataError, match="several labels each"):
         open_dataset(tmp_path / "shards")
     with pytest.raises(ConfigError, match="--label-separator has no effect"):
@@ -302,36 +307,195 @@ def test_another_command_is_refused(photos: Path, tmp_path: Path) -> None:
         make(photos, tmp_path / "shards")
 
 
+ARRAYS = {kind: {"name": f"train.{kind}.npy", "bytes": 1, "sha256": ""} for kind in ("offsets", "lengths")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """Shards of 13 and 3 images."""
+    root = tmp_path_factory.mktemp("made")
+    class_folders(root / "photos" / "train", {"cat": 7, "dog": 6}, ending=".jpg")
+    class_folders(root / "photos" / "test", {"cat": 2, "dog": 1}, seed=50)
+    make(root / "photos", root / "shards")
+    return root / "shards"
+
+
+@pytest.fixture
+def shards(made: Path, tmp_path: Path) -> Path:
+    """The same, to be spoilt."""
+    return Path(shutil.copytree(made, tmp_path / "shards"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"version": 2}, "version is 2.*update bigtransfer"),
         (
-            {"splits": {"train": {"arrays": {}, "shards": [{"name": "../x", "bytes": 1, "sha256": "", "images": 1}]}}},
+            {
+                "splits": {
+                    "train": {"arrays": ARRAYS, "shards": [{"name": "../x", "bytes": 1, "sha256": "", "images": 1}]}
+                }
+            },
             "not the name of a file",
         ),
         ({"splits": {}}, "no train split"),
-        ({"class_names": None}, "not an index"),
+        ({"class_names": None}, "not an index.*class_names: expected array, got null"),
+        ({"class_names": ["cat", 3]}, r"class_names\[1\]: expected str, got int"),
+        ({"version": "1"}, "version: expected int"),
+        ({"made": []}, "made: expected object"),
+        ({"splits": []}, "splits: expected object"),
+        ({"splits": {"extra": {"arrays": {}, "shards": []}}}, "splits.extra: there are only train, val, test"),
     ],
 )
-def test_a_wrong_index_is_said(photos: Path, tmp_path: Path, change: dict, message: str) -> None:
-    make(photos, tmp_path / "shards")
-    path = tmp_path / "shards" / "index.json"
+def test_a_wrong_index_is_said(shards: Path, change: dict, message: str) -> None:
+    path = shards / "index.json"
     found = json.loads(path.read_text()) | change
     path.write_text(json.dumps(found))
-    (tmp_path / "shards" / "train-000000.tar").unlink()
+    (shards / "train-000000.tar").unlink()
+    with pytest.raises(DataError, match=message) as caught:
+        open_dataset(shards)
+    assert "index.json" in str(caught.value) or "no train split" in message
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("arrays", "offsets"), None, "no offsets"),
+        (("arrays", "lengths"), None, "no lengths"),
+        (("arrays", "offsets", "name"), 3, "name: expected str"),
+        (("shards", 0, "images"), "many", "images: expected int"),
+        (("shards", 0, "images"), 1 << 70, "images: "),
+        (("shards", 0, "images"), -1, "images: "),
+        (("shards", 0, "bytes"), 1.5, "bytes: expected int"),
+        (("shards",), [], "has no images"),
+        (("shards", 1, "images"), 3, "13 numbers|for 12 images"),
+    ],
+)
+def test_a_wrong_part_of_an_index_is_said(shards: Path, place: tuple, value: object, message: str) -> None:
+    path = shards / "index.json"
+    found = json.loads(path.read_text())
+    inner = found["splits"]["train"]
+    for key in place[:-1]:
+        inner = inner[key]
+    if value is None:
+        del inner[place[-1]]
+    else:
+        inner[place[-1]] = value
+    path.write_text(json.dumps(found))
     with pytest.raises(DataError, match=message):
-        open_dataset(tmp_path / "shards")
+        open_dataset(shards)
 
 
-def test_arrays_that_do_not_fit(photos: Path, tmp_path: Path) -> None:
-    make(photos, tmp_path / "shards")
-    np.save(tmp_path / "shards" / "train.labels.npy", np.zeros(5, np.int32))
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'"bigtransfer shards"', b'{"format": "bigtransfer shards"', b"\xff" * 40]
+)
+def test_an_index_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "index.json").write_bytes(content)
+    with pytest.raises(DataError, match=str(tmp_path)):
+        open_dataset(tmp_path)
+    for text in (content, b'{"format": "other", "version": 1}', b'{"format": 3, "version": 1}'):
+        (tmp_path / "index.json").write_bytes(text)
+        with pytest.raises(DataError, match=r"index\.json is not an index of shards"):
+            Index.read(tmp_path / "index.json", str(tmp_path / "index.json"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "message"),
+    [
+        ("labels", lambda labels: np.full_like(labels, 9), "label 9, but the index lists 2 classes, 0 to 1"),
+        ("labels", lambda labels: labels - 5, "label -5"),
+        ("labels", lambda labels: np.where(np.arange(13) == 12, 2, labels), "label 2"),
+        ("labels", lambda labels: np.where(np.arange(13) == 0, -1, labels), "label -1"),
+        ("labels", lambda labels: labels[:, None, None], r"shape \(13, 1, 1\)"),
+        ("labels", lambda labels: np.zeros((13, 0), np.int32), r"shape \(13, 0\)"),
+        ("labels", lambda labels: labels.astype(np.float32), "type float32"),
+        ("labels", lambda labels: np.int32(3), "type int32"),
+        ("offsets", lambda offsets: np.stack([offsets, offsets], 1), r"shape \(13, 2\)"),
+        ("offsets", lambda offsets: offsets - 1_000, "image 0 would lie at byte -488"),
+        (
+            "offsets",
+            lambda offsets: np.where(np.arange(13) == 7, 1 << 62, offsets),
+            r"image 7 would lie .* of train-000001\.tar",
+        ),
+        (
+            "lengths",
+            lambda lengths: np.where(np.arange(13) == 12, 4_000_000_000, lengths).astype(np.uint32),
+            "image 12 .*4,000,000,000 bytes long",
+        ),
+        ("lengths", lambda lengths: lengths.astype(np.int64) - 100_000, "image 0 would lie"),
+        ("lengths", lambda lengths: np.full(13, (1 << 64) - 1, np.uint64), "image 0 would lie"),
+    ],
+)
+def test_numbers_that_cannot_be(shards: Path, kind: str, change, message: str) -> None:
+    path = shards / f"train.{kind}.npy"
+    np.save(path, change(np.load(path)))
+    with pytest.raises(DataError, match=message):
+        open_dataset(shards)
+
+
+def test_numbers_of_large_sets_are_looked_at_in_pieces(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bigtransfer.data.index.CHECKED", 12)
+    path = shards / "train.labels.npy"
+    labels = np.load(path)
+    open_dataset(shards)
+    for row in (0, 12):  # the first and the last are always among them
+        np.save(path, np.where(np.arange(13) == row, 9, labels))
+        with pytest.raises(DataError, match="label 9"):
+            open_dataset(shards)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+@pytest.mark.parametrize("name", ["train.labels.npy", "train.offsets.npy"])
+def test_pipes_in_place_of_files(shards: Path, name: str) -> None:
+    (shards / name).unlink()
+    os.mkfifo(shards / name)
+    with pytest.raises(DataError):
+        open_dataset(shards)
+
+
+def test_reading_never_asks_for_more_than_there_is(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(b"0123456789")
+    store = TarFiles(
+        [tmp_path / "x.tar"], np.array([0, 3]), np.array([2, 20, 9]), np.array([1 << 50, 5, 0]), ["a", "b", "c"]
+    )
+    assert [store.data(i) for i in range(3)] == [b"23456789", b"", b""]
+
+
+@pytest.mark.parametrize("file", [".plan.json", ".journal.jsonl", "index.json"])
+@pytest.mark.parametrize(
+    "content", ["{}", "[1, 2]", '{"split": "train", "shard": {"name": 3}, "skipped": []}', '"x"', "{", "null"]
+)
+def test_what_an_earlier_command_left_may_be_anything(photos: Path, tmp_path: Path, file: str, content: str) -> None:
+    (photos / "train" / "cat" / "000.jpg").write_bytes(b"broken")
+    with pytest.raises(UnreadableImages):
+        make(photos, tmp_path / "shards", shuffle=False)
+    assert (tmp_path / "shards" / ".plan.json").is_file()
+    (tmp_path / "shards" / file).write_text(content)
+    if file == ".journal.jsonl" and content == "{":
+        with pytest.raises(UnreadableImages):  # a line that was cut off
+            make(photos, tmp_path / "shards", shuffle=False)
+        return
+    with pytest.raises((RunError, DataError), match=str(tmp_path / "shards")):
+        make(photos, tmp_path / "shards", shuffle=False)
+
+
+def test_a_picture_too_long_for_jpeg(tmp_path: Path) -> None:
+    for name, height in (("a", 80_000), ("b", 70_000)):
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.new("L", (9, height), 77).save(tmp_path / "in" / name / "0.png")
+    make(tmp_path / "in", tmp_path / "out", resize=8, shuffle=False)
+    train = open_dataset(tmp_path / "out").train
+    assert [train.size(i) for i in range(2)] == [(71_111, 8), (62_222, 8)]
+    assert [train.data(i)[:4] for i in range(2)] == [b"\x89PNG", b"\xff\xd8\xff\xe0"]
+
+
+def test_arrays_that_do_not_fit(shards: Path) -> None:
+    np.save(shards / "train.labels.npy", np.zeros(5, np.int32))
     with pytest.raises(DataError, match=r"train\.labels\.npy has 5 numbers of type int32 for 13 images"):
-        open_dataset(tmp_path / "shards")
-    np.save(tmp_path / "shards" / "train.labels.npy", np.array([{}] * 13), allow_pickle=True)
+        open_dataset(shards)
+    np.save(shards / "train.labels.npy", np.array([{}] * 13), allow_pickle=True)
     with pytest.raises(DataError, match=r"train\.labels\.npy is damaged"):
-        open_dataset(tmp_path / "shards")
+        open_dataset(shards)
 
 
 @pytest.mark.parametrize(

@@ -11,18 +11,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import numpy as np
 
-from bigtransfer import runs
+from bigtransfer import files, records, runs
 from bigtransfer.data import remote
 from bigtransfer.data.layout import listed
 from bigtransfer.data.remote import Cache, RemoteFile
@@ -38,18 +39,23 @@ KEY_DIGITS = 9
 """Of the running number of an image in its split, which is its key."""
 
 
+NotNegative = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+CHECKED = 1 << 24
+"""Images whose numbers are all looked at when a split is opened; of more, as many in pieces here and there, so that opening stays fast."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Stated:
     """A file of the folder, as the index states it."""
 
     name: str
-    bytes: int
+    bytes: NotNegative
     sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shard(Stated):
-    images: int
+    images: NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,12 @@ class IndexedSplit:
         return sum(shard.images for shard in self.shards)
 
 
+@dataclass
+class _Head:
+    format: str
+    version: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Index:
     class_names: tuple[str, ...]
@@ -74,26 +86,30 @@ class Index:
     def read(cls, path: Path, shown: str) -> Index:
         """`index.json` from a file; DataError, which calls the file `shown`, if it is no index or a newer one."""
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            if found["format"] != FORMAT:
-                raise ValueError(f"its format is {found['format']!r}, not {FORMAT!r}")
-            if found["version"] != VERSION:
-                raise ValueError(f"its version is {found['version']}, this program reads {VERSION}; update bigtransfer")
-            splits = {
-                split: IndexedSplit(
-                    shards=tuple(Shard(**shard) for shard in part["shards"]),
-                    arrays={kind: Stated(**array) for kind, array in part["arrays"].items()},
-                )
-                for split, part in found["splits"].items()
-            }
-            for part in splits.values():
-                for file in (*part.shards, *part.arrays.values()):
-                    if not re.fullmatch(r"[\w-][\w.-]*", file.name):
-                        raise ValueError(f"{file.name!r} is not the name of a file beside it")
-            return cls(class_names=tuple(found["class_names"]), splits=splits, made=found["made"])
-        except (OSError, KeyError, TypeError, AttributeError, ValueError) as error:
-            reason = f"it has no {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{shown} is not an index of shards: {reason}.") from error
+            content = files.read(path, "record_bytes")
+        except OSError as error:
+            raise DataError(f"{shown} is not an index of shards: {error.strerror}.") from error
+        where = f"{shown} is not an index of shards"
+        found = records.parse(content, where, DataError)
+        head = records.convert(found, _Head, where, DataError)
+        if head.format != FORMAT:
+            raise DataError(f"{where}: its format is {head.format!r}, not {FORMAT!r}.")
+        if head.version != VERSION:
+            raise DataError(
+                f"{where} for this program: its version is {head.version}, this program reads {VERSION}; update bigtransfer."
+            )
+        index = records.convert(found, cls, where, DataError)
+        for split, part in index.splits.items():
+            if split not in SPLITS:
+                raise DataError(f"{where}: splits.{split}: there are only {listed(SPLITS)}.")
+            if missing := [kind for kind in ("offsets", "lengths") if kind not in part.arrays]:
+                raise DataError(f"{where}: splits.{split}.arrays has no {listed(missing)}.")
+            if not part.images:
+                raise DataError(f"{where}: splits.{split} has no images.")
+            for file in (*part.shards, *part.arrays.values()):
+                if not re.fullmatch(r"[\w-][\w.-]*", file.name):
+                    raise DataError(f"{where}: {file.name!r} is not the name of a file beside it.")
+        return index
 
     def write(self, path: Path) -> None:
         """`index.json` to a file, atomically."""
@@ -108,11 +124,9 @@ def is_indexed(folder: Path) -> bool:
     """Whether `folder` holds shards with an index. DataError if it will, once `bit shard` has finished."""
     if (folder / PLAN).is_file() and not (folder / "index.json").is_file():
         raise DataError(f"{folder} is unfinished: the same `bit shard` command again goes on.")
-    try:
-        with open(folder / "index.json", encoding="utf-8") as file:
-            return FORMAT in file.read(200)
-    except (OSError, ValueError):
-        return False
+    with contextlib.suppress(OSError), files.opened(folder / "index.json") as file:
+        return FORMAT.encode() in file.read(200)
+    return False
 
 
 def open_folder(folder: Path, class_names: Sequence[str] | None, channels: int) -> Splits:
@@ -156,11 +170,12 @@ def _splits(
     sets: dict[str, tuple[range, np.ndarray | None]] = {}
     row = 0
     for split, part in index.splits.items():
-        arrays = {kind: _array(files[array.name], part.images) for kind, array in part.arrays.items()}
+        arrays = {kind: _array(files[array.name], part.images, kind) for kind, array in part.arrays.items()}
         ends = np.cumsum([0, *(shard.images for shard in part.shards)], dtype=np.int64)
         names = RowNumbers(
             (f"{shard.name.removesuffix('.tar')}/" for shard in part.shards), ends[:-1], ends, KEY_DIGITS
         )
+        _check(part, arrays, ends, len(index.class_names), f"{where}: {split}")
         tars = [files[shard.name] for shard in part.shards]
         sizes = [shard.bytes for shard in part.shards]
         stores.append(TarFiles(tars, ends, arrays["offsets"], arrays["lengths"], names, sizes))
@@ -178,15 +193,46 @@ def _splits(
     return Splits(opened["train"], opened.get("val"), opened.get("test"))
 
 
-def _array(file: Path | RemoteFile, images: int) -> np.ndarray:
+def _array(file: Path | RemoteFile, images: int, kind: str) -> np.ndarray:
     assert isinstance(file, Path)
     try:
         array = mapped(file)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError, SyntaxError, RecursionError, MemoryError, OverflowError) as error:
         raise DataError(f"{file} is damaged: {error}") from error
-    if len(array) != images or array.dtype.kind not in "iu":
-        raise DataError(f"{file} has {len(array)} numbers of type {array.dtype} for {images} images: it is damaged.")
+    if array.ndim == 0 or len(array) != images or array.dtype.kind not in "iu":
+        count = len(array) if array.ndim else "no row of"
+        raise DataError(f"{file} has {count} numbers of type {array.dtype} for {images} images: it is damaged.")
+    if array.ndim > (2 if kind == "labels" else 1) or 0 in array.shape:
+        raise DataError(f"{file} has numbers of shape {array.shape} for {images} images: it is damaged.")
     return array
+
+
+def _check(part: IndexedSplit, arrays: Mapping[str, np.ndarray], ends: np.ndarray, classes: int, where: str) -> None:
+    """DataError if labels are no classes, or images do not lie inside their shards."""
+    images = part.images
+    pieces = 16 if images > CHECKED else 1
+    length = max(1, min(images, CHECKED) // pieces)
+    sizes = np.array([shard.bytes for shard in part.shards], dtype=np.int64)
+    for start in np.linspace(0, images - length, pieces).astype(np.int64).tolist():
+        rows = slice(start, start + length)
+        begin, size = arrays["offsets"][rows].astype(np.int64), arrays["lengths"][rows].astype(np.int64)
+        shard = np.searchsorted(ends, np.arange(start, start + length), side="right") - 1
+        wrong = (begin < 0) | (size < 0) | (size > sizes[shard]) | (begin > sizes[shard] - size)
+        if wrong.any():
+            i = int(np.argmax(wrong))
+            raise DataError(
+                f"{where}: image {start + i} would lie at byte {begin[i]:,} of {part.shards[shard[i]].name}, {size[i]:,} bytes long, "
+                "outside of it: the index is damaged. `bit shard FOLDER --verify` checks all."
+            )
+        if (labels := arrays.get("labels")) is None:
+            continue
+        some = np.asarray(labels[rows])
+        least = 0 if some.ndim == 1 else -1
+        if some.min() < least or some.max() >= classes:
+            odd = int(some.min()) if some.min() < least else int(some.max())
+            raise DataError(
+                f"{where} has the label {odd}, but the index lists {classes} classes, 0 to {classes - 1}: it is damaged."
+            )
 
 
 def _renumbered(labels: np.ndarray, names: tuple[str, ...], given: tuple[str, ...], where: str) -> np.ndarray:

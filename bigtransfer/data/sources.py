@@ -75,8 +75,9 @@ class Mapped(np.ndarray):
 
 
 def mapped(path: str | os.PathLike[str]) -> Mapped:
-    """The array of an `.npy` file, mapped into memory, not read."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False).view(Mapped)
+    """The array of an `.npy` file, mapped into memory, not read. ValueError if it is no such file; OSError if there is none to read."""
+    files.opened(path).close()  # a pipe of that name would be waited for
+    array = np.lib.format.open_memmap(path, mode="r").view(Mapped)
     array.path = os.path.abspath(path)
     return array
 
@@ -154,10 +155,17 @@ class Files(_AtHand):
         return images.size(self.path(row), str(self.path(row)))
 
     def data(self, row: int) -> bytes:
-        try:
-            return self.path(row).read_bytes()
-        except OSError as error:
-            raise ImageError(str(self.path(row)), f"the file cannot be read ({error.strerror})") from error
+        return _content(self.path(row), str(self.path(row)), "the file")
+
+
+def _content(path: Path, name: str, shown: str) -> bytes:
+    """The bytes of an image file; ImageError with that `name` if it cannot be read."""
+    try:
+        return files.read(path, "image_bytes")
+    except OSError as error:
+        raise ImageError(name, f"{shown} cannot be read ({error.strerror})") from error
+    except ValueError as error:  # a path that holds a zero byte
+        raise ImageError(name, f"{shown} cannot be read ({error})") from error
 
 
 class TarFiles:
@@ -271,6 +279,7 @@ class _OpenFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes from `offset` on; fewer where the file ends before."""
+        length = min(length, max(0, self.size - offset))  # so much memory is asked for before anything is read
         if hasattr(os, "pread"):
             return os.pread(self._descriptor, length, offset)
         with open(self._path, "rb", buffering=0) as own:

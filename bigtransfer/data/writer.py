@@ -7,26 +7,27 @@ one shard; index.json comes last.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import io
 import json
 import tarfile
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import numpy as np
 from PIL import Image
 
 import bigtransfer
-from bigtransfer import runs
+from bigtransfer import records, runs
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import images, index
-from bigtransfer.data.index import Index, IndexedSplit, Shard, Stated
+from bigtransfer.data.index import Index, IndexedSplit, NotNegative, Shard, Stated
 from bigtransfer.data.sources import ImageSet, Splits
 from bigtransfer.errors import DataError, ImageError, RunError, UnreadableImages
 from bigtransfer.machine import usable_cores
@@ -42,6 +43,8 @@ _PIECE = 1 << 20
 _ARRAYS = {"offsets": "int64", "lengths": "uint32", "places": "int64"}
 """What is kept of each image while shards are written; its place is that in the order of writing."""
 SHARD_MB = 256.0
+_JPEG_SIDE = 65_500
+"""Pixels that a side of a JPEG file may have, in libjpeg."""
 _JOURNAL = ".journal.jsonl"
 
 
@@ -121,9 +124,9 @@ class _Done:
     """Their names and reasons."""
     images: int = 0
 
-    def add(self, shard: Shard | None, skipped: list[dict[str, Any]]) -> None:
-        self.skipped += [one["place"] for one in skipped]
-        self.unreadable += [{"name": one["name"], "reason": one["reason"]} for one in skipped]
+    def add(self, shard: Shard | None, skipped: Sequence[_Skipped]) -> None:
+        self.skipped += [one.place for one in skipped]
+        self.unreadable += [{"name": one.name, "reason": one.reason} for one in skipped]
         if shard is not None:
             self.shards.append(shard)
             self.images += shard.images
@@ -172,28 +175,63 @@ def _earlier(folder: Path, plan: dict[str, Any]) -> tuple[dict[str, _Done], bool
     done: dict[str, _Done] = {}
     if (folder / "index.json").is_file():
         found = Index.read(folder / "index.json", str(folder / "index.json"))
-        _same(folder, dict(found.made.get("plan", {})), plan)
+        made = records.convert(dict(found.made), _Made, f"{folder / 'index.json'}: made", RunError)
+        _same(folder, made.plan, plan)
         for split, part in found.splits.items():
-            done[split] = _Done(list(part.shards), list(found.made["skipped"][split]), images=part.images)
+            done[split] = _Done(list(part.shards), made.skipped.get(split, []), images=part.images)
         return done, True
     if not (folder / index.PLAN).is_file():
         if others := [path.name for path in folder.iterdir() if not path.name.startswith(".")]:
             raise RunError(f"{folder} is not empty ({others[0]}). Choose an empty or a new folder.")
         return done, False
-    try:
-        before = json.loads((folder / index.PLAN).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{folder / index.PLAN} cannot be read ({error}). Remove {folder}, or choose another."
-        ) from error
+    before = records.read(folder / index.PLAN, dict[str, Any], RunError)
     _same(folder, before, plan)
-    lines = runs.read_metrics(folder / _JOURNAL)
+    lines = [
+        records.convert(line, _Line, f"{folder / _JOURNAL}, line {number}", RunError)
+        for number, line in enumerate(_journal(folder / _JOURNAL), start=1)
+    ]
     with runs.atomic_write(folder / _JOURNAL) as temporary:  # without a last line that was cut off
-        temporary.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        text = "".join(json.dumps(dataclasses.asdict(line)) + "\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8")
     for line in lines:
-        shard = None if line["shard"] is None else Shard(**line["shard"])
-        done.setdefault(line["split"], _Done()).add(shard, line["skipped"])
+        done.setdefault(line.split, _Done()).add(line.shard, line.skipped)
     return done, False
+
+
+def _journal(path: Path) -> list[Any]:
+    """The lines of the journal, without one that was cut off."""
+    found = []
+    with contextlib.suppress(FileNotFoundError):
+        for line in path.read_bytes().splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+@dataclass
+class _Made:
+    """What `Index.made` holds for a command that is given again."""
+
+    plan: dict[str, Any]
+    skipped: dict[str, list[NotNegative]]
+
+
+@dataclass
+class _Skipped:
+    """An image that is left out, and its place in the order of writing."""
+
+    place: NotNegative
+    name: str
+    reason: str
+
+
+@dataclass
+class _Line:
+    """A line of the journal."""
+
+    split: Literal["train", "val", "test"]
+    shard: Shard | None
+    skipped: list[_Skipped]
 
 
 def _same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -268,13 +306,11 @@ class _Split:
                 array[row : row + len(written.rows[kind])] = written.rows[kind]
                 array.flush()
             skipped = [
-                {"place": one.place, "name": one.error.name, "reason": one.error.reason}
-                for one in written.bad
-                if one.error is not None
+                _Skipped(one.place, one.error.name, one.error.reason) for one in written.bad if one.error is not None
             ]
-            shard = None if written.shard is None else dataclasses.asdict(written.shard)
             with open(self.folder / _JOURNAL, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"split": self.name, "shard": shard, "skipped": skipped}) + "\n")
+                line = {"split": self.name, "shard": written.shard, "skipped": skipped}
+                file.write(json.dumps(line, default=dataclasses.asdict) + "\n")
             self.done.add(written.shard, skipped)
         if not self.done.images:
             raise DataError(f"No image of {self.name} can be read; the first: {self.done.unreadable[0]}.")
@@ -418,13 +454,13 @@ def _encoded(part: ImageSet, i: int, config: ShardConfig) -> tuple[bytes, str]:
     if not part.store.encoded:
         pixels = part.read(i)
         if config.resize is not None and min(pixels.shape[:2]) > config.resize:
-            return _jpeg(pixels, config.resize, config.quality), "jpg"
+            return _shrunk(pixels, config.resize, config.quality)
         return _saved(pixels, "PNG"), "png"
     content = part.data(i)
     if config.resize is not None and min(images.size(content, name)) > config.resize:
         # JPEG may decode at a fraction of its size as long as twice the wanted one is left for the filter.
         pixels = images.decode(content, name, part.channels, at_least=(2 * config.resize, 2 * config.resize))
-        return _jpeg(pixels, config.resize, config.quality), "jpg"
+        return _shrunk(pixels, config.resize, config.quality)
     images.decode(content, name, part.channels)
     with Image.open(io.BytesIO(content), formats=images.formats()) as image:
         return content, _ENDINGS.get(str(image.format), str(image.format).lower())
@@ -434,12 +470,14 @@ _ENDINGS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "HEIF": "heic", "JPEG200
 """Of formats, where it is not their name."""
 
 
-def _jpeg(pixels: images.Pixels, side: int, quality: int) -> bytes:
-    """The picture with its shorter side at `side` px."""
+def _shrunk(pixels: images.Pixels, side: int, quality: int) -> tuple[bytes, str]:
+    """The picture with its shorter side at `side` px, as a JPEG file; as a PNG file where it is longer than JPEG can say."""
     height, width = pixels.shape[:2]
     scale = side / min(height, width)
     small = images.resize(pixels, max(side, round(height * scale)), max(side, round(width * scale)), "bicubic")
-    return _saved(small, "JPEG", quality=quality)
+    if max(small.shape[:2]) > _JPEG_SIDE:
+        return _saved(small, "PNG"), "png"
+    return _saved(small, "JPEG", quality=quality), "jpg"
 
 
 def _saved(pixels: images.Pixels, kind: str, **options: Any) -> bytes:
