@@ -72,7 +72,7 @@ class IndexedSplit:
 @dataclass
 class _Head:
     format: str
-    version: int
+    version: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
