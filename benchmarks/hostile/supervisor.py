@@ -143,6 +143,8 @@ class Worker:
                     return
             if process.poll() is not None:
                 self._end()
+                if door == "making the case":
+                    raise RuntimeError(f"The worker ended:\n{(self.scratch / 'printed').read_text()[-2000:]}")
                 result.doors.append({"door": door, "outcome": "crash", "where": f"exit status {process.returncode}"})
                 return
             if (cpu := self._cpu()) > before + 0.05:

@@ -134,7 +134,7 @@ class Worker:
 def main(scratch: Path) -> None:
     """Serve until the orders end."""
     for name in ("BIT_CACHE", "TMPDIR"):
-        (scratch / name.lower()).mkdir(exist_ok=True)
+        (scratch / name.lower()).mkdir(parents=True, exist_ok=True)
         os.environ[name] = str(scratch / name.lower())
     os.environ["PATH"] = f"{traps(scratch / 'traps')}{os.pathsep}{os.environ['PATH']}"
     printed = scratch / "printed"
