@@ -41,5 +41,7 @@ def tiny(path: Path, *, mode: Literal["square", "aspect"] = "square", size: int 
     """The model file at `path`, made if it is not there."""
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        weights.save(path, network(), card(mode, size))
+        made = network()
+        made.card = card(mode, size)
+        weights.save(path, made)
     return path
