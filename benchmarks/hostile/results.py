@@ -15,7 +15,7 @@ import torch
 
 from benchmarks.cells import commit, machine
 
-from .supervisor import CPU, MEMORY, WALL, Result
+from .supervisor import Limits, Result
 
 KINDS = (
     "traceback",
@@ -135,7 +135,8 @@ def markdown(campaign: str, what: str, command: str, tally: Tally, seconds: floa
 - Versions: commit {commit()}, Python {platform.python_version()}, torch {torch.__version__}, NumPy {np.__version__}, Pillow
   {PIL.__version__}, safetensors {safetensors.__version__}, pyarrow {pyarrow.__version__}
 - Hardware: {machine()}; {seconds:.0f} s in all, beside other work
-- Limits of a door: {CPU:.0f} s of the processor or of waiting, {WALL:.0f} s in all, {MEMORY / 2**30:.0f} GiB more memory than before
+- Limits of a door: {Limits.cpu:.0f} s of the processor or of waiting, {Limits.wall:.0f} s in all, {Limits.memory / 2**30:.0f} GiB more
+  memory than before
 
 {what}
 

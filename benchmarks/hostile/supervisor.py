@@ -18,12 +18,17 @@ from typing import Any
 
 from .worker import STACK_SIGNAL
 
-CPU = 20.0
-"""Seconds of the processor that one door may take; as many it may wait for something without using any."""
-WALL = 120.0
-"""Seconds that it may take in all: other work on the machine slows it down."""
-MEMORY = 2 << 30
-"""Bytes that a case may take besides what the process had."""
+
+@dataclass(frozen=True)
+class Limits:
+    cpu: float = 20.0
+    """Seconds of the processor that one door may take; as many it may wait for something without using any."""
+    wall: float = 120.0
+    """Seconds that it may take in all: other work on the machine slows it down."""
+    memory: int = 2 << 30
+    """Bytes that a case may take besides what the process had."""
+
+
 _PAGE, _TICK = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_CLK_TCK")
 
 
@@ -39,6 +44,7 @@ class Result:
     seen: list[tuple[str, str]] = field(default_factory=list)
     control: str = ""
     noise: str = ""
+    limits: Limits = field(default_factory=Limits)
     kept: str = ""
     """Where its files were put, if something was wrong."""
 
@@ -52,7 +58,7 @@ class Result:
                 found.append((door["outcome"], f"{door['door']}: {door.get('where', '')}", door.get("message", "")))
             if door.get("control"):
                 found.append(("control character", f"{door['door']}: in the message of an error", door["control"]))
-        if self.peak > MEMORY and not any(kind == "memory" for kind, _, _ in found):
+        if self.peak > self.limits.memory and not any(kind == "memory" for kind, _, _ in found):
             found.append(("memory", self.generator, f"{self.peak / 1e9:.1f} GB"))
         found += [(kind, re.sub(r"0x[0-9a-f]+|\d+", "N", what)[:80], what) for kind, what in self.seen]
         if self.control:
@@ -65,9 +71,9 @@ class Result:
 class Worker:
     """A process that runs cases, started again when it was lost."""
 
-    def __init__(self, scratch: Path, keep: Path | None = None) -> None:
+    def __init__(self, scratch: Path, keep: Path | None = None, limits: Limits | None = None) -> None:
         """scratch: a folder for it alone. keep: where the files of cases go in which something was wrong."""
-        self.scratch, self.keep = scratch, keep
+        self.scratch, self.keep, self.limits = scratch, keep, limits or Limits()
         self._process: subprocess.Popen[str] | None = None
         self._selector = selectors.DefaultSelector()
         self._pending = b""
@@ -108,7 +114,7 @@ class Worker:
             self._process = None
 
     def run(self, campaign: str, generator: str, seed: int) -> Result:
-        result = Result(campaign, generator, seed)
+        result = Result(campaign, generator, seed, limits=self.limits)
         fresh = self._process is None
         process = self._start()
         assert process.stdin is not None
@@ -151,8 +157,9 @@ class Worker:
                 busy, before = time.monotonic(), cpu
             spent, waited, cpu = time.monotonic() - began, time.monotonic() - busy, cpu - used
             grown = 0 if base is None else self._resident() - base
-            if max(spent / WALL, waited / CPU) > 1 + spare or cpu > CPU + spare or grown > 1.5 * MEMORY:
-                kind = "memory" if grown > 1.5 * MEMORY else "hang"
+            large = grown > 1.5 * self.limits.memory
+            if large or max(spent - self.limits.wall, waited - self.limits.cpu, cpu - self.limits.cpu) > spare:
+                kind = "memory" if large else "hang"
                 where = self._stack()
                 self._end()
                 if door == "making the case":

@@ -26,7 +26,7 @@ from bigtransfer.errors import BitError
 from .cases import Campaign, numbers
 from .guard import Guard, traps
 
-CAMPAIGNS = ("images", "weights", "datasets", "folders", "server", "disk")
+CAMPAIGNS = ("images", "weights", "datasets", "runs", "server", "disk")
 STACK_SIGNAL = signal.SIGRTMIN + 5
 CANARY = "canary"
 """File in the scratch folder that no case may make: pickles try to."""
