@@ -392,12 +392,13 @@ class _Download:
             self._forget()
             raise self._error(f"it ended before {self.size} bytes", "Has it been replaced by another version?")
         wanted = self.wanted or self.partial.digests
-        for algorithm, found in _hash(self.part, wanted).items():
-            if found != wanted[algorithm].lower():
+        for algorithm, digest in wanted.items():
+            found = hash_of(self.part, algorithm)
+            if found != digest.lower():
                 self._forget()
                 self.corrupt += 1
                 says = "it should be" if self.wanted else "the server states"
-                message = f"it arrived damaged: its {algorithm} is {found}, {says} {wanted[algorithm]}"
+                message = f"it arrived damaged: its {algorithm} is {found}, {says} {digest}"
                 if self.corrupt > 1:
                     raise self._error(f"twice {message}", "Something on the way changes it.")
                 raise web.Interrupted(message)
@@ -540,11 +541,8 @@ def _digests(headers: Message, linked_etag: str) -> dict[str, str]:
     return {}
 
 
-def _hash(path: Path, algorithms: dict[str, str]) -> dict[str, str]:
-    """Algorithm -> hex digest of the file."""
-    if not algorithms:
-        return {}
-    (algorithm,) = algorithms
+def hash_of(path: Path, algorithm: str) -> str:
+    """The hex digest of a file: of hashlib's algorithms, "crc32c" or "git-sha1"."""
     if algorithm == "crc32c":
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RuntimeWarning)  # where its C part is missing: 7 MB a second, but right
@@ -557,4 +555,4 @@ def _hash(path: Path, algorithms: dict[str, str]) -> dict[str, str]:
     with open(path, "rb") as file:
         while chunk := file.read(4 * _CHUNK):
             digest.update(chunk)
-    return {algorithm: digest.digest().hex()}
+    return digest.digest().hex()

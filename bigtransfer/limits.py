@@ -33,10 +33,6 @@ class Limits:
     """Of one downloaded file whose size is not known beforehand. Shards: `$BIT_SHARD_CACHE`."""
     image_download_bytes: int = 64 * 2**20
     """Of one image at an address."""
-    unpacked_bytes: int = 64 * 10**9
-    """Of all that the archive of a data set holds."""
-    unpacked_files: int = 2 * 10**6
-    """In the archive of a data set."""
     stall_seconds: int = 30
     """A connection is given up that brings nothing for so long, or less than `least_rate` in that time."""
     least_rate: int = 1000

@@ -343,3 +343,120 @@ def test_zip_names_links_and_passwords(tmp_path: Path) -> None:
     (tmp_path / "locked.zip").write_bytes(locked)
     with pytest.raises(DataError, match="is encrypted"):
         archives.plain(tmp_path / "locked.zip", tmp_path / "cache")
+
+
+# --- Unpacked into a folder
+
+
+def everything(folder: Path) -> dict[str, bytes | None]:
+    """All that lies in a folder's parent, files with their content."""
+    top = folder.parent
+    return {str(path.relative_to(top)): path.read_bytes() if path.is_file() else None for path in top.rglob("*")}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "outer" / "folder"
+    folder.mkdir(parents=True)
+    (folder.parent / "precious").write_bytes(b"precious")
+    return folder
+
+
+def zipped(path: Path, contents: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, content in contents.items():
+            file.writestr(zipfile.ZipInfo(name), content)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz", "zip"])
+def test_unpack(tmp_path: Path, folder: Path, kind: str) -> None:
+    contents = {"./a/b.txt": b"one" * 10_000, "tar/c": b"", "d": b"two"}
+    path = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        zipped(path, contents)
+    else:
+        plain = b"".join(file(name, content) for name, content in contents.items()) + END
+        path.write_bytes(plain if kind == "tar" else gzip.compress(plain))
+    archives.unpack(path, folder)
+    assert everything(folder) == {
+        "precious": b"precious",
+        "folder": None,
+        "folder/a": None,
+        "folder/a/b.txt": b"one" * 10_000,
+        "folder/tar": None,
+        "folder/tar/c": b"",
+        "folder/d": b"two",
+    }
+
+
+@pytest.mark.parametrize("name", ["../precious", "a/../../precious", "..", "a/.."])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_paths_that_lead_out(tmp_path: Path, folder: Path, name: str, kind: str) -> None:
+    path = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        zipped(path, {"good": b"1", name: b"2"})
+    else:
+        write(path, file("good", b"1"), file(name, b"2"), END)
+    with pytest.raises(DataError, match=rf"x\.{kind} holds .* which would lie outside of"):
+        archives.unpack(path, folder)
+    assert everything(folder) == {"precious": b"precious", "folder": None}
+
+
+def test_absolute_paths_are_below(tmp_path: Path, folder: Path) -> None:
+    """As for `tar -x`."""
+    archives.unpack(write(tmp_path / "x.tar", file(f"{folder.parent}/precious", b"2"), END), folder)
+    assert (folder.parent / "precious").read_bytes() == b"precious"
+    assert (folder / str(folder.parent)[1:] / "precious").read_bytes() == b"2"
+
+
+def test_links_are_never_made(tmp_path: Path, folder: Path) -> None:
+    """Through a link a plain name would lead out."""
+    path = write(
+        tmp_path / "x.tar",
+        header("up", kind=tarfile.SYMTYPE, link=".."),
+        file("up/precious", b"1"),
+        header("out", kind=tarfile.SYMTYPE, link="../precious"),
+        header("hard", kind=tarfile.LNKTYPE, link="../precious"),
+        header("pipe", kind=tarfile.FIFOTYPE),
+        header("device", kind=tarfile.CHRTYPE),
+        file("good", b"2"),
+        header("copy", kind=tarfile.SYMTYPE, link="good"),
+        END,
+    )
+    archives.unpack(path, folder)
+    assert everything(folder) == {
+        "precious": b"precious",
+        "folder": None,
+        "folder/up": None,
+        "folder/up/precious": b"1",
+        "folder/good": b"2",
+        "folder/copy": b"2",
+    }
+    assert not any(path.is_symlink() for path in folder.rglob("*"))
+
+
+def test_unpacking_is_limited(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what is written, which with links is more than the archive holds."""
+    links = (header(f"{i}", kind=tarfile.LNKTYPE, link="good") for i in range(9))
+    path = write(tmp_path / "x.tar", file("good", bytes(1000)), *links, END)
+    monkeypatch.setenv("BIT_LIMITS", "archive_bytes=10000")
+    archives.unpack(path, folder)
+    for free, most in ((10**9, 9_999), (9_999, 10_000)):
+        monkeypatch.setenv("BIT_LIMITS", f"archive_bytes={most}")
+        monkeypatch.setattr(archives.shutil, "disk_usage", lambda _, free=free: type("Usage", (), {"free": free}))
+        with pytest.raises(DataError, match=r"x\.tar unpacks to 10,000 bytes, more than fit"):
+            archives.unpack(path, folder)
+
+
+def test_what_cannot_be_written(tmp_path: Path, folder: Path) -> None:
+    for name in ("n" * 300, "a\0b"):
+        record = f" path={name}\n"
+        record = f"{len(record) + 3}{record}" if len(record) >= 97 else f"{len(record) + 2}{record}"
+        path = write(tmp_path / "x.tar", file("h", record.encode(), kind=tarfile.XHDTYPE), file("x", b"1"), END)
+        with pytest.raises(DataError, match=r"x\.tar cannot be unpacked: "):
+            archives.unpack(path, folder)
+    path = write(tmp_path / "x.tar", file("a", b"1"), file("a/b", b"2"), END)
+    with pytest.raises(DataError, match=r"x\.tar cannot be unpacked: "):
+        archives.unpack(path, folder)
+    assert not (folder / ".unpacking").exists()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import importlib
+import inspect
 import io
 import pickle
+import socket
 import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from torchvision import datasets
-from torchvision.datasets import utils
 
+from bigtransfer import fetch
 from bigtransfer.data import named, open_dataset
 from bigtransfer.errors import DataError
 
 from .data_makers import pattern, write
+from .file_server import Server, running
 
 
 def complete(cache: Path, name: str) -> Path:
@@ -69,38 +77,43 @@ def cifar_archive(labels_of: dict[str, list[list[int]]], texts: dict[str, str]) 
     return file.getvalue()
 
 
+def tar_gz(folder: Path) -> bytes:
+    """What lies in a folder, packed."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as tar:
+        for path in sorted(folder.iterdir()):
+            tar.add(path, path.name)
+    return file.getvalue()
+
+
 @pytest.fixture
-def served(monkeypatch):
-    """Makes torchvision's downloader find one archive, with its checksum still checked."""
+def served(monkeypatch) -> Iterator[Callable[[str, dict[str, bytes]], Server]]:
+    """Makes a set come from a server on this machine: its files by the names that their addresses end in, with their MD5."""
+    monkeypatch.setattr(fetch, "BACKOFF", 0.0)
+    for name in ("BIT_OFFLINE", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with running() as server:
 
-    def serve(archive: bytes) -> list[str]:
-        asked = []
+        def serve(name: str, files: dict[str, bytes]) -> Server:
+            sources = []
+            for source in named._SETS[name].sources:
+                file = source.path.rpartition("/")[2]
+                address = f"http://127.0.0.1:{server.server_port}/{file}"
+                sources.append(dataclasses.replace(source, address=address, md5=hashlib.md5(files[file]).hexdigest()))
+            monkeypatch.setitem(named._SETS, name, dataclasses.replace(named._SETS[name], sources=sources))
+            server.answer = lambda handler: handler.file(content=files[handler.path[1:]])
+            return server
 
-        def download_url(url: str, root: Path, filename: str, md5: str) -> None:
-            asked.append(url)
-            if hashlib.md5(archive).hexdigest() != md5:
-                raise RuntimeError("File not found or corrupted.")
-            (Path(root) / filename).write_bytes(archive)
-
-        monkeypatch.setattr(utils, "download_url", download_url)
-        return asked
-
-    return serve
+        yield serve
 
 
-def test_cifar10(tmp_path: Path, served, monkeypatch) -> None:
+def test_cifar10(tmp_path: Path, served) -> None:
     labels = {f"data_batch_{i}.bin": [[i - 1], [2]] for i in range(1, 6)} | {
         "test_batch.bin": [[0], [1], [2], [3], [4]]
     }
     archive = cifar_archive(labels, {"batches.meta.txt": "plane\ncar\nbird\ncat\ndeer\n\n"})
-    asked = served(archive)
-    with pytest.raises(DataError, match=r"cifar10 is not in .* and cannot be downloaded .*corrupted"):
-        open_dataset("cifar10", cache=tmp_path)  # not the authors' file
-    with monkeypatch.context() as patch:
-        patch.setattr(
-            hashlib, "md5", lambda data: type("", (), {"hexdigest": lambda self: "c32a1d4ab5d03f1284b67883e8d87530"})()
-        )
-        data = open_dataset("cifar10", cache=tmp_path)
+    server = served("cifar10", {"cifar-10-binary.tar.gz": archive})
+    data = open_dataset("cifar10", cache=tmp_path)
     assert data.val is None and data.test is not None
     assert data.train.class_names == ("plane", "car", "bird", "cat", "deer")
     assert data.train.labels.tolist() == [0, 2, 1, 2, 2, 2, 3, 2, 4, 2] and data.test.labels.tolist() == [0, 1, 2, 3, 4]
@@ -110,17 +123,51 @@ def test_cifar10(tmp_path: Path, served, monkeypatch) -> None:
     assert len(pickle.dumps(data.train)) < 5_000  # the pixels stay on disk
     assert data.test.name(3) == "test/00003" and data.test.size(3) == (32, 32)
     assert open_dataset("cifar10", cache=tmp_path, channels=1).train.read(0).shape == (32, 32, 1)
-    assert len(asked) == 2 and not (tmp_path / "cifar10" / "cifar-10-binary.tar.gz").exists()
+    assert len(server.requests) == 1
+    left = {path.name for path in (tmp_path / "cifar10").rglob("*") if not path.name.endswith("lock")}
+    assert left == {".complete", "classes.json", *(f"{s}{k}.npy" for s in ("train", "test") for k in ("", "-labels"))}
 
 
-def test_cifar100_uses_fine_labels(tmp_path: Path, served, monkeypatch) -> None:
+def test_not_the_authors_file(tmp_path: Path, served) -> None:
+    """Also where it was there before."""
+    archive = cifar_archive({"train.bin": [[7, 1]], "test.bin": [[7, 0]]}, {"fine_label_names.txt": "apple\nbear\n"})
+    server = served("cifar100", {"cifar-100-binary.tar.gz": archive})
+    right, server.answer = server.answer, lambda handler: handler.file(content=archive[::-1])
+    with pytest.raises(
+        DataError, match=r"cifar100 is not in .* and cannot be downloaded .*twice it arrived damaged: its md5"
+    ):
+        open_dataset("cifar100", cache=tmp_path)
+    assert not (tmp_path / "cifar100" / ".complete").exists()
+    server.answer = right
+    there = tmp_path / "cifar100" / "raw" / "cifar-100-binary.tar.gz"
+    there.write_bytes(archive[::-1])
+    assert open_dataset("cifar100", cache=tmp_path).train.labels.tolist() == [1]
+
+
+def test_a_file_that_was_brought_by_hand(tmp_path: Path, served) -> None:
+    archive = cifar_archive({"train.bin": [[7, 1]], "test.bin": [[7, 0]]}, {"fine_label_names.txt": "apple\nbear\n"})
+    server = served("cifar100", {"cifar-100-binary.tar.gz": archive})
+    there = tmp_path / "cifar100" / "raw" / "cifar-100-binary.tar.gz"
+    there.parent.mkdir(parents=True)
+    there.write_bytes(archive)
+    assert open_dataset("cifar100", cache=tmp_path).train.labels.tolist() == [1]
+    assert not server.requests
+
+
+def test_two_at_once_bring_it_once(tmp_path: Path, served) -> None:
+    archive = cifar_archive({"train.bin": [[7, 1]], "test.bin": [[7, 0]]}, {"fine_label_names.txt": "apple\nbear\n"})
+    server = served("cifar100", {"cifar-100-binary.tar.gz": archive})
+    with ThreadPoolExecutor(3) as pool:
+        opened = list(pool.map(lambda _: open_dataset("cifar100", cache=tmp_path), range(3)))
+    assert [data.train.labels.tolist() for data in opened] == [[1]] * 3
+    assert len(server.requests) == 1
+
+
+def test_cifar100_uses_fine_labels(tmp_path: Path, served) -> None:
     archive = cifar_archive(
         {"train.bin": [[7, 1], [9, 0]], "test.bin": [[7, 0]]}, {"fine_label_names.txt": "apple\nbear\n"}
     )
-    served(archive)
-    monkeypatch.setattr(
-        hashlib, "md5", lambda data: type("", (), {"hexdigest": lambda self: "03b5dce01913d631647c71ecec9e9cb8"})()
-    )
+    served("cifar100", {"cifar-100-binary.tar.gz": archive})
     data = open_dataset("cifar100", cache=tmp_path)
     assert data.train.labels.tolist() == [1, 0] and data.train.class_names == ("apple", "bear")
     np.testing.assert_array_equal(data.train.read(1), pattern(32, 32, seed=1))
@@ -129,29 +176,29 @@ def test_cifar100_uses_fine_labels(tmp_path: Path, served, monkeypatch) -> None:
 # --- Other sets of pixels
 
 
-def test_stl10_is_stored_column_by_column(tmp_path: Path, monkeypatch) -> None:
-    raw = tmp_path / "stl10" / "stl10_binary"
+def test_stl10_is_stored_column_by_column(tmp_path: Path, served, monkeypatch) -> None:
+    raw = tmp_path / "raw" / "stl10_binary"
     lines(raw / "class_names.txt", "airplane", "bird")
     for split, seeds in (("train", (0, 1, 2)), ("test", (3, 4))):
         pictures = np.stack([pattern(96, 96, seed) for seed in seeds])
         pictures.transpose(0, 3, 2, 1).tofile(raw / f"{split}_X.bin")
         (np.arange(len(seeds)) % 2 + 1).astype(np.uint8).tofile(raw / f"{split}_y.bin")
-    monkeypatch.setattr("torchvision.datasets.stl10.check_integrity", lambda *arguments: True)
+    served("stl10", {"stl10_binary.tar.gz": tar_gz(raw.parent)})
     data = open_dataset("stl10", cache=tmp_path)
     assert data.test is not None and data.train.labels.tolist() == [0, 1, 0]
     np.testing.assert_array_equal(data.test.read(1), pattern(96, 96, seed=4))
-    agree(tmp_path, "stl10", {split: datasets.STL10(tmp_path / "stl10", split) for split in ("train", "test")})
+    monkeypatch.setattr("torchvision.datasets.stl10.check_integrity", lambda *arguments: True)
+    agree(tmp_path, "stl10", {split: datasets.STL10(tmp_path / "raw", split) for split in ("train", "test")})
 
 
-def test_svhn(tmp_path: Path, monkeypatch) -> None:
+def test_svhn(tmp_path: Path, served, monkeypatch) -> None:
     scipy_io = pytest.importorskip("scipy.io")
-    folder = tmp_path / "svhn"
+    folder = tmp_path / "raw"
     folder.mkdir()
     for split, seeds, labels in (("train", (0, 1), [10, 3]), ("test", (2, 3), [9, 10])):
         pictures = np.stack([pattern(32, 32, seed) for seed in seeds], axis=3)
         scipy_io.savemat(folder / f"{split}_32x32.mat", {"X": pictures, "y": np.array(labels, np.uint8)[:, None]})
-    for module in ("svhn", "utils"):
-        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda *arguments: True)
+    served("svhn", {path.name: path.read_bytes() for path in folder.iterdir()})
     data = open_dataset("svhn", cache=tmp_path)
     assert data.test is not None
     assert (
@@ -160,7 +207,9 @@ def test_svhn(tmp_path: Path, monkeypatch) -> None:
         and data.test.labels.tolist() == [9, 0]
     )
     np.testing.assert_array_equal(data.train.read(1), pattern(32, 32, seed=1))
-    agree(tmp_path, "svhn", {split: datasets.SVHN(tmp_path / "svhn", split) for split in ("train", "test")})
+    for module in ("svhn", "utils"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda *arguments: True)
+    agree(tmp_path, "svhn", {split: datasets.SVHN(folder, split) for split in ("train", "test")})
 
 
 # --- Sets of files
@@ -181,6 +230,16 @@ def test_flowers102(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("torchvision.datasets.flowers102.check_integrity", lambda *arguments: True)
     theirs = {split: datasets.Flowers102(tmp_path / "flowers102", split) for split in ("train", "val", "test")}
     agree(tmp_path, "flowers102", theirs)
+
+
+def test_a_damaged_matlab_file(tmp_path: Path) -> None:
+    pytest.importorskip("scipy.io")
+    base = complete(tmp_path, "flowers102") / "flowers-102"
+    base.mkdir()
+    for content in (b"", b"\x01" * 200, b"MATLAB 5.0 MAT-file".ljust(124) + b"\x00\x01IM" + b"\xff" * 100):
+        (base / "imagelabels.mat").write_bytes(content)
+        with pytest.raises(DataError, match=r"does not hold a whole flowers102 .*imagelabels\.mat is damaged"):
+            open_dataset("flowers102", cache=tmp_path)
 
 
 def test_pets_number_their_classes(tmp_path: Path) -> None:
@@ -234,11 +293,29 @@ def test_aircraft(tmp_path: Path) -> None:
     agree(tmp_path, "aircraft", theirs)
 
 
-def test_eurosat(tmp_path: Path) -> None:
-    base = complete(tmp_path, "eurosat") / "eurosat" / "2750"
-    for seed, name in enumerate(("River", "Forest", "SeaLake")):
-        write(base / name / f"{name}_{seed}.jpg", seed)
+def test_eurosat(tmp_path: Path, served) -> None:
+    base = tmp_path / "raw" / "2750"
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        for seed, name in enumerate(("River", "Forest", "SeaLake")):
+            file.write(write(base / name / f"{name}_{seed}.jpg", seed), f"2750/{name}/{name}_{seed}.jpg")
+    served("eurosat", {"EuroSAT.zip": packed.getvalue()})
+    open_dataset("eurosat", cache=tmp_path)
     agree(tmp_path, "eurosat", {"train": datasets.EuroSAT(tmp_path / "eurosat")})
+    assert not (tmp_path / "eurosat" / "eurosat" / "EuroSAT.zip").exists()
+
+
+def test_caltech101_is_packed_twice(tmp_path: Path, served) -> None:
+    write(tmp_path / "raw" / "101_ObjectCategories" / "ant" / "image_0001.jpg", 3)
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as file:
+        file.writestr("caltech-101/101_ObjectCategories.tar.gz", tar_gz(tmp_path / "raw"))
+        file.writestr("caltech-101/show_annotation.m", "% not needed")
+    served("caltech101", {"caltech-101.zip": packed.getvalue()})
+    data = open_dataset("caltech101", cache=tmp_path)
+    assert data.train.class_names == ("ant",) and data.train.read(0).shape == (12, 16, 3)
+    left = [path.name for path in (tmp_path / "caltech101" / "caltech101").iterdir() if not path.name.endswith("lock")]
+    assert left == ["101_ObjectCategories"]
 
 
 def test_caltech101_leaves_out_the_background(tmp_path: Path) -> None:
@@ -252,33 +329,46 @@ def test_caltech101_leaves_out_the_background(tmp_path: Path) -> None:
 # --- Failures
 
 
-def test_every_name_has_a_torchvision_class() -> None:
-    assert {"cifar10", "cifar100", "flowers102", "pets", "food101", "svhn", "dtd", "stl10", "caltech101"} <= set(
-        named.NAMES
-    )
-    for name in (
-        "Flowers102",
-        "OxfordIIITPet",
-        "Food101",
-        "SVHN",
-        "DTD",
-        "STL10",
-        "FGVCAircraft",
-        "Caltech101",
-        "EuroSAT",
-        "Imagenette",
-    ):
-        assert hasattr(datasets, name)
+def test_every_archive_is_torchvisions() -> None:
+    """The same file with the same MD5."""
+    modules = {
+        "flowers102": "flowers102",
+        "pets": "oxford_iiit_pet",
+        "food101": "food101",
+        "svhn": "svhn",
+        "dtd": "dtd",
+        "stl10": "stl10",
+        "caltech101": "caltech",
+        "eurosat": "eurosat",
+        "imagenette": "imagenette",
+    }
+    assert {*named.NAMES} == {
+        *modules,
+        "cifar10",
+        "cifar100",
+        "aircraft",
+    }  # its CIFAR is pickled, its Aircraft unchecked
+    for name, module in modules.items():
+        theirs = inspect.getsource(importlib.import_module(f"torchvision.datasets.{module}"))
+        for source in named._SETS[name].sources:
+            assert source.md5 in theirs and source.path.rpartition("/")[2] in theirs
+            assert source.address.rpartition("/")[0] in theirs or name in ("flowers102", "svhn")
+    assert named._SETS["aircraft"].sources[0].address == datasets.FGVCAircraft._URL
+    assert [named._SETS[name].sources[0].md5 for name in ("cifar10", "cifar100", "aircraft")] == [
+        "c32a1d4ab5d03f1284b67883e8d87530",  # both: the set's own page
+        "03b5dce01913d631647c71ecec9e9cb8",
+        "d4acdd33327262359767eeaa97a4f732",  # torchvision for R
+    ]
 
 
 def test_without_network(tmp_path: Path, monkeypatch) -> None:
     def fail(*arguments, **named):
-        raise OSError("Name or service not known")
+        raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(datasets, "OxfordIIITPet", fail)
+    monkeypatch.setattr(socket, "getaddrinfo", fail)
     with pytest.raises(
         DataError,
-        match=r"pets is not in .*pets and cannot be downloaded .*Name or service not known.* Copy that folder",
+        match=r"pets is not in .*pets and cannot be downloaded .*cannot be resolved.* Copy that folder",
     ):
         open_dataset("pets", cache=tmp_path)
     assert not (tmp_path / "pets" / ".complete").exists()

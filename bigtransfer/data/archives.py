@@ -11,7 +11,9 @@ import bz2
 import contextlib
 import gzip
 import lzma
+import os
 import posixpath
+import shutil
 import stat
 import tarfile
 import zipfile
@@ -104,6 +106,52 @@ def plain(path: Path, cache: Path) -> Path:
         except Exception as error:  # Damaged archives fail in as many ways as there are decompressors.
             raise DataError(f"{path} cannot be unpacked: {error or type(error).__name__}.") from error
     return file
+
+
+def unpack(path: Path, folder: Path) -> None:
+    """Write every file of the archive below `folder`, links as copies of what they stand for in it.
+
+    DataError if it is damaged, unpacks to more than the limits or the disk allow, or holds a path that leads out of the folder: then
+    nothing of it was written. On the way it is kept there as a plain tar file too.
+    """
+    scratch = folder / ".unpacking"
+    try:
+        tar = plain(path, scratch)
+        found, _ = members(tar, str(path))
+        for member in found:
+            if not _is_below(member.name):
+                raise DataError(
+                    f"{path} holds {member.name!a}, which would lie outside of {folder}: it is not what it should be."
+                )
+        needed, room = sum(member.size for member in found), shutil.disk_usage(folder).free
+        if needed > min(room, limits().archive_bytes):
+            raise DataError(
+                f"{path} unpacks to {needed:,} bytes, more than fit on the disk of {folder} ({room:,}) or than "
+                "--limits archive_bytes=N allows."
+            )
+        with files.opened(tar) as source:
+            for member in found:
+                target = folder / member.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with open(target, "wb") as file:
+                    _copy(source, member, file)
+    except (OSError, ValueError) as error:  # names too long, or with a zero; the disk
+        raise DataError(f"{path} cannot be unpacked: {error}.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_below(name: str) -> bool:
+    odd = os.path.isabs(name) or os.path.splitdrive(name)[0] or name.startswith("/")
+    return not odd and ".." not in name.replace(os.sep, "/").split("/")
+
+
+def _copy(source: BinaryIO, member: Member, target: IO[bytes]) -> None:
+    source.seek(member.offset)
+    left = member.size
+    while left and (piece := source.read(min(left, _PIECE))):
+        target.write(piece)
+        left -= len(piece)
 
 
 # --- The directory of a tar file

@@ -1,32 +1,55 @@
 """Public data sets by name, in their official splits.
 
-torchvision downloads and verifies the archives; their files are read here, so that images stay encoded on disk and nothing that
-came over the network is unpickled (CIFAR is therefore fetched in its authors' binary form). Layouts: the sets' own documents.
+The archives come from where their authors put them, are compared with the MD5 that torchvision states for them (Aircraft: its edition
+for R), and are read here, so that images stay encoded on disk and nothing that came over the network is unpickled (CIFAR is therefore
+fetched in its authors' binary form). Layouts: the sets' own documents.
 """
 
 from __future__ import annotations
 
 import json
-import tarfile
+import posixpath
+import shutil
+import urllib.parse
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import filelock
 import numpy as np
 
-from bigtransfer import settings
+from bigtransfer import fetch, settings
+from bigtransfer.data.archives import unpack
 from bigtransfer.data.layout import Found, Part
 from bigtransfer.data.sources import Arrays, Files
 from bigtransfer.errors import BitError, DataError
-from bigtransfer.runs import atomic_write
+from bigtransfer.outputs import atomic_write
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file that belongs to a set; an archive is unpacked, and then removed."""
+
+    address: str
+    md5: str
+    folder: str = ""
+    """Where it goes, below the set's own."""
+
+    @property
+    def path(self) -> str:
+        return posixpath.join(self.folder, posixpath.basename(urllib.parse.urlsplit(self.address).path))
+
+    @property
+    def packed(self) -> bool:
+        return self.path.endswith((".tar.gz", ".tgz", ".zip"))
 
 
 @dataclass(frozen=True)
 class _Named:
-    fetch: Callable[[Path], None]
-    """Brings everything into a folder; harmless if some of it is there."""
+    sources: Sequence[_Source]
     read: Callable[[Path], Found]
+    arrange: Callable[[Path], None] = lambda folder: None
+    """From what was fetched to what `read` expects."""
 
 
 def open_named(name: str, cache: Path) -> Found:
@@ -41,11 +64,11 @@ def open_named(name: str, cache: Path) -> Found:
             )
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            _SETS[name].fetch(folder)
-            complete.touch()
-        except BitError:
-            raise
-        except Exception as error:  # The network, the archive and the disk fail in many ways.
+            with filelock.FileLock(folder / ".lock"):  # others would read what is unpacked twice, half written
+                if not complete.exists():
+                    _bring(_SETS[name], folder)
+                    complete.touch()
+        except (BitError, OSError, NotImplementedError, KeyError, ValueError, IndexError, StopIteration) as error:
             raise DataError(
                 f"The data set {name} is not in {folder} and cannot be downloaded ({error or type(error).__name__}). "
                 f"Copy that folder from a machine where it could, or give a folder of your own."
@@ -58,13 +81,24 @@ def open_named(name: str, cache: Path) -> Found:
         ) from error
 
 
-def _torchvision(name: str, **arguments: Any) -> Callable[[Path], None]:
-    def fetch(folder: Path) -> None:
-        import torchvision
+def _bring(named: _Named, folder: Path) -> None:
+    """Everything into the folder; harmless if some of it is there."""
+    for source in named.sources:
+        file = folder / source.path
+        if file.is_file() and fetch.hash_of(file, "md5") != source.md5:
+            file.unlink()  # not what is unpacked below
+        fetch.download(source.address, file, md5=source.md5, progress=True)
+        if source.packed:
+            unpack(file, file.parent)
+    named.arrange(folder)
+    for source in named.sources:
+        if source.packed:
+            (folder / source.path).unlink()
+    shutil.rmtree(folder / _RAW, ignore_errors=True)
 
-        getattr(torchvision.datasets, name)(folder, download=True, **arguments)
 
-    return fetch
+_RAW = "raw"
+"""Sub-folder of what is not needed once it is arranged."""
 
 
 # --- Sets of pixels: brought into `<split>.npy` once, which can be mapped into memory
@@ -93,51 +127,36 @@ def _save_class_names(folder: Path, names: Iterable[str]) -> None:
         temporary.write_text(json.dumps(list(names)), encoding="utf-8")
 
 
-def _cifar(
-    archive: str, md5: str, train: Sequence[str], test: Sequence[str], names: str, label_bytes: int
-) -> Callable[[Path], None]:
+def _cifar(train: Sequence[str], test: Sequence[str], names: str, label_bytes: int) -> Callable[[Path], None]:
     """Records of `label_bytes` labels (the last one counts) and 3 x 32 x 32 pixels, channel by channel."""
 
-    def fetch(folder: Path) -> None:
-        from torchvision.datasets.utils import download_url
+    def arrange(folder: Path) -> None:
+        def read(file: str) -> bytes:
+            return next((folder / _RAW).rglob(file)).read_bytes()
 
-        download_url(f"https://www.cs.toronto.edu/~kriz/{archive}", folder, archive, md5)
-        with tarfile.open(folder / archive) as tar:
-            content = {Path(member.name).name: member for member in tar if member.isfile()}
+        for split, files in (("train", train), ("test", test)):
+            records = np.frombuffer(b"".join(map(read, files)), np.uint8).reshape(-1, label_bytes + 3072)
+            pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+            _save(folder, split, pixels, records[:, label_bytes - 1].astype(np.int64))
+        _save_class_names(folder, read(names).decode().split())
 
-            def read(file: str) -> bytes:
-                source = tar.extractfile(content[file])
-                assert source is not None  # only regular files are in `content`
-                return source.read()
-
-            for split, files in (("train", train), ("test", test)):
-                records = np.frombuffer(b"".join(map(read, files)), np.uint8).reshape(-1, label_bytes + 3072)
-                pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-                _save(folder, split, pixels, records[:, label_bytes - 1].astype(np.int64))
-            _save_class_names(folder, read(names).decode().split())
-        (folder / archive).unlink()
-
-    return fetch
+    return arrange
 
 
 def _stl10(folder: Path) -> None:
-    _torchvision("STL10", split="train")(folder)
-    raw = folder / "stl10_binary"
+    raw = folder / _RAW / "stl10_binary"
     for split in ("train", "test"):
-        pixels = (
-            np.fromfile(raw / f"{split}_X.bin", np.uint8).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
-        )  # stored column by column
+        # stored column by column
+        pixels = np.fromfile(raw / f"{split}_X.bin", np.uint8).reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
         _save(folder, split, pixels, np.fromfile(raw / f"{split}_y.bin", np.uint8).astype(np.int64) - 1)
     _save_class_names(folder, (raw / "class_names.txt").read_text().split())
 
 
 def _svhn(folder: Path) -> None:
     for split in ("train", "test"):
-        _torchvision("SVHN", split=split)(folder)
-        content = _matlab(folder / f"{split}_32x32.mat")
-        _save(
-            folder, split, content["X"].transpose(3, 0, 1, 2), content["y"].reshape(-1).astype(np.int64) % 10
-        )  # 10 means 0
+        content = _matlab(folder / _RAW / f"{split}_32x32.mat")
+        # 10 means 0
+        _save(folder, split, content["X"].transpose(3, 0, 1, 2), content["y"].reshape(-1).astype(np.int64) % 10)
     _save_class_names(folder, map(str, range(10)))
 
 
@@ -148,7 +167,12 @@ def _matlab(file: Path) -> dict[str, np.ndarray]:
         raise DataError(
             "This data set comes as a Matlab file, which needs the package scipy: pip install scipy"
         ) from error
-    return loadmat(file)
+    try:
+        return loadmat(file)
+    except OSError:
+        raise
+    except Exception as error:  # scipy's own, zlib's, and what follows from bytes that make no sense
+        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 # --- Sets of image files
@@ -240,42 +264,93 @@ def _class_folders(inner: str, splits: dict[str, str], leave_out: str = "") -> C
     return read
 
 
+def _caltech101(folder: Path) -> None:
+    inner = folder / "caltech101" / "caltech-101"
+    unpack(inner / "101_ObjectCategories.tar.gz", inner.parent)
+    shutil.rmtree(inner)
+
+
+_TORONTO = "https://www.cs.toronto.edu/~kriz"
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
+_SVHN = "http://ufldl.stanford.edu/housenumbers"
 _SETS: dict[str, _Named] = {
     "cifar10": _Named(
-        _cifar(
-            "cifar-10-binary.tar.gz",
-            "c32a1d4ab5d03f1284b67883e8d87530",
-            [f"data_batch_{i}.bin" for i in range(1, 6)],
-            ["test_batch.bin"],
-            "batches.meta.txt",
-            1,
-        ),
+        [_Source(f"{_TORONTO}/cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530", _RAW)],
         _arrays,
+        _cifar([f"data_batch_{i}.bin" for i in range(1, 6)], ["test_batch.bin"], "batches.meta.txt", 1),
     ),
     "cifar100": _Named(
-        _cifar(
-            "cifar-100-binary.tar.gz",
-            "03b5dce01913d631647c71ecec9e9cb8",
-            ["train.bin"],
-            ["test.bin"],
-            "fine_label_names.txt",
-            2,
-        ),
+        [_Source(f"{_TORONTO}/cifar-100-binary.tar.gz", "03b5dce01913d631647c71ecec9e9cb8", _RAW)],
         _arrays,
+        _cifar(["train.bin"], ["test.bin"], "fine_label_names.txt", 2),
     ),
-    "flowers102": _Named(_torchvision("Flowers102"), _flowers),
-    "pets": _Named(_torchvision("OxfordIIITPet"), _pets),
-    "food101": _Named(_torchvision("Food101"), _food),
-    "svhn": _Named(_svhn, _arrays),
-    "dtd": _Named(_torchvision("DTD"), _dtd),
-    "stl10": _Named(_stl10, _arrays),
-    "aircraft": _Named(_torchvision("FGVCAircraft"), _aircraft),
+    "flowers102": _Named(
+        [
+            _Source(f"{_OXFORD}/flowers/102/102flowers.tgz", "52808999861908f626f3c1f4e79d11fa", "flowers-102"),
+            _Source(f"{_OXFORD}/flowers/102/imagelabels.mat", "e0620be6f572b9609742df49c70aed4d", "flowers-102"),
+            _Source(f"{_OXFORD}/flowers/102/setid.mat", "a5357ecc9cb78c4bef273ce3793fc85c", "flowers-102"),
+        ],
+        _flowers,
+    ),
+    "pets": _Named(
+        [
+            _Source(f"{_OXFORD}/pets/data/images.tar.gz", "5c4f3ee8e5d25df40f4fd59a7f44e54c", "oxford-iiit-pet"),
+            _Source(f"{_OXFORD}/pets/data/annotations.tar.gz", "95a8c909bbe2e81eed6a22bccdf3f68f", "oxford-iiit-pet"),
+        ],
+        _pets,
+    ),
+    "food101": _Named(
+        [_Source("http://data.vision.ee.ethz.ch/cvl/food-101.tar.gz", "85eeb15f3717b99a5da872d97d918f87")], _food
+    ),
+    "svhn": _Named(
+        [
+            _Source(f"{_SVHN}/train_32x32.mat", "e26dedcc434d2e4c54c9b2d4a06d8373", _RAW),
+            _Source(f"{_SVHN}/test_32x32.mat", "eb5a983be6a315427106f1b164d9cef3", _RAW),
+        ],
+        _arrays,
+        _svhn,
+    ),
+    "dtd": _Named(
+        [_Source(f"{_OXFORD}/dtd/download/dtd-r1.0.1.tar.gz", "fff73e5086ae6bdbea199a49dfb8a4c1", "dtd")], _dtd
+    ),
+    "stl10": _Named(
+        [
+            _Source(
+                "http://ai.stanford.edu/~acoates/stl10/stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb", _RAW
+            )
+        ],
+        _arrays,
+        _stl10,
+    ),
+    "aircraft": _Named(
+        [_Source(f"{_OXFORD}/fgvc-aircraft/archives/fgvc-aircraft-2013b.tar.gz", "d4acdd33327262359767eeaa97a4f732")],
+        _aircraft,
+    ),
     "caltech101": _Named(
-        _torchvision("Caltech101"),
+        [
+            _Source(
+                "https://data.caltech.edu/records/mzrjq-6wc02/files/caltech-101.zip",
+                "3138e1922a9193bfa496528edbbc45d0",
+                "caltech101",
+            )
+        ],
         _class_folders("caltech101/101_ObjectCategories", {"train": ""}, "BACKGROUND_Google"),
+        _caltech101,
     ),
-    "eurosat": _Named(_torchvision("EuroSAT"), _class_folders("eurosat/2750", {"train": ""})),
-    "imagenette": _Named(_torchvision("Imagenette"), _class_folders("imagenette2", {"train": "train", "val": "val"})),
+    "eurosat": _Named(
+        [
+            _Source(
+                "https://huggingface.co/datasets/torchgeo/eurosat/resolve/c877bcd43f099cd0196738f714544e355477f3fd/EuroSAT.zip",
+                "c8fa014336c82ac7804f0398fcb19387",
+                "eurosat",
+            )
+        ],
+        _class_folders("eurosat/2750", {"train": ""}),
+    ),
+    "imagenette": _Named(
+        [_Source("https://s3.amazonaws.com/fast-ai-imageclas/imagenette2.tgz", "fe2fc210e6bb7c5664d602c3cd71e612")],
+        _class_folders("imagenette2", {"train": "train", "val": "val"}),
+    ),
 }
 
 NAMES = tuple(_SETS)
