@@ -338,6 +338,20 @@ def test_extreme_values_are_drawn_within_the_frame(values: tuple[float, float]) 
     assert len(drawn.levels) >= 2 and len({level.text for level in drawn.levels}) == len(drawn.levels)
 
 
+def test_long_values_beside_a_curve_have_room() -> None:
+    def label(y: float, more: int) -> str:
+        return f"{y:.{3 + more}g}"
+
+    wide = charts.curve("x", [("line", [(1.0, 1.7917), (2.0, 1.79171)])], label, 1.79)
+    longest = max((level.text for level in wide.levels), key=len)
+    assert len(longest) > 7 and wide.left == round(6 + 7.6 * (len(longest) - 1) + 3.8)
+    assert wide.lines[0][1][-1][0] == 406 and wide.steps[0].at == wide.left
+    shares = charts.curve("x", [("line", [(1.0, 0.833), (2.0, 0.834)])], lambda y, more: f"{y:.{1 + more}%}", 0.834)
+    longest = max((level.text for level in shares.levels), key=len)
+    assert longest.endswith("%") and shares.left == round(6 + 7.6 * (len(longest) - 2) + 3.8 + 11.4) > 50
+    assert charts.curve("x", [("line", [(1.0, 0.1), (2.0, 0.15)])], label, 0.15).left == 50
+
+
 def test_a_wild_first_value_does_not_press_the_rest_flat() -> None:
     points = [(float(i + 1), 1e6 if i == 0 else 1.0 + 0.5 * (i % 2)) for i in range(100)]
     (_, placed) = charts.curve("x", [("line", points)], lambda y, more: f"{y:.{3 + more}g}", 1.0).lines[0]
@@ -427,30 +441,30 @@ def test_what_is_confused_with_what(folder: Path) -> None:
     found = section(folder, "What is confused with what")
     assert found.rows()[1:] == [["ant", "bee", "2", "50%"], ["bee", "cat", "1", "50%"], ["cat", "ant", "1", "50%"]]
     (drawing,) = found.all("svg")
-    # Names of 3 letters at 13 px: 34 px beside the matrix; 46 px a cell.
+    # Names of 3 letters at 13 px: 35 px beside the matrix; 46 px a cell.
     cells = [
         (one.attributes["class"], *one.numbers("x", "y", "fill-opacity"), one.all("title")[0].text)
         for one in drawing.all("rect")[:-1]
     ]
     half = round(math.sqrt(0.5), 2)
     assert cells == [
-        ("good", 34, 34, half, "ant right: 2 of 4 (50%)"),
-        ("bad", 80, 34, half, "ant taken for bee: 2 of 4 (50%)"),
-        ("good", 80, 80, half, "bee right: 1 of 2 (50%)"),
-        ("bad", 126, 80, half, "bee taken for cat: 1 of 2 (50%)"),
-        ("bad", 34, 126, half, "cat taken for ant: 1 of 2 (50%)"),
-        ("good", 126, 126, half, "cat right: 1 of 2 (50%)"),
+        ("good", 35, 35, half, "ant right: 2 of 4 (50%)"),
+        ("bad", 81, 35, half, "ant taken for bee: 2 of 4 (50%)"),
+        ("good", 81, 81, half, "bee right: 1 of 2 (50%)"),
+        ("bad", 127, 81, half, "bee taken for cat: 1 of 2 (50%)"),
+        ("bad", 35, 127, half, "cat taken for ant: 1 of 2 (50%)"),
+        ("good", 127, 127, half, "cat right: 1 of 2 (50%)"),
     ]
     frame = drawing.all("rect", "frame")[0]
-    assert frame.numbers("x", "y", "width", "height") == (33.5, 33.5, 184, 184)
+    assert frame.numbers("x", "y", "width", "height") == (34.5, 34.5, 184, 184)
     numbers = [(one.text, one.attributes["class"]) for one in drawing.all("text", "count")]
     assert numbers == [("2", "count on")] * 2 + [("1", "count on")] * 4
     names = [one for one in drawing.all("text") if "class" not in one.attributes]
     assert [one.text for one in names] == [
         name for name in ("ant", "bee", "cat", "dog") for _ in range(2)
     ]  # rows and columns
-    assert names[2].numbers("x", "y") == (28, pytest.approx(34 + 1.5 * 46 + 0.35 * 13, abs=0.06))
-    assert names[3].attributes["transform"] == f"translate({names[2].attributes['y']} 28) rotate(-90)"
+    assert names[2].numbers("x", "y") == (29, pytest.approx(35 + 1.5 * 46 + 0.35 * 13, abs=0.06))
+    assert names[3].attributes["transform"] == f"translate({names[2].attributes['y']} 29) rotate(-90)"
 
 
 @pytest.mark.parametrize(
@@ -460,14 +474,15 @@ def test_what_is_confused_with_what(folder: Path) -> None:
 def test_the_matrix_shrinks_with_the_number_of_classes(classes: int, cell: int, font: int) -> None:
     placed = charts.matrix((1000 * np.eye(classes, dtype=int)).tolist(), ["x" * 10] * classes)
     assert (placed.cell, placed.font, placed.side) == (cell, font, classes * cell)
-    assert placed.margin == round(12 + 10 * 0.56 * font)
+    assert placed.margin == round(12 + 10 * 0.6 * font)
     assert [one.numbered for one in placed.cells] == [cell >= 40] * classes  # four digits need 36 px
+    assert charts.matrix([[1]], ["\x1b\n" * 20]).names == ["\\x1b\\n" * 3 + "\\…"]
     assert all(one.right and one.shade == 1 and one.dark for one in placed.cells)
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("x" * 20, "x" * 20), ("x" * 21, "x" * 19 + "…"), ("猫" * 11, "猫" * 11), ("猫" * 12, "猫" * 10 + "…"), ("", "")],
+    [("x" * 20, "x" * 20), ("x" * 21, "x" * 19 + "…"), ("猫" * 12, "猫" * 12), ("猫" * 13, "猫" * 11 + "…"), ("", "")],
 )
 def test_names_beside_the_matrix_are_cut_off_where_they_are_too_wide(name: str, expected: str) -> None:
     assert charts.shortened(name) == expected

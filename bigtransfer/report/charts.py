@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from bigtransfer import terminal
 from bigtransfer.evals.record import Bin
 
 Point = tuple[float, float]
@@ -53,6 +54,7 @@ class Curve:
     width: int = 420
     height: int = 230
     left: int = 50
+    """Or more, where the values of the vertical axis are long."""
     right: int = 14
     top: int = 14
     bottom: int = 30
@@ -82,12 +84,16 @@ def curve(
     y1 += pad
     y0 = y0 if y0 == 0 else y0 - pad
 
+    levels = ticks(y0, y1)
+    texts = distinct(levels, label)
+    left = max(Curve.left, *(round(6 + sum({".": 3.8, "%": 11.4}.get(c, 7.6) for c in text)) for text in texts))
+
     def place(x: float, y: float) -> Point:
-        across = Curve.left + (x - x0) / (x1 - x0) * (Curve.width - Curve.left - Curve.right)
+        across = left + (x - x0) / (x1 - x0) * (Curve.width - left - Curve.right)
         up = Curve.top + (1 - (min(y, y1) - y0) / (y1 - y0)) * (Curve.height - Curve.top - Curve.bottom)
         return round(across, 1), round(up, 1)
 
-    levels, steps = ticks(y0, y1), []
+    steps = []
     for x in filter(float.is_integer, ticks(x0, x1)):
         text = f"{x:,.6g}"
         # At the right end a long one would be cut off.
@@ -95,7 +101,8 @@ def curve(
     return Curve(
         title=title,
         headline=label(headline, 0),
-        levels=[Label(at=place(x0, y)[1], text=text) for y, text in zip(levels, distinct(levels, label), strict=True)],
+        left=left,
+        levels=[Label(at=place(x0, y)[1], text=text) for y, text in zip(levels, texts, strict=True)],
         steps=steps,
         lines=[(kind, [place(*point) for point in thinned(points)]) for kind, points in series],
         marks=[
@@ -195,13 +202,19 @@ class Matrix:
         return len(self.names) * self.cell
 
 
-LONGEST = 11.5
+LONGEST = 12.2
 """Width of the longest name beside the matrix, as a multiple of the size of the letters."""
 
 
 def width(text: str) -> float:
-    """About how wide `text` is in a sans-serif font, as a multiple of its size."""
-    return sum(1.0 if unicodedata.east_asian_width(c) in "WF" else 0.7 if c.isupper() else 0.56 for c in text)
+    """About how wide `text` is in a sans-serif font, rather too much than too little, as a multiple of its size."""
+
+    def of(c: str) -> float:
+        if unicodedata.east_asian_width(c) in "WF":
+            return 1.0
+        return 0.4 if c in "fijlrtI.,:;!|'()[] " else 0.98 if c in "mwMW@%" else 0.7 if c.isupper() else 0.6
+
+    return sum(map(of, text))
 
 
 def shortened(name: str) -> str:
@@ -218,7 +231,7 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str]) -> Matrix:
     n = len(names)
     cell = 46 if n <= 8 else 40 if n <= 12 else 30 if n <= 25 else 17
     font = 13 if n <= 12 else 11
-    short = [shortened(name) for name in names]
+    short = [shortened(terminal.line(name)) for name in names]
     margin = round(12 + font * max(map(width, short)))
     cells = []
     for i, row in enumerate(counts):
