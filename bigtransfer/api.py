@@ -11,6 +11,7 @@ from bigtransfer import weights
 from bigtransfer.config import Config, EvaluateConfig, FinetuneConfig, fields_of
 from bigtransfer.errors import UnreadableImages
 from bigtransfer.evals import Classification
+from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.jobs import evaluate as evaluate_job
 from bigtransfer.jobs import finetune as finetune_job
 from bigtransfer.jobs.finetune import Finetuned
@@ -78,10 +79,13 @@ def finetune(data: str | os.PathLike[str], **options: Any) -> Finetuned:
 
 
 @_keywords_of(EvaluateConfig)
-def evaluate(model: str | os.PathLike[str], data: str | os.PathLike[str], **options: Any) -> Classification:
+def evaluate(
+    model: str | os.PathLike[str], data: str | os.PathLike[str], **options: Any
+) -> Classification | MultiLabel:
     """`bit evaluate`: measure a model on labelled images. The keywords are the command's flags.
 
-    Returns the numbers: `top1`, `top1_interval`, `top5`, `per_class()`, `confusion()`, `ece`, ... Raises BitError for
+    Returns the numbers: `top1`, `top1_interval`, `top5`, `per_class()`, `confusion()`, `ece`, ...; of a multi-label model
+    `mean_average_precision`, `average_precision()`, `at(thresholds)`, ... Raises BitError for
     everything that the caller can mend, UnreadableImages among them unless skip_bad_images=True.
     """
     config = EvaluateConfig(model=model, data=data, **options)  # pyright: ignore[reportArgumentType] (takes paths)

@@ -21,6 +21,7 @@ from bigtransfer.errors import BitError, ConfigError, UnknownModel, WeightsError
 from bigtransfer.limits import limits
 
 Finite = Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]
+Probability = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Plain = str | int | float | bool | None
 """What a recipe's entries are, or lists of these."""
 
@@ -149,6 +150,10 @@ class ModelCard:
     recipe: Mapping[str, Plain | tuple[Plain, ...]] | None = None
     """The resolved rule the weights were trained with."""
     metrics: Mapping[str, Finite] = dataclasses.field(default_factory=dict)
+    multi_label: bool = False
+    """An image may have several classes, or none: the sigmoid of each logit is the probability of its class, by itself."""
+    thresholds: tuple[Probability, ...] | None = None
+    """Of a multi-label model: the probability from which on each class is given, 0 to 1; None: a half for all."""
 
     @classmethod
     def bare(cls, architecture: Architecture, num_classes: int) -> ModelCard:
@@ -162,7 +167,7 @@ class ModelCard:
 
     def with_classes(self, num_classes: int) -> ModelCard:
         """The card after the head was replaced by one for other classes, whose names and scores nobody knows."""
-        return dataclasses.replace(self, num_classes=num_classes, class_names=None, metrics={})
+        return dataclasses.replace(self, num_classes=num_classes, class_names=None, metrics={}, thresholds=None)
 
     @property
     def num_parameters(self) -> int:
@@ -182,10 +187,9 @@ class ModelCard:
         if records.convert(found, _Versioned, where, WeightsError).format != 1:
             raise WeightsError(f"{where} was written by a newer bigtransfer; update to read it.")
         card = records.convert(found, cls, where, WeightsError)
-        if card.class_names is not None and len(card.class_names) != card.num_classes:
-            raise WeightsError(
-                f"{where}: class_names has {len(card.class_names)} names for {card.num_classes} classes."
-            )
+        for field, values in (("class_names", card.class_names), ("thresholds", card.thresholds)):
+            if values is not None and len(values) != card.num_classes:
+                raise WeightsError(f"{where}: {field} has {len(values)} entries for {card.num_classes} classes.")
         card.input.within_limits(where, WeightsError)
         return card
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from bigtransfer import weights
 from bigtransfer.data import images as image_ops
 from bigtransfer.errors import ConfigError, ImageError, TrainingError
+from bigtransfer.evals.multilabel import DEFAULT_THRESHOLD
 from bigtransfer.feed.augment import normalize
 from bigtransfer.model import ResNetV2, fold
 from bigtransfer.train.loop import Precision, compute_dtype
@@ -35,11 +36,13 @@ class Prediction:
     """The image's path or given name; else "image 3" for the fourth."""
     class_names: tuple[str, ...]
     probabilities: np.ndarray | None
-    """float32 `(classes,)`, sum 1; None if the image cannot be read."""
+    """float32 `(classes,)`, sum 1, but of a multi-label model each by itself; None if the image cannot be read."""
     features: np.ndarray | None = None
     """float32 `(features,)`: the pooled features, if asked for."""
     error: str | None = None
     """Why the image cannot be read; None if it can."""
+    thresholds: np.ndarray | None = None
+    """Of a multi-label model, float32 `(classes,)`: the probabilities from which on the classes are given; None of others."""
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The `k` most probable classes (or all, if fewer) with their probabilities; [] if the image cannot be read."""
@@ -52,6 +55,15 @@ class Prediction:
     def label(self) -> str | None:
         """The most probable class."""
         return next((label for label, _ in self.top(1)), None)
+
+    @property
+    def labels(self) -> list[str]:
+        """All classes given: the most probable one; of a multi-label model those that reach their thresholds, the most probable first,
+        which may be none."""
+        if self.probabilities is None or self.thresholds is None:
+            return [label for label, _ in self.top(1)]
+        given = np.flatnonzero(self.probabilities >= self.thresholds)
+        return [self.class_names[i] for i in given[np.argsort(-self.probabilities[given], kind="stable")]]
 
     @property
     def probability(self) -> float | None:
@@ -78,6 +90,12 @@ class Predictor:
         """By class number; the numbers themselves if the model knows no names."""
         self.batch_size = max(1, min(256, _BATCH_PIXELS // card.input.size**2))
         """Images computed at a time unless the caller says otherwise."""
+        self.thresholds: np.ndarray | None = None
+        """Of a multi-label model: see `Prediction.thresholds`."""
+        if card.multi_label:
+            self.thresholds = np.full(card.num_classes, DEFAULT_THRESHOLD, np.float32)
+            if card.thresholds is not None:
+                self.thresholds[:] = card.thresholds
         self._model = fold(model, self.dtype).to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
@@ -141,7 +159,8 @@ class Predictor:
                 errors[i] = error.reason
         if ready:
             pooled, logits = self._forward(torch.from_numpy(np.stack(ready)).permute(0, 3, 1, 2))
-            rows = zip(logits.softmax(1).numpy(), pooled.numpy(), strict=True)
+            probable = logits.softmax(1) if self.thresholds is None else logits.sigmoid()
+            rows = zip(probable.numpy(), pooled.numpy(), strict=True)
         else:
             rows = iter(())
         for i, (name, _) in enumerate(batch):
@@ -149,7 +168,8 @@ class Predictor:
                 yield Prediction(name, self.class_names, None, error=errors[i])
             else:
                 probabilities, row = next(rows)
-                yield Prediction(name, self.class_names, probabilities, features=row if features else None)
+                shown = row if features else None
+                yield Prediction(name, self.class_names, probabilities, shown, thresholds=self.thresholds)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 `(n, channels, size, size)` -> pooled features and logits, float32 on the CPU. Where a GPU's memory does not

@@ -593,3 +593,105 @@ def test_mistakes_are_told_in_a_sentence(short: list[str], tmp_path: Path, capsy
     assert "No model or file named 'bit-m-r51x1'" in told(model="bit-m-r51x1")
     assert "Choose another with --out" in told(out=str(tmp_path / "file"))
     assert not (tmp_path / "run").exists()
+
+
+# --- Several labels per image
+
+
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table of colours and of light: images that are red, blue or both halves, some of them dark."""
+    root = tmp_path_factory.mktemp("several")
+    rng = np.random.default_rng(0)
+    lines = ["image,labels,split"]
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        for i in range(count):
+            labels = (["red"], ["blue"], ["red", "blue"])[i % 3] + ["dark"] * (i % 2)
+            pixels = np.full((24, 24, 3), 60)
+            pixels[:, :12, 0] += 120 * ("red" in labels)
+            pixels[:, 12:, 2] += 120 * ("blue" in labels)
+            pixels = (pixels + rng.integers(-10, 10, pixels.shape)) // (1 + 2 * ("dark" in labels))
+            Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(root / f"{split}{i}.png")
+            lines.append(f"{split}{i}.png,{'+'.join(labels)},{split}")
+    (root / "table.csv").write_text("\n".join(lines) + "\n")
+    return root / "table.csv"
+
+
+def test_several_labels_per_image(
+    several: Path, short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the table to the report: sigmoid loss, mean average precision, thresholds chosen by the validation images."""
+    short[1] = str(several)
+    same = [*short, "--label-separator", "+"]
+    closed = [one for one in same if one not in ("--batch-size", "6")]
+    assert in_process([*closed, "--linear", "closed"]) == 2
+    assert "--linear closed solves for one class per image" in capsys.readouterr().err
+    assert in_process([*same, "--linear", "sgd", "--steps", "60", "--learning-rate", "0.5", "--eval-every", "60"]) == 0
+    output = capsys.readouterr().out
+    assert "an image may have several of them" in output and "mean average precision" in output
+    run = tmp_path / "run"
+    card, config = card_and_config(run)
+    assert card.multi_label and card.class_names == ("blue", "dark", "red") and config["resolved"]["loss"] == "sigmoid"
+    lines = numbers(run)
+    assert lines[0]["loss"] == pytest.approx(3 * np.log(2), rel=1e-5), "three classes, each undecided at first"
+    assert lines[-1]["val/map"] == pytest.approx(card_map(run, several, "val", capsys), abs=1e-6)
+
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["multi_label"] and evaluation["split"] == "test" and not evaluation["chosen_here"]
+    assert card.metrics["test_map"] == evaluation["map"] and evaluation["images"] == 6
+    assert [row["support"] for row in evaluation["per_class"]] == [4, 3, 4]
+    assert card.thresholds is not None and len(card.thresholds) == 3
+    assert [row["threshold"] for row in evaluation["per_class"]] == pytest.approx(card.thresholds)
+    assert card_map(run, several, "test", capsys) == pytest.approx(evaluation["map"], abs=1e-6)
+    assert "missed" in (page := (run / "report.html").read_text()) or "exactly their labels" not in page
+    assert "mean average precision" in page and "Average precision" in page
+
+    predictor = bigtransfer.Predictor.load(run, device="cpu", precision="fp32")
+    answers = predictor.predict([several.parent / row["name"] for row in evaluation["predictions"]])
+    for answer, row in zip(answers, evaluation["predictions"], strict=True):
+        assert answer.probabilities is not None and answer.thresholds is not None
+        given = {c for c in range(3) if answer.probabilities[c] >= np.float32(card.thresholds[c])}
+        assert given == set(row["given"]) and {answer.class_names[c] for c in given} == set(answer.labels)
+    assert max(float(answer.probabilities.sum()) for answer in answers if answer.probabilities is not None) > 1.1
+
+    picture = [str(several.parent / "test2.png"), "--device", "cpu", "--precision", "fp32"]
+    given = "|".join(predictor.predict([picture[0]])[0].labels)
+    for form, expected in (
+        ("table", f"  {given.replace('|', ', ') or '(none)'}"),
+        ("csv", f"test2.png,{given},"),
+        ("jsonl", f'"labels": {json.dumps(given.split("|") if given else [])}'),
+    ):
+        assert in_process(["predict", str(run), *picture, "--format", form]) == 0
+        assert expected in capsys.readouterr().out
+    assert in_process(["info", str(run)]) == 0
+    assert "3: blue; dark; red (an image may have several)" in capsys.readouterr().out
+
+
+def card_map(run: Path, table: Path, split: str, capsys: pytest.CaptureFixture[str]) -> float:
+    """What `bit evaluate` measures."""
+    asked = [
+        "evaluate",
+        str(run),
+        str(table),
+        "--label-separator",
+        "+",
+        "--split",
+        split,
+        "--json",
+        str(run / "e.json"),
+    ]
+    assert in_process([*asked, "--device", "cpu", "--precision", "fp32"]) == 0
+    capsys.readouterr()
+    return json.loads((run / "e.json").read_text())["map"]
+
+
+def test_thresholds_that_the_measured_images_chose_are_said_to_be_so(
+    several: Path, short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = several.parent / "without_test.csv"
+    table.write_text("".join(line for line in several.read_text().splitlines(True) if not line.endswith("test\n")))
+    short[1] = str(table)
+    assert in_process([*short, "--label-separator", "+", "--linear", "sgd", "--steps", "1"]) == 0
+    assert "that chose the thresholds" in capsys.readouterr().out
+    assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["chosen_here"]
+    assert "were chosen by these very images" in (tmp_path / "run" / "report.html").read_text()

@@ -134,6 +134,7 @@ ASKED = FinetuneConfig(data="photos", out="run", steps=7, budget="10m")
 FACTS = Facts(
     images=30,
     classes=3,
+    several=False,
     native_size=(40, 50),
     architecture=ARCHITECTURES["r26x1"],
     trained_at=48,

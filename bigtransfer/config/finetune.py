@@ -46,12 +46,13 @@ class FinetuneConfig(Config):
     label_column: str | None = None
     """Column of a table that holds the class. Default: found by its usual names."""
     label_separator: str | None = None
-    """What stands between an image's labels in a table of text, such as |; the images may then have several."""
+    """What stands between an image's labels in a table of text, such as |; the images may then have several. Each class is then learnt
+    by itself (sigmoid loss), as it is where the data set has lists of labels."""
     examples_per_class: PositiveInt | None = None
     """Train on this many images of each class, drawn at random with --seed. Default: all."""
     val_fraction: Share | None = None
     """Share of the training images to hold out for validation, class by class; 0 holds out none. Default: 0.1 if the data
-    set has neither a validation nor a test part, else 0."""
+    set has neither a validation nor a test part, or no validation part to choose the thresholds of several labels by; else 0."""
     split_file: str | None = None
     """Repeat the split of an earlier run: its split.json."""
     skip_bad_images: bool = False

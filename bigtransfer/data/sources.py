@@ -559,6 +559,11 @@ class ImageSet:
     def _rows_at(self, indices: np.ndarray) -> np.ndarray:
         return indices + self.rows.start if isinstance(self.rows, range) else self.rows[indices]
 
+    @property
+    def several(self) -> bool:
+        """Whether images may have several labels: `labels` is then (n, k)."""
+        return self.labels is not None and self.labels.ndim > 1
+
     def class_counts(self) -> np.ndarray:
         """int64 (classes,): images of each class. The set must be labelled."""
         assert self.labels is not None

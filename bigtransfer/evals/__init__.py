@@ -1,14 +1,26 @@
 """Measuring a model: `evaluate` and its `Classification`, how to show and keep it, and the linear probe on frozen features."""
 
+from bigtransfer.evals import multilabel
 from bigtransfer.evals.metrics import Classification, describe, evaluate
-from bigtransfer.evals.record import Evaluation, as_record, read_record, save_evaluation, write_record
+from bigtransfer.evals.record import (
+    Evaluation,
+    LabelsEvaluation,
+    as_record,
+    labels_record,
+    read_record,
+    save_evaluation,
+    write_record,
+)
 
 __all__ = [
     "Classification",
     "Evaluation",
+    "LabelsEvaluation",
     "as_record",
     "describe",
     "evaluate",
+    "labels_record",
+    "multilabel",
     "read_record",
     "save_evaluation",
     "write_record",

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import numpy as np
 
 from bigtransfer import records
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import BitError, ImageError, RunError
 from bigtransfer.evals.metrics import CALIBRATION_BINS, Classification
+from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.runs import atomic_write
 
 _DENSE_CLASSES = 1000
@@ -115,6 +117,123 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(f"predictions[{i}] names class {max(row.true, row.predicted)} of {classes}")
 
 
+class LabelRow(msgspec.Struct, frozen=True, kw_only=True, rename={"name": "class"}):
+    """The numbers of one class of a multi-label model; None where undefined (`multilabel.LabelScores`)."""
+
+    name: str
+    average_precision: Share | None
+    threshold: Share
+    precision: Share | None
+    recall: Share | None
+    f1: Share | None
+    support: Count
+    """Images of the class."""
+
+
+class LabelsPrediction(msgspec.Struct, frozen=True, kw_only=True):
+    """What a multi-label model said about one image; numbers of classes."""
+
+    name: str
+    true: list[Count]
+    given: list[Count]
+    """Those that reach their thresholds."""
+    probabilities: list[Share]
+    """Of `true`, then of the classes given that are not true."""
+
+
+class LabelsEvaluation(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything about an evaluation of a multi-label model; numbers that are undefined are None."""
+
+    format: Literal[1] = 1
+    multi_label: Literal[True] = True
+    model: str = ""
+    data: str = ""
+    split: str
+    images: Count
+    class_names: list[str]
+    map: Share | None
+    """Mean average precision."""
+    micro_f1: Share | None
+    macro_f1: Share | None
+    exact: Share | None
+    """Share of images that get all of their labels and no other."""
+    chosen_here: bool
+    """The thresholds were chosen by these very images, so that F1 and `exact` look better than they are."""
+    per_class: list[LabelRow]
+    unreadable: list[LeftOut] = []
+    notes: list[str] = []
+    predictions: list[LabelsPrediction]
+
+    def __post_init__(self) -> None:
+        classes = len(self.class_names)
+        if len(self.per_class) != classes:
+            raise ValueError(f"per_class has {len(self.per_class)} entries, class_names {classes}")
+        for i, row in enumerate(self.predictions):
+            numbers = {*row.true, *row.given}
+            if numbers and max(numbers) >= classes:
+                raise ValueError(f"predictions[{i}] names class {max(numbers)} of {classes}")
+            if len(row.probabilities) != len(numbers):
+                raise ValueError(
+                    f"predictions[{i}] has {len(row.probabilities)} probabilities of {len(numbers)} classes"
+                )
+
+
+def labels_record(
+    result: MultiLabel,
+    images: ImageSet,
+    thresholds: np.ndarray,
+    *,
+    split: str,
+    chosen_here: bool,
+    model: str = "",
+    data: str = "",
+    unreadable: Iterable[ImageError] = (),
+    notes: Iterable[str] = (),
+) -> LabelsEvaluation:
+    """Everything about an evaluation of a multi-label model on `images`, with these thresholds `(classes,)`."""
+    scores, precision, support = result.at(thresholds), result.average_precision(), result.support
+    rows = [
+        LabelRow(
+            name=name,
+            average_precision=_defined(precision[c]),
+            threshold=float(thresholds[c]),
+            precision=_defined(scores.precision[c]),
+            recall=_defined(scores.recall[c]),
+            f1=_defined(scores.f1[c]),
+            support=int(support[c]),
+        )
+        for c, name in enumerate(images.class_names)
+    ]
+    predictions = []
+    for index, probabilities, labels in zip(result.indices, result.probabilities, result.labels, strict=True):
+        true, given = (np.flatnonzero(which).tolist() for which in (labels, probabilities >= thresholds))
+        shown = [*true, *(c for c in given if c not in true)]
+        predictions.append(
+            LabelsPrediction(
+                name=images.name(int(index)),
+                true=true,
+                given=given,
+                probabilities=[float(probabilities[c]) for c in shown],
+            )
+        )
+    return LabelsEvaluation(
+        model=model,
+        data=data,
+        split=split,
+        images=len(result),
+        class_names=list(images.class_names),
+        map=_defined(result.mean_average_precision),
+        micro_f1=_defined(scores.micro_f1),
+        macro_f1=_defined(scores.macro_f1),
+        exact=_defined(scores.exact),
+        chosen_here=chosen_here,
+        per_class=rows,
+        unreadable=[LeftOut(name=error.name, reason=error.reason) for error in unreadable],
+        notes=list(notes),
+        predictions=predictions,
+    )
+
+
 def as_record(
     result: Classification,
     images: ImageSet,
@@ -181,11 +300,11 @@ def _defined(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def write_record(path: str | os.PathLike[str], record: Evaluation) -> None:
+def write_record(path: str | os.PathLike[str], record: Evaluation | LabelsEvaluation) -> None:
     """Write an evaluation as JSON, atomically: one line for each key, and for each item of the long lists."""
     parts = []
     fields: dict[str, Any] = msgspec.to_builtins(record)
-    if record.confusion is None:
+    if isinstance(record, Evaluation) and record.confusion is None:
         del fields["confusion"]
     for key, value in fields.items():
         text = json.dumps(value, ensure_ascii=False)
@@ -213,10 +332,13 @@ def save_evaluation(
     return path
 
 
-def read_record(path: str | os.PathLike[str], error: type[BitError] = RunError) -> Evaluation | None:
+def read_record(path: str | os.PathLike[str], error: type[BitError] = RunError) -> Evaluation | LabelsEvaluation | None:
     """The evaluation in a file that `write_record` wrote; None if it holds `{}`, as of a run that had nothing to measure on.
 
     Raises FileNotFoundError where there is no such file, and `error`, naming the file and the field, for one of another form.
     """
     found = records.read(path, dict[str, Any], error)
-    return records.convert(found, Evaluation, str(path), error) if found else None
+    if not found:
+        return None
+    form = LabelsEvaluation if found.get("multi_label") else Evaluation
+    return records.convert(found, form, str(path), error)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +17,8 @@ from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, classes, open_dataset
 from bigtransfer.data.classes import Match
 from bigtransfer.errors import DataError, ImageError
+from bigtransfer.evals import multilabel
+from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.jobs.plan import environment
 from bigtransfer.jobs.pretrain import readable_names
@@ -27,7 +30,7 @@ from bigtransfer.terminal import line
 class Evaluated:
     """A finished measurement."""
 
-    result: evals.Classification
+    result: evals.Classification | MultiLabel
     images: ImageSet
     """What was measured on; its labels and class names are numbered as the model's."""
     split: str
@@ -36,6 +39,8 @@ class Evaluated:
     """Images that are left out of the result because they cannot be read."""
     model: str
     """The model's name."""
+    thresholds: np.ndarray | None
+    """Of a multi-label model: the probabilities from which on its classes are given."""
     notes: tuple[str, ...]
     """Remarks on the data set, and what its classes were matched with the model's by where that is an assumption."""
 
@@ -48,7 +53,7 @@ def run(config: EvaluateConfig) -> int:
     print(
         f"{done.model} on {config.data} ({done.split}): {len(done.images)} images of {len(done.images.class_names)} classes"
     )
-    print(f"\n{evals.describe(done.result, done.images.class_names)}")
+    print(f"\n{_described(done)}")
     if done.unreadable:
         print(f"\n{len(done.unreadable)} images cannot be read and are left out:")
         print("\n".join(f"  {line(str(error))}" for error in done.unreadable[:10]))
@@ -67,6 +72,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     card = predictor.card
     splits = open_dataset(
         config.data,
+        multi_label=card.multi_label,
         image_column=config.image_column,
         label_column=config.label_column,
         label_separator=config.label_separator,
@@ -79,17 +85,23 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     result, unreadable = measure(
         predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
     )
-    notes = (*splits.notes, *doubts(matched, result))
+    if isinstance(result, MultiLabel):
+        thresholds, notes = predictor.thresholds, splits.notes
+    else:
+        thresholds, notes = None, (*splits.notes, *doubts(matched, result))
     if config.json is not None or config.out is not None:
-        record = evals.as_record(
-            result,
-            images,
-            split=split,
-            model=card.name,
-            data=config.data,
-            unreadable=unreadable,
-            notes=notes,
-        )
+        about: dict[str, Any] = {
+            "split": split,
+            "model": card.name,
+            "data": config.data,
+            "unreadable": unreadable,
+            "notes": notes,
+        }
+        if isinstance(result, MultiLabel):
+            assert thresholds is not None
+            record = evals.labels_record(result, images, thresholds, chosen_here=False, **about)
+        else:
+            record = evals.as_record(result, images, **about)
         if config.json is not None:
             evals.write_record(config.json, record)
         if config.out is not None:
@@ -98,7 +110,22 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
             asked, machine = dataclasses.asdict(config), environment(predictor.device)
             runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": machine})
             report.write(folder, images)
-    return Evaluated(result=result, images=images, split=split, unreadable=unreadable, model=card.name, notes=notes)
+    return Evaluated(
+        result=result,
+        images=images,
+        split=split,
+        unreadable=unreadable,
+        model=card.name,
+        thresholds=thresholds,
+        notes=notes,
+    )
+
+
+def _described(done: Evaluated) -> str:
+    if isinstance(done.result, MultiLabel):
+        assert done.thresholds is not None
+        return multilabel.describe(done.result, done.images.class_names, done.thresholds)
+    return evals.describe(done.result, done.images.class_names)
 
 
 def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:
@@ -165,8 +192,9 @@ def measure(
     batch_size: int | None = None,
     workers: int | None = None,
     progress: bool = False,
-) -> tuple[evals.Classification, list[ImageError]]:
-    """The predictor's answers on a labelled set, and the images that cannot be read (they are left out).
+) -> tuple[evals.Classification | MultiLabel, list[ImageError]]:
+    """The predictor's answers on a labelled set, and the images that cannot be read (they are left out). A multi-label model's are
+    measured as such; the images may then have one label each.
 
     Raises DataError if none can be read."""
     seen = np.zeros(len(images), dtype=bool)
@@ -179,7 +207,12 @@ def measure(
                 yield batch
                 bar.update(len(batch.labels))
 
-    result = evals.evaluate(predictor.logits, batches())
+    if predictor.card.multi_label:
+        result = multilabel.evaluate(predictor.logits, batches(), predictor.card.num_classes)
+        if not len(result):
+            raise DataError("There is no image to evaluate on.")
+    else:
+        result = evals.evaluate(predictor.logits, batches())
     return result, _reasons(images, np.flatnonzero(~seen))
 
 

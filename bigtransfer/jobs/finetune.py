@@ -25,6 +25,7 @@ from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
 from bigtransfer.errors import ConfigError, DataError, DownloadError, RunError
 from bigtransfer.evals import linear
+from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
@@ -98,6 +99,8 @@ class Facts:
     images: int
     """To learn from."""
     classes: int
+    several: bool
+    """Whether an image may have several of the classes."""
     native_size: tuple[int, int]
     """Typical height and width, px."""
     architecture: Architecture
@@ -167,7 +170,10 @@ def finetune(config: FinetuneConfig) -> Finetuned:
             licence=card.licence if config.pretrained else "",
             source="bit finetune",
             recipe=plan.recipe.to_dict(),
+            multi_label=parts.train.several,
         )
+        if parts.train.several:
+            model.card = dataclasses.replace(model.card, thresholds=_thresholds(config, model, parts))
         measured = _measure(config, folder, model, parts)
         model.card = dataclasses.replace(model.card, metrics=measured)
         weights.save(folder / "model.safetensors", model)
@@ -180,14 +186,24 @@ def finetune(config: FinetuneConfig) -> Finetuned:
 
 
 def _opened(config: FinetuneConfig, channels: int) -> Splits:
-    """The data set as it lies there."""
-    return data.open_dataset(
+    """The data set as it lies there; lists of labels that all hold one are labels."""
+    opened = data.open_dataset(
         config.data,
+        multi_label=True,
         image_column=config.image_column,
         label_column=config.label_column,
         label_separator=config.label_separator,
         channels=channels,
     )
+    labelled = [part for part in opened.parts().values() if part.several]
+    if config.label_separator is None and all(part.labels is None or part.labels.shape[1] == 1 for part in labelled):
+        single = {
+            name: dataclasses.replace(part, labels=None if part.labels is None else part.labels[:, 0])
+            for name, part in opened.parts().items()
+            if part.several
+        }
+        opened = dataclasses.replace(opened, **single)
+    return opened
 
 
 def _counted(config: FinetuneConfig, parts: Splits) -> dict[str, Any]:
@@ -234,6 +250,10 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
         raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
     for note in parts.notes:
         print(f"note: {note}", file=sys.stderr)
+    if parts.train.several and config.linear == "closed":
+        raise ConfigError(
+            f"--linear closed solves for one class per image; those of {config.data} have several. Use --linear sgd, or none."
+        )
     split_file = resumed / "split.json" if resumed else config.split_file
     if split_file is not None:
         # What the split names was readable when it was made, so that resuming does not decode everything again.
@@ -265,7 +285,8 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
     if split_file is None:
         fraction = config.val_fraction
         if fraction is None:
-            fraction = OWN_VALIDATION if val is None and test is None and train.class_counts().max() > 1 else 0.0
+            wanted = val is None and (test is None or train.several)
+            fraction = OWN_VALIDATION if wanted and train.class_counts().max() > 1 else 0.0
         elif fraction > 0 and val is not None:
             raise ConfigError("--val-fraction has no effect: the data set has a validation part of its own.")
         if fraction > 0:
@@ -329,6 +350,7 @@ def _facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, train: Imag
     return Facts(
         images=len(train),
         classes=len(train.class_names),
+        several=train.several,
         native_size=data.native_size(train),
         architecture=model.architecture,
         trained_at=card.input.size,
@@ -349,6 +371,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
         classes=facts.classes,
         input=InputSpec(size=recipe.crop, antialias=config.antialias),
         seed=config.seed,
+        loss="sigmoid" if facts.several else "softmax",
         eval_every=config.eval_every or max(1, recipe.steps // 10),
         device=facts.device,
         dtype=facts.dtype,
@@ -449,6 +472,8 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
         if images
     ]
     print(f"data:   {config.data}: {', '.join(sizes)} images of {len(parts.train.class_names)} classes")
+    if parts.train.several:
+        print("        an image may have several of them: each class is learnt by itself (sigmoid loss)")
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
     if plan.linear == "closed":
         print(f"rule:   a linear classifier on the frozen network, solved exactly; images at {recipe.crop} px")
@@ -520,6 +545,16 @@ def _fit_linear(model: ResNetV2, train: ImageSet, plan: FinetunePlan) -> None:
     print(solved)
 
 
+def _thresholds(config: FinetuneConfig, model: ResNetV2, parts: Splits) -> tuple[float, ...] | None:
+    """The probability from which on each class is best given, chosen by the validation images; None if there are none."""
+    if parts.val is None:
+        return None
+    predictor = Predictor(model, device=config.device, precision=config.precision)
+    result, _ = measure(predictor, parts.val, progress=True)
+    assert isinstance(result, MultiLabel)
+    return tuple(result.best_thresholds().tolist())
+
+
 def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, parts: Splits) -> dict[str, float]:
     """The model as it will be used, on the test part, else the validation part; writes evaluation.json."""
     split, images = ("test", parts.test) if parts.test is not None else ("val", parts.val)
@@ -528,9 +563,17 @@ def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, parts: Split
         return {}
     predictor = Predictor(model, device=config.device, precision=config.precision)
     result, unreadable = measure(predictor, images, progress=True)
-    evals.save_evaluation(
-        folder, result, images, split=split, model=model.card.name, data=config.data, unreadable=unreadable
-    )
-    low, high = result.top1_interval
-    print(f"{split}:   top-1 {result.top1:.1%} of {len(images):,} images (95% interval {low:.1%} to {high:.1%})")
-    return {key.replace("/", "_"): value for key, value in result.named(split).items()}
+    about = {"split": split, "model": model.card.name, "data": config.data, "unreadable": unreadable}
+    if isinstance(result, MultiLabel):
+        assert predictor.thresholds is not None
+        chosen_here = images is parts.val and model.card.thresholds is not None
+        evaluation = evals.labels_record(result, images, predictor.thresholds, chosen_here=chosen_here, **about)
+        numbers = result.named(split, predictor.thresholds)
+        shown = f"mean average precision {result.mean_average_precision:.1%}, F1 {numbers.get(f'{split}/micro_f1', math.nan):.1%}"
+        print(f"{split}:   {shown} of {len(images):,} images" + (" that chose the thresholds" if chosen_here else ""))
+    else:
+        evaluation, numbers = evals.as_record(result, images, **about), result.named(split)
+        low, high = result.top1_interval
+        print(f"{split}:   top-1 {result.top1:.1%} of {len(images):,} images (95% interval {low:.1%} to {high:.1%})")
+    evals.write_record(folder / "evaluation.json", evaluation)
+    return {key.replace("/", "_"): value for key, value in numbers.items()}

@@ -97,6 +97,12 @@ def _architecture(arch: Architecture) -> str:
 def _classes(card: ModelCard) -> str:
     if not card.num_classes:
         return "none: the network gives features"
+    if card.multi_label:
+        return f"{_named_classes(card)} (an image may have several)"
+    return _named_classes(card)
+
+
+def _named_classes(card: ModelCard) -> str:
     if not card.class_names:
         return f"{card.num_classes:,} (names unknown)"
     shown, names = 6, card.class_names

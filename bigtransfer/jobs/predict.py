@@ -37,7 +37,7 @@ def run(config: PredictConfig) -> int:
         else:
             stream, shown = stack.enter_context(text_output(config.out)), False
         names_of = [source if isinstance(source, str) else source[0] for source in sources]
-        write = _writer(config, stream, shown, predictor.class_names, names_of)
+        write = _writer(config, stream, shown, predictor.class_names, names_of, predictor.thresholds is not None)
         predictions = predictor.stream(sources, features=config.features is not None, batch_size=config.batch_size)
         # A progress bar would tear up rows that scroll by.
         for prediction in tqdm(
@@ -100,20 +100,30 @@ def fetch(address: str) -> bytes:
 
 
 def _writer(
-    config: PredictConfig, stream: TextIO, shown: bool, class_names: Sequence[str], names: Sequence[str]
+    config: PredictConfig,
+    stream: TextIO,
+    shown: bool,
+    class_names: Sequence[str],
+    names: Sequence[str],
+    several: bool,
 ) -> Callable[[Prediction], None]:
-    """The function that writes one prediction. shown: to somebody who looks on, and has only so much room in a line."""
+    """The function that writes one prediction. shown: to somebody who looks on, and has only so much room in a line. several: an image
+    may be given several classes."""
     top_k = min(config.top_k, len(class_names))
     if config.format == "jsonl":
         return functools.partial(_write_json, stream, _keys(class_names) if config.probabilities else None, top_k)
     if config.format == "csv":
         rows = csv.writer(stream, lineterminator="\n")
-        header = ["image", "label", "probability"]
+        header = ["image", *(["labels"] if several else []), "label", "probability"]
         header += [f"{title}_{k}" for k in range(2, top_k + 1) for title in ("label", "probability")]
         rows.writerow([*header, *map(cell, _keys(class_names) if config.probabilities else ()), "error"])
-        return functools.partial(_write_row, rows, len(class_names) if config.probabilities else 0, top_k)
+        columns = len(class_names) if config.probabilities else 0
+        return functools.partial(_write_row, rows, columns, top_k, several)
     widths = [max([5, *(len(line(name)) for name in column)]) for column in (names, class_names)]
     image_width, label_width = (min(60, widths[0]), min(40, widths[1])) if shown else widths
+    if several:
+        print(f"{'image':<{image_width}}  {'classes':<{label_width}}  probabilities", file=stream)
+        return functools.partial(_write_several, stream, image_width, label_width, top_k)
     print(f"{'image':<{image_width}}  {'class':<{label_width}}  probability", file=stream)
     return functools.partial(_write_line, stream, image_width, label_width, top_k)
 
@@ -129,6 +139,8 @@ def _write_json(stream: TextIO, keys: Sequence[str] | None, top_k: int, predicti
     if prediction.probabilities is None:
         record["error"] = prediction.error
     else:
+        if prediction.thresholds is not None:
+            record["labels"] = prediction.labels
         record |= {"label": prediction.label, "probability": prediction.probability}
         record["top"] = [{"label": label, "probability": p} for label, p in prediction.top(top_k)]
         if keys is not None:
@@ -136,19 +148,32 @@ def _write_json(stream: TextIO, keys: Sequence[str] | None, top_k: int, predicti
     print(json_line(record, stream), file=stream)
 
 
-def _write_row(rows: Any, columns: int, top_k: int, prediction: Prediction) -> None:
+def _write_row(rows: Any, columns: int, top_k: int, several: bool, prediction: Prediction) -> None:
     if prediction.probabilities is None:
-        rows.writerow([cell(prediction.name), *[""] * (2 * top_k + columns), cell(prediction.error or "")])
+        rows.writerow([cell(prediction.name), *[""] * (several + 2 * top_k + columns), cell(prediction.error or "")])
         return
     values = [value for label, p in prediction.top(top_k) for value in (cell(label), f"{p:.6g}")]
     values += [f"{p:.6g}" for p in prediction.probabilities[:columns]]
-    rows.writerow([cell(prediction.name), *values, ""])
+    given = [cell("|".join(prediction.labels))] if several else []
+    rows.writerow([cell(prediction.name), *given, *values, ""])
+
+
+def _write_several(stream: TextIO, image_width: int, label_width: int, top_k: int, prediction: Prediction) -> None:
+    name = _shortened(line(prediction.name), image_width)
+    if prediction.error is not None:
+        print(f"{name:<{image_width}}  cannot be read: {line(prediction.error)}", file=stream)
+        return
+    given = ", ".join(map(line, prediction.labels)) or "(none)"
+    rest = ", ".join(f"{line(label)} {p:.1%}" for label, p in prediction.top(top_k))
+    print(f"{name:<{image_width}}  {given:<{label_width}}  {rest}", file=stream)
+
+
+def _shortened(name: str, width: int) -> str:
+    return name if len(name) <= width else "..." + name[3 - width :]
 
 
 def _write_line(stream: TextIO, image_width: int, label_width: int, top_k: int, prediction: Prediction) -> None:
-    name = line(prediction.name)
-    if len(name) > image_width:
-        name = "..." + name[3 - image_width :]
+    name = _shortened(line(prediction.name), image_width)
     if prediction.error is not None:
         print(f"{name:<{image_width}}  cannot be read: {line(prediction.error)}", file=stream)
         return

@@ -17,7 +17,7 @@ from bigtransfer import config as configs
 from bigtransfer import evals, records, runs
 from bigtransfer.data.checks import Copy
 from bigtransfer.errors import RunError
-from bigtransfer.evals.record import Count, Evaluation, LeftOut
+from bigtransfer.evals.record import Count, Evaluation, LabelsEvaluation, LeftOut
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.report.pictures import Pictures
 
@@ -41,7 +41,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.data.get("train", 0)
 
 
-_KEYS = {"top1": "val/top1", "precision_at_1": "val/precision_at_1", "probe": "probe/top1"}
+_KEYS = {"top1": "val/top1", "map": "val/map", "precision_at_1": "val/precision_at_1", "probe": "probe/top1"}
 
 
 class Logged(msgspec.Struct, frozen=True, kw_only=True, rename=_KEYS):
@@ -52,6 +52,7 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True, rename=_KEYS):
     lr: float | None = None
     gradient_norm: float | None = None
     top1: float | None = None
+    map: float | None = None
     precision_at_1: float | None = None
     probe: float | None = None
 
@@ -63,6 +64,8 @@ class Contents:
     folder: Path
     config: RunConfig | None
     evaluation: Evaluation | None
+    labels: LabelsEvaluation | None
+    """The evaluation of a model whose images may have several classes, in place of the other."""
     unreadable: Sequence[LeftOut]
     """Images left out of the training, then those left out of the evaluation."""
     copies: Sequence[Sequence[Copy]]
@@ -81,7 +84,8 @@ class Contents:
         return cls(
             folder=folder,
             config=read_config(folder),
-            evaluation=evaluation,
+            evaluation=evaluation if isinstance(evaluation, Evaluation) else None,
+            labels=evaluation if isinstance(evaluation, LabelsEvaluation) else None,
             unreadable=[*left_out, *(evaluation.unreadable if evaluation else ())],
             copies=_read(folder / "copies.json", lambda path: records.read(path, list[list[Copy]], RunError)) or [],
             metrics=_read(folder / "metrics.jsonl", lambda path: runs.read_metrics(path, Logged)) or [],

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bigtransfer.feed.augment import normalize
+from bigtransfer.feed.labels import multi_hot
 
 Loss = Literal["softmax", "sigmoid"]
 
@@ -76,12 +77,3 @@ def _sum(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True).clamp(min=1), reduction="sum")
     labelled = targets.any(1, keepdim=True)
     return F.binary_cross_entropy_with_logits(logits, targets, weight=labelled.to(logits.dtype), reduction="sum")
-
-
-def multi_hot(labels: Tensor, classes: int) -> Tensor:
-    """int64 (n,) or (n, k), -1 for none -> float32 (n, classes): 1 for each class of the image."""
-    labels = labels.reshape(len(labels), -1)
-    # Absent labels fall into a column of their own, which is cut off.
-    places = torch.where(labels < 0, classes, labels)
-    hot = torch.zeros(len(labels), classes + 1, device=labels.device)
-    return hot.scatter_(1, places, 1.0)[:, :classes]

@@ -83,6 +83,8 @@ def write_transformers(folder: Path, card: ModelCard) -> None:
     }
     if card.num_classes:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        if card.multi_label:
+            config["problem_type"] = "multi_label_classification"
         config["label2id"] = {label: index for index, label in enumerate(labels)}
     short = spec.resized
     square = {"height": spec.size, "width": spec.size}

@@ -12,6 +12,7 @@ from bigtransfer.report.page import percent
 
 MEASURED = {
     "top1": "Validation accuracy",
+    "map": "Validation, mean average precision",
     "precision_at_1": "Validation, precision at 1",
     "probe": "Accuracy of the probe, on its own set",
 }

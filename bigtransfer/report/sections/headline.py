@@ -30,6 +30,19 @@ class Evaluated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Labelled:
+    """The final evaluation where images may have several classes; shares of 0 to 1, None if there is no image."""
+
+    map: float | None
+    micro_f1: float | None
+    exact: float | None
+    images: int
+    classes: int
+    kind: str
+    notes: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Validated:
     """The last accuracy measured in training."""
 
@@ -44,6 +57,7 @@ class Headline:
     subject: str
     """Model and data, and what was done to it; may be empty."""
     evaluated: Evaluated | None
+    labelled: Labelled | None
     validated: Validated | None
     missing: str
     """Why there is no evaluation; empty if that needs no excuse."""
@@ -52,19 +66,30 @@ class Headline:
 
 
 def compute(run: Contents) -> Headline:
-    config, evaluation = run.config, run.evaluation
+    config, evaluation, labels = run.config, run.evaluation, run.labels
+    found = evaluation or labels
     asked, command = (config.asked, config.command) if config else ({}, "")
-    data = (evaluation and evaluation.data) or asked.get("data") or ""
+    data = (found and found.data) or asked.get("data") or ""
     if command == "finetune":
         start = "fine-tuned" if asked.get("pretrained", True) else "trained from random weights"
         subject = f"{asked.get('model')}, {start} on {data}"
     else:
-        subject = " on ".join(filter(None, (evaluation.model if evaluation else "", data)))
-    evaluated = validated = None
+        subject = " on ".join(filter(None, (found.model if found else "", data)))
+    evaluated = labelled = validated = None
     missing = ""
-    if evaluation:
+    kinds = {"all images": "", "train": "training", "val": "validation"}
+    if labels:
+        labelled = Labelled(
+            map=labels.map,
+            micro_f1=labels.micro_f1,
+            exact=labels.exact,
+            images=labels.images,
+            classes=len(labels.class_names),
+            kind=kinds.get(labels.split, labels.split),
+            notes=labels.notes,
+        )
+    elif evaluation:
         classes = len(evaluation.class_names)
-        kinds = {"all images": "", "train": "training", "val": "validation"}
         evaluated = Evaluated(
             top1=evaluation.top1,
             top1_interval=evaluation.top1_interval,
@@ -95,6 +120,7 @@ def compute(run: Contents) -> Headline:
         name=run.folder.resolve().name,
         subject=subject,
         evaluated=evaluated,
+        labelled=labelled,
         validated=validated,
         missing=missing,
         train_images=config.train_images if config else 0,

@@ -1,0 +1,128 @@
+"""Numbers for images of several labels, against scikit-learn, exhaustive search and counts by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from bigtransfer.dist import World
+from bigtransfer.errors import DataError, WeightsError
+from bigtransfer.evals import multilabel
+from bigtransfer.evals.multilabel import MultiLabel
+
+IMAGES, CLASSES = 60, 5
+
+
+@pytest.fixture(scope="module")
+def case() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Logits with ties, labels padded with -1, the same as a matrix; the last class has no image."""
+    rng = np.random.default_rng(0)
+    hot = rng.random((IMAGES, CLASSES)) < np.array([0.5, 0.3, 0.2, 0.1, 0.0])
+    logits = np.round(rng.normal(0, 1, hot.shape) + 1.5 * hot, 1)
+    labels = np.full((IMAGES, CLASSES), -1)
+    for i, row in enumerate(hot):
+        labels[i, : row.sum()] = np.flatnonzero(row)
+    return torch.from_numpy(logits), torch.from_numpy(labels), hot
+
+
+def state(case: tuple[torch.Tensor, torch.Tensor, np.ndarray]) -> MultiLabel:
+    result = MultiLabel(CLASSES)
+    result.update(case[0], case[1])
+    return result
+
+
+def test_average_precision_is_scikit_learns(case: tuple[torch.Tensor, torch.Tensor, np.ndarray]) -> None:
+    metrics = pytest.importorskip("sklearn.metrics")
+    logits, _, hot = case
+    result = state(case)
+    expected = [metrics.average_precision_score(hot[:, c], logits[:, c].sigmoid().numpy()) for c in range(CLASSES - 1)]
+    assert result.average_precision()[:-1] == pytest.approx(expected, abs=1e-12)
+    assert math.isnan(result.average_precision()[-1])
+    assert result.mean_average_precision == pytest.approx(np.mean(expected), abs=1e-12)
+    assert result.support.tolist() == hot.sum(0).tolist()
+    given = logits.sigmoid().numpy() >= 0.4
+    scores = result.at(0.4)
+    assert scores.micro_f1 == pytest.approx(metrics.f1_score(hot, given, average="micro"))
+    assert scores.macro_f1 == pytest.approx(metrics.f1_score(hot[:, :-1], given[:, :-1], average="macro"))
+    assert scores.exact == pytest.approx(metrics.accuracy_score(hot, given))
+
+
+def test_average_precision_by_hand() -> None:
+    """Two of four images are of the class; ranked 1 and 3: (1/1 + 2/3) / 2. With a tie of ranks 2 and 3: (1/1 + 2/3) / 2 as well, not 1."""
+    result = MultiLabel(2)
+    result.update(torch.tensor([[4.0, 4], [3, 2], [2, 2], [1, 1]]), torch.tensor([[0, 1], [1, -1], [0, -1], [-1, -1]]))
+    assert result.average_precision().tolist() == pytest.approx([(1 + 2 / 3) / 2, (1 + 2 / 3) / 2])
+    assert result.precision_at_1 == 2 / 4  # ties go to the first class: right, wrong, right, wrong
+
+
+def test_thresholds_are_the_best_there_are(case: tuple[torch.Tensor, torch.Tensor, np.ndarray]) -> None:
+    result = state(case)
+    found = result.best_thresholds()
+    reached = result.at(found).f1
+    for c in range(CLASSES - 1):
+        tried = [result.at(float(t)).f1[c] for t in np.linspace(0, 1, 2001)]
+        assert reached[c] == pytest.approx(np.nanmax(tried), abs=1e-12)
+        assert np.abs(result.probabilities[:, c] - found[c]).min() > 1e-4, "not upon an image's own probability"
+    assert found[-1] == 0.5
+    separable = MultiLabel(1)
+    separable.update(torch.tensor([[2.0], [1.0], [-3.0]]), torch.tensor([[0], [0], [-1]]))
+    middle = (torch.tensor(1.0).sigmoid() + torch.tensor(-3.0).sigmoid()) / 2
+    assert separable.best_thresholds()[0] == pytest.approx(middle.item())
+    everything = MultiLabel(1)
+    everything.update(torch.tensor([[2.0], [-1.0]]), torch.tensor([[0], [0]]))
+    assert everything.best_thresholds()[0] == pytest.approx(torch.tensor(-1.0).sigmoid().item() / 2)
+
+
+def test_scores_by_hand() -> None:
+    result = MultiLabel(3)
+    logits = torch.tensor([[9.0, 9, -9], [9, -9, -9], [-9, 9, -9]])
+    result.update(logits, torch.tensor([[0, 1], [1, -1], [1, 2]]))
+    scores = result.at(0.5)  # given: 01, 0, 1; true: 01, 1, 12
+    np.testing.assert_allclose(scores.precision, [1 / 2, 1, np.nan])
+    np.testing.assert_allclose(scores.recall, [1, 2 / 3, 0])
+    np.testing.assert_allclose(scores.f1, [2 / 3, 4 / 5, 0])
+    assert scores.micro_f1 == pytest.approx(2 * 3 / (5 + 4)) and scores.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 3)
+    assert scores.exact == pytest.approx(1 / 3)
+    assert result.at(np.array([1.1, 0.5, 0.5])).recall[0] == 0, "a threshold for each class"
+    assert result.named("val")["val/exact"] == pytest.approx(1 / 3)
+    assert set(result.named("x")) == {"x/map", "x/micro_f1", "x/macro_f1", "x/exact", "x/precision_at_1"}
+
+
+def test_numbers_do_not_depend_on_how_the_images_were_split(
+    case: tuple[torch.Tensor, torch.Tensor, np.ndarray],
+) -> None:
+    logits, labels, _ = case
+    whole, order = state(case), torch.randperm(IMAGES, generator=torch.Generator().manual_seed(1))
+    parts = [MultiLabel(CLASSES) for _ in range(3)]
+    for part, chosen in zip(parts, order.split(23), strict=True):
+        for piece in chosen.split(7):
+            part.update(logits[piece], labels[piece][:, :4], piece)
+    total = parts[2] + parts[0] + parts[1]
+    assert np.array_equal(total.probabilities, whole.probabilities) and np.array_equal(total.labels, whole.labels)
+    assert total.indices.tolist() == list(range(IMAGES))
+    assert total.named("x") == whole.named("x") == total.gathered(World()).named("x")
+    with pytest.raises(DataError, match="do not add"):
+        _ = total + MultiLabel(3)
+
+
+def test_nothing_and_nonsense() -> None:
+    empty = MultiLabel(2)
+    assert len(empty) == 0 and empty.named("x") == {} and empty.best_thresholds().tolist() == [0.5, 0.5]
+    with pytest.raises(DataError, match="shape"):
+        empty.update(torch.zeros(1, 3), torch.zeros(1, 1))
+    with pytest.raises(DataError, match="Label 2 does not fit"):
+        empty.update(torch.zeros(1, 2), torch.tensor([[2]]))
+    with pytest.raises(WeightsError, match="not finite"):
+        empty.update(torch.full((1, 2), torch.nan), torch.tensor([[0]]))
+
+
+def test_text_for_a_terminal(case: tuple[torch.Tensor, torch.Tensor, np.ndarray]) -> None:
+    result = state(case)
+    text = multilabel.describe(result, ["ant", "bee", "cow", "dog", "eel"], result.best_thresholds())
+    assert f"mean average precision  {result.mean_average_precision:7.2%}" in text and "ant" in text
+    assert "eel" not in text, "no image of it"
+    (row,) = [line.split() for line in text.splitlines() if line.startswith("cow")]
+    assert row[1] == f"{result.average_precision()[2]:.2%}" and row[2] == f"{result.best_thresholds()[2]:.3f}"
