@@ -8,8 +8,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from bigtransfer.data.layout import Found, listed, split_of
-from bigtransfer.data.tables import arrow, listing, paths, text
+from bigtransfer.data.layout import Found, listed, split_in
+from bigtransfer.data.tables import arrow, listing, text
 from bigtransfer.data.tables.columns import LABEL, Columns, Table, usual
 from bigtransfer.errors import DataError
 
@@ -67,14 +67,12 @@ def _candidates(root: Path) -> dict[Path, str | None]:
         names = sorted(os.listdir(root))
     except OSError as error:
         raise DataError(f"Cannot read the folder {root}: {error.strerror}.") from error
-    parts = [(root, None), *((root / name, split) for name in names if (split := split_of(name)) is not None)]
+    parts = [(root, None), *((root / name, split) for name in names if (split := split_in(name)) is not None)]
     metadata = {folder / name: split for folder, split in parts for name in _METADATA if (folder / name).is_file()}
     if metadata:
         return metadata
     tables = [root / name for name in names if name.lower().endswith(text.ENDINGS) and not name.startswith(".")]
-    return {
-        path: paths.split_in(path.stem) for path in tables if "submission" not in path.stem.lower() and path.is_file()
-    }
+    return {path: split_in(path.stem) for path in tables if "submission" not in path.stem.lower() and path.is_file()}
 
 
 def _chosen(
@@ -104,7 +102,7 @@ def _chosen(
 def _class_folders(images: Sequence[str]) -> bool:
     """Whether the images lie in several folders that may be classes, apart from those of splits."""
     tops = {path.partition("/")[0] for path in images if "/" in path}
-    if tops and all(paths.split_in(top) is not None for top in tops):
+    if tops and all(split_in(top) is not None for top in tops):
         tops = {path.split("/")[1] for path in images if path.count("/") > 1}
     return len(tops) > 1
 

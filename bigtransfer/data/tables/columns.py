@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bigtransfer.data.layout import listed
+from bigtransfer.data.layout import listed, quoted
 from bigtransfer.data.tables.labels import bare
 from bigtransfer.errors import DataError
 
@@ -134,8 +134,8 @@ def usual(wanted: Sequence[str], names: Sequence[str]) -> str | None:
 
 def missing(kind: Kind, names: Sequence[str], where: str, asked: str | None = None, hint: str = "") -> DataError:
     """That a table lacks a column of some kind."""
-    what = f"no column {asked!r}" if asked is not None else f"none of the columns {', '.join(kind.usual[:8])}"
-    have = listed(name if name.isprintable() and name else repr(name) for name in names)
+    what = f"no column {quoted(asked)}" if asked is not None else f"none of the columns {', '.join(kind.usual[:8])}"
+    have = listed(name if name and name.isprintable() and len(name) <= 40 else quoted(name, 40) for name in names)
     return DataError(f"{where} has {what}; it has {have}. Name the right one with {kind.flag}.{hint}")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bigtransfer.data.layout import Found, Part, listed, quoted, split_of
+from bigtransfer.data.layout import Found, Part, listed, quoted, split_in, split_of
 from bigtransfer.data.sources import Files, Store
 from bigtransfer.data.tables import labels, paths
 from bigtransfer.data.tables.columns import IDENTIFIERS, IMAGE, LABEL, SPLIT, Columns, Table, missing, pick, usual
@@ -101,7 +101,7 @@ def _read(table: Table, columns: Columns, finder: paths.Finder) -> _Read:
         if table.split is None and not embedded:
             folders = _split_folders(images, set(absent))
             if folders:
-                splits = [split_of(path.partition("/")[0]) or "train" for path in images]
+                splits = [split_in(path.partition("/")[0]) or "train" for path in images]
                 notes += (f"{where}: the folders {listed(folders)} are taken for the parts of the data set.",)
     return _Read(table, images, embedded, encoded, column, declared, splits, notes)
 
@@ -112,7 +112,7 @@ def _split_folders(images: Sequence[str], absent: Collection[int]) -> list[str]:
     for row, path in enumerate(images):
         top = path.partition("/")[0]
         if top not in tops and row not in absent:
-            if split_of(top) is None:
+            if split_in(top) is None:
                 return []
             tops.add(top)
     return sorted(tops) if len(tops) > 1 else []
@@ -157,7 +157,7 @@ def _is_image(value: Any, table: Table, finder: paths.Finder) -> bool:
     text = str(value).strip()
     if not text or len(text) > 4096 or "\0" in text:
         return False
-    starts = ["", *finder.below(table.split or paths.split_in(table.path.stem) or "train")]
+    starts = ["", *finder.below(table.split or split_in(table.path.stem) or "train")]
     try:
         return any(finder.find(start + text) is not None for start in starts)
     except (DataError, UnicodeError):
@@ -172,7 +172,7 @@ def _labels(
     The labels are those of the column asked for or usual; else of all others, if they say 0 or 1; else of the only other."""
     where = str(table.path)
     names, asked = table.names, columns.label
-    if asked is not None and asked not in names and "," in asked:
+    if asked is not None and asked not in names and asked.strip(" ,") and "," in asked:
         several = [pick(name.strip(), LABEL, names, {}, where) for name in asked.split(",") if name.strip()]
         chosen = [(name, table.column(name)) for name in several if name is not None]
         encoded, notes = labels.indicators(chosen, table.place, where)

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from bigtransfer import fetch
 from bigtransfer.data import images
-from bigtransfer.data.layout import listed, quoted, split_of
+from bigtransfer.data.layout import listed, quoted, split_in
 from bigtransfer.data.tables.columns import Table
 from bigtransfer.errors import ConfigError, DataError
 
@@ -158,11 +158,6 @@ class Finder:
                     continue
                 found += [f"{top}{name}/" for name in names if split_in(name) in (None, split)]
         return found[:_FOLDERS]
-
-
-def split_in(name: str) -> str | None:
-    """The split that a word of a folder's or file's name means: `test_images`, `jpg-train`."""
-    return next((split for word in re.split(r"[-_.\s\d]+", name) if (split := split_of(word))), None)
 
 
 def _writings(text: str) -> Iterator[tuple[str, str]]:
