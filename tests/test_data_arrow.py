@@ -534,3 +534,20 @@ def test_metadata_parquet_beside_images(tmp_path: Path) -> None:
         arrow.table({"file_name": ["0.png", "1.png"], "label": ["b", "a"]}), tmp_path / "metadata.parquet"
     )
     assert open_dataset(tmp_path).train.labels.tolist() == [1, 0]
+
+
+def test_an_arrow_file_whose_values_reach_beyond_their_bytes(tmp_path: Path) -> None:
+    arrow = pytest.importorskip("pyarrow")
+    (tmp_path / "dataset_info.json").write_text('{"features": {}}')
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    images = [encoded(pattern(12, 16, seed=i)) for i in range(2)]
+    rows = arrow.table({"image": images, "label": ["a", "b"]})
+    with arrow.OSFile(str(tmp_path / "data.arrow"), "wb") as sink, arrow.ipc.new_stream(sink, rows.schema) as out:
+        out.write_table(rows)
+    assert len(open_dataset(tmp_path).train) == 2
+    ends = np.cumsum([0, *map(len, images)], dtype="<i4")
+    content = (tmp_path / "data.arrow").read_bytes()
+    assert content.count(ends.tobytes()) == 1
+    (tmp_path / "data.arrow").write_bytes(content.replace(ends.tobytes(), ([*ends, 0, 0, 40]).astype("<i4").tobytes()))
+    with pytest.raises(DataError, match="cannot be read as a saved data set"):
+        open_dataset(tmp_path)

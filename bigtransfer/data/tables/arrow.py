@@ -121,6 +121,8 @@ def of_images(
 ) -> Found:
     """Arrow files that hold the images themselves; `features` is the `datasets` description of the columns, {} if there is none."""
     tables = [arrow_table(file) for file in files]
+    for table in tables:
+        table.validate(full=True)  # offsets beyond the file would end this process, and those of the workers
     schema = tables[0].schema
     image = _image_column(columns, schema, features, where)
     if image is None:
