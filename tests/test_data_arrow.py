@@ -548,6 +548,8 @@ def test_an_arrow_file_whose_values_reach_beyond_their_bytes(tmp_path: Path) -> 
     ends = np.cumsum([0, *map(len, images)], dtype="<i4")
     content = (tmp_path / "data.arrow").read_bytes()
     assert content.count(ends.tobytes()) == 1
-    (tmp_path / "data.arrow").write_bytes(content.replace(ends.tobytes(), ([*ends, 0, 0, 40]).astype("<i4").tobytes()))
+    beyond = ends.copy()
+    beyond[-1] += 40
+    (tmp_path / "data.arrow").write_bytes(content.replace(ends.tobytes(), beyond.tobytes()))
     with pytest.raises(DataError, match="cannot be read as a saved data set"):
         open_dataset(tmp_path)
