@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bigtransfer.data import ImageSet, native_size, open_dataset, open_images
+from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError, ImageError
 
 from .data_makers import class_folders, encoded, pattern, write
@@ -179,6 +180,12 @@ def test_one_class_where_nothing_is_trained(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, min_classes=1).train.class_names == ("cat",)
     write(tmp_path / "cat" / "2023" / "1.png")
     assert len(open_dataset(tmp_path, min_classes=1).train) == 3
+
+
+def test_classes_in_short() -> None:
+    assert in_short(("cat", "two\nlines\x1b[2J")) == "cat, two\\nlines\\x1b[2J"
+    assert in_short([str(i) for i in range(1000)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 990 more"
+    assert in_short(["x" * 41, "y" * 40]) == f"{'x' * 37}..., {'y' * 40}"
 
 
 def test_many_classes_of_one_image(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from PIL import Image
 import bigtransfer
 from bigtransfer import cli, weights
 from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.data import open_dataset, splits
 from bigtransfer.evals import linear
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import finetune, plan, training
@@ -159,7 +160,84 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
     assert {part: len(names) for part, names in split.items()} == {"train": 12, "val": 3, "test": 12}
     assert all(name.startswith("train/") for name in split["train"] + split["val"])
     assert json.loads((run / "unreadable.json").read_text()) == json.loads((run / "copies.json").read_text()) == []
-    assert "12 train, 3 val, 12 test images of 3 classes" in output and "bit predict" in output
+    assert (
+        "12 train, 3 val, 12 test images of 3 classes\nclasses: blue, green, red\n" in output
+        and "bit predict" in output
+    )
+
+
+def test_what_is_held_out_and_drawn_is_the_seeds(data: Path, tiny: Path, tmp_path: Path) -> None:
+    arguments = [
+        "finetune",
+        data / "train",
+        "--model",
+        tiny,
+        "--linear",
+        "closed",
+        "--crop",
+        32,
+        "--device",
+        "cpu",
+        "--seed",
+        3,
+    ]
+    train = open_dataset(data / "train").train
+    expected = splits.hold_out(train, 0.2, 3)[1], splits.per_class(train, 4, 3)
+    assert in_process([str(one) for one in (*arguments, "--out", tmp_path / "a", "--val-fraction", 0.2)]) == 0
+    assert (
+        in_process(
+            [str(one) for one in (*arguments, "--out", tmp_path / "b", "--val-fraction", 0, "--examples-per-class", 4)]
+        )
+        == 0
+    )
+    for run, part, images in (("a", "val", expected[0]), ("b", "train", expected[1])):
+        names = json.loads((tmp_path / run / "split.json").read_text())[part]
+        assert names == [images.name(i) for i in range(len(images))]
+    other = splits.hold_out(train, 0.2, 0)[1], splits.per_class(train, 4, 0)
+    assert all(a.rows.tolist() != b.rows.tolist() for a, b in zip(expected, other, strict=True))
+
+
+def test_names_that_are_not_utf8(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Bytes that are no text come back from every file of the run as they were."""
+    one, other = os.fsdecode(b"caf\xe9"), "gr\u00fcn"
+    write_images(tmp_path / "data", 3, 0)
+    (tmp_path / "data" / "blue").rename(tmp_path / "data" / one)
+    (tmp_path / "data" / "green").rename(tmp_path / "data" / other)
+    (tmp_path / "data" / one / "0.png").rename(tmp_path / "data" / one / os.fsdecode(b"\xff.png"))
+    run = tmp_path / "run"
+    arguments = [
+        "finetune",
+        tmp_path / "data",
+        "--model",
+        tiny,
+        "--linear",
+        "closed",
+        "--crop",
+        32,
+        "--device",
+        "cpu",
+        "--out",
+        run,
+    ]
+    assert in_process([str(one) for one in (*arguments, "--val-fraction", 0.4)]) == 0
+    split = json.loads((run / "split.json").read_text(encoding="utf-8"))
+    assert {name for names in split.values() for name in names} == {
+        path.relative_to(tmp_path / "data").as_posix() for path in (tmp_path / "data").rglob("*.png")
+    }
+    assert weights.describe(run).class_names == (one, other, "red")
+    capsys.readouterr()
+    assert (
+        in_process(
+            ["evaluate", str(run), str(tmp_path / "data"), "--json", str(tmp_path / "e.json"), "--device", "cpu"]
+        )
+        == 0
+    )
+    assert "caf\\udce9" in capsys.readouterr().out
+    record = json.loads((tmp_path / "e.json").read_text(encoding="utf-8"))
+    assert record["class_names"] == [one, other, "red"] and any(
+        os.fsdecode(b"\xff.png") in row["name"] for row in record["predictions"]
+    )
+    assert in_process(["predict", str(run), str(tmp_path / "data" / one), "--device", "cpu"]) == 0
 
 
 def test_the_log_is_complete(finished: tuple[Path, str]) -> None:

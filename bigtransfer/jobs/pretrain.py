@@ -16,6 +16,7 @@ from bigtransfer import data, hyperrule, records, report, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
 from bigtransfer.data import ImageSet, splits
+from bigtransfer.data.layout import in_short
 from bigtransfer.dist import World, join
 from bigtransfer.errors import ConfigError, DataError, RunError, WeightsError
 from bigtransfer.evals import linear
@@ -203,7 +204,8 @@ def _train(
         print(
             f"{config.model} ({plan.architecture.num_parameters(plan.classes):,} parameters) on {plan.images:,} images of "
             f"{plan.classes} classes: {recipe.steps:,} steps of {recipe.batch_size}, {recipe.crop} px, {plan.dtype} on {device}{among}"
-            + (f", from step {state.step}" if resumed else ""),
+            + (f", from step {state.step}" if resumed else "")
+            + f"\nclasses: {in_short(train_set.class_names)}",
             flush=True,
         )
     outcome = training.Outcome(finished=True)
