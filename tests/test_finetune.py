@@ -454,7 +454,7 @@ def test_linear_closed(short: list[str], data: Path, tiny: Path, tmp_path: Path)
     predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
     features = predictor.features([train.read(i) for i in range(len(train))])
     expected = linear.fit(torch.from_numpy(features), torch.from_numpy(train.labels), 3).head
-    assert torch.allclose(network.head.weight, expected.weight, rtol=1e-2, atol=1e-4)
+    torch.testing.assert_close(network.head.weight, expected.weight, rtol=1e-3, atol=1e-5)
     assert card.metrics["test_top1"] == 1.0, "colours can be told apart by any features"
     # Neither on record nor shown is anything of steps that are not taken.
     for recipe in (card.recipe, json.loads((tmp_path / "run" / "config.json").read_text())["recipe"]):
@@ -534,6 +534,45 @@ def test_the_speed_of_the_machine_is_the_mean_of_several_steps(tiny: Path, monke
 
     assert measured(0.1) == 4 * 3 / 6  # at least three after the first
     assert measured(9) == 4 * 5 / 10
+
+
+def test_measuring_the_speed_does_not_train_the_network(tiny: Path) -> None:
+    network = weights.load(tiny)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    assert finetune.images_per_second(network, 32, 4, torch.device("cpu"), torch.float32, 0.0) > 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_a_run_goes_on_in_the_numbers_that_it_began_with(
+    short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where another machine would choose another number format."""
+    same = [one for one in short if one not in ("--precision", "fp32")] + ["--steps", "2", "--seed", "5"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.loop, "compute_dtype", lambda *_: torch.bfloat16)
+        patch.setattr(finetune.training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        with pytest.raises(SystemExit):
+            in_process(same)
+    used = []
+    steps = finetune.loop.steps
+    monkeypatch.setattr(finetune.loop, "compute_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(
+        finetune.loop, "steps", lambda *a, **k: (used.append((k["dtype"], k["seed"])), steps(*a, **k))[1]
+    )
+    capsys.readouterr()
+    assert in_process(same) == 0
+    assert used == [(torch.bfloat16, 5)] and "bfloat16 on cpu" in capsys.readouterr().out
+
+
+def test_the_seed_decides_what_is_held_out(short: list[str], data: Path, tmp_path: Path) -> None:
+    held: list[set[str]] = []
+    short = [one for one in short if one not in ("--batch-size", "6")]
+    for seed in (0, 1, 0):
+        short[short.index("--out") + 1] = str(tmp_path / f"{len(held)}")
+        assert in_process([*short, "--linear", "closed", "--val-fraction", "0.4", "--seed", str(seed)]) == 0
+        held.append(set(json.loads((tmp_path / f"{len(held)}" / "split.json").read_text())["val"]))
+    assert len(held[0]) == len(held[1]) == 6 and held[0] != held[1] and held[0] == held[2]
 
 
 def test_one_image_a_class_leaves_none_to_judge_by(

@@ -245,7 +245,7 @@ def _train(
     with state.averaged():
         tensors = parallel.whole(model)
     if world.is_main:
-        _save(config, run, names, plan, tensors)
+        _save(config, run, names, plan, tensors, several=train_set.several)
     return 0
 
 
@@ -327,6 +327,8 @@ def _save(
     names: tuple[str, ...],
     plan: PretrainPlan,
     tensors: dict[str, torch.Tensor],
+    *,
+    several: bool,
 ) -> None:
     """The finished model, from its tensors, as one file that explains itself."""
     measured = next((line for line in reversed(run.metrics()) if "loss" not in line), {})
@@ -343,6 +345,7 @@ def _save(
         source=command_line("pretrain", asked),
         recipe=plan.recipe.to_dict(),
         metrics={key: value for key, value in measured.items() if key != "step"},
+        multi_label=several and plan.loss == "sigmoid",
     )
     file = run.folder / "model.safetensors"
     weights.save(file, model)
