@@ -369,6 +369,26 @@ def test_no_such_data_set_suggests_names() -> None:
         open_dataset("no/such/place")
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 5000, "a\0b", "lo/op"])
+def test_paths_that_cannot_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "lo").symlink_to("lo")
+    for opened in (open_dataset, lambda path: open_images([path])):
+        with pytest.raises(DataError, match=r"Cannot look at|There is no") as caught:
+            opened(f"{tmp_path}/{name}")
+        assert len(str(caught.value)) < 1000
+
+
+def test_messages_hold_no_commands_to_the_terminal(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        open_dataset(f"{tmp_path}/\x1b[2J")
+    assert "\x1b" not in str(caught.value)
+    class_folders(tmp_path, {"a\x1b[2J\n": 1, "b": 1})
+    (tmp_path / "c\x1b[2J").mkdir()
+    with pytest.raises(DataError, match="without an image") as caught:
+        open_dataset(tmp_path)
+    assert "\x1b" not in str(caught.value) and r"c\x1b[2J" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -366,8 +366,8 @@ def _same_inside(paths: Sequence[str], tops: set[str], where: str) -> tuple[str,
 
 
 def listed(names: Iterable[str]) -> str:
-    """At most ten names, joined for a message."""
-    names = list(names)
+    """At most ten names, joined for a message; what a terminal would obey, or would break the line, as escapes."""
+    names = [terminal.line(str(name)) for name in names]
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
