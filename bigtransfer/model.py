@@ -7,22 +7,27 @@ shortcut that starts from the pre-activated input.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from bigtransfer import ops
 from bigtransfer.catalog import Architecture, ModelCard, architecture
-from bigtransfer.errors import WeightsError
+from bigtransfer.errors import ConfigError, WeightsError
 
 GROUPS = 32
 """Groups of every GroupNorm, at every width (released code)."""
 
 Norm = Literal["gn", "bn"]
+
+POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
+"""What `ResNetV2.global_pool` may be: BiT's average, and timm's others (`ops.pool`); "" leaves the map as it is."""
 
 
 class Conv2d(nn.Conv2d):
@@ -53,7 +58,12 @@ class BatchNormReLU(nn.BatchNorm2d):
     """BatchNorm, then ReLU: the paper's ablation (section 4.3), not used by any released model."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.relu(super().forward(input))
+        # Not super().forward, which neither TorchScript nor torch.fx can follow.
+        if self.training:
+            self.num_batches_tracked.add_(1)  # pyright: ignore[reportOptionalMemberAccess]
+        momentum: float = self.momentum  # pyright: ignore[reportAssignmentType]
+        mean, variance = self.running_mean, self.running_var
+        return F.relu(F.batch_norm(input, mean, variance, self.weight, self.bias, self.training, momentum, self.eps))
 
 
 class PreActBottleneck(nn.Module):
@@ -84,17 +94,22 @@ class ResNetV2(nn.Module):
     """BiT's ResNet-v2: float images `(n, in_chans, h, w)` in [-1, 1] -> logits `(n, num_classes)`.
 
     units: residual units in each of the four blocks, (3, 4, 6, 3) for R50. width: the factor x1, x2, x3, x4.
-    num_classes 0 leaves the head out: the result is then the pooled features `(n, 2048 * width)`.
+    num_classes 0 leaves the head out: the result is then the pooled features `(n, 2048 * width)`, or with `reset_classifier(0, "")` the
+    last map `(n, 2048 * width, ~h / 32, ~w / 32)`.
     norm "bn" and weight_standardization False give the other networks of the paper's normalization ablation.
     Any h, w >= 1 works; the paper uses 128 to 480. The head is not standardized and starts at zero.
-    The input's dtype is the dtype of the computation (bfloat16 images run the network in bfloat16), except that
-    standardization, statistics, pooling and the head stay in float32 and so do parameters and logits.
+    The input's dtype is the dtype of the computation (bfloat16 images run a float32 network in bfloat16), except that standardization,
+    statistics and pooling are computed in at least float32; head and logits have the dtype of the parameters.
 
     `card` says what is known of the network besides its numbers: class names, input size, where it comes from. A copy has it too; the
     state dict does not hold it.
+
+    What timm's networks have beside `forward` is here with the same names and meaning: `forward_features`, `forward_head`,
+    `forward_intermediates`, `feature_info`, `get_classifier`, `reset_classifier` (but a new head starts at zero, as BiT's do), and
+    `set_grad_checkpointing`.
     """
 
-    __jit_unused_properties__: ClassVar[list[str]] = ["card", "num_classes"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["card", "feature_info", "num_classes"]
 
     def __init__(
         self,
@@ -127,6 +142,8 @@ class ResNetV2(nn.Module):
         self.blocks = nn.ModuleList(blocks)
         self.norm = normalize(channels)
         self.num_features = channels
+        self.global_pool = "avg"
+        self.grad_checkpointing = False
         self.head: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         self._card = ModelCard.bare(self.architecture, num_classes)
         self.reset_parameters()
@@ -134,7 +151,10 @@ class ResNetV2(nn.Module):
     @property
     def num_classes(self) -> int:
         """Length of the logits, as the head has it now; 0 without a linear layer in the head."""
-        return next((m.out_features for m in reversed([*self.head.modules()]) if isinstance(m, nn.Linear)), 0)
+        sizes = [
+            size for module in self.head.modules() if isinstance(size := getattr(module, "out_features", None), int)
+        ]
+        return sizes[-1] if sizes else 0
 
     @property
     def card(self) -> ModelCard:
@@ -167,29 +187,150 @@ class ResNetV2(nn.Module):
                 nn.init.zeros_(module.weight)
                 nn.init.zeros_(module.bias)
 
-    def maps(self, x: Tensor) -> list[Tensor]:
-        """The outputs of the four blocks: `(n, 256 * width * 2**b, ~h / 2**(b+2), ~w / 2**(b+2))`, before any final norm."""
+    def _stem(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The first convolution's output, of half the size, and what the blocks start from, of a quarter."""
         x = self.root(x)
         # Zeros, not max_pool's own -inf padding: where all real inputs are negative the two differ.
-        x = F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, stride=2)
-        maps = []
+        return x, F.max_pool2d(F.pad(x, (1, 1, 1, 1)), 3, stride=2)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """The last map after the final norm and ReLU: `(n, 2048 * width, ~h / 32, ~w / 32)`, in the input's dtype."""
+        x = self._stem(x)[1]
         for block in self.blocks:
-            x = block(x)
-            maps.append(x)
-        return maps
+            if self.grad_checkpointing and not torch.jit.is_scripting():
+                x = _recomputed(block, x)
+            else:
+                x = block(x)
+        return self.norm(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """`forward_features`' map -> logits, or with pre_logits what the head sees: the pooled features `(n, 2048 * width)`."""
+        if self.global_pool != "":
+            x = ops.pool(x, self.global_pool)
+        x = x.to(self.norm.weight.dtype)
+        if pre_logits:
+            return x
+        return self.head(x) if self.global_pool != "" else self.head(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
     def features(self, x: Tensor) -> Tensor:
-        """Pooled features `(n, 2048 * width)` in the head's dtype: what the head sees."""
-        last = self.norm(self.maps(x)[-1])
-        return last.mean(dim=(2, 3), dtype=torch.promote_types(last.dtype, torch.float32))
+        """Pooled features `(n, 2048 * width)` in the parameters' dtype: what the head sees."""
+        return self.forward_head(self.forward_features(x), pre_logits=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(x))
+        return self.forward_head(self.forward_features(x))
+
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = ...,
+        norm: bool = ...,
+        stop_early: bool = ...,
+        output_fmt: str = ...,
+        *,
+        intermediates_only: Literal[True],
+    ) -> list[Tensor]: ...
+    @overload
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = ...,
+        norm: bool = ...,
+        stop_early: bool = ...,
+        output_fmt: str = ...,
+        intermediates_only: Literal[False] = ...,
+    ) -> tuple[Tensor, list[Tensor]]: ...
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | Sequence[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> list[Tensor] | tuple[Tensor, list[Tensor]]:
+        """The last map as `forward_features` gives it, and the maps of `feature_info` on the way there, from the largest on.
+
+        indices: which of the five, negative ones from the end; a number: so many of the last; None: all. norm: the last map after the
+        final norm and ReLU instead of before. stop_early: leave out the blocks after the last map asked for (the first value is then
+        not normalized). intermediates_only: the list alone. Raises ConfigError for maps that there are not.
+        """
+        if output_fmt != "NCHW":
+            raise ConfigError(f"forward_intermediates gives maps as NCHW only, not {output_fmt!r}.")
+        count = len(self.blocks) + 1
+        asked = [*range(count)] if indices is None else indices
+        if isinstance(asked, int):
+            asked = [*range(count - asked, count)] if 0 < asked <= count else [count]
+        wanted = {index + count if index < 0 else index for index in asked}
+        if not wanted or not wanted <= {*range(count)}:
+            raise ConfigError(
+                f"forward_intermediates has maps 0 to {count - 1}, or -{count} to -1; asked for: {indices}."
+            )
+        first, x = self._stem(x)
+        maps = [first] if 0 in wanted else []
+        last = max(wanted) if stop_early else count - 1
+        for index, block in enumerate(self.blocks[:last], start=1):
+            x = _recomputed(block, x) if self.grad_checkpointing else block(x)
+            if index in wanted:
+                maps.append(self.norm(x) if norm and index == count - 1 else x)
+        if intermediates_only:
+            return maps
+        return (self.norm(x) if last == count - 1 else x), maps
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """The five maps of `forward_intermediates`: channels, how many times smaller than the image, and the module they come from."""
+        width = self.architecture.width
+        blocks = [
+            {"num_chs": 256 * width * 2**block, "reduction": 2 ** (block + 2), "module": f"blocks.{block}"}
+            for block in range(len(self.blocks))
+        ]
+        return [{"num_chs": 64 * width, "reduction": 2, "module": "root"}, *blocks]
+
+    def get_classifier(self) -> nn.Module:
+        """The head: `nn.Linear`, or `nn.Identity` where there is none."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by one of zeros for `num_classes` (0: none), and the pooling if `global_pool` is not None: one of `POOLINGS`.
+
+        Raises ConfigError for what is neither. Model files hold networks with average pooling, BiT's, only.
+        """
+        if global_pool is not None and global_pool not in POOLINGS:
+            raise ConfigError(f"global_pool must be one of {', '.join(map(repr, POOLINGS))}, not {global_pool!r}.")
+        if num_classes < 0:
+            raise ConfigError(f"num_classes must be 0 or more, not {num_classes}.")
+        if global_pool is not None:
+            self.global_pool = global_pool
+        inputs = self.num_features * (2 if self.global_pool == "catavgmax" else 1)
+        like = self.norm.weight
+        head = nn.Linear(inputs, num_classes, device=like.device, dtype=like.dtype) if num_classes else nn.Identity()
+        if isinstance(head, nn.Linear):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.head = head.train(self.training)
+        self._card = self._card.with_classes(num_classes)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether training keeps only each residual unit's input and computes the rest again for the gradients: a fraction of the
+        memory, a third more time, the same numbers. Raises ConfigError with BatchNorm, which would count every batch twice."""
+        if enable and self.architecture.norm == "bn":
+            raise ConfigError(
+                "Gradient checkpointing is not for BatchNorm: its running statistics would see every batch twice."
+            )
+        self.grad_checkpointing = enable
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """All parameters but the head's."""
         head = {id(parameter) for parameter in self.head.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in head]
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """`block(x)`, of which only the units' inputs are kept for the backward pass."""
+    for unit in block.children():
+        x = cast(Tensor, checkpoint(unit, x, use_reentrant=False, preserve_rng_state=False))
+    return x
 
 
 def build(name: str | Architecture, num_classes: int, *, device: str | torch.device | None = None) -> ResNetV2:
@@ -213,7 +354,8 @@ def fold(network: ResNetV2, dtype: torch.dtype = torch.float32) -> ResNetV2:
     Bit for bit the result of `network` in eval mode. For inference only: the copy's kernels are not the trained parameters.
     """
     arch = dataclasses.replace(network.architecture, weight_standardization=False)
-    folded = build(arch, network.num_classes, device="meta")
+    folded = build(arch, 0, device="meta")
+    folded.head, folded.global_pool = copy.deepcopy(network.head), network.global_pool
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for name, module in network.named_modules():
         if isinstance(module, StdConv2d):

@@ -179,7 +179,7 @@ class Predictor:
                 pooled = self._model.features(normalize(images.to(self.device, non_blocking=True), self.dtype))
                 logits = self._model.head(pooled)
             # Cloned outside: tensors made in inference mode could not be used with autograd.
-            return pooled.cpu().clone(), logits.cpu().clone()
+            return pooled.float().cpu().clone(), logits.float().cpu().clone()
         except torch.OutOfMemoryError:
             pass  # outside the handler the traceback no longer keeps the batch's memory
         if len(images) == 1:

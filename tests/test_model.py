@@ -5,14 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from bigtransfer import catalog, model
+from bigtransfer.errors import ConfigError
 from bigtransfer.ops import native
+from bigtransfer.weights import names
 from tests.reference import network
 from tests.reference.ops import Array
 
@@ -127,11 +131,13 @@ def test_memory_format_of_the_input_does_not_matter() -> None:
 def test_features_and_maps() -> None:
     params = network.random_params((1, 2, 1, 1))
     images = images_of(2, 45, 64)
-    net, reference = ours(params, (1, 2, 1, 1)), network.Network(params)
+    net, reference, x = ours(params, (1, 2, 1, 1)), network.Network(params), tensor_of(images)
     with torch.inference_mode():
-        for found, expected in zip(net.maps(tensor_of(images)), reference.maps(images), strict=True):
+        for found, expected in zip(
+            net.forward_intermediates(x, 4, intermediates_only=True), reference.maps(images), strict=True
+        ):
             assert relative(nhwc(found), expected) <= 1e-5
-        assert relative(net.features(tensor_of(images)), reference.features(images)) <= 1e-5
+        assert relative(net.features(x), reference.features(images)) <= 1e-5
 
 
 def test_without_head_the_result_is_the_features() -> None:
@@ -142,13 +148,70 @@ def test_without_head_the_result_is_the_features() -> None:
         assert torch.equal(net(x), net.features(x))
 
 
-def test_bfloat16_is_close() -> None:
+@pytest.mark.parametrize(
+    ("parameters", "dtype", "bound"),
+    # The bounds are one and a quarter times what was seen.
+    [
+        (torch.float32, torch.bfloat16, 0.025),
+        (torch.bfloat16, torch.bfloat16, 0.026),
+        (torch.float16, torch.float16, 0.0026),
+        (torch.float32, torch.float16, 0.0026),
+        (torch.float32, torch.float64, 1e-6),
+        (torch.float64, torch.float64, 1e-12),
+        (torch.bfloat16, torch.float32, 0.026),
+    ],
+)
+def test_every_dtype(parameters: torch.dtype, dtype: torch.dtype, bound: float) -> None:
+    """Of the parameters and of the images: logits and features have the parameters', maps the images'."""
     params = network.random_params()
     images = images_of(4, 64, 64)
+    net, x = ours(params).to(parameters), tensor_of(images, dtype)
+    logits = net(x)
+    assert logits.dtype == net.features(x).dtype == parameters and net.forward_features(x).dtype == dtype
+    assert relative(logits, network.logits(params, images)) <= bound
+    logits.sum().backward()
+    assert all(p.grad.dtype == parameters and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_pooled_features_are_not_rounded_to_bfloat16() -> None:
+    net, x = ours(network.random_params()), tensor_of(images_of(2, 128, 96), torch.bfloat16)
     with torch.inference_mode():
-        found = ours(params)(tensor_of(images, torch.bfloat16))
-    assert found.dtype == torch.float32
-    assert relative(found, network.logits(params, images)) <= 0.03
+        expected = net.forward_features(x).double().mean((2, 3)).numpy()
+        assert relative(net.features(x), expected) <= 1e-6
+        assert relative(net(x), expected @ net.head.weight.double().numpy().T + net.head.bias.double().numpy()) <= 1e-6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_torchs_default_dtype(dtype: torch.dtype) -> None:
+    torch.set_default_dtype(dtype)
+    try:
+        net = model.ResNetV2(TINY, num_classes=3)
+        net.reset_classifier(4)
+        y = net(torch.rand(1, 3, 16, 16))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert y.dtype == dtype and all(p.dtype == dtype for p in net.parameters())
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_at_any_size_and_for_no_image(dtype: torch.dtype, memory_format: torch.memory_format) -> None:
+    net = ours(network.random_params(classes=3)).to(memory_format=memory_format)
+    exact = copy.deepcopy(net).double()
+    for n, h, w in ((0, 24, 24), (1, 1, 1), (2, 40, 1), (1, 33, 9)):
+        x = tensor_of(images_of(n, h, w)).contiguous(memory_format=memory_format) if n else torch.zeros(0, 3, h, w)
+        y = net(x.to(dtype))
+        assert y.shape == (n, 3)
+        for one, images in ((net, x.to(dtype)), (exact, x.double())):
+            one.zero_grad()
+            (one(images) * torch.tensor([1.0, -2.0, 0.5])).sum().backward()
+        grads = [torch.cat([p.grad.double().flatten() for p in one.parameters()]) for one in (net, exact)]
+        if n == 0:
+            assert not grads[0].any()
+        elif min(h, w) > 8 or (dtype == torch.float32 and native.library() and memory_format == torch.channels_last):
+            # (At a few pixels, groups of two to four numbers magnify every rounding.)
+            assert relative(grads[0], grads[1].numpy()) <= (1e-4 if dtype == torch.float32 else 0.3), (h, w)
+        assert grads[0].isfinite().all() and grads[0].norm() <= 3 * grads[1].norm(), (h, w)
 
 
 def test_pool_pads_with_zeros() -> None:
@@ -162,7 +225,7 @@ def test_pool_pads_with_zeros() -> None:
         for block in net.blocks:
             wrong = block(wrong)
     expected = network.Network(params).maps(images)[-1]
-    assert relative(nhwc(net.maps(x)[-1]), expected) <= 1e-5
+    assert relative(nhwc(net.forward_intermediates(x, 1, intermediates_only=True)[0]), expected) <= 1e-5
     assert relative(nhwc(wrong), expected) > 1e-2
 
 
@@ -231,6 +294,183 @@ def test_gradients() -> None:
         )
         slope = float((exact[our_name].transpose(2, 3, 1, 0) * direction).sum())
         assert abs(slope - (up - down) / (2 * step)) <= 1e-5 * abs(slope), name
+
+
+@pytest.mark.parametrize(("norm", "standardized"), [("gn", True), ("bn", False)])
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning", "ignore::torch.jit.TracerWarning")
+def test_compilers_and_tracers(norm: str, standardized: bool) -> None:
+    net = ours(network.random_params(), norm=norm, weight_standardization=standardized).eval()
+    x, other = tensor_of(images_of(2, 40, 33)), tensor_of(images_of(2, 40, 33, seed=2))
+    with torch.no_grad():
+        expected, last = net(other), net.forward_features(other)
+    scale = float(expected.abs().max())
+    extractor = create_feature_extractor(net, {"blocks.2": "third", "norm": "last", "head": "logits"})
+    compilers = [torch.jit.script(net), torch.fx.symbolic_trace(net), lambda x: extractor(x)["logits"]]
+    if norm == "gn":
+        compilers += [torch.jit.trace(net, x)]
+    for compiled in compilers:
+        found = compiled(other)
+        assert float((found - expected).detach().abs().max()) <= 1e-4 * scale
+    found = extractor(other)
+    assert found["third"].shape == (2, 1024, 3, 3)
+    assert torch.allclose(found["last"].detach(), last, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_torch_compile_and_export() -> None:
+    net = ours(network.random_params()).eval()
+    x = tensor_of(images_of(2, 96, 64))
+    sizes = {0: torch.export.Dim("n", min=1, max=64), **{i: torch.export.Dim(f"s{i}", min=64, max=512) for i in (2, 3)}}
+    exported = torch.export.export(net, (x,), dynamic_shapes={"x": sizes}).module()
+    other = tensor_of(images_of(3, 80, 100))
+    expected = net(other)
+    for found in (exported(other), torch.compile(net, backend="aot_eager", fullgraph=True)(other)):
+        assert torch.allclose(found, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    found.sum().backward()
+    assert net.root.weight.grad.any()
+
+
+def test_traced_networks_learn_too() -> None:
+    """With the very gradients."""
+    net = ours(network.random_params(classes=3))
+    x = tensor_of(images_of(2, 33, 33))
+    graph = torch.fx.symbolic_trace(net)
+    graph(x).square().sum().backward()
+    found = [parameter.grad for parameter in net.parameters()]
+    net.zero_grad()
+    net(x).square().sum().backward()
+    assert all(torch.equal(a, b.grad) for a, b in zip(found, net.parameters(), strict=True))
+
+
+# --- timm's habits
+
+
+@pytest.fixture
+def both() -> tuple[model.ResNetV2, Any]:
+    """The same network in our class and in timm's."""
+    pytest.importorskip("timm")
+    from tests.test_weights import timm_network
+
+    net = model.ResNetV2((1, 2, 1, 1), num_classes=5)
+    net.load_state_dict(ours(network.random_params((1, 2, 1, 1), classes=5), (1, 2, 1, 1)).state_dict())
+    theirs = timm_network(net.architecture, 5)
+    layout = names.LAYOUTS["timm"]
+    theirs.load_state_dict({layout.their_name(n): layout.their_value(n, t) for n, t in net.state_dict().items()})
+    return net.eval(), theirs.eval()
+
+
+def same(found: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Up to the effect of timm's other eps."""
+    return found.shape == expected.shape and relative(found, expected.detach().double().numpy()) <= 1e-4
+
+
+def test_forward_features_and_head_as_in_timm(both: tuple[model.ResNetV2, Any]) -> None:
+    net, theirs = both
+    x = tensor_of(images_of(2, 45, 64))
+    with torch.no_grad():
+        last = net.forward_features(x)
+        assert same(last, theirs.forward_features(x))
+        assert same(net.forward_head(last), theirs.forward_head(last))
+        assert same(net.forward_head(last, pre_logits=True), theirs.forward_head(last, pre_logits=True))
+        assert same(net(x), theirs(x))
+    assert net.num_features == theirs.num_features and net.num_classes == theirs.num_classes
+    assert net.get_classifier() is net.head
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("stop_early", [False, True])
+@pytest.mark.parametrize("indices", [None, 1, 3, 5, [0], [1, 3], [-1], [-2, 0], (4, 2), [3, 3]])
+def test_forward_intermediates_as_in_timm(
+    both: tuple[model.ResNetV2, Any], indices: Any, stop_early: bool, norm: bool
+) -> None:
+    net, theirs = both
+    x = tensor_of(images_of(1, 40, 33))
+    with torch.no_grad():
+        last, maps = net.forward_intermediates(x, indices, norm, stop_early)
+        last_, maps_ = theirs.forward_intermediates(x, indices, norm, stop_early)
+        alone = net.forward_intermediates(x, indices, norm, stop_early, intermediates_only=True)
+    assert same(last, last_)
+    assert len(maps) == len(maps_) == len(alone)
+    assert all(same(a, b) and torch.equal(a, c) for a, b, c in zip(maps, maps_, alone, strict=True))
+
+
+def test_intermediates_that_there_are_not(both: tuple[model.ResNetV2, Any]) -> None:
+    net, theirs = both
+    x = torch.zeros(1, 3, 8, 8)
+    for indices in (0, 6, -1, [5], [-6], []):
+        with pytest.raises(ConfigError, match="maps 0 to 4"):
+            net.forward_intermediates(x, indices)
+    with pytest.raises(ConfigError, match="NCHW"):
+        net.forward_intermediates(x, output_fmt="NLC")
+    info = [(each["num_chs"], each["reduction"]) for each in net.feature_info]
+    assert info == [(each["num_chs"], each["reduction"]) for each in theirs.feature_info]
+    modules = dict(net.named_modules())
+    assert [type(modules[each["module"]]).__name__ for each in net.feature_info] == ["StdConv2d"] + 4 * ["Sequential"]
+    assert [each["num_chs"] for each in model.ResNetV2(TINY, 2).feature_info] == [128, 512, 1024, 2048, 4096]
+
+
+@pytest.mark.parametrize("classes", [7, 0])
+@pytest.mark.parametrize("pooling", [None, "avg", "max", "avgmax", "catavgmax", ""])
+def test_reset_classifier_as_in_timm(both: tuple[model.ResNetV2, Any], pooling: str | None, classes: int) -> None:
+    net, theirs = both
+    net.card = dataclasses.replace(net.card, class_names=tuple("abcde"))
+    x = tensor_of(images_of(2, 64, 96))
+    for each in both:
+        each.reset_classifier(classes, pooling)
+    head = net.get_classifier()
+    assert not head.training and net.num_classes == classes and net.card.class_names is None
+    if classes:
+        assert not head.weight.any() and not head.bias.any() and head.weight.requires_grad
+        with torch.no_grad():
+            head.weight.normal_()
+            head.bias.normal_()
+            theirs.get_classifier().weight.copy_(head.weight.reshape(theirs.get_classifier().weight.shape))
+            theirs.get_classifier().bias.copy_(head.bias)
+    with torch.no_grad():
+        assert same(net(x), theirs(x))
+        assert same(
+            net.forward_head(net.forward_features(x), pre_logits=True),
+            theirs.forward_head(theirs.forward_features(x), pre_logits=True),
+        )
+        assert torch.equal(model.fold(net)(x), net(x))
+    with pytest.raises(ConfigError, match="'sum'"):
+        net.reset_classifier(3, "sum")
+    with pytest.raises(ConfigError, match="0 or more"):
+        net.reset_classifier(-1)
+    net.reset_classifier(2)
+    assert net.global_pool == (pooling or ("avg" if pooling is None else ""))
+    net.reset_classifier(2)
+    net.card = dataclasses.replace(net.card, class_names=("a", "b"), metrics={"top1": 1.0})
+    net.train().reset_classifier(2)
+    assert net.card.class_names is None and not net.card.metrics and net.head.training
+
+
+def test_gradient_checkpointing() -> None:
+    net = ours(network.random_params((1, 2, 1, 1), classes=3), (1, 2, 1, 1))
+    x = tensor_of(images_of(2, 33, 32))
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        net.zero_grad()
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.numel()) or t, lambda t: t):
+            y = net(x).square().sum()
+        memory = sum(kept)
+        y.backward()
+        return [parameter.grad.clone() for parameter in net.parameters()], memory
+
+    plain, memory = gradients()
+    net.set_grad_checkpointing()
+    again, less = gradients()
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    assert less < memory / 2
+    maps = net.forward_intermediates(x, intermediates_only=True)
+    net.set_grad_checkpointing(False)
+    assert gradients()[1] == memory
+    assert all(
+        torch.equal(a, b) for a, b in zip(maps, net.forward_intermediates(x, intermediates_only=True), strict=True)
+    )
+    with pytest.raises(ConfigError, match="BatchNorm"):
+        model.ResNetV2(TINY, norm="bn").set_grad_checkpointing()
 
 
 def test_backbone_parameters_are_all_but_the_head() -> None:

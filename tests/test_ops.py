@@ -14,8 +14,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 
 from bigtransfer import ops
+from bigtransfer.errors import ConfigError
 from bigtransfer.ops import native, plain
 from tests.reference import ops as reference
 from tests.reference.ops import Array
@@ -23,14 +27,19 @@ from tests.reference.ops import Array
 needs_native = pytest.mark.skipif(
     native.library() is None, reason="no working C compiler here: only the plain forms exist"
 )
+torch_scripts_itself = pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+"""Of torch's own use of TorchScript in forward-mode differentiation."""
 FORMS = ["plain", pytest.param("native", marks=needs_native)]
 
-# Largest relative error in the Euclidean norm. The plain form rounds the norm's parameters to bfloat16 first, which opens
-# and shuts a few ReLUs.
-FORWARD = {("plain", torch.float32): 5e-6, ("native", torch.float32): 5e-7}
-FORWARD |= {("plain", torch.bfloat16): 6e-3, ("native", torch.bfloat16): 2.5e-3}
-BACKWARD = {("plain", torch.float32): 1e-5, ("native", torch.float32): 2e-6}
-BACKWARD |= {("plain", torch.bfloat16): 0.2, ("native", torch.bfloat16): 2.5e-3}
+# Largest relative error in the Euclidean norm: one and a half times what was seen. bfloat16 rounds with 1.7e-3 in the mean; the plain
+# form's backward pass rounds twice.
+FORWARD = {("plain", torch.float32): 2e-6, ("native", torch.float32): 6e-7}
+FORWARD |= {("plain", torch.bfloat16): 2.2e-3, ("native", torch.bfloat16): 2.2e-3}
+BACKWARD = {("plain", torch.float32): 3e-6, ("native", torch.float32): 1e-6}
+BACKWARD |= {("plain", torch.bfloat16): 4e-3, ("native", torch.bfloat16): 2.2e-3}
+# Of the norm's parameters, whose gradients the native form gives in float32: relative to the size of what they are sums of.
+SUMS = {("plain", torch.float32): 1e-5, ("native", torch.float32): 3e-6}
+SUMS |= {("plain", torch.bfloat16): 3e-3, ("native", torch.bfloat16): 3e-6}
 
 
 def group_norm_relu(form: str) -> Callable[[Tensor, int, Tensor, Tensor, float], Tensor]:
@@ -115,14 +124,15 @@ def test_group_norm_relu(form: str, shape: tuple[int, ...], dtype: torch.dtype) 
     y = group_norm_relu(form)(x, 32, weight, bias, 1e-5)
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     y.backward(grad)
-    gamma, beta = (p.detach().double().numpy() for p in (weight, bias))
+    # The plain form rounds the norm's parameters to bfloat16 first, as torch's own networks in bfloat16 do.
+    parameters = (p.detach().to(dtype if form == "plain" else torch.float32) for p in (weight, bias))
+    gamma, beta = (p.double().numpy() for p in parameters)
     assert error(nhwc(y), reference.group_norm_relu(nhwc(x), gamma, beta)) <= FORWARD[form, dtype]
     dx, dgamma, dbeta = reference.group_norm_relu_backward(nhwc(x), gamma, beta, nhwc(grad))
     assert error(nhwc(x.grad), dx) <= BACKWARD[form, dtype]
-    # Sums of many numbers of both signs are small beside their parts; compare with the size of the parts.
-    size = np.linalg.norm(nhwc(grad)) / np.linalg.norm(dbeta)
-    assert error(weight.grad.double().numpy(), dgamma) <= BACKWARD[form, dtype] * max(1, size)
-    assert error(bias.grad.double().numpy(), dbeta) <= BACKWARD[form, dtype] * max(1, size)
+    size = np.linalg.norm(nhwc(grad))
+    assert np.linalg.norm(weight.grad.double().numpy() - dgamma) <= SUMS[form, dtype] * size
+    assert np.linalg.norm(bias.grad.double().numpy() - dbeta) <= SUMS[form, dtype] * size
 
 
 @needs_native
@@ -210,6 +220,17 @@ def test_standardize_far_from_zero(form: str) -> None:
     assert found <= (1e-3 if form == "plain" else 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_standardizing_other_kernels(dtype: torch.dtype) -> None:
+    """In at least float32: in float16 the eps, and the squares of kernels as small as these, would be zero."""
+    kernel = (1e-3 * random((4, 64, 3, 3), 1)).to(dtype)
+    found = ops.standardize(kernel)
+    assert found.dtype == torch.promote_types(dtype, torch.float32)
+    assert error(hwio(found), reference.standardize(hwio(kernel))) <= 1e-6
+    assert ops.standardize(kernel, dtype=torch.float16).dtype == torch.float16
+    assert error(hwio(ops.standardize(kernel, 1e-3)), reference.standardize(hwio(kernel), eps=1e-3)) <= 1e-6
+
+
 def test_eps_is_the_released_codes() -> None:
     """A kernel so small that 1e-8, other programs' eps, would be off by a third."""
     kernel = 1e-4 * random((4, 16, 1, 1), 1)
@@ -218,6 +239,17 @@ def test_eps_is_the_released_codes() -> None:
 
 
 # ---- convolutions ----
+
+
+def exact_gradients(x: Tensor, kernel: Tensor, stride: int, padding: int, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """Of `F.conv2d`'s two arguments, in float64, which torch computes without oneDNN."""
+    leaves = [leaf.detach().double().contiguous().requires_grad_() for leaf in (x, kernel)]
+    y = torch.nn.functional.conv2d(*leaves, None, stride, padding)
+    return torch.autograd.grad(y, leaves, grad.double())  # pyright: ignore
+
+
+def distance(found: Tensor, expected: Tensor) -> float:
+    return error(found.detach().double().numpy(), expected.numpy())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -230,20 +262,75 @@ def test_conv2d(size: int, stride: int, h: int, w: int, dtype: torch.dtype) -> N
     x = channels_last(random((3, 24, h, w), 1, dtype)).requires_grad_()
     kernel = channels_last(random((40, 24, size, size), 2, dtype)).requires_grad_()
     y = ops.conv2d(x, kernel, stride, size // 2)
-    bound = 3e-3 if dtype == torch.bfloat16 else 1e-6
+    # A few sums in bfloat16 are sums of rounded parts: the bound is for at most two roundings.
+    bound = 2.7e-3 if dtype == torch.bfloat16 else 1e-6
     assert y.dtype == dtype and y.is_contiguous(memory_format=torch.channels_last)
     assert error(nhwc(y), reference.conv2d(nhwc(x), hwio(kernel), stride, size // 2)) <= bound
     grad = random(tuple(y.shape), 3, dtype)
-    for gradient in torch.autograd.grad(y, (x,), grad, retain_graph=True):
-        assert gradient.is_contiguous(memory_format=torch.channels_last), "adding it to others would be slow"
-    y.backward(grad)
-    # The convolution is linear in each argument, so its gradients are its transposes.
-    toward_x, toward_kernel = random(tuple(x.shape), 4, torch.float64), random(tuple(kernel.shape), 5, torch.float64)
-    along_x = (reference.conv2d(nhwc(toward_x), hwio(kernel), stride, size // 2) * nhwc(grad)).sum()
-    along_kernel = (reference.conv2d(nhwc(x), hwio(toward_kernel), stride, size // 2) * nhwc(grad)).sum()
-    for leaf, toward, expected in ((x, toward_x, along_x), (kernel, toward_kernel, along_kernel)):
-        found = float((leaf.grad.double() * toward).sum())
-        assert abs(found - expected) <= 3 * bound * float(leaf.grad.norm() * toward.norm()) / toward.numel() ** 0.5
+    gradients = torch.autograd.grad(y, (x, kernel), grad)
+    assert gradients[0].is_contiguous(memory_format=torch.channels_last), "adding it to others would be slow"
+    for found, expected in zip(gradients, exact_gradients(x, kernel, stride, size // 2, grad), strict=True):
+        assert found.dtype == dtype and distance(found, expected) <= bound
+    # Where a gradient has no use it is not computed, and the other one is the same.
+    for i, leaf in enumerate((x, kernel)):
+        arguments = [each if each is leaf else each.detach() for each in (x, kernel)]
+        (alone,) = torch.autograd.grad(ops.conv2d(*arguments, stride, size // 2), leaf, grad)
+        assert torch.equal(alone, gradients[i])
+
+
+@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_conv2d_of_any_geometry(size: int, stride: int, padding: int) -> None:
+    """Also those that the network has no use for."""
+    for h, w in ((5, 6), (1, 1), (2, 1), (9, 11)):
+        if min(h, w) + 2 * padding < size:
+            continue
+        x = channels_last(random((2, 4, h, w), 1)).requires_grad_()
+        kernel = channels_last(random((6, 4, size, size), 2)).requires_grad_()
+        y = ops.conv2d(x, kernel, stride, padding)
+        assert error(nhwc(y), reference.conv2d(nhwc(x), hwio(kernel), stride, padding)) <= 1e-6
+        grad = random(tuple(y.shape), 3)
+        gradients = torch.autograd.grad(y, (x, kernel), grad)
+        for found, expected in zip(gradients, exact_gradients(x, kernel, stride, padding, grad), strict=True):
+            assert distance(found, expected) <= 1e-6
+
+
+@pytest.mark.parametrize("fast", ["0", "1"])
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_gradients_of_narrow_maps(
+    dtype: torch.dtype, memory_format: torch.memory_format, fast: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One column and a stride: there oneDNN's own gradient of a bfloat16 kernel is anything, NaN too, depending on the height."""
+    monkeypatch.setenv("BIT_NATIVE", fast)
+    for size, stride, channels in ((3, 2, 16), (7, 2, 3), (3, 3, 16)):
+        for h in (1, 2, 3, 4, 5, 6, 15, 20, 50):
+            for w in (1, 2):
+                x = random((2, channels, h, w), 1, dtype).contiguous(memory_format=memory_format).requires_grad_()
+                kernel = random((64, channels, size, size), 2, dtype).contiguous(memory_format=memory_format)
+                kernel.requires_grad_()
+                y = ops.conv2d(x, kernel, stride, size // 2)
+                assert y.is_contiguous(memory_format=memory_format)
+                grad = random(tuple(y.shape), 3, dtype).contiguous(memory_format=memory_format)
+                gradients = torch.autograd.grad(y, (x, kernel), grad)
+                for found, expected in zip(gradients, exact_gradients(x, kernel, stride, size // 2, grad), strict=True):
+                    assert distance(found, expected) <= (1e-6 if dtype == torch.float32 else 3e-3), (size, stride, h, w)
+
+
+def test_gradients_of_narrow_maps_under_autocast() -> None:
+    x, kernel = random((2, 16, 20, 1), 1).requires_grad_(), random((16, 16, 3, 3), 2).requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = ops.conv2d(x, kernel, 2, 1)
+    grad = random(tuple(y.shape), 3, torch.bfloat16)
+    found = torch.autograd.grad(y, (x, kernel), grad)
+    for one, other in zip(found, exact_gradients(x, kernel, 2, 1, grad), strict=True):
+        assert distance(one, other) <= 1e-2
+
+
+def test_whole_numbers_are_no_images() -> None:
+    with pytest.raises(ConfigError, match=r"not torch\.uint8: \(images\.float\(\) - 127\.5\)"):
+        ops.conv2d(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), random((4, 3, 3, 3), 1), 1, 1)
 
 
 def test_conv2d_under_autocast() -> None:
@@ -301,30 +388,123 @@ def test_what_the_kernels_leave_to_torch() -> None:
     assert ops.standardize(kernel.double()).dtype == torch.float64
 
 
+def everything(x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """All operations in a row, on channels_last maps of 4x4 and 2x2 pixels: every fast form, each parameter twice."""
+    y = ops.conv2d(x, ops.standardize(kernel, dtype=x.dtype), 1, 1)
+    y = ops.group_norm_relu(y, 32, weight, bias)
+    y = ops.conv2d(y, ops.standardize(kernel[:, :, 1:2, 1:2].contiguous(), dtype=x.dtype), 2, 0)
+    y = ops.conv2d(y, ops.standardize(kernel, dtype=x.dtype), 1, 1)
+    return ops.pool(ops.group_norm_relu(y, 32, weight, bias))
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, kernel = channels_last(random((3, 64, 4, 4), 1)), channels_last(random((64, 64, 3, 3), 2))
+    x, kernel, weight, bias = (t.to(dtype) for t in (x, kernel, 1 + 0.1 * random((64,), 3), random((64,), 4)))
+    return x, kernel, weight, bias
+
+
+def test_second_derivatives() -> None:
+    """A penalty on the size of a gradient, its gradient in every argument, against float64 (where torch does all of it)."""
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [leaf.requires_grad_() for leaf in inputs(dtype)]
+        first = torch.autograd.grad(everything(*leaves).square().sum(), leaves, create_graph=True)
+        second = torch.autograd.grad(sum(g.square().mean() for g in first), leaves)  # pyright: ignore
+        results.append([*first, *second])
+    for found, expected in zip(*results, strict=True):
+        assert distance(found, expected.detach()) <= 2e-5
+
+
+@torch_scripts_itself
+def test_directional_derivatives_in_one_forward_pass() -> None:
+    """In turn of each argument alone: all of them must be looked at."""
+    for moved in range(4):
+        tangents = []
+        for dtype in (torch.float32, torch.float64):
+            with forward_ad.dual_level():
+                arguments = list(inputs(dtype))
+                direction = random(tuple(arguments[moved].shape), 9).to(dtype)
+                arguments[moved] = forward_ad.make_dual(arguments[moved], direction)
+                tangent = forward_ad.unpack_dual(everything(*arguments)).tangent
+                assert tangent is not None
+                tangents.append(tangent)
+        assert distance(tangents[0], tangents[1]) <= 1e-5
+
+
+@torch_scripts_itself
+def test_function_transforms() -> None:
+    x, *rest = inputs()
+    expected = torch.autograd.functional.jacobian(lambda x: everything(x, *rest)[0], x)
+    for jacobian in (torch.func.jacrev, torch.func.jacfwd):
+        assert torch.allclose(jacobian(lambda x: everything(x, *rest)[0])(x), expected, rtol=1e-3, atol=1e-5)
+    at_once = torch.autograd.functional.jacobian(lambda x: everything(x, *rest)[0], x, vectorize=True)
+    assert torch.allclose(at_once, expected, rtol=1e-3, atol=1e-5)
+    each = torch.func.vmap(lambda x: everything(x[None], *rest)[0])(x)
+    assert torch.allclose(each, everything(x, *rest), rtol=1e-4, atol=1e-5)
+
+
+def test_tracers_see_every_operation() -> None:
+    """What a tracer cannot see it would take for a constant: the traced function must follow another input."""
+    x, *rest = inputs()
+    other = channels_last(random(tuple(x.shape), 7))
+    expected = everything(other, *rest)
+    for traced in (
+        make_fx(lambda x: everything(x, *rest))(x),
+        torch.compile(lambda x: everything(x, *rest), backend="aot_eager", fullgraph=True),
+    ):
+        assert torch.allclose(traced(other), expected, rtol=1e-4, atol=1e-5)
+    with FlopCounterMode(display=False) as counter:
+        everything(x, *rest)
+    assert counter.get_total_flops() == 2 * 3 * 64 * 64 * (9 * 16 + 4 + 9 * 4)
+
+
 @needs_native
-def test_compilers_and_transforms_see_the_plain_form() -> None:
-    x, weight, bias, _ = leaves((2, 64, 4, 4), torch.float32)
+def test_other_defaults_than_torchs_change_nothing() -> None:
+    def results() -> list[Tensor]:
+        leaves = [leaf.requires_grad_() for leaf in arguments]
+        y = everything(*leaves)
+        return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
 
-    def function(x: Tensor) -> Tensor:
-        return ops.group_norm_relu(x, 32, weight, bias).sum() + ops.standardize(x).square().sum()
+    arguments, grad = inputs(), random((3, 64), 5)
+    expected = results()
+    try:
+        for dtype in (torch.float64, torch.bfloat16, torch.float16):
+            torch.set_default_dtype(dtype)
+            assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.device("meta"):
+        assert all(torch.equal(a, b) for a, b in zip(results(), expected, strict=True))
 
-    expected = function(x.detach())
-    assert torch.allclose(torch.compile(function, backend="aot_eager", fullgraph=True)(x.detach()), expected, rtol=1e-5)
-    assert torch.func.vmap(torch.func.grad(function))(x.detach()[None]).isfinite().all()
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_no_image_at_all(memory_format: torch.memory_format) -> None:
+    _, *leaves = [leaf.requires_grad_() for leaf in inputs()]
+    x = torch.zeros(0, 64, 4, 4).contiguous(memory_format=memory_format).requires_grad_()
+    y = everything(x, *leaves)
+    assert y.shape == (0, 64) and y.dtype == torch.float32
+    y.sum().backward()
+    assert x.grad.shape == x.shape and not any(leaf.grad.any() for leaf in leaves)
 
 
-@needs_native
-def test_second_derivatives_are_refused_not_wrong() -> None:
-    x, weight, bias, _ = leaves((1, 64, 2, 2), torch.float32)
-    kernels = [channels_last(random((8, 64, size, size), 1)).requires_grad_() for size in (1, 3)]
-    results = [
-        ops.group_norm_relu(x, 32, weight, bias),
-        ops.standardize(x),
-        *(ops.conv2d(x, k, 1, k.shape[2] // 2) for k in kernels),
-    ]
-    for result in results:
-        with pytest.raises(RuntimeError, match="BIT_NATIVE=0"):
-            torch.autograd.grad(result.sum(), x, create_graph=True)
+# ---- pooling ----
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_pool(dtype: torch.dtype) -> None:
+    x = random((2, 5, 37, 3), 1, dtype)
+    exact = x.double()
+    mean, most = exact.mean((2, 3)), exact.amax((2, 3))
+    for kind, expected in {
+        "avg": mean,
+        "max": most,
+        "avgmax": (mean + most) / 2,
+        "catavgmax": torch.cat([mean, most], 1),
+    }.items():
+        found = ops.pool(x, kind)
+        # Not rounded to the map's dtype, which would be off by a thousand times as much.
+        assert found.dtype == torch.promote_types(dtype, torch.float32)
+        assert torch.allclose(found.double(), expected, rtol=1e-6, atol=1e-7)
 
 
 @needs_native
@@ -373,6 +553,20 @@ def fresh_library() -> Any:
     native.library.cache_clear()
 
 
+@pytest.fixture
+def quick_compiler(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A compiler whose work is done already."""
+    kernels = native.library()
+    assert kernels is not None
+    shim = tmp_path / "cc"
+    shim.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit 0\nwhile [ "$1" != -o ]; do shift; done\ncp "{kernels._name}" "$2"\n'
+    )
+    shim.chmod(0o755)
+    monkeypatch.setenv("CC", str(shim))
+    native.library.cache_clear()
+
+
 def test_without_a_compiler_the_plain_forms_do(
     fresh_library: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -397,7 +591,7 @@ def test_a_compiler_that_fails_leaves_nothing_behind(
     with caplog.at_level(logging.INFO, logger="bigtransfer.ops.native"):
         assert native.library() is None
     assert "no such flag" in caplog.text
-    assert not list((tmp_path / "cache" / "native").iterdir())
+    assert not list(tmp_path.rglob("*.so"))
 
 
 def test_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,6 +612,73 @@ def test_compiled_once(fresh_library: None, monkeypatch: pytest.MonkeyPatch, tmp
         (built,) = (tmp_path / "native").iterdir()
         times.append(built.stat().st_mtime_ns)
     assert times[0] == times[1]
+
+
+@needs_native
+@pytest.mark.usefixtures("fresh_library", "quick_compiler")
+def test_a_damaged_library_is_never_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Cut short, empty, or with other bytes: to run it could end the process. In its place comes a new one."""
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path / "cache"))
+    assert native.library()
+    (built,) = (tmp_path / "cache" / "native").iterdir()
+    good = built.read_bytes()
+    opened = []
+    real = native.ctypes.CDLL
+
+    def spied(name: str | None) -> object:
+        opened.append(Path(name).read_bytes() if name and str(name).endswith(".so") else b"")
+        return real(name)
+
+    monkeypatch.setattr(native.ctypes, "CDLL", spied)
+    for damaged in (good[: len(good) // 2], b"", good[:-1] + bytes([good[-1] ^ 1])):
+        built.unlink()  # or this process, which has it loaded, would see the new bytes
+        built.write_bytes(damaged)
+        native.library.cache_clear()
+        assert native.library()
+        assert damaged not in opened[:1] and good in opened
+        assert built.read_bytes() == good
+        opened.clear()
+
+
+@needs_native
+@pytest.mark.parametrize("where", ["/proc/x", "a-file/folder", "read-only"])
+@pytest.mark.usefixtures("fresh_library", "quick_compiler")
+def test_a_cache_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture, where: str
+) -> None:
+    (tmp_path / "a-file").touch()
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path / where))
+    if where == "read-only":  # which a superuser would not notice
+        monkeypatch.setattr(native, "atomic_write", lambda path: (_ for _ in ()).throw(OSError(28, "No space left")))
+    with caplog.at_level(logging.INFO, logger="bigtransfer.ops.native"):
+        for _ in range(2):
+            assert native.library() is not None
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    kernel = random((4, 64, 3, 3), 1)
+    assert error(hwio(ops.standardize(kernel)), reference.standardize(hwio(kernel))) <= 1e-6
+
+
+@pytest.mark.parametrize("compiler", ["gcc 'x", " ", "/dev/null", "false", "true", "sh -c 'exit 3'"])
+def test_a_bad_compiler_leaves_the_plain_forms(
+    fresh_library: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    compiler: str,
+) -> None:
+    monkeypatch.setenv("CC", compiler)
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path))
+    x, weight, bias, _ = leaves((2, 64, 4, 4), torch.float32)
+    with caplog.at_level(logging.INFO, logger="bigtransfer.ops.native"):
+        for _ in range(2):
+            assert torch.equal(ops.group_norm_relu(x, 32, weight, bias), plain.group_norm_relu(x, 32, weight, bias))
+    assert len(caplog.records) == 1
+
+
+def test_without_a_home_the_plain_forms_do(fresh_library: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.settings, "cache_folder", lambda: Path("~nobody-of-that-name").expanduser())
+    assert native.library() is None
+    assert ops.standardize(random((4, 8, 3, 3), 1)).shape == (4, 8, 3, 3)
 
 
 @needs_native

@@ -66,7 +66,7 @@ def extract_features(
     try:
         with torch.inference_mode():
             for images, batch_labels, _ in batches:
-                features.append(model.features(normalize(images.to(device), dtype)).cpu())
+                features.append(model.features(normalize(images.to(device), dtype)).float().cpu())
                 labels.append(batch_labels)
     finally:
         model.train(training)
@@ -156,7 +156,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     solution = basis @ ((squares / (squares + penalty))[:, None] * projected)
 
     weight = scale[:, None] * solution / temperature
-    head = nn.Linear(d, num_classes, device=features.device)
+    head = nn.Linear(d, num_classes, device=features.device, dtype=torch.float32)
     head.weight.copy_(weight.T)
     head.bias.copy_(prior / temperature - mean @ weight)
     return Probe(head, float(penalty), temperature, right)

@@ -1,8 +1,10 @@
-"""The operations of a BiT network: weight standardization, convolution, and GroupNorm followed by ReLU.
+"""The operations of a BiT network: weight standardization, convolution, GroupNorm followed by ReLU, and pooling.
 
-Each has a plain torch form (`plain`: the meaning, and what compilers, GPUs, float64 and everything unusual get) and a fast
-form for training on a CPU (`native`, `convolution`), taken where it applies. Under torch.compile the plain forms are used:
-the compiler fuses them itself. BIT_NATIVE=0 in the environment switches the fast forms off.
+Each has a plain torch form (`plain`: the meaning, and what compilers, GPUs, float64 and everything unusual get), and those that a
+training on a CPU spends its time in have a fast form (`native`, `convolution`), taken where it applies. Under torch.compile the plain
+forms are used: the compiler fuses them itself. BIT_NATIVE=0 in the environment switches the fast forms off.
+
+To torch.fx each operation is one node; TorchScript sees the plain forms.
 """
 
 from __future__ import annotations
@@ -10,46 +12,78 @@ from __future__ import annotations
 import os
 
 import torch
-import torch.nn.functional as F
+import torch.fx
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from bigtransfer.errors import ConfigError
 from bigtransfer.ops import convolution, native, plain
 
-__all__ = ["conv2d", "group_norm_relu", "standardize"]
+__all__ = ["conv2d", "group_norm_relu", "pool", "standardize"]
 
 
-def _eager_cpu(x: Tensor) -> bool:
-    """An ordinary CPU tensor, outside every compiler, tracer and function transform: those cannot see into fast forms."""
+def _eager_cpu(*tensors: Tensor) -> bool:
+    """Ordinary CPU tensors, outside every compiler, tracer and function transform: those cannot see into fast forms."""
     return (
         not torch.compiler.is_compiling()
-        and type(x) in (Tensor, torch.nn.Parameter)
-        and x.device.type == "cpu"
         and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
+        and torch._C._len_torch_dispatch_stack() == 0  # make_fx, FlopCounterMode, ...
         and os.environ.get("BIT_NATIVE") != "0"
+        and all(
+            type(x) in (Tensor, torch.nn.Parameter)
+            and x.device.type == "cpu"
+            and x.layout == torch.strided
+            and not x.is_neg()
+            and forward_ad.unpack_dual(x).tangent is None
+            for x in tensors
+        )
     )
 
 
-def standardize(kernel: Tensor, eps: float = 1e-10, *, dtype: torch.dtype | None = None) -> Tensor:
+@torch.fx.wrap
+def standardize(kernel: Tensor, eps: float = 1e-10, dtype: torch.dtype | None = None) -> Tensor:
     """Each output channel of `kernel` `(out, in, kh, kw)` at mean 0 and variance 1, computed in at least float32.
 
     dtype: of the result; None means float32 (float64 for a float64 kernel). See `plain.standardize`.
     """
-    dtype = dtype or torch.promote_types(kernel.dtype, torch.float32)
-    if _eager_cpu(kernel) and native.takes_kernel(kernel, dtype):
-        return native.standardize(kernel, eps, dtype)
+    if dtype is None:
+        dtype = torch.promote_types(kernel.dtype, torch.float32)
+    if not torch.jit.is_scripting():  # noqa: SIM102 (alone, or TorchScript compiles what it guards)
+        if _eager_cpu(kernel) and native.takes_kernel(kernel, dtype):
+            return native.standardize(kernel, eps, dtype)
     return plain.standardize(kernel, eps).to(dtype)
 
 
+@torch.fx.wrap
 def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """GroupNorm, then ReLU, of x `(n, channels, h, w)`, in `x`'s dtype. See `plain.group_norm_relu`."""
-    if _eager_cpu(x) and native.takes_map(x, groups, weight, bias):
-        return native.group_norm_relu(x, groups, weight, bias, eps)
+    if not torch.jit.is_scripting():  # noqa: SIM102
+        if _eager_cpu(x, weight, bias) and native.takes_map(x, groups, weight, bias):
+            return native.group_norm_relu(x, groups, weight, bias, eps)
     return plain.group_norm_relu(x, groups, weight, bias, eps)
 
 
+@torch.fx.wrap
 def conv2d(x: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0) -> Tensor:
-    """Bias-free convolution of x `(n, in, h, w)` with a square kernel `(out, in, k, k)` of the same dtype."""
-    if _eager_cpu(x) and convolution.takes(x, kernel):
-        return convolution.conv2d(x, kernel, stride, padding)
-    return F.conv2d(x, kernel, None, stride, padding)
+    """Bias-free convolution of x `(n, in, h, w)` with a square kernel `(out, in, k, k)` of the same dtype. See `plain.conv2d`.
+
+    Raises ConfigError for whole numbers, such as pixels that nobody scaled.
+    """
+    if not torch.jit.is_scripting():
+        if not x.is_floating_point():
+            raise ConfigError(
+                f"The network takes floating-point images in [-1, 1], not {x.dtype}: (images.float() - 127.5) / 127.5 for pixels."
+            )
+        if _eager_cpu(x, kernel) and convolution.takes(x, kernel):
+            return convolution.conv2d(x, kernel, stride, padding)
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            # What `plain` adds is for gradients only, and would tie the exported program to the widths of its example.
+            return torch.nn.functional.conv2d(x, kernel, None, stride, padding)
+    return plain.conv2d(x, kernel, stride, padding)
+
+
+@torch.fx.wrap
+def pool(x: Tensor, kind: str = "avg") -> Tensor:
+    """All pixels of x `(n, channels, h, w)` as one, `(n, channels)`, in at least float32. See `plain.pool`."""
+    return plain.pool(x, kind)

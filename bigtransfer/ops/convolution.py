@@ -2,27 +2,29 @@
 
 A network for 64 px images ends in maps of 4x4 and 2x2 pixels, where oneDNN's convolutions fall to a third of the speed of a
 matrix product (docs/decisions/cpu-operations.md has the measurements). All forms compute what `F.conv2d` computes, up to
-the order of the sums.
+the order of the sums, and `plain.conv2d` means.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bigtransfer.ops.native import refuse_second_derivatives
+from bigtransfer.ops import plain
+from bigtransfer.ops.native import by_plain_form, differentiated
 
 SMALL = 16
 """Pixels of the largest output map that matrix products are used for."""
 
 
 def conv2d(x: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
-    """`F.conv2d(x, kernel, None, stride, padding)` for square kernels and what `takes` accepts."""
+    """`plain.conv2d(x, kernel, stride, padding)` for square kernels and what `takes` accepts."""
     size = kernel.shape[2]
-    if size == 1 and stride > 1:
+    if size == 1 and stride > 1 and padding == 0:
         # oneDNN would go through all of x, and its gradient too.
         x, stride = _EveryNth.apply(x, stride), 1
     h, w = x.shape[2:]
@@ -30,13 +32,14 @@ def conv2d(x: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
         return _AllToAll.apply(x, kernel, stride)
     if ((h + 2 * padding - size) // stride + 1) * ((w + 2 * padding - size) // stride + 1) <= SMALL:
         return _ByPatches.apply(x, kernel, stride, padding)
-    return F.conv2d(x, kernel, None, stride, padding)
+    return plain.conv2d(x, kernel, stride, padding)
 
 
 def takes(x: Tensor, kernel: Tensor) -> bool:
-    """Whether `conv2d` takes these: channels_last bfloat16 or float32 on the CPU, without autocast."""
+    """Whether `conv2d` takes these: channels_last bfloat16 or float32 on the CPU, without autocast; at least one image."""
     return (
-        x.dtype == kernel.dtype
+        x.numel() > 0
+        and x.dtype == kernel.dtype
         and x.dtype in (torch.bfloat16, torch.float32)
         and x.is_contiguous(memory_format=torch.channels_last)
         and not torch.is_autocast_enabled("cpu")
@@ -54,7 +57,7 @@ def _map(rows: Tensor, n: int, h: int, w: int) -> Tensor:
 
 def _patches(x: Tensor, size: int, stride: int, padding: int) -> Tensor:
     """Each output pixel's inputs as a row, ordered (kernel row, kernel column, channel)."""
-    if size == 1:
+    if size == 1 and stride == 1 and padding == 0:
         return _rows(x)
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, padding, padding, padding, padding)).contiguous()
     n, h, w, channels = padded.shape
@@ -78,8 +81,12 @@ class _EveryNth(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        refuse_second_derivatives()
-        x_grad = torch.empty(ctx.shape, dtype=grad.dtype, memory_format=torch.channels_last).zero_()
+        if differentiated(grad):
+            n, channels, h, w = ctx.shape
+            rows = torch.ops.aten.slice_backward(grad, [n, channels, h, grad.shape[3]], 2, 0, h, ctx.n)
+            return torch.ops.aten.slice_backward(rows, [n, channels, h, w], 3, 0, w, ctx.n), None
+        like = {"dtype": grad.dtype, "device": grad.device, "memory_format": torch.channels_last}
+        x_grad = torch.empty(ctx.shape, **like).zero_()
         x_grad[:, :, :: ctx.n, :: ctx.n] = grad
         return x_grad, None
 
@@ -94,15 +101,18 @@ class _ByPatches(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, kernel: Tensor, stride: int, padding: int) -> Tensor:
         ctx.save_for_backward(x, kernel)
         ctx.stride, ctx.padding = stride, padding
-        ctx.product = kernel.shape[2] == 1 and x.dtype == torch.bfloat16
+        ctx.product = kernel.shape[2] == stride == 1 and padding == 0 and x.dtype == torch.bfloat16
         if ctx.product:
             return _map(_rows(x) @ kernel.flatten(1).t(), x.shape[0], *x.shape[2:])
         return F.conv2d(x, kernel, None, stride, padding)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        refuse_second_derivatives()
         x, kernel = ctx.saved_tensors
+        if differentiated(grad):
+            form = functools.partial(plain.conv2d, stride=ctx.stride, padding=ctx.padding)
+            x_grad, kernel_grad = by_plain_form(form, (x, kernel), ctx.needs_input_grad[:2], grad)
+            return x_grad, kernel_grad, None, None
         rows, x_grad, kernel_grad = _rows(grad), None, None
         if ctx.needs_input_grad[0]:
             if ctx.product:
@@ -136,8 +146,11 @@ class _AllToAll(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        refuse_second_derivatives()
         x, kernel = ctx.saved_tensors
+        if differentiated(grad):
+            form = functools.partial(plain.conv2d, stride=ctx.stride, padding=1)
+            x_grad, kernel_grad = by_plain_form(form, (x, kernel), ctx.needs_input_grad[:2], grad)
+            return x_grad, kernel_grad, None
         n, channels, h, w = x.shape
         rows, x_grad, kernel_grad = grad.permute(0, 2, 3, 1).reshape(n, -1), None, None
         if ctx.needs_input_grad[0]:

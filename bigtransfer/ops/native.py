@@ -1,11 +1,13 @@
 """Fast CPU forms: `native.c`, compiled on first use by the user's own C compiler and called through ctypes.
 
 Nothing is built at installation and nothing needs a compiler: without one, or if anything below fails, `library()` is None,
-the reason is logged once at INFO, and the plain torch forms are used. BIT_NATIVE=0 switches the fast forms off.
+the reason is logged once at INFO, and the plain torch forms are used. Without a cache to write to, each process compiles anew.
+BIT_NATIVE=0 switches the fast forms off.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import hashlib
@@ -14,6 +16,8 @@ import os
 import platform
 import shlex
 import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,8 @@ import torch
 from torch import Tensor
 
 from bigtransfer import settings
+from bigtransfer.errors import BitError
+from bigtransfer.ops import plain
 from bigtransfer.runs import atomic_write
 
 _log = logging.getLogger(__name__)
@@ -53,7 +59,7 @@ _SIGNATURES = {
 def library() -> ctypes.CDLL | None:
     """The compiled kernels, ready to call, or None where they cannot be had."""
     try:
-        kernels = ctypes.CDLL(str(_compiled()))
+        kernels = _loaded()
         for name, arguments in _SIGNATURES.items():
             function = getattr(kernels, name)
             function.argtypes, function.restype = arguments, None
@@ -66,15 +72,15 @@ def library() -> ctypes.CDLL | None:
                 for name in ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
             )
         )
-    except (OSError, RuntimeError, AttributeError, subprocess.SubprocessError) as error:
+    except Exception as error:  # Whatever is wrong with compiler, cache or machine, the plain forms do.
         reason = getattr(error, "stderr", None) or error
         _log.info("Training on this CPU uses the plain torch operations, not the fused ones: %s", str(reason).strip())
         return None
     return kernels
 
 
-def _compiled() -> Path:
-    """The shared library for this source, compiler and processor, from the cache or newly compiled (about a second)."""
+def _loaded() -> ctypes.CDLL:
+    """The library for this source, compiler and processor, from the cache or newly compiled (about a second)."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
     version = subprocess.run(
         [*compiler, "--version"], capture_output=True, text=True, errors="replace", check=True, timeout=60
@@ -85,19 +91,38 @@ def _compiled() -> Path:
         processor = next((line for line in lines if line.startswith(("flags", "Features"))), "")
     except OSError:
         processor = platform.processor()
-    key = "\n".join([_SOURCE.read_text(encoding="utf-8"), *compiler, *_FLAGS, version, platform.machine(), processor])
-    path = settings.cache_folder() / "native" / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.so"
-    if not path.exists():
-        with atomic_write(path) as temporary:
-            command = [*compiler, *_FLAGS, "-o", str(temporary), str(_SOURCE), "-lm"]
-            subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=300)
-    return path
+    source = _SOURCE.read_text(encoding="utf-8")
+    key = _digest("\n".join([source, *compiler, *_FLAGS, version, platform.machine(), processor]).encode())
+    folder = settings.cache_folder() / "native"
+    # To run a file that was cut short ends the process (SIGBUS), so that its name says what it must hold.
+    for path in folder.glob(f"{key}-*.so"):
+        with contextlib.suppress(OSError):
+            if path.stem == f"{key}-{_digest(path.read_bytes())}":
+                return ctypes.CDLL(str(path))
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
+        built = Path(temporary) / "native.so"
+        command = [*compiler, *_FLAGS, "-o", str(built), str(_SOURCE), "-lm"]
+        subprocess.run(command, capture_output=True, text=True, errors="replace", check=True, timeout=300)
+        content = built.read_bytes()
+        kept = folder / f"{key}-{_digest(content)}.so"
+        try:
+            with atomic_write(kept) as file:
+                file.write_bytes(content)
+        except (BitError, OSError) as error:
+            _log.warning("What was compiled for this processor is not kept, and compiled again each time: %s", error)
+            return ctypes.CDLL(str(built))
+    return ctypes.CDLL(str(kept))
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:24]
 
 
 def takes_kernel(kernel: Tensor, dtype: torch.dtype) -> bool:
     """Whether `standardize` takes these: a float32 kernel, each output channel in one piece of memory."""
     return (
         kernel.dtype == torch.float32
+        and kernel.numel() > 0
         and dtype in (torch.float32, torch.bfloat16)
         and (kernel.is_contiguous() or kernel.is_contiguous(memory_format=torch.channels_last))
         and library() is not None
@@ -124,12 +149,12 @@ def takes_map(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> bool:
 
 
 def standardize(kernel: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
-    """`plain.standardize` with the cast to `dtype`; keeps the kernel's memory format. Differentiable once."""
+    """`plain.standardize` with the cast to `dtype`; keeps the kernel's memory format."""
     return _Standardize.apply(kernel, eps, dtype)
 
 
 def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`plain.group_norm_relu`; keeps only `x` and the statistics for the backward pass. Differentiable once."""
+    """`plain.group_norm_relu`; keeps only `x` and the statistics for the backward pass."""
     return _GroupNormReLU.apply(x, groups, weight, bias, eps)
 
 
@@ -138,28 +163,46 @@ def _call(name: str, *arguments: Tensor | float | None) -> None:
     getattr(library(), name)(*values, torch.get_num_threads())
 
 
-def refuse_second_derivatives() -> None:
-    """Called in a backward pass: raises if that pass is itself to be differentiated."""
-    # Inside a backward pass gradients are recorded only for create_graph=True. (once_differentiable would let a gradient
-    # through as a constant where the incoming one is constant.)
-    if torch.is_grad_enabled():
-        raise RuntimeError("The fast CPU operations have no second derivative; set BIT_NATIVE=0 for create_graph=True.")
+def differentiated(grad: Tensor) -> bool:
+    """Called in a backward pass: whether that pass is itself to be differentiated (create_graph=True) or goes over many gradients at
+    once (is_grads_batched=True), neither of which can see into the fast forms."""
+    # Inside a backward pass gradients are recorded only for create_graph=True.
+    return torch.is_grad_enabled() or torch._C._functorch.is_legacy_batchedtensor(grad)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def by_plain_form(
+    form: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradients of `form(*inputs)` for those inputs that need one, as torch computes them, differentiable in their turn."""
+    with torch.enable_grad():
+        # Aliases, so that the gradients end here: one input may depend on another, where parameters are shared.
+        aliases = [x.view_as(x) for x in inputs]
+        result = form(*aliases)
+    wanted = [x for x, need in zip(aliases, needed, strict=True) if need]
+    found = iter(torch.autograd.grad(result, wanted, grad, create_graph=torch.is_grad_enabled()))
+    return [next(found) if need else None for need in needed]
 
 
 class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         out = torch.empty_like(kernel, dtype=dtype)
-        stats = torch.empty(kernel.shape[0], 3)
+        stats = kernel.new_empty(kernel.shape[0], 3)
         length = kernel[0].numel()
         _call("bit_standardize_forward", kernel, out, stats, len(kernel), length, eps, dtype == torch.bfloat16)
         ctx.save_for_backward(kernel, stats)
+        ctx.eps, ctx.dtype = eps, dtype
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        refuse_second_derivatives()
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         kernel, stats = ctx.saved_tensors
+        if differentiated(grad):
+
+            def form(kernel: Tensor) -> Tensor:
+                return plain.standardize(kernel, ctx.eps).to(ctx.dtype)
+
+            return by_plain_form(form, (kernel,), (True,), grad)[0], None, None
         contiguous = kernel.is_contiguous()
         grad = grad.contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
         out = torch.empty_like(kernel)
@@ -173,22 +216,29 @@ class _GroupNormReLU(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
         n, channels, h, w = x.shape
         out = torch.empty_like(x, memory_format=torch.channels_last)
-        stats = torch.empty(n, groups, 3)
+        stats = weight.new_empty(n, groups, 3)
         sizes = (n, h * w, channels, groups)
         _call("bit_norm_forward", x, out, weight, bias, stats, *sizes, eps, x.dtype == torch.bfloat16)
         ctx.save_for_backward(x, weight, bias, stats)
-        ctx.groups = groups
+        ctx.groups, ctx.eps = groups, eps
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor, Tensor, None]:
-        refuse_second_derivatives()
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         x, weight, bias, stats = ctx.saved_tensors
+        if differentiated(grad):
+
+            def form(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+                return plain.group_norm_relu(x, ctx.groups, weight, bias, ctx.eps)
+
+            need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
+            found = by_plain_form(form, (x, weight, bias), (need_x, need_weight, need_bias), grad)
+            return found[0], None, found[1], found[2], None
         n, channels, h, w = x.shape
         grad = grad.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x, memory_format=torch.channels_last)
-        partial = torch.empty(2, n, channels)
-        grads = torch.empty(2, channels)
+        partial = weight.new_empty(2, n, channels)
+        grads = weight.new_empty(2, channels)
         sizes = (n, h * w, channels, ctx.groups)
         bf16 = x.dtype == torch.bfloat16
         _call("bit_norm_backward", x, grad, out, weight, bias, stats, partial, *grads, *sizes, bf16)

@@ -37,7 +37,8 @@ def load(
     pretrained: bool = True,
     offline: bool | None = None,
 ) -> ResNetV2:
-    """A network in float32 on the CPU, in evaluation mode, that knows its `card`: class names, input size, where it comes from.
+    """A network on the CPU, in torch's default dtype (float32), in evaluation mode. It knows its `card`: class names, input size, where it
+    comes from.
 
     name_or_file: a name from `catalog.list_models()` (or timm's name for it), a weight file of any published form, a run
     folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://..., file:///...), or, without pretrained,
@@ -67,7 +68,9 @@ def load(
         for name, stored_name in translation.names.items():
             if keep_head or not name.startswith("head."):
                 tensor = translation.layout.our_value(name, contents.read(stored_name))
-                state[name] = tensor.float().contiguous() if tensor.is_floating_point() else tensor
+                state[name] = (
+                    tensor.to(torch.get_default_dtype()).contiguous() if tensor.is_floating_point() else tensor
+                )
     if not keep_head and card.num_classes:
         state["head.weight"] = torch.zeros(card.num_classes, network.num_features)
         state["head.bias"] = torch.zeros(card.num_classes)
@@ -312,10 +315,15 @@ def _state(network: ResNetV2, dtype: Dtype | None) -> dict[str, Tensor]:
     """The network's tensors, contiguous on the CPU, after checking that they are those that its card speaks of."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     card = network.card
-    expected = names.shapes(card.architecture, card.num_classes)
-    if {name: tuple(tensor.shape) for name, tensor in state.items()} != expected:
+    if network.global_pool != "avg":
         raise WeightsError(
-            f"The card of {card.name} ({card.architecture}, {card.num_classes} classes) is of another network."
+            f"Files hold networks that pool by averaging; this one has global_pool {network.global_pool!r}. Keep its state_dict instead."
+        )
+    expected = names.shapes(card.architecture, card.num_classes)
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if odd := [name for name in (*expected, *found) if expected.get(name) != found.get(name)]:
+        raise WeightsError(
+            f"Files hold BiT networks whose head is one linear layer; this one differs in {odd[0]}. Keep its state_dict instead."
         )
     if dtype not in (None, "float32"):
         for name, tensor in state.items():

@@ -239,6 +239,7 @@ def write_npz(path: str | os.PathLike[str], tensors: Iterable[tuple[str, Tensor]
     with _writing(path) as temporary, zipfile.ZipFile(temporary, "w", allowZip64=True) as archive:
         for name, tensor in tensors:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                tensor = tensor.float() if tensor.dtype == torch.bfloat16 else tensor  # which NumPy has not
                 np.lib.format.write_array(file, tensor.contiguous().numpy(), allow_pickle=False)
 
 
