@@ -29,6 +29,14 @@ class Limits:
     """Pixels of the height and width of a network's input, as a model's card or a flag asks for."""
     image_bytes: int = 512 * 2**20
     """Of one image file, as it is stored."""
+    image_pixels: int = 250 * 10**6
+    """Of one image: height times width."""
+    image_side: int = 10**6
+    """Height or width of one image, px."""
+    image_memory: int = 1400 * 10**6
+    """Bytes that decoding one image may take, and all that a process decodes at a time together."""
+    image_seconds: int = 20
+    """That decoding one image may take on a slow core, as estimated from its format, its pixels and its bytes."""
     download_bytes: int = 32 * 10**9
     """Of one downloaded file whose size is not known beforehand. Shards: `$BIT_SHARD_CACHE`."""
     image_download_bytes: int = 64 * 2**20

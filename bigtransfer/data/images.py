@@ -6,21 +6,37 @@ Pixels are uint8, `(height, width, channels)`, channels 3 (sRGB as stored, no co
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
-import io
+import math
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError, _imaging
+from PIL import Image, ImageCms, UnidentifiedImageError
 
 from bigtransfer import files
 from bigtransfer.catalog import InputSpec
+from bigtransfer.data import containers
+from bigtransfer.data.containers import Encoded, extensions, formats
 from bigtransfer.errors import ConfigError, ImageError
+from bigtransfer.limits import limits
+
+__all__ = [
+    "Interpolation",
+    "Pixels",
+    "decode",
+    "extensions",
+    "formats",
+    "from_pillow",
+    "memory_held",
+    "prepare",
+    "resize",
+    "size",
+    "with_channels",
+]
 
 Pixels = np.ndarray
 """uint8 (height, width, channels)."""
@@ -29,48 +45,14 @@ Interpolation = Literal["bilinear", "bicubic"]
 
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
-_UNTRANSPOSE = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""What turns an image stored under this EXIF orientation upright."""
+_LARGE_JPEG = 100_000_000
+"""Pixels beyond which a JPEG is decoded at half its height and width: nothing is lost that any input size could show."""
 
+_STRIP = 1 << 20
+"""Pixels that are converted at a time."""
 
-@functools.cache
-def formats() -> tuple[str, ...]:
-    """The formats that `decode` opens: all that the installed Pillow reads, and HEIC where pillow-heif is installed.
-
-    EPS is left out, as Pillow runs an external PostScript interpreter on it; so are the formats that Pillow names but cannot decode.
-    """
-    with contextlib.suppress(ImportError):
-        import pillow_heif  # pyright: ignore[reportMissingImports]
-
-        pillow_heif.register_heif_opener()
-    Image.init()
-    _silence_libtiff()
-    return tuple(sorted(set(Image.OPEN) - {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}))
-
-
-def _silence_libtiff() -> None:
-    """Keep libtiff from writing its remarks on damaged files to standard error by itself; the reason is in Pillow's exception."""
-    with contextlib.suppress(OSError, AttributeError):  # a Pillow without it, or that hides it
-        library = ctypes.CDLL(_imaging.__file__)  # finds what that is linked with, too
-        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-            function = getattr(library, name)
-            function.argtypes, function.restype = [ctypes.c_void_p], ctypes.c_void_p
-            function(None)
-
-
-@functools.cache
-def extensions() -> frozenset[str]:
-    """Lower-case file name endings, with their dot, that are taken for images."""
-    known = formats()
-    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in known)
+_FREE = 1 << 26
+"""Bytes that an image may take without asking whether others are being decoded."""
 
 
 def decode(
@@ -84,107 +66,182 @@ def decode(
     taken as 16-bit, and anything else is stretched from its least to its greatest value.
 
     `at_least=(height, width)` lets JPEG decode at 1/2, 1/4 or 1/8 scale as long as the result is no smaller than that: far
-    faster for huge photos, and not the same pixels as a full decode. Without it the result is exact.
+    faster for huge photos, and not the same pixels as a full decode. Without it the result is exact, but for JPEGs of more than
+    100 million pixels, which are decoded at half scale.
 
-    Raises ImageError, with `name` and a reason, for whatever cannot be decoded, also for images of more pixels than twice
-    `PIL.Image.MAX_IMAGE_PIXELS` (179 million unless changed).
+    Raises ImageError, with `name` and a reason, for whatever cannot be decoded, is in none of `formats()`, or exceeds a limit
+    (`limits`: image_bytes, image_pixels, image_side, image_memory, image_seconds), which is known before anything is decoded.
     """
     if channels not in (1, 3):
         raise ConfigError(f"Images are read with 1 or 3 channels, not {channels}.")
-    with _opened(source, name) as image:
-        if at_least is not None and image.format in ("JPEG", "MPO"):
-            height, width = at_least[::-1] if _orientation(image) >= 5 else at_least
-            image.draft(None, (width, height))
-        return from_pillow(image, channels)
+    with _opened(source, name) as (image, encoded):
+        width, height = image.size
+        if encoded.kind == "JPEG" and at_least is not None:
+            across, down = at_least if (encoded.orientation or 1) >= 5 else at_least[::-1]
+            image.draft(None, (across, down))
+        elif encoded.kind == "JPEG" and width * height > _LARGE_JPEG:
+            image.draft(None, (width // 2, height // 2))
+        needed = _affordable(encoded, image, (width, height), channels)
+        with _memory(needed):
+            with _undisturbed(encoded, image):
+                image.load()
+            # Asked only now where Pillow knows: loading a TIFF or HEIC turns it upright by itself.
+            return _pixels(image, channels, encoded.orientation or _orientation(image))
 
 
 def from_pillow(image: Image.Image, channels: int = 3) -> Pixels:
     """The pixels of an image that Pillow has opened or made, by the rules of `decode`; Pillow's own errors where it is damaged."""
     image.load()
-    # Asked only now: loading a TIFF or HEIC turns it upright by itself, and a PNG may hold its EXIF data behind its pixels.
-    upright = _UNTRANSPOSE.get(_orientation(image))
-    flat = _to_8_bits(image, channels)
-    if upright is not None:
-        flat = flat.transpose(upright)
-    pixels = np.asarray(flat)
-    return np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
+    return _pixels(image, channels, _orientation(image))
 
 
 def size(source: bytes | str | os.PathLike[str], name: str) -> tuple[int, int]:
     """Height and width of the upright image in px, from its header: nothing is decoded. Raises ImageError as `decode` does."""
-    with _opened(source, name) as image:
+    with _opened(source, name) as (image, encoded):
         width, height = image.size
-        if image.format == "TIFF":  # whose `size` is of the upright image in newer Pillow versions only
+        if encoded.kind == "TIFF":  # whose `size` is of the upright image in newer Pillow versions only
             width, height = (image.tag_v2[tag] for tag in (256, 257))  # pyright: ignore[reportAttributeAccessIssue]
-        # Asking Pillow for the EXIF data of a PNG that shows none up to here would decode the whole of it.
-        sideways = (image.format != "PNG" or "exif" in image.info) and _orientation(image) >= 5
+        sideways = (encoded.orientation or _orientation(image)) >= 5
     return (width, height) if sideways else (height, width)
 
 
 @contextlib.contextmanager
-def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[Image.Image]:
+def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[tuple[Image.Image, Encoded]]:
     """The image opened by Pillow; whatever goes wrong before the block's end becomes an ImageError."""
-    data = b""
     try:
         data = source if isinstance(source, bytes) else files.read(source, "image_bytes")
         if not data:
             raise ImageError(name, "the file is empty (0 bytes)")
+        encoded = containers.read(data)
+        del data
         with _without_warnings():
-            image = Image.open(io.BytesIO(data), formats=formats())
+            image = encoded.opened()
         with image:
-            yield image
+            yield image, encoded
     except (ImageError, ConfigError):
         raise
     except Exception as error:  # A decoder fed with damaged bytes may raise anything.
-        raise ImageError(name, _reason(error, data)) from error
+        raise ImageError(name, _reason(error)) from error
 
+
+def _affordable(encoded: Encoded, image: Image.Image, size: tuple[int, int], channels: int) -> int:
+    """Bytes that decoding and then resizing takes, without the file's own. Unreadable where that, or another limit, is too much."""
+    bounds = limits()
+    width, height = size
+    if max(size) > bounds.image_side:
+        raise _over("image_side", f"it is {width:,} x {height:,} px; a side may have {bounds.image_side:,}")
+    if width * height > bounds.image_pixels:
+        raise _over(
+            "image_pixels",
+            f"it has too many pixels, {width:,} x {height:,}; {bounds.image_pixels / 1e6:g} million may be",
+        )
+    needed, seconds = encoded.cost(width, height, image.size, image.mode)
+    made = image.width * image.height
+    needed = made * channels + max(needed, made * (4 if channels == 3 else 1))  # decoded first, resized by Pillow then
+    if len(encoded.data) + needed > bounds.image_memory:
+        needed_gb = (len(encoded.data) + needed) / 1e9
+        raise _over("image_memory", f"decoding its {width:,} x {height:,} px takes {needed_gb:.1f} GB of memory")
+    if seconds > bounds.image_seconds:
+        raise _over("image_seconds", f"decoding it would take about {seconds:.0f} seconds")
+    return needed
+
+
+def _over(limit: str, what: str) -> containers.Unreadable:
+    return containers.Unreadable(f"{what}; shrink it first or, if it is meant, raise the limit: --limits {limit}=N")
+
+
+# --- Shared by threads
 
 _quiet = threading.Lock()
+_room = threading.Condition()
+_taken = 0
+_scope = threading.local()
 
 
-def _renew_lock() -> None:
-    """A process forked while another thread held the lock would wait for it forever."""
-    global _quiet
-    _quiet = threading.Lock()
+def _renew_locks() -> None:
+    """A process forked while another thread held a lock would wait for it forever."""
+    global _quiet, _room, _taken
+    _quiet, _room, _taken = threading.Lock(), threading.Condition(), 0
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_renew_lock)
+    os.register_at_fork(after_in_child=_renew_locks)
 
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Pillow's remarks on odd metadata and on large images are of no use here. One thread at a time, as filters are global."""
+    """Pillow's remarks on odd metadata and on large images are of no use here. One thread at a time, as filters are global.
+
+    Nor is its own limit on pixels, which it looks up in a global, too: `limits` has another.
+    """
     with _quiet, warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
+def _undisturbed(encoded: Encoded, image: Image.Image) -> contextlib.AbstractContextManager[None]:
+    """While a TIFF is decoded that is larger than Pillow likes: it asks for the size again then."""
+    large = encoded.kind == "TIFF" and image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf)
+    return _without_warnings() if large else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _memory(needed: int) -> Iterator[None]:
+    """Waits until the large images that other threads decode leave that many bytes of the limit on memory."""
+    _give_back()
+    if needed > _FREE:
+        _take(needed)
+    try:
         yield
+    finally:
+        if not getattr(_scope, "kept", False):
+            _give_back()
 
 
-def _reason(error: Exception, data: bytes) -> str:
+@contextlib.contextmanager
+def memory_held() -> Iterator[None]:
+    """Around the decoding of one image and what is done with its pixels at once: other threads' large images wait until its end."""
+    _scope.kept = True
+    try:
+        yield
+    finally:
+        _scope.kept = False
+        _give_back()
+
+
+def _take(needed: int) -> None:
+    global _taken
+    with _room:
+        _room.wait_for(lambda: not _taken or _taken + needed <= limits().image_memory)
+        _taken += needed
+        _scope.bytes = needed
+
+
+def _give_back() -> None:
+    global _taken
+    held, _scope.bytes = getattr(_scope, "bytes", 0), 0
+    if held:
+        with _room:
+            _taken = max(0, _taken - held)
+            _room.notify_all()
+
+
+def _reason(error: Exception) -> str:
     """Why an image cannot be decoded, in words its owner understands."""
-    head = data[:512].lstrip()
+    if isinstance(error, containers.Unreadable):
+        return str(error)
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if isinstance(error, OSError) and error.errno is not None:
         return f"the file cannot be read ({error.strerror})"
-    if isinstance(error, Image.DecompressionBombError):
-        return (
-            f"it has too many pixels (more than {2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6} million); shrink it first"
-        )
     if isinstance(error, MemoryError):
         return "not enough memory to decode it"
     if isinstance(error, UnidentifiedImageError):
-        if head.startswith(b"version https://git-lfs"):
-            return "it is a Git LFS pointer, not the image; fetch the images with `git lfs pull`"
-        if head[:1] == b"<" and (b"<html" in head.lower() or b"<!doctype" in head.lower()):
-            return "it is a web page, not an image"
-        if head.startswith(b"<svg") or (head.startswith(b"<?xml") and b"<svg" in head):
-            return "it is an SVG drawing; convert it to PNG first"
-        if data[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftypmsf1", b"ftyphevc") and "HEIF" not in formats():
-            return "it is a HEIC photo; install the package pillow-heif to read it"
-        if not any(data):
-            return f"its {len(data)} bytes are all zero"
-        return "it is not in an image format that Pillow reads"
+        return "it is damaged (its header makes no sense)"
     text = str(error)
     if "truncated" in text.lower() or isinstance(error, EOFError):
         return "it is truncated: the file ends before the image does"
@@ -192,56 +249,114 @@ def _reason(error: Exception, data: bytes) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 (upright) also where the EXIF data are damaged."""
+    """EXIF orientation 1..8 as Pillow knows it; 1 (upright) also where the EXIF data are damaged."""
     try:
-        with _without_warnings():
-            value = image.getexif().get(_ORIENTATION, 1)
+        if image.format in ("AVIF", "HEIF"):
+            value = containers.exif_orientation(image.info.get("exif") or b"")
+        else:
+            with _without_warnings():
+                value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # Damaged metadata must not cost the image.
         return 1
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def _to_8_bits(image: Image.Image, channels: int) -> Image.Image:
-    """The image in mode RGB (channels 3) or L (1)."""
-    if image.mode.startswith("I") or image.mode == "F":
-        image = _numbers_to_grey(image)
-    elif image.mode == "LAB":
-        image = _lab_to_rgb(image)
-    elif image.has_transparency_data:
-        front = image.convert("RGBA")
-        back = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(back, front).convert("RGB")
-    elif image.mode not in ("1", "L", "RGB"):
-        image = image.convert("RGB")
+# --- Pixels
+
+
+def _pixels(image: Image.Image, channels: int, orientation: int) -> Pixels:
+    """The loaded image, which is stored in that orientation, upright and in 8 bits; strip by strip, so that no copy of it is made."""
+    width, height = image.size
+    upright = np.empty((width, height, channels) if orientation >= 5 else (height, width, channels), np.uint8)
+    stored = _as_stored(upright, orientation)
+    flatten = _flattener(image, channels)
+    for top, strip in _strips(image):
+        pixels = flatten(strip)
+        stored[top : top + strip.height] = pixels if pixels.ndim == 3 else pixels[:, :, None]
+    return upright
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Some rows at a time, with the number of the first."""
+    rows = max(1, _STRIP // image.width)
+    if rows >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, rows):
+        yield top, image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _as_stored(upright: np.ndarray, orientation: int) -> np.ndarray:
+    """A view of the upright picture whose row 0 and column 0 are those of a file in that orientation (EXIF 2.3, tag 0x0112)."""
+    turned = upright.swapaxes(0, 1) if orientation >= 5 else upright
+    flipped_rows, flipped_columns = orientation in (3, 4, 6, 7), orientation in (2, 3, 7, 8)
+    return turned[:: -1 if flipped_rows else 1, :: -1 if flipped_columns else 1]
+
+
+def _flattener(image: Image.Image, channels: int) -> Callable[[Image.Image], np.ndarray]:
+    """What makes a strip of the image uint8 (h, w) or (h, w, 3)."""
     mode = "RGB" if channels == 3 else "L"
-    return image if image.mode == mode else image.convert(mode)
+    if image.mode.startswith("I") or image.mode == "F":
+        to_grey = _number_rule(image)
+        return lambda strip: np.repeat(to_grey(np.asarray(strip))[:, :, None], channels, axis=2)
+    if image.mode == "LAB":
+        return lambda strip: np.asarray(_lab_to_rgb(strip).convert(mode))
+    if image.has_transparency_data:
+        return lambda strip: np.asarray(_over_white(strip).convert(mode))
+    if image.mode not in ("1", "L", "RGB"):
+        return lambda strip: np.asarray(strip.convert("RGB").convert(mode))
+    return lambda strip: np.asarray(strip if strip.mode == mode else strip.convert(mode))
 
 
-def _numbers_to_grey(image: Image.Image) -> Image.Image:
-    """Integers of 16 or 32 bits and floats as 8-bit grey, by the ranges in `decode`."""
-    values = np.asarray(image)
+def _over_white(image: Image.Image) -> Image.Image:
+    front = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), front).convert("RGB")
+
+
+def _number_rule(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
+    """What makes integers of 16 or 32 bits or floats 8-bit grey, by the ranges in `decode`."""
     if image.mode.startswith("I;16"):
         bits = getattr(image, "tag_v2", {}).get(_BITS_PER_SAMPLE, (16,))[0]
-        return Image.fromarray((values >> (bits - 8)).clip(0, 255).astype(np.uint8))
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        known = values[np.isfinite(values)]
-        values = np.nan_to_num(values, nan=0.0, posinf=known.max(initial=0.0), neginf=known.min(initial=0.0))
-    low, high = values.min(), values.max()
-    if image.mode == "F" and low >= 0 and high <= 1:
-        values = values * 255
-    elif image.mode == "I" and low >= 0 and high <= 65535 and (high > 255 or image.format == "PPM"):
-        values = np.floor(values / 256)
-    elif low < 0 or high > 255:
-        values = (values - low) * (255 / (high - low or 1))
-    return Image.fromarray(np.rint(values).astype(np.uint8))
+        return lambda values: (values >> (bits - 8)).clip(0, 255).astype(np.uint8)
+    low, high, unknown = math.inf, -math.inf, [False, False, False]
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        known = values if image.mode != "F" else values[np.isfinite(values)]
+        if len(known):
+            low, high = min(low, float(known.min())), max(high, float(known.max()))
+        if known.size < values.size:
+            present = np.isnan(values).any(), np.isposinf(values).any(), np.isneginf(values).any()
+            unknown = [bool(before or now) for before, now in zip(unknown, present, strict=True)]
+    # What is no number counts as 0, infinity as the greatest or least number that there is.
+    top, bottom = max(high, 0.0), min(low, 0.0)
+    replaced = [value for value, present in zip((0.0, top, bottom), unknown, strict=True) if present]
+    low, high = min([low, *replaced]), max([high, *replaced])
+
+    def rule(values: np.ndarray) -> np.ndarray:
+        values = values.astype(np.float64)
+        if replaced:
+            values = np.nan_to_num(values, nan=0.0, posinf=top, neginf=bottom)
+        if image.mode == "F" and low >= 0 and high <= 1:
+            values = values * 255
+        elif image.mode == "I" and low >= 0 and high <= 65535 and (high > 255 or image.format == "PPM"):
+            values = np.floor(values / 256)
+        elif low < 0 or high > 255:
+            values = (values - low) * (255 / (high - low or 1))
+        return np.rint(values).astype(np.uint8)
+
+    return rule
 
 
 def _lab_to_rgb(image: Image.Image) -> Image.Image:
-    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    lab, rgb = _profiles()
     result = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")  # pyright: ignore[reportArgumentType]
     assert result is not None  # only in-place conversion returns nothing
     return result
+
+
+@functools.cache
+def _profiles() -> tuple[object, object]:
+    return ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
 
 
 def with_channels(image: Pixels, channels: int) -> Pixels:
@@ -264,29 +379,93 @@ def resize(
     if image.shape[:2] == (height, width):
         return image
     if antialias:
-        grey = image.shape[2] == 1
-        method = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
-        result = np.asarray(Image.fromarray(image[:, :, 0] if grey else image).resize((width, height), method))
-        return result[:, :, None] if grey else result
-    rows = _along_rows(image.astype(np.float32), height, interpolation)
-    both = _along_rows(rows.swapaxes(0, 1), width, interpolation).swapaxes(0, 1)
+        return _by_pillow(image, height, width, interpolation, None)
+    return _plain(image, (height, 0, height), (width, 0, width), interpolation)
+
+
+def prepare(image: Pixels, spec: InputSpec) -> Pixels:
+    """The image as a model sees it at evaluation: uint8 `(spec.size, spec.size, channels)`.
+
+    Of an image that is more than `_LONG` times as long as wide only the part is resized that the centre crop keeps; antialiased, that may
+    differ by one level here and there from resizing it whole.
+    """
+    if spec.mode == "square":
+        return resize(image, spec.size, spec.size, spec.interpolation, spec.antialias)
+    height, width = image.shape[:2]
+    short = spec.resized
+    if height <= width:
+        height, width = short, int(short * width / height)
+    else:
+        height, width = int(short * height / width), short
+    top, left = round((height - spec.size) / 2), round((width - spec.size) / 2)
+    if max(height, width) > _LONG * short:
+        return _window(image, (height, top), (width, left), spec)
+    image = resize(image, height, width, spec.interpolation, spec.antialias)
+    return np.ascontiguousarray(image[top : top + spec.size, left : left + spec.size])
+
+
+_LONG = 16
+
+
+def _window(image: Pixels, rows: tuple[int, int], columns: tuple[int, int], spec: InputSpec) -> Pixels:
+    """`spec.size` rows and columns of the image resized; rows, columns: of how many, and the first."""
+    if not spec.antialias:
+        return _plain(image, (*rows, spec.size), (*columns, spec.size), spec.interpolation)
+    places = []
+    for n, (length, first) in zip(image.shape, (rows, columns), strict=False):
+        scale = n / length
+        begin, end = first * scale, (first + spec.size) * scale
+        # What the filter reaches at most, and a pixel more.
+        reach = 2 * max(scale, 1.0) + 1
+        low, high = max(0, math.floor(begin - reach)), min(n, math.ceil(end + reach))
+        places.append((low, high, begin - low, end - low))
+    (top, bottom, y0, y1), (left, right, x0, x1) = places
+    return _by_pillow(image[top:bottom, left:right], spec.size, spec.size, spec.interpolation, (x0, y0, x1, y1))
+
+
+def _by_pillow(
+    image: Pixels, height: int, width: int, interpolation: Interpolation, box: tuple[float, float, float, float] | None
+) -> Pixels:
+    grey = image.shape[2] == 1
+    method = Image.Resampling.BILINEAR if interpolation == "bilinear" else Image.Resampling.BICUBIC
+    picture = Image.fromarray(image[:, :, 0] if grey else image)
+    result = np.asarray(picture.resize((width, height), method, box))
+    return result[:, :, None] if grey else result
+
+
+def _plain(
+    image: Pixels, rows: tuple[int, int, int], columns: tuple[int, int, int], interpolation: Interpolation
+) -> Pixels:
+    """The image resampled without antialiasing; rows, columns: to how many, the first that is kept, and how many are."""
+    places, weights = _taps(image.shape[1], *columns, interpolation)
+    # Rows first, and of them only the columns that will be looked at.
+    needed = np.unique(places)
+    if len(needed) < image.shape[1]:
+        image, places = image[:, needed], np.searchsorted(needed, places)
+    halfway = _weighted(image, *_taps(image.shape[0], *rows, interpolation))
+    both = _weighted(halfway.swapaxes(0, 1), places, weights).swapaxes(0, 1)
     return np.ascontiguousarray(np.rint(both).clip(0, 255).astype(np.uint8))
 
 
-def _along_rows(image: np.ndarray, length: int, interpolation: Interpolation) -> np.ndarray:
-    """The first axis of float32 `(n, m, c)` resampled to `length` without antialiasing."""
-    n = len(image)
-    at = (np.arange(length) + 0.5) * (n / length) - 0.5
-    first = np.floor(at).astype(np.int64)
+def _taps(n: int, length: int, first: int, count: int, interpolation: Interpolation) -> tuple[np.ndarray, np.ndarray]:
+    """Of `n` samples resampled to `length`: which ones make up those from `first` on, int64 (taps, count), and by what weights, float32."""
+    at = (np.arange(first, first + count) + 0.5) * (n / length) - 0.5
+    nearest = np.floor(at).astype(np.int64)
     taps = (0, 1) if interpolation == "bilinear" else (-1, 0, 1, 2)
-    weights = np.stack([_kernel(np.abs(at - (first + tap)), interpolation) for tap in taps])
+    weights = np.stack([_kernel(np.abs(at - (nearest + tap)), interpolation) for tap in taps])
+    places = np.stack([nearest + tap for tap in taps])
     if interpolation == "bicubic":
         # TensorFlow drops the taps beyond the edge and scales the others up; for bilinear that is the same as repeating the edge.
-        inside = np.stack([(first + tap >= 0) & (first + tap < n) for tap in taps])
+        inside = (places >= 0) & (places < n)
         weights = weights * inside / (weights * inside).sum(axis=0)
-    result = np.zeros((length, *image.shape[1:]), np.float32)
-    for tap, weight in zip(taps, weights.astype(np.float32), strict=True):
-        result += weight[:, None, None] * image[(first + tap).clip(0, n - 1)]
+    return places.clip(0, n - 1), weights.astype(np.float32)
+
+
+def _weighted(image: np.ndarray, places: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Sums of rows of `(n, m, c)` at `places` by their weights, both (taps, count): float32 (count, m, c)."""
+    result = np.zeros((places.shape[1], *image.shape[1:]), np.float32)
+    for place, weight in zip(places, weights, strict=True):
+        result += weight[:, None, None] * image[place]
     return result
 
 
@@ -296,18 +475,3 @@ def _kernel(distance: np.ndarray, interpolation: Interpolation) -> np.ndarray:
     near = (1.5 * distance - 2.5) * distance**2 + 1
     far = ((-0.5 * distance + 2.5) * distance - 4) * distance + 2
     return np.where(distance <= 1, near, np.where(distance < 2, far, 0))
-
-
-def prepare(image: Pixels, spec: InputSpec) -> Pixels:
-    """The image as a model sees it at evaluation: uint8 `(spec.size, spec.size, channels)`."""
-    if spec.mode == "square":
-        return resize(image, spec.size, spec.size, spec.interpolation, spec.antialias)
-    height, width = image.shape[:2]
-    short = spec.resized
-    if height <= width:
-        height, width = short, int(short * width / height)
-    else:
-        height, width = int(short * height / width), short
-    image = resize(image, height, width, spec.interpolation, spec.antialias)
-    top, left = round((height - spec.size) / 2), round((width - spec.size) / 2)
-    return np.ascontiguousarray(image[top : top + spec.size, left : left + spec.size])

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bigtransfer import files, records, terminal
+from bigtransfer import files, records
 from bigtransfer.data import archives, images, remote
 from bigtransfer.data.archives import Member
 from bigtransfer.data.kinds import HEAD, Passed
@@ -43,7 +43,7 @@ def expand(pattern: str, remote_cache: Cache) -> list[Path | RemoteFile]:
             continue
         found = matches(folder + spelled)
         if not found:
-            raise DataError(f"There is no file {terminal.line(folder + spelled)}.")
+            raise DataError(f"There is no file {folder + spelled}.")
         paths.update(dict.fromkeys(map(Path, found)))
     return list(paths)
 
