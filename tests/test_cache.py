@@ -203,10 +203,11 @@ def test_processes_share_one_and_go_on_if_the_first_dies(images: ImageSet, tmp_p
     while first.is_alive() and not list(place.glob(".decoded-*.tmp")):
         time.sleep(0.01)
     assert first.pid is not None
+    os.kill(first.pid, signal.SIGSTOP)  # in the middle of its work, however slow this machine is
     others = [context.Process(target=_fill, args=(counted(images, log), place)) for _ in range(3)]
     for process in others:
         process.start()
-    os.kill(first.pid, signal.SIGKILL)  # in the middle of its work
+    os.kill(first.pid, signal.SIGKILL)
     for process in (first, *others):
         process.join()
     assert [process.exitcode for process in (first, *others)] == [-signal.SIGKILL, 0, 0, 0]
