@@ -132,8 +132,17 @@ def test_what_is_in_the_files(tmp_path: Path) -> None:
     state = saved(tmp_path, 1)
     path = tmp_path / "checkpoints" / "step-00000001"
     manifest = json.loads((path / "checkpoint.json").read_text())
-    assert manifest["files"] == {shard(path).name: shard(path).stat().st_size}
-    del manifest["files"]
+    assert manifest.pop("files") == {shard(path).name: shard(path).stat().st_size}
+    # Bit by bit, from the definition: the reversed polynomial 0x82F63B78, all bits set before and inverted after.
+    value = 0xFFFFFFFF
+    for byte in shard(path).read_bytes()[:1000]:
+        value ^= byte
+        for _ in range(8):
+            value = value >> 1 ^ (0x82F63B78 if value & 1 else 0)
+    (tmp_path / "start").write_bytes(shard(path).read_bytes()[:1000])
+    assert storage.checksum(tmp_path / "start") == f"{value ^ 0xFFFFFFFF:08x}"
+    assert manifest.pop("checksums") == {shard(path).name: storage.checksum(shard(path))}
+    assert len(manifest.pop("checksum")) == 8
     facts = {"seed": 0, "recipe": {"steps": 3, "decays": [1, 2]}}
     assert manifest == {"format": 1, "step": 1, "micro_batch": 2, "facts": facts}
     with safe_open(shard(path), framework="pt") as file:
@@ -172,9 +181,43 @@ def spoil(path: Path, how: str) -> None:
         manifest.write_text("[]")
     elif how == "later format":
         manifest.write_text(manifest.read_text().replace('"format": 1', '"format": 2'))
+    elif how == "flipped bit":
+        content = bytearray(content)
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+    elif how == "one more file":
+        save_file({"model.head.bias": torch.ones(3)}, path / "shard-00002.safetensors")
 
 
-DAMAGES = ("truncated", "missing", "zeros", "foreign", "no manifest", "torn manifest", "other JSON", "later format")
+MANIFESTS: dict[str, tuple[tuple[str, ...], Any]] = {
+    "other step": (("step",), 7),
+    "step of another": (("step",), 7),
+    "negative step": (("step",), -1),
+    "step as text": (("step",), "1"),
+    "no micro-batch": (("micro_batch",), 0),
+    "no facts": (("facts",), None),
+    "facts as a list": (("facts",), [1]),
+    "files as a list": (("files",), []),
+    "size as text": (("files", "shard-00001.safetensors"), "1"),
+    "a file elsewhere": (("files", "../../config.json"), 3),
+    "checksum as a number": (("checksums", "shard-00001.safetensors"), 1),
+    "no checksum of the file": (("checksums",), {}),
+}
+"""Ways in which somebody may change checkpoint.json: where, and to what."""
+
+
+DAMAGES = (
+    "flipped bit",
+    "one more file",
+    "truncated",
+    "missing",
+    "zeros",
+    "foreign",
+    "no manifest",
+    "torn manifest",
+    "other JSON",
+    "later format",
+)
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -198,6 +241,25 @@ def test_a_damaged_one_is_never_loaded(tmp_path: Path, how: str, caplog: pytest.
     assert fresh.step == 0 and same(fresh, new(seed=5))
 
 
+def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
+    saved(tmp_path, 1)
+    path = tmp_path / "checkpoints" / "step-00000001"
+    good = (path / "checkpoint.json").read_text()
+    for how, (place, value) in MANIFESTS.items():
+        changed = json.loads(good)
+        inner = changed
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = value
+        if how != "other step":  # by somebody who means it
+            del changed["checksum"]
+        (path / "checkpoint.json").write_text(json.dumps(changed))
+        with pytest.raises(RunError, match=r"step-00000001 cannot be read \(.*\), and no earlier one either"):
+            checkpoint.latest(tmp_path)
+    (path / "checkpoint.json").write_text(good)
+    assert checkpoint.latest(tmp_path) == path
+
+
 def test_what_is_later_than_a_new_one_is_gone(tmp_path: Path) -> None:
     """It was damaged, and would take the place of a good one among the last that are kept."""
     saved(tmp_path, 1, 2, 3)
@@ -207,9 +269,58 @@ def test_what_is_later_than_a_new_one_is_gone(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000001"]
 
 
+def test_an_earlier_one_without_checksums_is_loaded_and_said_to_be_unverified(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    state = saved(tmp_path, 1)
+    manifest = tmp_path / "checkpoints" / "step-00000001" / "checkpoint.json"
+    stored = json.loads(manifest.read_text())
+    del stored["checksums"], stored["checksum"]
+    manifest.write_text(json.dumps(stored))
+    after = new(seed=5)
+    assert checkpoint.restore(tmp_path, after, FACTS) and same(after, state)
+    assert "without checksums: its contents cannot be verified" in caplog.text
+    caplog.clear()
+    saved(tmp_path, 1)
+    assert checkpoint.restore(tmp_path, new(), FACTS) and "verified" not in caplog.text
+
+
+def test_it_is_on_the_disk_when_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Contents, then the names in the folder, then the folder's own name, each waited for, as the machine may die at any moment."""
+    done: list[object] = []
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(number: int) -> None:
+        done.append(os.fstat(number).st_ino)
+        sync(number)
+
+    def noted_replace(old: Path, new: Path) -> None:
+        done.append(Path(new).name)
+        replace(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    saved(tmp_path, 1)
+    path = tmp_path / "checkpoints" / "step-00000001"
+
+    def inode(each: Path) -> int:
+        return each.stat().st_ino
+
+    file, manifest = shard(path), path / "checkpoint.json"
+    assert done == [
+        *(inode(file), file.name, inode(path)),
+        *(inode(manifest), manifest.name, inode(path)),
+        *(path.name, inode(path.parent), inode(tmp_path)),
+    ]
+
+
 def test_that_of_another_run_or_network_is_refused(tmp_path: Path) -> None:
     saved(tmp_path, 1)
     fresh = new(seed=5)
+    with pytest.raises(RunError, match=r"another run: loss was None, is now 'sigmoid'\."):
+        checkpoint.restore(tmp_path, fresh, {**FACTS, "loss": "sigmoid"})
+    with pytest.raises(RunError, match=r"another run: seed was 0, is now None\."):
+        checkpoint.restore(tmp_path, fresh, {"recipe": FACTS["recipe"]})
     with pytest.raises(RunError, match=r"another run: seed was 0, is now 1\. Choose another --out"):
         checkpoint.restore(tmp_path, fresh, {**FACTS, "seed": 1})
     with pytest.raises(RunError, match=r"of another network\. Remove .*checkpoints to start"):

@@ -1,7 +1,7 @@
 """Everything a resume needs: weights, momentum, moving averages, the step, and what they belong to.
 
 RUN/checkpoints/step-00001234/
-  checkpoint.json       format, step, micro_batch, facts, and the bytes of every other file
+  checkpoint.json       format, step, micro_batch, facts, and the bytes and CRC-32C of every other file
   shard-*.safetensors   the tensors model.NAME, momentum.NAME, ema.NAME, or the parts of them that one process wrote
 
 The processes of a run write it together, and any other number of them can read it (docs/decisions/checkpoints.md). A folder gets
@@ -18,14 +18,17 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import google_crc32c
+import msgspec
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from bigtransfer import runs
+from bigtransfer import records, runs
 from bigtransfer.dist import World
 from bigtransfer.errors import RunError
 from bigtransfer.train import parallel
@@ -37,8 +40,24 @@ FOLDER = "checkpoints"
 MANIFEST = "checkpoint.json"
 FORMAT = 1
 
-_DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError)
-"""What reading a damaged checkpoint can raise; the last three if checkpoint.json is not what we write."""
+_DAMAGE = (OSError, SafetensorError, ValueError, KeyError, TypeError, AttributeError, RunError)
+"""What reading a damaged checkpoint can raise: the system, safetensors and torch's reader, and `records` of checkpoint.json."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Manifest:
+    """The form of checkpoint.json."""
+
+    format: int
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    micro_batch: Annotated[int, msgspec.Meta(ge=1)]
+    facts: dict[str, Any]
+    files: dict[str, Annotated[int, msgspec.Meta(ge=0)]]
+    """Name of every other file -> its bytes."""
+    checksums: dict[str, str] | None = None
+    """Name of every other file -> the CRC-32C of its bytes, 8 hexadecimal digits; None in those of earlier versions."""
+    checksum: str | None = None
+    """Of all the rest, as `_own_checksum` writes it down."""
 
 
 def save(folder: Path, state: State, facts: Mapping[str, Any], *, world: World | None = None, keep: int = 2) -> Path:
@@ -67,9 +86,10 @@ def save(folder: Path, state: State, facts: Mapping[str, Any], *, world: World |
                 "step": state.step,
                 "micro_batch": state.micro_batch,
                 "facts": dict(facts),
-                "files": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
+                "files": {name: (temporary / name).stat().st_size for name in sorted(checksums)},
+                "checksums": checksums,
             }
-            runs.write_json(temporary / MANIFEST, manifest)
+            runs.write_json(temporary / MANIFEST, {**manifest, "checksum": _own_checksum(manifest)})
             if path.exists():  # and is damaged, or the run would have gone on from it
                 _discard(path)
             os.replace(temporary, path)
@@ -88,7 +108,7 @@ def save(folder: Path, state: State, facts: Mapping[str, Any], *, world: World |
                 f"Process {seen.index(False)} does not see {temporary}: --out must be in a file system that all machines share."
             )
         with _told(path):
-            storage.write(temporary, _tensors(state), world)
+            checksums = storage.write(temporary, _tensors(state), world)
         _by_main(world, finish)
     except BaseException:
         if world.is_main:
@@ -118,19 +138,19 @@ def restore(folder: Path, state: State, facts: Mapping[str, Any], *, world: Worl
         if found is None:
             return None
         manifest = _manifest(found)
-        saved, now = manifest["facts"], json.loads(json.dumps(dict(facts)))
+        saved, now = manifest.facts, json.loads(json.dumps(dict(facts)))
         different = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
         if different:
             changes = "; ".join(f"{key} was {saved.get(key)!r}, is now {now.get(key)!r}" for key in different)
             raise RunError(
                 f"{found} belongs to another run: {changes}. Choose another --out, or remove the folder to start anew."
             )
-        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in wanted(manifest["step"]).items()}
+        expected = {name: (tensor.shape, tensor.dtype) for name, tensor in wanted(manifest.step).items()}
         if storage.contents(found) != expected:
             raise RunError(
                 f"{found} is the checkpoint of another network. Remove {found.parent} to start from the beginning."
             )
-        return manifest["step"], manifest["micro_batch"]
+        return manifest.step, manifest.micro_batch
 
     chosen = _by_main(world, choose)
     if chosen is None:
@@ -176,8 +196,9 @@ def latest(folder: Path) -> Path | None:
     for step in reversed(steps(folder)):
         path = _path(folder, step)
         try:
-            _manifest(path)
+            manifest = _manifest(path)
             storage.contents(path)
+            _verify(path, manifest)
         except _DAMAGE as error:
             damaged.append(f"The checkpoint {path} cannot be read ({error})")
         else:
@@ -224,16 +245,43 @@ def _discard(path: Path) -> None:
     shutil.rmtree(doomed, ignore_errors=True)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
-    """checkpoint.json of a checkpoint whose files are all there and of the right size; one of `_DAMAGE` otherwise."""
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["format"] != FORMAT:
-        raise ValueError(f"its format is {manifest['format']}, this version reads {FORMAT}")
-    for name, size in manifest["files"].items():
+def _manifest(path: Path) -> _Manifest:
+    """checkpoint.json of a checkpoint whose files are all there, no others, and of the right size; one of `_DAMAGE` otherwise."""
+    stored = records.read(path / MANIFEST, dict[str, Any], RunError)
+    if stored.get("format") != FORMAT:
+        raise ValueError(f"its format is {stored.get('format')}, this version reads {FORMAT}")
+    manifest = records.convert(stored, _Manifest, MANIFEST, RunError)
+    if manifest.checksum is not None and stored.pop("checksum") != _own_checksum(stored):
+        raise ValueError(f"{MANIFEST} has other contents than were written")
+    if manifest.step != int(path.name.removeprefix("step-")):
+        raise ValueError(f"{MANIFEST} says step {manifest.step}")
+    there = {each.name for each in path.glob("*.safetensors")}
+    if there != manifest.files.keys():
+        raise ValueError(f"{', '.join(sorted(there ^ manifest.files.keys()))} is missing, or not a part of it")
+    for name, size in manifest.files.items():
         found = (path / name).stat().st_size
         if found != size:
             raise ValueError(f"{name} has {found} bytes instead of {size}")
     return manifest
+
+
+def _own_checksum(manifest: Mapping[str, Any]) -> str:
+    """CRC-32C of checkpoint.json without this checksum, whatever the order of its keys: 8 hexadecimal digits."""
+    return f"{google_crc32c.value(json.dumps(manifest, sort_keys=True).encode()):08x}"
+
+
+def _verify(path: Path, manifest: _Manifest) -> None:
+    """ValueError if a file has other contents than were written; reads all of them."""
+    from bigtransfer.train import storage
+
+    if manifest.checksums is None:
+        log.warning(
+            "The checkpoint %s is of an earlier version without checksums: its contents cannot be verified.", path
+        )
+        return
+    for name in manifest.files:
+        if storage.checksum(path / name) != manifest.checksums.get(name):
+            raise ValueError(f"{name} has other contents than were written")
 
 
 def _tensors(state: State) -> dict[str, Tensor]:
