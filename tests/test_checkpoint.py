@@ -190,7 +190,7 @@ def spoil(path: Path, how: str) -> None:
 
 
 MANIFESTS: dict[str, tuple[tuple[str, ...], Any]] = {
-    "other step": (("step",), 7),
+    "other micro-batch": (("micro_batch",), 5),
     "step of another": (("step",), 7),
     "negative step": (("step",), -1),
     "step as text": (("step",), "1"),
@@ -251,7 +251,7 @@ def test_a_changed_manifest_is_noticed(tmp_path: Path) -> None:
         for key in place[:-1]:
             inner = inner[key]
         inner[place[-1]] = value
-        if how != "other step":  # by somebody who means it
+        if how != "other micro-batch":  # by somebody who means it
             del changed["checksum"]
         (path / "checkpoint.json").write_text(json.dumps(changed))
         with pytest.raises(RunError, match=r"step-00000001 cannot be read \(.*\), and no earlier one either"):

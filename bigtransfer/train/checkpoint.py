@@ -49,7 +49,7 @@ class _Manifest:
     """The form of checkpoint.json."""
 
     format: int
-    step: Annotated[int, msgspec.Meta(ge=0)]
+    step: int
     micro_batch: Annotated[int, msgspec.Meta(ge=1)]
     facts: dict[str, Any]
     files: dict[str, Annotated[int, msgspec.Meta(ge=0)]]
