@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import results
 from .cases import chosen as pairs
-from .supervisor import Worker
+from .supervisor import Broken, Worker
 from .worker import CAMPAIGNS, campaign
 
 CASES = {"images": 10_000, "weights": 4000, "datasets": 4000, "runs": 1000, "server": 1000, "disk": 200}
@@ -49,13 +49,19 @@ def main() -> int:
                 print(result.faults(), f"{result.peak / 1e6:.0f} MB", result.kept, sep="\n")
                 return int(bool(result.faults()))
             for generator, seed in pairs(chosen, cases, options.seed, options.only):
-                result = worker.run(name, generator, seed)
+                try:
+                    result = worker.run(name, generator, seed)
+                except Broken as error:
+                    print(f"a fault of the campaign's own: {error}", flush=True)
+                    continue
                 tally.add(result)
                 for kind, where, _ in result.faults():
                     if tally.groups[kind, where].count == 1:
                         print(f"{kind}: {where}  [{generator} {seed}]", flush=True)
                 if time.monotonic() - started > 60 * options.minutes:
                     break
+                if options.summary and sum(tally.cases.values()) % 100 == 0:
+                    results.write(options.summary, results.summary(name, tally))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if options.summary:

@@ -68,6 +68,10 @@ class Result:
         return found
 
 
+class Broken(RuntimeError):
+    """A case cannot be made, or the worker not be started: a fault of the campaign's own."""
+
+
 class Worker:
     """A process that runs cases, started again when it was lost."""
 
@@ -138,7 +142,7 @@ class Worker:
         while True:
             for facts in self._answers(0.05):
                 if "broken" in facts:
-                    raise RuntimeError(f"{result.generator} {result.seed}: {facts['broken']}")
+                    raise Broken(f"{result.generator} {result.seed}: {facts['broken']}")
                 if "door" in facts:
                     door, began, used, spare = facts["door"], time.monotonic(), self._cpu(), 0.0
                     busy = began
@@ -150,7 +154,7 @@ class Worker:
             if process.poll() is not None:
                 self._end()
                 if door == "making the case":
-                    raise RuntimeError(f"The worker ended:\n{(self.scratch / 'printed').read_text()[-2000:]}")
+                    raise Broken(f"The worker ended:\n{(self.scratch / 'printed').read_text()[-2000:]}")
                 result.doors.append({"door": door, "outcome": "crash", "where": f"exit status {process.returncode}"})
                 return
             if (cpu := self._cpu()) > before + 0.05:
@@ -163,7 +167,7 @@ class Worker:
                 where = self._stack()
                 self._end()
                 if door == "making the case":
-                    raise RuntimeError(f"{result.generator} {result.seed}: its making takes too long")
+                    raise Broken(f"{result.generator} {result.seed}: its making takes too long ({where})")
                 detail = f"{spent:.0f} s, {cpu:.0f} s of the processor, {grown / 1e9:.1f} GB"
                 result.doors.append({"door": door, "outcome": kind, "where": where, "message": detail})
                 return
