@@ -15,7 +15,7 @@ from .cases import chosen as pairs
 from .supervisor import Broken, Worker
 from .worker import CAMPAIGNS, campaign
 
-CASES = {"images": 10_000, "weights": 4000, "datasets": 4000, "runs": 1000, "server": 1000, "disk": 200}
+CASES = {"images": 10_000, "weights": 4000, "datasets": 4000, "runs": 1000, "server": 1000, "disk": 200, "kills": 150}
 RESULTS = Path(__file__).parents[1] / "results"
 
 

@@ -37,6 +37,8 @@ class Campaign:
     """Done once in a worker's scratch folder before its first case: models, and what is imported or compiled at first use."""
     rare: frozenset[str] = frozenset()
     """Generators of costly cases: one case where the others have `RARELY`."""
+    allowed: frozenset[str] = frozenset()
+    """Audit events of programs that are the campaign's own doing."""
 
 
 RARELY = 8

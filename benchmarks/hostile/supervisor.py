@@ -52,7 +52,11 @@ class Result:
         """(kind, what and where, detail) of everything that was wrong."""
         found = []
         for door in self.doors:
-            if door["outcome"] == "failed":
+            if door["outcome"] == "failed" and door["what"] == "Wrong":
+                found.append(
+                    ("wrong answer", f"{door['door'].partition(',')[0]}: {door['message'][:60]}", door["message"])
+                )
+            elif door["outcome"] == "failed":
                 found.append(("traceback", f"{door['what']} at {door['where']}", door["message"]))
             elif door["outcome"] in ("hang", "crash", "memory"):
                 found.append((door["outcome"], f"{door['door']}: {door.get('where', '')}", door.get("message", "")))
@@ -98,7 +102,6 @@ class Worker:
                 text=True,
                 cwd=Path(__file__).parents[2],
                 env={**os.environ, "OMP_NUM_THREADS": "1", "BIT_OFFLINE": "1"},
-                preexec_fn=lambda: os.nice(10),
             )
             assert self._process.stdout is not None
             os.set_blocking(self._process.stdout.fileno(), False)

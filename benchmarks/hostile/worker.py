@@ -26,7 +26,7 @@ from bigtransfer.errors import BitError
 from .cases import Campaign, numbers
 from .guard import Guard, traps
 
-CAMPAIGNS = ("images", "weights", "datasets", "runs", "server", "disk")
+CAMPAIGNS = ("images", "weights", "datasets", "runs", "server", "disk", "kills")
 STACK_SIGNAL = signal.SIGRTMIN + 5
 CANARY = "canary"
 """File in the scratch folder that no case may make: pickles try to."""
@@ -90,7 +90,7 @@ class Worker:
             started = time.monotonic()
             found = self._enter(enter)
             doors.append({"door": door, "seconds": round(time.monotonic() - started, 3), **found})
-        seen = self.guard.disarm()
+        seen = [(kind, what) for kind, what in self.guard.disarm() if what.partition("(")[0] not in chosen.allowed]
         peak = memory()["VmHWM"] - before
         for sprung, kind in ((self.scratch / "traps" / "sprung", "program"), (self.scratch / CANARY, "code")):
             if sprung.exists():
