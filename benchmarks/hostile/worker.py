@@ -6,7 +6,6 @@ where it is, and one for the case. What the cases print goes into a file.
 
 from __future__ import annotations
 
-import contextlib
 import faulthandler
 import importlib
 import json
@@ -74,11 +73,7 @@ class Worker:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
         rng = numbers(name, generator, seed)
-        try:
-            case = chosen.generators[generator](rng, folder)
-        except Exception:  # a fault of the campaign's own
-            self.say(broken=traceback.format_exc())
-            return
+        case = chosen.generators[generator](rng, folder)
         os.truncate(self.printed, 0)
         with open("/proc/self/clear_refs", "w") as file:
             file.write("5")  # the peak is counted from here
@@ -148,8 +143,11 @@ def main(scratch: Path) -> None:
     worker = Worker(scratch, answers, printed)
     for line in orders:
         asked = json.loads(line)
-        with contextlib.suppress(BrokenPipeError):
+        try:
             worker.run(asked["campaign"], asked["generator"], asked["seed"])
+        except Exception:  # a fault of the campaign's own
+            worker.guard.disarm()
+            worker.say(broken=traceback.format_exc())
 
 
 if __name__ == "__main__":
