@@ -360,6 +360,8 @@ def test_declared_classes(parquet_of) -> None:
     assert data.train.class_names == ("y", "x") and data.train.labels.tolist() == [0, 1, 0, 1]
     assert parquet_of({"label": ["x", "y"]}, declared(_XY)).train.labels.tolist() == [1, 0]
     assert parquet_of({"label": [-1, -1]}, declared(_XY)).train.labels is None
+    with pytest.raises(DataError, match="--label-separator cannot separate"):
+        parquet_of({"label": [0, 1]}, declared(_XY), label_separator="|", multi_label=True)
     with pytest.raises(DataError, match="1 of 3 rows of train have no label: row 2"):
         parquet_of({"label": [0, -1, 1]}, declared(_XY))
 

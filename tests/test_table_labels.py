@@ -137,6 +137,7 @@ def test_combined_classes_are_refused(tmp_path: Path, values: list[str], message
         (["Quercus alba", "Quercus rubra", "Acer rubrum", "Acer alpinum"], None),
         (["tench, Tinca tinca", "goldfish, Carassius auratus", "crane", "crane, machine"], None),
         (["a|b", "c", "d", "e"], None),
+        (["a b", "b a", "c d", "e f"], "'a b'"),
     ],
 )
 def test_what_may_be_combined_is_asked_about(tmp_path: Path, values: list[str], asked: str | None) -> None:
@@ -193,6 +194,21 @@ def test_columns_of_0_and_1_with_several_or_none(tmp_path: Path) -> None:
         open_dataset(path)
 
 
+def test_two_names_of_many_that_share_their_words_are_no_sign_of_several_labels() -> None:
+    names = ["a b", "b a", "c d", "e f", "g h"]
+    assert labels.classes(labels.Encoded(names, np.arange(5)), "t", str, None, None).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("rows", "numbers"), [(("1,1", "0,1"), [[0, 1], [1, -1]]), (("1,0", "0,1", "0,0"), [[0], [1]])]
+)
+def test_one_row_with_two_classes_or_none_makes_them_several(
+    tmp_path: Path, rows: tuple[str, ...], numbers: list
+) -> None:
+    text = "".join(f"img/{i}.png,{row}\n" for i, row in enumerate(rows))
+    assert open_dataset(table(tmp_path, f"image,rust,scab\n{text}"), multi_label=True).train.labels.tolist() == numbers
+
+
 def test_columns_of_0_and_1_are_chosen(tmp_path: Path) -> None:
     path = table(tmp_path, "image,id,rust,scab\nimg/0.png,x,1,0\nimg/1.png,y,0,1\nimg/2.png,z,1,0\n")
     with pytest.raises(
@@ -204,9 +220,11 @@ def test_columns_of_0_and_1_are_chosen(tmp_path: Path) -> None:
         open_dataset(path, label_column="id,rust")
     with pytest.raises(DataError, match="no column 'none'"):
         open_dataset(path, label_column="none,rust")
-    path = table(tmp_path, "image,a,b\nimg/0.png,1,0\nimg/1.png,1,1\n")  # `a` says 1 only
-    with pytest.raises(DataError, match="none of the columns label"):
-        open_dataset(path)
+
+
+def test_a_column_without_an_image_of_its_class(tmp_path: Path) -> None:
+    data = open_dataset(table(tmp_path, "image,a,b,c\nimg/0.png,1,0,0\nimg/1.png,0,0,1\n"))
+    assert data.train.class_names == ("a", "c") and data.train.labels.tolist() == [0, 1]
 
 
 # --- JSON lines
@@ -232,6 +250,10 @@ def test_json_lines_with_several_labels(tmp_path: Path) -> None:
         ('{"image": "img/0.png", "label": "a"}\n{"image": \n', r"t\.jsonl, line 2 is not JSON"),
         ('{"image": "img/0.png", "label": "a"}\n[1]\n', r"line 2: \[1\] where an object is needed"),
         ('{"image": "img/0.png", "label": {"a": 1}}\n', r"line 1: the label {'a': 1} is neither a word nor a number"),
+        (
+            '{"image": "img/0.png", "label": []}\n{"image": "img/1.png", "label": [1, 0.5]}\n',
+            r"line 2: the label 0\.5 is a number",
+        ),
         ('{"image": "img/0.png", "label": [["a"]]}\n', r"line 1: the label \['a'\] is neither"),
         (
             '{"image": "img/0.png", "label": "a"}\n{"image": "img/1.png", "label": NaN}\n',

@@ -409,6 +409,18 @@ def test_a_table_for_each_part(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+def test_a_table_of_words_beside_one_of_lists(tmp_path: Path) -> None:
+    images(tmp_path, *(f"images/{i}.png" for i in range(4)))
+    put(tmp_path, "train.jsonl", '{"image": "0.png", "label": "b"}', '{"image": "1.png", "label": "a"}')
+    put(tmp_path, "val.jsonl", '{"image": "2.png", "label": ["a", "b"]}', '{"image": "3.png", "label": ["b"]}')
+    data = open_dataset(tmp_path, multi_label=True)
+    assert data.train.labels.tolist() == [[1, -1], [0, -1]] and data.val.labels.tolist() == [[0, 1], [1, -1]]
+    put(tmp_path, "val.jsonl", '{"image": "2.png", "label": 0.5}', '{"image": "3.png", "label": 1}')
+    put(tmp_path, "train.jsonl", '{"image": "0.png", "label": 1}', '{"image": "1.png", "label": 2}')
+    with pytest.raises(DataError, match=rf"{tmp_path}, labels, val\.jsonl, line 1: the label 0\.5 is a number"):
+        open_dataset(tmp_path)
+
+
 def test_folders_of_classes_go_before_tables(tmp_path: Path) -> None:
     images(tmp_path, "boots/0.png", "boots/1.png", "sandals/0.png", "sandals/1.png")
     put(

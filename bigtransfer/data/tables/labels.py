@@ -177,14 +177,8 @@ def indicators(
 
 
 def are_indicators(column: Sequence[Any]) -> bool:
-    """Whether a column holds nothing but 0 and 1, and both."""
-    found = set()
-    for value in column:
-        flag = _flag(value)
-        if flag is None:
-            return False
-        found.add(flag)
-    return len(found) == 2
+    """Whether a column says nothing but 0 and 1."""
+    return all(_flag(value) is not None for value in column)
 
 
 def _flag(value: Any) -> bool | None:
