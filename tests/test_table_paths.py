@@ -315,6 +315,8 @@ def test_a_table_without_header(tmp_path: Path, first: str) -> None:
     assert open_dataset(path, label_column="3").train.class_names == ("x", "y")
     with pytest.raises(DataError, match="1 of 2 rows have no label: line 1"):
         open_dataset(table(tmp_path, f"{first},\nimg/1.png,b\n"))
+    with pytest.raises(DataError, match="1 of 2 rows have no label: line 3"):
+        open_dataset(table(tmp_path, f"# by hand\n\n{first},\nimg/1.png,b\n"))
 
 
 def test_a_header_is_a_header_though_a_file_has_its_name(tmp_path: Path) -> None:
@@ -417,7 +419,22 @@ def test_a_table_of_words_beside_one_of_lists(tmp_path: Path) -> None:
     assert data.train.labels.tolist() == [[1, -1], [0, -1]] and data.val.labels.tolist() == [[0, 1], [1, -1]]
     put(tmp_path, "val.jsonl", '{"image": "2.png", "label": 0.5}', '{"image": "3.png", "label": 1}')
     put(tmp_path, "train.jsonl", '{"image": "0.png", "label": 1}', '{"image": "1.png", "label": 2}')
-    with pytest.raises(DataError, match=rf"{tmp_path}, labels, val\.jsonl, line 1: the label 0\.5 is a number"):
+    with pytest.raises(DataError, match=r"val\.jsonl, column 'label', line 1: the label 0\.5 is a number"):
+        open_dataset(tmp_path)
+
+
+def test_labels_of_all_parts_are_understood_together(tmp_path: Path) -> None:
+    images(tmp_path, *(f"images/{i}.png" for i in range(4)))
+    put(tmp_path, "train.csv", "image,label", "0.png,a\u00a0b", "1.png,c")
+    put(tmp_path, "test.csv", "image,label", "2.png,a b", "3.png,c")
+    data = open_dataset(tmp_path)
+    assert data.train.class_names == ("a\u00a0b", "c") and data.test.labels.tolist() == [0, 1]
+    put(tmp_path, "train.csv", "image,label", "0.png,1", "1.png,x")
+    put(tmp_path, "test.csv", "image,label", "2.png,1", "3.png,01")
+    with pytest.raises(DataError, match="test has classes that are not in train: 01"):
+        open_dataset(tmp_path)
+    put(tmp_path, "test.csv", "image,label", "2.png,1|x", "3.png,y")
+    with pytest.raises(DataError, match=r"labels: classes such as '1\|x' are several labels"):
         open_dataset(tmp_path)
 
 

@@ -28,8 +28,10 @@ def beside(root: Path, images: Sequence[str], columns: Columns) -> Found | None:
     folders = _class_folders(images)
     good: dict[Path, tuple[Table, Found]] = {}
     refused: dict[Path, DataError] = {}
+    unlabelled: set[Path] = set()
     candidates = _candidates(root)
     for path, split in candidates.items():
+        table = None
         try:
             table = arrow.table_of_paths(path, split) if path.suffix == ".parquet" else text.read(path, split)
             if folders and columns.label is None and usual(LABEL.usual, table.names) is None:
@@ -37,11 +39,13 @@ def beside(root: Path, images: Sequence[str], columns: Columns) -> Found | None:
             found = listing.found([table], columns, str(path), root)
         except DataError as error:
             refused[path] = error
+            if table is not None and columns.label not in table.names and usual(LABEL.usual, table.names) is None:
+                unlabelled.add(path)
             continue
         words = re.split(r"[-_.\s\d]+", path.stem.lower())
         if not folders or (any(word in _LABELS for word in words) and not _says_folders(found)):
             good[path] = table, found
-    chosen, notes = _chosen(root, good, candidates, refused)
+    chosen = _chosen(root, good, candidates)
     if not chosen:
         if folders or not refused:
             return None
@@ -49,6 +53,12 @@ def beside(root: Path, images: Sequence[str], columns: Columns) -> Found | None:
         if len(likely) == 1:
             raise refused[likely[0]]
         return None
+    notes: tuple[str, ...] = ()
+    for path, error in refused.items():
+        if candidates[path] in ("val", "test"):
+            if path not in unlabelled:
+                raise error
+            notes += (f"{path.name} is not used: {str(error).replace(str(path), 'it')[:200]}",)
     if len(chosen) == 1:
         found = good[chosen[0]][1]
     else:
@@ -75,28 +85,20 @@ def _candidates(root: Path) -> dict[Path, str | None]:
     return {path: split_in(path.stem) for path in tables if "submission" not in path.stem.lower() and path.is_file()}
 
 
-def _chosen(
-    root: Path, good: Mapping[Path, object], candidates: Mapping[Path, str | None], refused: Mapping[Path, DataError]
-) -> tuple[list[Path], tuple[str, ...]]:
+def _chosen(root: Path, good: Mapping[Path, object], candidates: Mapping[Path, str | None]) -> list[Path]:
     """The tables to use, at most one for each part: those called after a part, or else the only other one."""
     by_split: dict[str | None, list[Path]] = {}
     for path in good:
         by_split.setdefault(candidates[path], []).append(path)
-    if "train" not in by_split and None not in by_split:
-        return [], ()
-    first = by_split["train"] if "train" in by_split else by_split[None]
-    for same in (first, by_split.get("val", []), by_split.get("test", [])):
+    first = by_split["train"] if "train" in by_split else by_split.get(None, [])
+    chosen = []
+    for same in (first, by_split.get("val", []), by_split.get("test", [])) if first else ():
         if len(same) > 1:
             raise DataError(
                 f"{root} has several tables of labels: {listed(path.name for path in same)}. Give one of them."
             )
-    chosen = [*first, *by_split.get("val", []), *by_split.get("test", [])]
-    notes = tuple(
-        f"{path.name} is not used: {str(error).replace(str(path), 'it')[:200]}"
-        for path, error in refused.items()
-        if candidates[path] in ("val", "test")
-    )
-    return chosen, notes
+        chosen += same
+    return chosen
 
 
 def _class_folders(images: Sequence[str]) -> bool:
