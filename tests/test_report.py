@@ -22,7 +22,7 @@ from PIL import Image
 from bigtransfer import cli, report
 from bigtransfer.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, command_line
 from bigtransfer.data import open_dataset
-from bigtransfer.errors import ImageError, RunError
+from bigtransfer.errors import ConfigError, DataError, DownloadError, ImageError, RunError
 from bigtransfer.evals import Classification, as_record, describe, save_evaluation
 from bigtransfer.hyperrule import recipe
 from bigtransfer.report import pictures
@@ -252,6 +252,23 @@ def test_a_damaged_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "evaluation.json")
     with pytest.raises(RunError, match=r"Cannot read .*evaluation\.json.* remove it to have the report without it"):
         report.write(tmp_path)
+
+
+@pytest.mark.parametrize("error", [DataError("gone"), DownloadError("no network"), ConfigError("no package")])
+def test_images_that_are_not_there_any_more_cost_the_pictures_only(run, images, monkeypatch, capsys, error):
+    def gone(*_arguments, **_options):
+        raise error
+
+    report.write(run, images)
+    monkeypatch.setattr("bigtransfer.jobs.report.open_dataset", gone)
+    assert cli.main(["report", str(run)]) == 0
+    assert (
+        f"note: no pictures, for the images are not there any more; --data tells where they are. ({error})"
+        in capsys.readouterr().err
+    )
+    page = parse((run / "report.html").read_text())
+    assert pictures_of(page) == [] and "Most confident mistakes" in headings(page)
+    assert cli.main(["report", str(run), "--data", "elsewhere"]) == 2  # what was asked for must be there
 
 
 def test_a_full_disk_is_told_with_the_file(run, monkeypatch):

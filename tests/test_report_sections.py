@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from bigtransfer import report
+from bigtransfer.errors import RunError
 from bigtransfer.report import charts, sections
 from bigtransfer.report.contents import Contents
 from bigtransfer.report.pictures import Pictures
-from bigtransfer.report.sections import SECTIONS, confusion, copies, mistakes, uncertain
+from bigtransfer.report.sections import SECTIONS, confusion, copies, labels, mistakes, uncertain
 from tests.conftest import REPOSITORY
 from tests.html_pages import Element, parse
 
@@ -80,6 +81,40 @@ CONFIG: dict[str, Any] = {
     "recipe": {"steps": 4, "batch_size": 16, "resize": 40, "crop": 32, "decays": [2, 3], "notes": ["As told."]},
     "environment": {"torch": "2.11", "threads": 1, "argv": ["bit"]},
     "data": {"name": "garden", "train": 1234, "fingerprint": "f00"},
+}
+# Five images of three of four classes, of which the second to the fifth have not exactly their labels; the worst of them are wrong by 0.7
+# (sea given with 0.7), 0.9 (cat missed with 0.1), 0.65 and 0.55.
+LABELS: dict[str, Any] = {
+    "multi_label": True,
+    "model": "beach",
+    "data": "coast",
+    "split": "test",
+    "images": 5,
+    "class_names": ["sun", "sea", "cat", "dog"],
+    "map": 0.75,
+    "micro_f1": 0.625,
+    "macro_f1": 0.5,
+    "exact": 0.2,
+    "chosen_here": False,
+    "per_class": [
+        {"class": name, "average_precision": ap, "threshold": t, "precision": p, "recall": r, "f1": f, "support": n}
+        for name, ap, t, p, r, f, n in [
+            ("sun", 0.9, 0.4, 1.0, 2 / 3, 0.8, 3),
+            ("sea", 0.6, 0.5, 2 / 3, 1.0, 0.8, 2),
+            ("cat", 0.75, 0.45, 0.0, 0.0, 0.0, 1),
+            ("dog", None, 0.5, None, None, None, 0),
+        ]
+    ],
+    "predictions": [
+        {"name": name, "true": true, "given": given, "probabilities": chances}
+        for name, true, given, chances in [
+            ("0.png", [0, 1], [0, 1], [0.9, 0.8]),
+            ("1.png", [0], [0, 1], [0.95, 0.7]),
+            ("2.png", [1, 2], [1], [0.6, 0.1]),
+            ("3.png", [0], [], [0.35]),
+            ("d/4.png", [], [2], [0.55]),
+        ]
+    ],
 }
 UNREADABLE = [{"name": "a/8.png", "reason": "it is cut off"}, {"name": "c/9.png", "reason": "it is <empty>"}]
 METRICS = [
@@ -162,6 +197,12 @@ def test_the_headline_of_an_evaluation(folder: Path) -> None:
     ]
 
 
+def test_copies_among_other_parts_are_not_trained_on(folder: Path) -> None:
+    write(folder, "copies.json", [[{"part": part, "name": "b/0.png", "classes": ["bee"]} for part in ("val", "test")]])
+    assert computed(folder, "headline").evaluated.trained_on == 0
+    assert computed(folder, "copies").leaked == 1
+
+
 @pytest.mark.parametrize(("classes", "tile"), [(5, False), (6, True)])
 def test_top_5_is_shown_from_six_classes_on(folder: Path, classes: int, tile: bool) -> None:
     names = [f"class {i}" for i in range(classes)]
@@ -203,6 +244,13 @@ def test_the_headline_before_the_evaluation(folder: Path) -> None:
     assert "no final evaluation: the data set has no images to measure it on." in shown(folder).text
     changed(folder, "config.json", command="pretrain", asked={"data": "garden"})
     assert "no final evaluation" not in shown(folder).text  # the last validation is what pre-training ends with
+
+
+def test_the_headline_before_the_evaluation_with_several_labels(folder: Path) -> None:
+    (folder / "evaluation.json").unlink()
+    (folder / "metrics.jsonl").write_text('{"step": 4, "val/map": 0.5}\n{"step": 9, "val/map": 0.625}\n')
+    text = shown(folder).all("header")[0].text
+    assert "62.5% mean average precision on the validation images after step 10." in text
 
 
 def test_other_ways_to_a_model(folder: Path) -> None:
@@ -305,6 +353,7 @@ def test_curves_are_drawn_at_the_steps_taken(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "title"),
     [
+        ("val/map", "Validation, mean average precision 66.7%"),
         ("val/precision_at_1", "Validation, precision at 1 66.7%"),
         ("probe/top1", "Accuracy of the probe, on its own set 66.7%"),
     ],
@@ -500,6 +549,79 @@ def test_many_pairs_are_listed_where_there_is_no_matrix(folder: Path) -> None:
         assert [pair.true for pair in found.pairs] == names[:listed]
 
 
+# --- Several classes per image
+
+
+@pytest.fixture
+def coast(folder: Path) -> Path:
+    write(folder, "evaluation.json", LABELS)
+    return folder
+
+
+def test_the_headline_of_an_evaluation_with_several_labels(coast: Path) -> None:
+    (head,) = shown(coast).all("header")
+    text = " ".join(head.text.split())
+    assert "75.0% mean average precision on 5 test images, of which each may have several of 4 classes." in text
+    assert "2 of them are among the training images too" in text
+    tiles = [(tile.all("b")[0].text, tile.all("span")[0].text) for tile in head.all("div", "tiles")[0].all("div")]
+    assert tiles[:2] == [("62.5%", "F1 of all labels together"), ("20.0%", "images with all labels right")]
+    changed(coast, split="val", images=1, notes=["a note"])
+    text = " ".join(shown(coast).all("header")[0].text.split())
+    assert "on 1 validation image, of which" in text and "a note" in text and "among the training images" not in text
+
+
+def test_labels_the_worst_classes_and_images_first(coast: Path) -> None:
+    found = section(coast, "Class by class")
+    assert found.rows() == [
+        ["Class", "Images", "Average precision", "Threshold", "Precision", "Recall", "F1"],
+        ["sea", "2", "60.0%", "50.0%", "66.7%", "100.0%", "80.0%"],
+        ["cat", "1", "75.0%", "45.0%", "0.0%", "0.0%", "0.0%"],
+        ["sun", "3", "90.0%", "40.0%", "100.0%", "66.7%", "80.0%"],
+    ]
+    assert "3 classes (1 other has no image here)" in found.text and "chosen by these very images" not in found.text
+    assert "4 of 4 images without exactly the right labels" in found.text
+    captions = [" ".join(one.text.split()) for one in found.all("figcaption")]
+    assert captions == ["missed catright sea2.png", "not searight sun1.png", "missed sun3.png", "not cat4.png"]
+    assert [one.attributes["title"] for one in found.all("small")] == ["2.png", "1.png", "3.png", "d/4.png"]
+    titles = [one.all("h2")[0].text for one in shown(coast).all("section")]
+    assert titles[2:4] == [
+        "Class by class",
+        "Pictures that are there more than once (3)",
+    ]  # none of the other evaluation's
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"map": 1.5}, "map: expected float <= 1.0"),
+        ({"class_names": ["sun"]}, "per_class has 4 entries, class_names 1"),
+        ({"predictions": [LABELS["predictions"][0] | {"true": [4]}]}, "predictions[0] names class 4 of 4"),
+        ({"predictions": [LABELS["predictions"][0] | {"given": [0, 9]}]}, "predictions[0] names class 9 of 4"),
+        (
+            {"predictions": [LABELS["predictions"][1] | {"probabilities": [0.5]}]},
+            "predictions[0] has 1 probabilities of 2",
+        ),
+        ({"multi_label": "yes"}, "multi_label: "),
+        ({"chosen_here": None}, "chosen_here: expected bool, got null"),
+    ],
+)
+def test_labels_of_another_form_are_named(coast: Path, values: dict[str, Any], said: str) -> None:
+    changed(coast, **values)
+    with pytest.raises(RunError) as caught:
+        report.write(coast)
+    assert str(caught.value).startswith(f"{coast / 'evaluation.json'}: {said}")
+
+
+def test_only_so_many_images_with_wrong_labels(coast: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "SHOWN", 2)
+    changed(coast, chosen_here=True)
+    found = section(coast, "Class by class")
+    assert "2 of 4 images without" in found.text and "chosen by these very images" in found.text
+    assert [one.attributes["title"] for one in found.all("small")] == ["2.png", "1.png"]
+    changed(coast, predictions=LABELS["predictions"][:1])
+    assert "without exactly" not in section(coast, "Class by class").text
+
+
 # --- Pictures
 
 
@@ -521,6 +643,9 @@ def test_the_most_uncertain_pictures(folder: Path) -> None:
 
 
 def test_only_so_many_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed(folder, predictions=EVALUATION["predictions"] * 8)  # 32 mistakes
+    assert [len(computed(folder, name).answers) for name in ("mistakes", "uncertain")] == [24, 12]
+    changed(folder, predictions=EVALUATION["predictions"])
     monkeypatch.setattr(mistakes, "SHOWN", 2)
     monkeypatch.setattr(uncertain, "SHOWN", 3)
     assert [one.name for one in computed(folder, "mistakes").answers] == ["b/1.png", "a/1.png"]
@@ -614,8 +739,11 @@ def test_commands_to_go_on_with_can_be_typed(folder: Path) -> None:
     compile(python, "example", "exec")
     (folder / "model.safetensors").unlink()
     assert computed(folder, "following").quoted == "insects"
+    assert shown(folder).all("title")[0].text == "insects: report"
+    write(folder, "evaluation.json", LABELS)
+    assert computed(folder, "following").quoted == "beach" and computed(folder, "headline").subject.endswith("on coast")
     (folder / "evaluation.json").unlink()
-    assert computed(folder, "following") is None
+    assert computed(folder, "following") is None and shown(folder).all("title")[0].text == "garden run: report"
 
 
 # --- The page as a whole
@@ -633,7 +761,13 @@ def poisoned(record: Any, keep: tuple[str, ...] = ("command", "schedule", "part"
     return EVIL if isinstance(record, str) else record
 
 
-def test_whatever_others_wrote_is_text_in_every_section(folder: Path) -> None:
+@pytest.mark.parametrize("evaluation", [EVALUATION, LABELS], ids=["one label", "several labels"])
+def test_whatever_others_wrote_is_text_in_every_section(folder: Path, evaluation: dict[str, Any]) -> None:
+    write(folder, "evaluation.json", evaluation)
+    sections = {name for name in SECTIONS if computed(folder, name) is not None}
+    assert sections == set(SECTIONS) - (
+        {"labels"} if evaluation is EVALUATION else {"classes", "confusion", "mistakes", "uncertain", "calibration"}
+    )
     for name in ("config.json", "evaluation.json", "unreadable.json", "copies.json"):
         write(folder, name, poisoned(json.loads((folder / name).read_text())))
     changed(folder, notes=[EVIL], split=EVIL)
@@ -647,7 +781,7 @@ def test_whatever_others_wrote_is_text_in_every_section(folder: Path) -> None:
         assert not one.tag.startswith("x-") and set(one.attributes) <= set(allowed.split()), one.attributes
     assert len(page.all("script")) == 1
     headings = [one.all("h2")[0].text for one in page.all("section")]
-    assert len(headings) == len(SECTIONS) - 1  # the headline is none
+    assert len(headings) == len(sections) - 1  # the headline is none
     for one in page.all("section") + page.all("header"):
         if "Training" not in one.text and "probabilities be trusted" not in one.text:  # which hold numbers only
             assert SEEN in one.text, one.text
@@ -659,7 +793,7 @@ def test_whatever_others_wrote_is_text_in_every_section(folder: Path) -> None:
 
 def test_every_section_has_its_template_and_every_template_its_use() -> None:
     templates = {path.stem for path in (REPOSITORY / "bigtransfer/report/templates").iterdir()}
-    assert templates == {*SECTIONS, "page", "section", "pairs", "charts", "gallery"}
+    assert templates == {*SECTIONS, "page", "section", "pairs", "tables", "charts", "gallery"}
     modules = {path.stem for path in (REPOSITORY / "bigtransfer/report/sections").glob("[!_]*.py")}
     assert modules == set(SECTIONS)
     assert all(compute is getattr(sections, name).compute for name, compute in SECTIONS.items())

@@ -8,7 +8,7 @@ from pathlib import Path
 from bigtransfer import report
 from bigtransfer.config import ReportConfig
 from bigtransfer.data import ImageSet, open_dataset
-from bigtransfer.errors import DataError, RunError
+from bigtransfer.errors import BitError, RunError
 from bigtransfer.report import contents
 
 
@@ -32,7 +32,7 @@ def _images(folder: Path, data: str | None) -> list[ImageSet]:
     columns = {key: asked[key] for key in ("image_column", "label_column", "label_separator") if asked.get(key)}
     try:
         splits = open_dataset(where, **columns)
-    except DataError as error:
+    except BitError as error:
         if data is not None:
             raise
         print(

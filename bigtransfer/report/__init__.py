@@ -33,7 +33,7 @@ def write(run_folder: str | os.PathLike[str], images: ImageSet | Sequence[ImageS
     sets = [] if images is None else [images] if isinstance(images, ImageSet) else images
     run = Contents.read(run_folder, Pictures(sets))
     computed = {name: compute(run) for name, compute in SECTIONS.items()}
-    title = f"{(run.evaluation and run.evaluation.model) or run.folder.name}: report"
+    title = f"{run.model or run.folder.name}: report"
     text = page.render(title, {name: found for name, found in computed.items() if found is not None})
     path = run.folder / "report.html"
     with atomic_write(path) as temporary:

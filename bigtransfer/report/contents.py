@@ -92,6 +92,12 @@ class Contents:
             pictures=pictures,
         )
 
+    @property
+    def model(self) -> str:
+        """Name of the model that was measured; empty if none was."""
+        found = self.evaluation or self.labels
+        return found.model if found else ""
+
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of this name."""
         return (self.folder / name).is_file()

@@ -17,5 +17,5 @@ class Following:
 
 
 def compute(run: Contents) -> Following | None:
-    model = str(run.folder) if run.has("model.safetensors") else run.evaluation.model if run.evaluation else ""
+    model = str(run.folder) if run.has("model.safetensors") else run.model
     return Following(literal=repr(model), quoted=shlex.quote(model)) if model else None

@@ -40,13 +40,16 @@ class Labelled:
     classes: int
     kind: str
     notes: Sequence[str]
+    trained_on: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validated:
     """The last accuracy measured in training."""
 
-    top1: float
+    share: float
+    what: str
+    """The share of, or the mean average precision on, the validation images: "top1", "map"."""
     steps: int
     """Taken until then."""
 
@@ -74,7 +77,7 @@ def compute(run: Contents) -> Headline:
         start = "fine-tuned" if asked.get("pretrained", True) else "trained from random weights"
         subject = f"{asked.get('model')}, {start} on {data}"
     else:
-        subject = " on ".join(filter(None, (found.model if found else "", data)))
+        subject = " on ".join(filter(None, (run.model, data)))
     evaluated = labelled = validated = None
     missing = ""
     kinds = {"all images": "", "train": "training", "val": "validation"}
@@ -87,6 +90,7 @@ def compute(run: Contents) -> Headline:
             classes=len(labels.class_names),
             kind=kinds.get(labels.split, labels.split),
             notes=labels.notes,
+            trained_on=_trained_on(run, labels.split),
         )
     elif evaluation:
         classes = len(evaluation.class_names)
@@ -100,17 +104,13 @@ def compute(run: Contents) -> Headline:
             classes=classes,
             kind=kinds.get(evaluation.split, evaluation.split),
             notes=evaluation.notes,
-            trained_on=sum(
-                copy.part == evaluation.split != "train"
-                for copies in run.copies
-                if any(copy.part == "train" for copy in copies)
-                for copy in copies
-            ),
+            trained_on=_trained_on(run, evaluation.split),
         )
     else:
         for line in run.metrics:
-            if line.top1 is not None:
-                validated = Validated(top1=line.top1, steps=line.step + 1)
+            for what in ("top1", "map"):
+                if (share := getattr(line, what)) is not None:
+                    validated = Validated(share=share, what=what, steps=line.step + 1)
         # Pre-training ends with a model and its last validation, fine-tuning with an evaluation.
         pretrained = command == "pretrain" and run.has("model.safetensors")
         finished = pretrained or run.has("evaluation.json")
@@ -124,4 +124,14 @@ def compute(run: Contents) -> Headline:
         validated=validated,
         missing=missing,
         train_images=config.train_images if config else 0,
+    )
+
+
+def _trained_on(run: Contents, split: str) -> int:
+    """How many images of the part that was measured are among the training images too, byte for byte."""
+    return sum(
+        copy.part == split != "train"
+        for copies in run.copies
+        if any(copy.part == "train" for copy in copies)
+        for copy in copies
     )

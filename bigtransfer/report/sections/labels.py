@@ -30,6 +30,8 @@ class Example:
 class Labels:
     rows: Sequence[LabelRow]
     """Those of the classes that have images, lowest average precision first."""
+    without_images: int
+    """Classes that have none."""
     chosen_here: bool
     examples: Sequence[Example]
     """Images whose wrong labels the model was surest of, or whose missed ones it held for least probable; the worst first."""
@@ -55,6 +57,7 @@ def compute(run: Contents) -> Labels | None:
 
     return Labels(
         rows=sorted(rows, key=lambda row: row.average_precision or 0.0),
+        without_images=len(run.labels.per_class) - len(rows),
         chosen_here=run.labels.chosen_here,
         examples=[example(row) for row in sorted(wrong, key=_badness, reverse=True)[:SHOWN]],
         wrong_images=len(wrong),
