@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import glob
 import itertools
 import os
 from collections import deque
@@ -16,11 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from bigtransfer import weights
+from bigtransfer import settings, web, weights
 from bigtransfer.data import images as image_ops
-from bigtransfer.errors import ConfigError, ImageError, TrainingError
+from bigtransfer.data.forms import open_images
+from bigtransfer.errors import BitError, ConfigError, ImageError, TrainingError
 from bigtransfer.evals.multilabel import DEFAULT_THRESHOLD
 from bigtransfer.feed.augment import normalize
+from bigtransfer.limits import limits
 from bigtransfer.model import ResNetV2, fold
 from bigtransfer.train.loop import Precision, compute_dtype
 
@@ -109,45 +113,71 @@ class Predictor:
         """uint8 `(n, channels, size, size)` -> float32 `(n, classes)` on the CPU."""
         return self._forward(images)[1]
 
-    def features(self, images: Any, *, batch_size: int | None = None) -> np.ndarray:
+    def features(
+        self, images: Any, *, batch_size: int | None = None, value_range: tuple[float, float] | None = None
+    ) -> np.ndarray:
         """Pooled features float32 `(n, features)` of images in any form that `predict` takes. Unlike there, an image that
         cannot be read raises ImageError, for a row must not go missing."""
         rows = []
-        for prediction in self.stream(images, features=True, batch_size=batch_size):
+        for prediction in self.stream(images, features=True, batch_size=batch_size, value_range=value_range):
             if prediction.error is not None:
                 raise ImageError(prediction.name, prediction.error)
             rows.append(prediction.features)
         return np.stack(rows) if rows else np.empty((0, self._model.num_features), np.float32)
 
-    def predict(self, images: Any, *, batch_size: int | None = None) -> list[Prediction]:
+    def predict(
+        self, images: Any, *, batch_size: int | None = None, value_range: tuple[float, float] | None = None
+    ) -> list[Prediction]:
         """One prediction per image, in order.
 
-        images: one image or an iterable of them, each a path, the bytes of a file, a Pillow image, a uint8 array `(h, w)` or
-        `(h, w, channels)`, a uint8 tensor `(channels, h, w)`, or a function that returns one of these (called from a thread).
-        A pair (name, image) names it. One that cannot be read gives a `Prediction` with an `error`; the others go on.
+        images: one image or an iterable of them, each a path; a folder (all images below it), a pattern such as "photos/*.jpg" or an
+        address (http, https); the bytes of a file, or a file object opened for reading bytes; a Pillow image; an array `(h, w)` or
+        `(h, w, channels)`; a tensor `(channels, h, w)` or `(h, w)`; or a function that returns one of these (called from a thread). Also
+        many in one: an array `(n, h, w, channels)` or `(n, h, w)`, a tensor `(n, channels, h, w)`. 2 channels are grey and alpha, 4 are
+        RGB and alpha. A pair (name, image) names it.
+        value_range: the values of arrays and tensors that stand for black and white, such as (0, 1): needed unless they are uint8;
+        values beyond are taken for the nearer of the two.
+        One that cannot be read gives a `Prediction` with an `error`; the others go on. ConfigError for what is no image, and for arrays
+        of `(channels, h, w)`, which could be grey images as well.
         """
-        return list(self.stream(images, batch_size=batch_size))
+        return list(self.stream(images, batch_size=batch_size, value_range=value_range))
 
-    def stream(self, images: Any, *, features: bool = False, batch_size: int | None = None) -> Iterator[Prediction]:
+    def stream(
+        self,
+        images: Any,
+        *,
+        features: bool = False,
+        batch_size: int | None = None,
+        value_range: tuple[float, float] | None = None,
+    ) -> Iterator[Prediction]:
         """`predict` for any number of images: yields as it goes, and decodes the next batch while one is computed.
 
         features: also fill in `Prediction.features`.
         """
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise ConfigError(f"value_range must be the values of black and white, the lower first, not {value_range}.")
         size = batch_size or self.batch_size
-        sources = iter(enumerate(_as_iterable(images)))
+        sources = enumerate(itertools.chain.from_iterable(map(expanded, _as_iterable(images))))
         with ThreadPoolExecutor(os.cpu_count()) as pool:
 
             def submit() -> list[tuple[str, Future[np.ndarray]]]:
                 chunk = [_named(source, i) for i, source in itertools.islice(sources, size)]
-                return [(name, pool.submit(self._prepare, source, name)) for name, source in chunk]
+                return [(name, pool.submit(self._prepare, source, name, value_range)) for name, source in chunk]
 
             waiting = deque([submit(), submit()])
             while current := waiting.popleft():
                 yield from self._predict_batch(current, features)
                 waiting.append(submit())
 
-    def _prepare(self, source: Any, name: str) -> np.ndarray:
-        return image_ops.prepare(_pixels(source, name, self.card.architecture.in_chans), self.card.input)
+    def _prepare(self, source: Any, name: str, value_range: tuple[float, float] | None) -> np.ndarray:
+        try:
+            with image_ops.memory_held():
+                pixels = _pixels(source, name, self.card.architecture.in_chans, value_range)
+                return image_ops.prepare(pixels, self.card.input)
+        except BitError:
+            raise
+        except Exception as error:  # whatever it is, it must not cost the other images their answers
+            raise ImageError(name, f"it cannot be prepared ({type(error).__name__}: {error})") from error
 
     def _predict_batch(self, batch: list[tuple[str, Future[np.ndarray]]], features: bool) -> Iterator[Prediction]:
         ready: list[np.ndarray] = []
@@ -212,15 +242,55 @@ def choose_device(name: str | None) -> torch.device:
     raise ConfigError(f"{name!r} is no device that is supported; choose cpu, cuda, cuda:N or mps.")
 
 
+def expanded(source: Any) -> Iterable[Any]:
+    """The images that one of the things given to `Predictor.predict` stands for: many for a folder or a pattern, else itself."""
+    if not isinstance(source, (str, os.PathLike)):
+        return (source,)
+    place = os.fspath(source)
+    if isinstance(place, str) and web.is_web(place):
+        return ((place, functools.partial(fetch, place)),)
+    if os.path.isdir(place) or (glob.has_magic(place) and not os.path.exists(place)):
+        images = open_images([os.fsdecode(place)])
+        return map(images.name, range(len(images)))
+    return (source,)
+
+
+def fetch(address: str) -> bytes:
+    """The bytes behind an http or https address, at most `limits.image_download_bytes`. Raises ImageError if they cannot be had."""
+    if settings.offline():
+        raise ImageError(address, "BIT_OFFLINE forbids to fetch it")
+    try:
+        return web.read(address, limits().image_download_bytes)
+    except web.WebError as error:
+        raise ImageError(address, error.reason) from error
+
+
 def _as_iterable(images: Any) -> Iterable[Any]:
     """The images one by one, whether one was given or many."""
-    if isinstance(images, Tensor):
-        return (images,) if images.ndim == 3 else images
-    if isinstance(images, np.ndarray):
-        return (images,) if images.ndim == 2 or (images.ndim == 3 and images.shape[2] <= 4) else images
-    if isinstance(images, (str, os.PathLike, bytes, bytearray, Image.Image)) or callable(images):
+    if isinstance(images, (Tensor, np.ndarray)):
+        if images.ndim < 2 or images.ndim > 4:
+            raise ConfigError(f"Images have 2 or 3 axes, and batches of them 4; {images.ndim} were given.")
+        if images.ndim == 4:
+            return images
+        # Of three axes the last of an array, and the first of a tensor, are channels, unless there are too many of them.
+        if isinstance(images, Tensor) or images.ndim == 2 or images.shape[2] <= _MOST_CHANNELS:
+            return (images,)
+        return (images,) if images.shape[0] <= _MOST_CHANNELS else images
+    one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
+    if isinstance(images, one) or callable(images) or hasattr(images, "read") or _is_pair(images):
         return (images,)
+    if not isinstance(images, Iterable):
+        raise ConfigError(f"{type(images).__name__} is neither an image nor several of them.")
     return images
+
+
+_MOST_CHANNELS = 4
+
+
+def _is_pair(source: Any) -> bool:
+    """A name and an image; two paths are two images."""
+    pair = isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], str)
+    return pair and not isinstance(source[1], (str, os.PathLike))
 
 
 def _named(source: Any, position: int) -> tuple[str, Any]:
@@ -228,41 +298,71 @@ def _named(source: Any, position: int) -> tuple[str, Any]:
     if isinstance(source, tuple) and len(source) == 2 and isinstance(source[0], str):
         return source
     if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source), source
-    return getattr(source, "filename", "") or f"image {position}", source
+        return os.fsdecode(source), source
+    name = getattr(source, "filename", "") or getattr(source, "name", "")
+    return name if isinstance(name, str) and name else f"image {position}", source
 
 
-def _pixels(source: Any, name: str, channels: int) -> image_ops.Pixels:
-    """uint8 `(h, w, channels)` of an image in any of the forms that `Predictor.predict` takes."""
-    if callable(source):
+def _pixels(source: Any, name: str, channels: int, value_range: tuple[float, float] | None = None) -> image_ops.Pixels:
+    """uint8 `(h, w, c)` of an image in any of the forms that `Predictor.predict` takes."""
+    if callable(source) and not hasattr(source, "read"):
         source = source()
+    if hasattr(source, "read"):
+        source = _content(source, name)
     if isinstance(source, (str, os.PathLike)):
-        return image_ops.decode(source, name, channels)
+        return image_ops.decode(os.fsdecode(source), name, channels)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return image_ops.decode(bytes(source), name, channels)
     if isinstance(source, Tensor):
         if source.ndim == 3:
             source = source.permute(1, 2, 0)
-        source = source.cpu().numpy()
+        source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu().numpy()
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or 0 in source.shape:
-            raise ConfigError(
-                f"{name}: expected uint8 pixels, as an array (h, w) or (h, w, channels) or a tensor (channels, h, w), got "
-                f"{source.dtype} of shape {source.shape}."
-            )
+        source = _bytes_of(source, name, value_range)
         if source.ndim == 3 and source.shape[2] == channels:
             return np.ascontiguousarray(source)
         if source.ndim == 3 and source.shape[2] == 1:
             source = source[:, :, 0]
-        try:
-            source = Image.fromarray(source)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"{name}: {source.shape[2]} channels; the model takes {channels}.") from error
+        source = Image.fromarray(np.ascontiguousarray(source))
     if isinstance(source, Image.Image):
-        try:
-            return image_ops.from_pillow(source, channels)
-        except Exception as error:  # A lazily opened file fails only here, in as many ways as there are decoders.
-            raise ImageError(name, f"it is damaged ({error})") from error
+        return image_ops.from_pillow(source, name, channels)
     raise ConfigError(
-        f"{name}: {type(source).__name__} is no image; give a path, bytes, a Pillow image, an array or a tensor."
+        f"{name}: {type(source).__name__} is no image; give a path, bytes, a file object, a Pillow image, an array or a tensor."
     )
+
+
+def _content(file: Any, name: str) -> bytes:
+    """The rest of a file object, at most as many bytes as an image may have."""
+    at_most = limits().image_bytes
+    data = file.read(at_most + 1)
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise ConfigError(f'{name}: the file is opened as text; open it with mode "rb".')
+    if len(data) > at_most:
+        raise ImageError(
+            name, f"it has more than {at_most:,} bytes; if it is meant, raise the limit: --limits image_bytes=N"
+        )
+    return bytes(data)
+
+
+def _bytes_of(array: np.ndarray, name: str, value_range: tuple[float, float] | None) -> np.ndarray:
+    """The array as uint8 (h, w) or (h, w, c), its values scaled from their range to 0..255."""
+    if array.ndim not in (2, 3) or 0 in array.shape or (array.ndim == 3 and array.shape[2] > _MOST_CHANNELS):
+        hint = ""
+        if array.ndim == 3 and array.shape[0] <= _MOST_CHANNELS:
+            hint = " If its channels come first, put them last (numpy.moveaxis(image, 0, -1)); grey images are given as a list."
+        raise ConfigError(
+            f"{name}: expected an array (h, w) or (h, w, channels) with up to {_MOST_CHANNELS} channels, or a tensor (channels, h, w), "
+            f"got shape {array.shape}.{hint}"
+        )
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind not in "fiu" or value_range is None:
+        raise ConfigError(
+            f"{name}: its values are {array.dtype}, not uint8. Say which of them stand for black and white, for example "
+            "predict(images, value_range=(0, 1))."
+        )
+    low, high = value_range
+    scaled = (array.astype(np.float64) - low) * (255 / (high - low))
+    if np.isnan(scaled).any():
+        raise ImageError(name, "some of its values are no numbers (NaN)")
+    return np.rint(scaled.clip(0, 255)).astype(np.uint8)

@@ -346,7 +346,7 @@ def test_portable_maps_are_what_pillow_decodes(greatest: int, colours: int, text
         pixels = b"#no pixel\n" + b"\n".join(b" ".join(b"%d" % value for value in row) for row in values)
     else:
         pixels = values.astype(">u2" if greatest > 255 else np.uint8).tobytes()
-    reference = images.from_pillow(Image.open(io.BytesIO(header + pixels)))
+    reference = images.from_pillow(Image.open(io.BytesIO(header + pixels)), "x")
     np.testing.assert_array_equal(images.decode(header + pixels, "x"), reference)
     assert images.size(header + pixels, "x") == (9, 7)
     with pytest.raises(ImageError, match="truncated"):

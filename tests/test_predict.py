@@ -345,7 +345,41 @@ def test_names_on_standard_input_are_those_of_files(model, photos, tmp_path, mon
         assert bit(model, os.fsdecode(odd), "--top-k", 7) == 0
 
 
-@pytest.mark.parametrize("content", [b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"x" * (1 << 17), None])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP", "JPEG2000"])
+def test_an_image_on_standard_input_is_classified(model, photos, monkeypatch, capsys, kind):
+    """`cat a.jpg | bit predict MODEL -`"""
+    file = io.BytesIO()
+    with Image.open(photos / "a.png") as image:
+        image.convert("RGB").save(file, kind)
+    (photos / "same").write_bytes(file.getvalue())
+    assert bit(model, photos / "same", "--format", "jsonl", "--probabilities") == 0
+    expected = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.getvalue())))
+    assert bit(model, "-", "--format", "jsonl", "--probabilities") == 0
+    assert json.loads(capsys.readouterr().out) == {**expected, "image": "-"}
+    (photos / "same").unlink()
+    monkeypatch.setenv("BIT_LIMITS", f"image_bytes={len(file.getvalue()) - 1}")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(file.getvalue())))
+    assert bit(model, "-") == 2
+    assert "image_bytes=N" in capsys.readouterr().err
+    monkeypatch.setenv("BIT_LIMITS", "")
+    cut = file.getvalue()[: len(file.getvalue()) // 2]
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(cut)))
+    assert bit(model, "-") == 1 and "cannot be read" in capsys.readouterr().out
+
+
+def test_names_that_begin_as_images_do_are_names(model, photos, monkeypatch, capsys):
+    for name in ("BM.png", "P5 1.png", "GIF89a.png", "II*.png"):
+        (photos / name).write_bytes((photos / "a.png").read_bytes())
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(os.fsencode(photos / name) + b"\n")))
+        monkeypatch.chdir(photos)
+        assert bit(model, "-") == 0
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(name.encode() + b"\na.png\n")))
+        assert bit(model, "-") == 0 and capsys.readouterr().out.count("a.png") >= 1
+        (photos / name).unlink()
+
+
+@pytest.mark.parametrize("content", [b"\x89PNX\r\n\x1a\n\0\0\0\rIHDR", b"x" * (1 << 17), None])
 def test_what_is_no_list_of_names(model, monkeypatch, capsys, content):
     monkeypatch.setattr("sys.stdin", None if content is None else io.TextIOWrapper(io.BytesIO(content)))
     assert bit(model, "-") == 2

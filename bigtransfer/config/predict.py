@@ -20,7 +20,7 @@ class PredictConfig(Config):
     """A model file, a run folder, or a name from `bit models`."""
     images: Positional[tuple[str, ...]]
     """Image files, folders (all images below them), patterns such as "photos/*.jpg", addresses (https://, file://), or - for
-    a list of these on standard input, one a line."""
+    an image on standard input, or a list of these there, one a line."""
 
     # --- Output
     top_k: PositiveInt = 5

@@ -40,7 +40,7 @@ FORMATS = (
 )
 """By the names that Pillow gives them: what is opened, where Pillow can. All others are refused, also inside these."""
 
-_ALIASES = ("DIB", "MPO")
+ALIASES = ("DIB", "MPO")
 """Formats whose endings also stand for files of these: .dib of BMP, .mpo of JPEG."""
 
 _MOST_PARTS = 1 << 18
@@ -148,7 +148,7 @@ def with_heif() -> bool:
 @functools.cache
 def extensions() -> frozenset[str]:
     """Lower-case file name endings, with their dot, that are taken for images."""
-    known = {*formats(), *_ALIASES}
+    known = {*formats(), *ALIASES}
     return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in known)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 
 from bigtransfer import files
 from bigtransfer.catalog import InputSpec
@@ -89,10 +89,24 @@ def decode(
             return _pixels(image, channels, encoded.orientation or _orientation(image))
 
 
-def from_pillow(image: Image.Image, channels: int = 3) -> Pixels:
-    """The pixels of an image that Pillow has opened or made, by the rules of `decode`; Pillow's own errors where it is damaged."""
-    image.load()
-    return _pixels(image, channels, _orientation(image))
+def from_pillow(image: Image.Image, name: str, channels: int = 3) -> Pixels:
+    """The pixels of an image that Pillow has opened or made, by the rules of `decode`. Raises ImageError, with `name` and a reason."""
+    try:
+        # One that is not loaded yet would be by a decoder of Pillow's, which might start a program.
+        if (
+            isinstance(image, ImageFile.ImageFile)
+            and image.tile
+            and image.format not in (*formats(), *containers.ALIASES)
+        ):
+            raise ImageError(
+                name, f"it is in the format {image.format}, which is not decoded here; load() it first if it is meant"
+            )
+        image.load()
+        return _pixels(image, channels, _orientation(image))
+    except ImageError:
+        raise
+    except Exception as error:  # A lazily opened file fails only here, in as many ways as there are decoders.
+        raise ImageError(name, _reason(error)) from error
 
 
 def size(source: bytes | str | os.PathLike[str], name: str) -> tuple[int, int]:

@@ -14,13 +14,14 @@ from typing import IO, Any, TextIO
 import numpy as np
 from tqdm import tqdm
 
-from bigtransfer import settings, web
+from bigtransfer import web
 from bigtransfer.config import PredictConfig
+from bigtransfer.data import containers
 from bigtransfer.data.forms import open_images
 from bigtransfer.errors import DataError, ImageError
 from bigtransfer.limits import limits
 from bigtransfer.outputs import atomic_write, text_output
-from bigtransfer.predictor import Prediction, Predictor
+from bigtransfer.predictor import Prediction, Predictor, fetch
 from bigtransfer.terminal import cell, json_line, line
 
 
@@ -62,7 +63,7 @@ def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], byt
     """Every image asked for: paths, and addresses with the function that fetches them. Raises DataError for what is not there."""
     for item in asked:
         if item == "-":
-            yield from _sources([line for line in _listed() if line not in ("", "-")])
+            yield from _from_standard_input()
         elif web.is_web(item):
             yield item, functools.partial(fetch, item)
         else:
@@ -70,33 +71,40 @@ def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], byt
             yield from (images.name(i) for i in range(len(images)))
 
 
-def _listed() -> Iterator[str]:
-    """The lines of standard input, without blanks around them: names of files in whatever encoding those are."""
+def _from_standard_input() -> Iterator[str | tuple[str, Callable[[], bytes]]]:
+    """One image, if that is what comes in; else the images on a list, one a line: names of files in whatever encoding those are."""
     if sys.stdin is None:
-        raise DataError("Standard input is closed; `-` reads names of images from it.")
+        raise DataError("Standard input is closed; `-` reads an image or names of images from it.")
     lines: IO[Any] = getattr(sys.stdin, "buffer", sys.stdin)
-    while read := lines.readline(_LONGEST):
-        text = os.fsdecode(read)
-        if len(read) == _LONGEST or "\0" in text:
-            raise DataError(
-                "Standard input holds no list of names, one a line, which `-` reads. An image is given by its name: bit predict MODEL "
-                "a.jpg"
+    read = lines.readline(_LONGEST)
+    start = os.fsencode(read)
+    if start[:1] in (b"\x89", b"\0"):
+        start = read = start + os.fsencode(
+            lines.read(64)
+        )  # PNG and JPEG 2000 have the end of a line among their first bytes
+    if b"\0" in start and containers.kind_of(start) is not None:
+        data = start + os.fsencode(lines.read(limits().image_bytes + 1 - len(start)))
+        if len(data) > limits().image_bytes:
+            raise ImageError(
+                "-", f"it has more than {limits().image_bytes:,} bytes; if it is meant: --limits image_bytes=N"
             )
-        yield text.strip()
+        yield "-", lambda: data
+        return
+    names = []
+    while read:
+        text = os.fsdecode(read)
+        if len(read) >= _LONGEST or "\0" in text:
+            raise DataError(
+                "Standard input holds neither an image nor a list of names, one a line, which is what `-` reads. An image is given by its "
+                "name: bit predict MODEL a.jpg"
+            )
+        names.append(text.strip())
+        read = lines.readline(_LONGEST)
+    yield from _sources([name for name in names if name not in ("", "-")])
 
 
 _LONGEST = 1 << 16
 """Bytes of a line, with its end, of a list of names: longer ones are no names."""
-
-
-def fetch(address: str) -> bytes:
-    """The bytes behind an http or https address, at most `limits.image_download_bytes`. Raises ImageError if they cannot be had."""
-    if settings.offline():
-        raise ImageError(address, "BIT_OFFLINE forbids to fetch it")
-    try:
-        return web.read(address, limits().image_download_bytes)
-    except web.WebError as error:
-        raise ImageError(address, error.reason) from error
 
 
 def _writer(
