@@ -188,6 +188,28 @@ def test_pictures_are_those_of_the_most_confident_mistakes(run, images, result):
     assert sizes == {40, 400}
 
 
+def test_pictures_of_few_pixels_are_shown_as_they_are(tmp_path):
+    (tmp_path / "some").mkdir()
+    for side in (96, 97, 192, 193):
+        Image.fromarray(np.zeros((side, side // 3, 3), dtype=np.uint8)).save(tmp_path / "some" / f"{side}.png")
+    (tmp_path / "some" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "other").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "other" / "9.png")
+    images = open_dataset(tmp_path).train
+    shown = pictures.Pictures([images])
+    for side, tiny, size in (
+        (96, True, (32, 96)),
+        (97, False, (32, 97)),
+        (192, False, (64, 192)),
+        (193, False, (64, 192)),
+    ):
+        picture = shown.get(f"some/{side}.png")
+        kind, _, data = picture.source.partition(";base64,")
+        assert picture.tiny == tiny and kind == ("data:image/png" if tiny else "data:image/jpeg")
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == size
+    assert shown.get("some/bad.png") is None and shown.get("some/none.png") is None
+
+
 def test_several_parts_and_none_at_all(run, images):
     halves = [images.subset(range(12)), images.subset(range(12, 24))]
     whole = pictures_of(parse(report.write(run, images).read_text()))

@@ -350,6 +350,12 @@ def test_curves_are_drawn_at_the_steps_taken(folder: Path) -> None:
     assert accuracy.all("circle")[1].numbers("cy") < accuracy.all("circle")[0].numbers("cy")
 
 
+def test_steps_are_whole_numbers(folder: Path) -> None:
+    (folder / "metrics.jsonl").write_text('{"step": 0, "val/top1": 0.5}\n')
+    (figure,) = section(folder, "Training").all("figure")
+    assert [one.text for one in figure.all("text") if one.attributes["text-anchor"] == "middle"] == ["0", "1"]
+
+
 @pytest.mark.parametrize(
     ("key", "title"),
     [
@@ -377,7 +383,7 @@ def test_what_cannot_be_drawn_is_left_out(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "values", [(1e308, -1e308), (5e-324, 0.0), (1e-320, 2e-320), (0.1, 0.1 + 2e-17), (3.0, 3.0), (0.0, 0.0)]
+    "values", [(-1e308, 1e308), (0.0, 5e-324), (1e-320, 2e-320), (0.1, 0.1 + 2e-17), (3.0, 3.0), (0.0, 0.0)]
 )
 def test_extreme_values_are_drawn_within_the_frame(values: tuple[float, float]) -> None:
     points = list(enumerate(values, start=1))
@@ -429,6 +435,7 @@ def test_labels_have_the_digits_that_tell_them_apart() -> None:
 
     assert charts.distinct([0.825, 0.83, 0.835], share) == ["82.5%", "83.0%", "83.5%"]
     assert charts.distinct([0.0, 0.25, 0.5], share) == ["0%", "25%", "50%"]
+    assert charts.distinct([0.0, 0.025, 0.05], share) == ["0.0%", "2.5%", "5.0%"]
     assert charts.distinct([1.7917, 1.7918], lambda y, more: f"{y:.{3 + more}g}") == ["1.7917", "1.7918"]
 
 
@@ -692,6 +699,14 @@ def test_the_reliability_diagram(folder: Path) -> None:
     assert drawing.all("line", "dash")[0].numbers("x1", "y1", "x2", "y2") == (44, 262, 294, 12)
     axis = [(one.text, *one.numbers("x", "y")) for one in drawing.all("text")]
     assert axis[2:4] == [("25%", 38, 203.5), ("25%", 106.5, 332)]
+
+
+def test_a_bin_of_few_images_can_be_seen(folder: Path) -> None:
+    bins = copy.deepcopy(EVALUATION["calibration"])
+    bins[1]["images"] = 100_000
+    changed(folder, calibration=bins)
+    few, many = section(folder, "Can the probabilities be trusted?").all("rect", "quiet")
+    assert few.numbers("y", "height") == (315, 1) and many.numbers("y", "height") == (276, 40)
 
 
 def test_an_evaluation_of_no_image_has_no_diagram(folder: Path) -> None:
