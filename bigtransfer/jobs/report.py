@@ -31,7 +31,7 @@ def _images(folder: Path, data: str | None) -> list[ImageSet]:
         return []
     columns = {key: asked[key] for key in ("image_column", "label_column", "label_separator") if asked.get(key)}
     try:
-        splits = open_dataset(where, **columns)
+        splits = open_dataset(where, min_classes=1, **columns)
     except BitError as error:
         if data is not None:
             raise
