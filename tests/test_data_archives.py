@@ -94,6 +94,13 @@ def test_a_pax_header_says_the_size(tmp_path: Path) -> None:
         *(header("pax", len(name), tarfile.XGLTYPE), name.ljust(BLOCK, b"\0"), header("?"), END),
     )
     assert contents(path) == {"big.png": content, "gün.png": b""}
+    own = b"14 path=own.p\n"
+    path = write(
+        tmp_path / "y.tar",
+        *(header("pax", len(name), tarfile.XGLTYPE), name.ljust(BLOCK, b"\0")),
+        *(header("pax", len(own), tarfile.XHDTYPE), own.ljust(BLOCK, b"\0"), header("?"), END),
+    )
+    assert list(contents(path)) == ["own.p"]  # what is said of one goes before what is said of all
 
 
 def test_names_that_are_not_utf8(tmp_path: Path) -> None:
@@ -127,6 +134,15 @@ def test_links_are_followed(tmp_path: Path) -> None:
         "fox/x.png": b"two",
     }
     assert notes(path) == ""
+    for form in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
+        far = f"{'far/' * 60}1.png"
+        with tarfile.open(tmp_path / "long.tar", "w", format=form) as tar:
+            tar.addfile(tarfile.TarInfo(far), io.BytesIO())
+            for name, kind in (("soft.png", tarfile.SYMTYPE), ("hard.png", tarfile.LNKTYPE)):
+                link = tarfile.TarInfo(name)
+                link.type, link.linkname = kind, far
+                tar.addfile(link)
+        assert set(contents(tmp_path / "long.tar")) == {far, "soft.png", "hard.png"}
 
 
 def test_links_that_lead_nowhere_are_counted(tmp_path: Path) -> None:
@@ -136,7 +152,7 @@ def test_links_that_lead_nowhere_are_counted(tmp_path: Path) -> None:
         *(header(f"b/{i}.png", 0, kind, link) for i, (kind, link) in enumerate([
             *((tarfile.SYMTYPE, "gone.png"), (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.SYMTYPE, "../../../etc/passwd")),
             *((tarfile.SYMTYPE, "5.png"), (tarfile.LNKTYPE, "b/gone.png"), (tarfile.SYMTYPE, "3.png")),
-            (tarfile.SYMTYPE, "6.png"),
+            *((tarfile.SYMTYPE, "6.png"), (tarfile.SYMTYPE, "/a/1.png")),
         ])),
         header("a/up", 0, tarfile.SYMTYPE, ".."),
         header("a/here", 0, tarfile.SYMTYPE, "."),
@@ -144,7 +160,7 @@ def test_links_that_lead_nowhere_are_counted(tmp_path: Path) -> None:
         END,
     )  # fmt: skip
     assert list(contents(path)) == ["a/1.png"]
-    assert "x.tar: 7 links lead to nothing in it" in notes(path) and "2 links lead back to a folder above" in notes(
+    assert "x.tar: 8 links lead to nothing in it" in notes(path) and "2 links lead back to a folder above" in notes(
         path
     )
     assert "1 entries are neither files nor links" in notes(path)
@@ -162,6 +178,14 @@ def test_links_to_folders_in_folders_do_not_explode(tmp_path: Path) -> None:
 def test_the_last_of_one_name_counts(tmp_path: Path) -> None:
     path = write(tmp_path / "x.tar", file("a.png", b"old"), file("./a.png", b"new"), END)
     assert contents(path) == {"a.png": b"new"} and "1 entries are replaced by later ones" in notes(path)
+    path = write(
+        tmp_path / "y.tar",
+        file("b.png", b"other"),
+        file("a.png", b"old"),
+        header("a.png", 0, tarfile.SYMTYPE, "b.png"),
+        END,
+    )
+    assert contents(path) == {"b.png": b"other", "a.png": b"other"}
 
 
 def test_archives_one_behind_the_other(tmp_path: Path) -> None:
@@ -176,7 +200,8 @@ def test_files_with_holes_are_counted(tmp_path: Path) -> None:
     sparse[482] = 1  # a block more of the map follows
     checksum = sum(sparse[:148]) + sum(sparse[156:512]) + 8 * 32
     sparse[148:156] = b"%06o\0 " % checksum
-    path = write(tmp_path / "x.tar", bytes(sparse), bytes(BLOCK), b"y" * BLOCK, file("a.png", b"1"), END)
+    more = bytes(504) + b"\1" + bytes(7)
+    path = write(tmp_path / "x.tar", bytes(sparse), more, bytes(BLOCK), b"y" * BLOCK, file("a.png", b"1"), END)
     assert contents(path) == {"a.png": b"1"} and "1 files are stored with holes" in notes(path)
 
 
@@ -293,6 +318,8 @@ def test_what_is_cut_off_or_damaged(tmp_path: Path, name: str) -> None:
 
 
 def test_bombs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "small.tar.gz").write_bytes(gzip.compress(bytes(1_000_000)))  # a thousandfold, but of nothing
+    assert archives.plain(tmp_path / "small.tar.gz", tmp_path / "cache").stat().st_size == 1_000_000
     monkeypatch.setattr(archives, "_FREE", 100_000)
     (tmp_path / "x.tar.gz").write_bytes(gzip.compress(bytes(3_000_000)))
     with zipfile.ZipFile(tmp_path / "x.zip", "w", zipfile.ZIP_DEFLATED) as packed:
@@ -319,10 +346,12 @@ def test_zip_names_links_and_passwords(tmp_path: Path) -> None:
         packed.writestr(link, "../c/4.png")
         packed.writestr("c/4.png", b"four")
         packed.writestr("d/", b"")
+        packed.writestr("\u251c\u2310.png", b"marked as UTF-8, so it is meant")
     path = archives.plain(tmp_path / "x.zip", tmp_path / "cache")
     assert {name: content for name, content in contents(path).items() if name[0] != "."} == {
         "c/4.png": b"four",
         "c/3.png": b"four",
+        "\u251c\u2310.png": b"marked as UTF-8, so it is meant",
     }
     assert not (tmp_path.parent.parent / "etc").exists() and not (tmp_path / "etc").exists()
 
@@ -341,7 +370,7 @@ def test_zip_names_links_and_passwords(tmp_path: Path) -> None:
     at = locked.index(b"PK\1\2")
     locked[at + 8] |= 1
     (tmp_path / "locked.zip").write_bytes(locked)
-    with pytest.raises(DataError, match="is encrypted"):
+    with pytest.raises(DataError, match=r"is encrypted\. Unpack it, and give the folder"):
         archives.plain(tmp_path / "locked.zip", tmp_path / "cache")
 
 

@@ -239,6 +239,18 @@ def test_what_is_not_used_is_said(tmp_path: Path) -> None:
     assert "1 .xcf" in notes and "1 .exr" in notes
 
 
+def test_a_sample_has_one_label(tmp_path: Path) -> None:
+    members = {"b.png": image(0), "b.json": b'"j"', "b.x.png": image(1), "b.y.cls": b"c"}
+    data = open_dataset(tar(tmp_path / "x.tar", members), min_classes=1)
+    assert data.train.class_names == ("j",) and len(data.train) == 1
+    assert "b.x.png" in data.notes[0] and "b.y.cls" in data.notes[1]
+
+
+def test_one_packed_folder_of_images_is_a_class(tmp_path: Path) -> None:
+    path = tar(tmp_path / "x.tar", {"photos/1.png": image(0), "photos/2.png": image(1)})
+    assert open_dataset(path, min_classes=1).train.class_names == ("photos",)
+
+
 def test_labels_that_are_no_labels(tmp_path: Path) -> None:
     for content, message in ((b"x" * 70_000, "70,000 bytes"), (b"", "is empty"), (b"\xff", "not UTF-8")):
         with pytest.raises(DataError, match=rf"a\.cls cannot be read as a label: .*{message}"):
