@@ -14,7 +14,7 @@ import pytest
 
 from bigtransfer import report
 from bigtransfer.errors import RunError
-from bigtransfer.report import charts, sections
+from bigtransfer.report import charts, page, sections
 from bigtransfer.report.contents import Contents
 from bigtransfer.report.pictures import Pictures
 from bigtransfer.report.sections import SECTIONS, confusion, copies, labels, mistakes, uncertain
@@ -292,6 +292,20 @@ def test_what_was_asked_and_decided(folder: Path) -> None:
         "eval every": "2",
         "native size": "30, 20",
     }
+
+
+def test_values_are_written_for_people(folder: Path) -> None:
+    values = {"a": True, "b": False, "c": 0.00012345, "d": 12_000, "e": [1, 2.5], "f": "text", "g": 0}
+    changed(
+        folder,
+        "config.json",
+        resolved=values | {"none": None, "empty": "", "list": [], "deep": [[1]], "dict": {}},
+        data={},
+    )
+    _, machine = section(folder, "What was asked, and what was decided").all("dl")
+    shown = {"a": "yes", "b": "no", "c": "0.00012345", "d": "12,000", "e": "1, 2.5", "f": "text", "g": "0"}
+    assert machine.pairs() == shown
+    assert [page.counted(n, "class", "classes") for n in (0, 1, 2000)] == ["0 classes", "1 class", "2,000 classes"]
 
 
 def test_a_classifier_without_steps_lists_none(folder: Path) -> None:

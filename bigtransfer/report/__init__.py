@@ -37,6 +37,5 @@ def write(run_folder: str | os.PathLike[str], images: ImageSet | Sequence[ImageS
     text = page.render(title, {name: found for name, found in computed.items() if found is not None})
     path = run.folder / "report.html"
     with atomic_write(path) as temporary:
-        # A file name that is not UTF-8 holds lone surrogates, which cannot be encoded.
-        temporary.write_text(text, encoding="utf-8", errors="xmlcharrefreplace")
+        temporary.write_text(text, encoding="utf-8")
     return path
