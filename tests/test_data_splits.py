@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -128,11 +129,35 @@ def test_a_split_file_with_an_unlabelled_test_part(tmp_path: Path) -> None:
     assert loaded.train.labels is not None and loaded.val is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"train": 3}', '{"val": ["a"]}', '{"train": []}'])
-def test_files_that_are_no_split_file(tmp_path: Path, text: str) -> None:
-    (tmp_path / "split.json").write_text(text)
-    with pytest.raises(DataError, match=r"split\.json is not a split file"):
-        load_split(tmp_path / "split.json", Splits(labelled(2, 2)))
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", " is not JSON"),
+        ("[" * 100_000, " is nested too deeply"),
+        ("[]", ": expected object, got array"),
+        ("{}", ": object missing required field train"),
+        ('{"train": 3}', ": train: expected array, got int"),
+        ('{"train": "abc"}', ": train: expected array, got str"),
+        ('{"train": ["a", 1]}', ": train[1]: expected str, got int"),
+        ('{"val": ["a"]}', ": object missing required field train"),
+        ('{"train": []}', ": train: expected array of length >= 1"),
+        ('{"train": ["a"], "test": {"a": 1}}', ": test: expected array | null, got object"),
+    ],
+)
+def test_files_that_are_no_split_file(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "split.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="It is not a split file as a run writes it") as caught:
+        load_split(path, Splits(labelled(2, 2)))
+    assert str(caught.value).startswith(f"{path}{said}")
+
+
+def test_a_split_file_that_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"There is no split file .*none\.json"):
+        load_split(tmp_path / "none.json", Splits(labelled(2, 2)))
+    os.mkfifo(tmp_path / "pipe.json")
+    with pytest.raises(DataError, match=r"Cannot read .*pipe\.json"):
+        load_split(tmp_path / "pipe.json", Splits(labelled(2, 2)))
 
 
 def test_a_split_file_must_not_mix_train_and_test(tmp_path: Path) -> None:

@@ -10,10 +10,13 @@ import dataclasses
 import hashlib
 import json
 import os
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Annotated
 
+import msgspec
 import numpy as np
 
+from bigtransfer import records
 from bigtransfer.data.layout import listed
 from bigtransfer.data.sources import Files, ImageSet, Splits
 from bigtransfer.errors import ConfigError, DataError
@@ -86,18 +89,29 @@ def save_split(path: str | os.PathLike[str], splits: Splits) -> None:
     write_json(path, {part: _names(images) for part, images in splits.parts().items()})
 
 
+@dataclass(frozen=True, kw_only=True)
+class _SplitFile:
+    """The form of a split file: names of images."""
+
+    train: Annotated[list[str], msgspec.Meta(min_length=1)]
+    val: list[str] | None = None
+    test: list[str] | None = None
+
+
 def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
     """The splits that `save_split` wrote, out of the images of all splits of `data` (as `open_dataset` gives them).
 
     Images that the file does not name are left out. Raises DataError if the file is not readable, or names images that are gone.
     """
-    path = Path(path)
     try:
-        wanted = json.loads(path.read_text(encoding="utf-8"))
-        parts = {part: list(map(str, wanted[part])) for part in ("train", "val", "test") if wanted.get(part)}
-        parts["train"]  # every split file has one
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is not a split file as a run writes it (split.json): {error}") from error
+        wanted = records.read(path, _SplitFile, DataError)
+    except FileNotFoundError as error:
+        raise DataError(f"There is no split file {path}.") from error
+    except DataError as error:
+        raise DataError(f"{error} It is not a split file as a run writes it (split.json).") from error
+    parts = {
+        part: names for part, names in (("train", wanted.train), ("val", wanted.val), ("test", wanted.test)) if names
+    }
     sets = list(data.parts().values())
     # All splits of a data set share its store, so one set can hold them all for a moment; -1 stands for "unlabelled".
     several = () if data.train.labels is None else data.train.labels.shape[1:]
