@@ -40,7 +40,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
         ("canary", "code"),
         ("write", "write"),
         ("control", "control character"),
-        ("control in message", "control character"),
         ("noise", "noise"),
         *((right, None) for right in RIGHTS),
     ],

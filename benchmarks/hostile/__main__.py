@@ -7,16 +7,26 @@ import datetime
 import shutil
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from . import results
 from .cases import chosen as pairs
-from .supervisor import Broken, Worker
+from .supervisor import Broken, Result, Worker
 from .worker import CAMPAIGNS, campaign
 
 CASES = {"images": 10_000, "weights": 4000, "datasets": 4000, "runs": 1000, "server": 1000, "disk": 200, "kills": 150}
 RESULTS = Path(__file__).parents[1] / "results"
+
+
+def _show(result: Result) -> int:
+    """All that is known of one case."""
+    for door in result.doors:
+        print(*(f"{key}: {value}" for key, value in door.items()), sep="\n  ")
+    print(result.faults(), f"{result.peak / 1e6:.0f} MB", result.kept, sep="\n")
+    return int(bool(result.faults()))
 
 
 def main() -> int:
@@ -31,6 +41,7 @@ def main() -> int:
     parser.add_argument(
         "--keep", type=Path, default=Path("hostile"), help="where failing cases are kept (default hostile/)"
     )
+    parser.add_argument("--processes", type=int, default=1, help="in which cases run beside each other (default 1)")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long")
     parser.add_argument("--out", type=Path, help="results file (default: in benchmarks/results)")
     parser.add_argument("--summary", type=Path, help="failures only, grouped, to this file; no results file then")
@@ -39,29 +50,35 @@ def main() -> int:
     chosen = campaign(name)
     cases = options.cases or CASES[name]
     work = Path(tempfile.mkdtemp(prefix="hostile-"))
-    started, tally = time.monotonic(), results.Tally()
+    keep, started, tally = options.keep.resolve(), time.monotonic(), results.Tally()
     try:
-        with Worker(work, options.keep.resolve()) as worker:
-            if options.one:
-                result = worker.run(name, options.one[0], int(options.one[1]))
-                for door in result.doors:
-                    print(*(f"{key}: {value}" for key, value in door.items()), sep="\n  ")
-                print(result.faults(), f"{result.peak / 1e6:.0f} MB", result.kept, sep="\n")
-                return int(bool(result.faults()))
-            for generator, seed in pairs(chosen, cases, options.seed, options.only):
-                try:
-                    result = worker.run(name, generator, seed)
-                except Broken as error:
-                    print(f"a fault of the campaign's own: {error}", flush=True)
-                    continue
-                tally.add(result)
-                for kind, where, _ in result.faults():
-                    if tally.groups[kind, where].count == 1:
-                        print(f"{kind}: {where}  [{generator} {seed}]", flush=True)
-                if time.monotonic() - started > 60 * options.minutes:
-                    break
-                if options.summary and sum(tally.cases.values()) % 100 == 0:
-                    results.write(options.summary, results.summary(name, tally))
+        if options.one:
+            with Worker(work, keep) as worker:
+                return _show(worker.run(name, options.one[0], int(options.one[1])))
+        waiting, one_at_a_time = pairs(chosen, cases, options.seed, options.only), threading.Lock()
+
+        def work_on(number: int) -> None:
+            with Worker(work / str(number), keep) as worker:
+                while time.monotonic() - started < 60 * options.minutes:
+                    with one_at_a_time:
+                        pair = next(waiting, None)
+                    if pair is None:
+                        return
+                    try:
+                        result = worker.run(name, *pair)
+                    except Broken as error:
+                        print(f"a fault of the campaign's own: {error}", flush=True)
+                        continue
+                    with one_at_a_time:
+                        tally.add(result)
+                        for kind, where, _ in result.faults():
+                            if tally.groups[kind, where].count == 1:
+                                print(f"{kind}: {where}  [{pair[0]} {pair[1]}]", flush=True)
+                        if options.summary and sum(tally.cases.values()) % 100 == 0:
+                            results.write(options.summary, results.summary(name, tally))
+
+        with ThreadPoolExecutor(options.processes) as pool:
+            list(pool.map(work_on, range(options.processes)))
     finally:
         shutil.rmtree(work, ignore_errors=True)
     if options.summary:

@@ -60,8 +60,6 @@ class Result:
                 found.append(("traceback", f"{door['what']} at {door['where']}", door["message"]))
             elif door["outcome"] in ("hang", "crash", "memory"):
                 found.append((door["outcome"], f"{door['door']}: {door.get('where', '')}", door.get("message", "")))
-            if door.get("control"):
-                found.append(("control character", f"{door['door']}: in the message of an error", door["control"]))
         if self.peak > self.limits.memory and not any(kind == "memory" for kind, _, _ in found):
             found.append(("memory", self.generator, f"{self.peak / 1e9:.1f} GB"))
         found += [(kind, re.sub(r"0x[0-9a-f]+|\d+", "N", what)[:80], what) for kind, what in self.seen]

@@ -107,9 +107,7 @@ class Worker:
         try:
             enter()
         except BitError as error:
-            if found := _CONTROL.search(str(error).encode("utf-8", "surrogatepass")):
-                return {"outcome": "refused", "control": ascii(found[0]), "message": ascii(str(error))[:300]}
-            return {"outcome": "refused", "message": str(error)[:300]}
+            return {"outcome": "refused", "message": ascii(str(error))[:300]}
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt):
                 raise

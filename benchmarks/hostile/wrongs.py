@@ -66,7 +66,6 @@ WRONGS: dict[str, Callable[[Path], object]] = {
     "canary": lambda scratch: (scratch / CANARY).touch(),
     "write": lambda scratch: _write_elsewhere(),
     "control": lambda scratch: print("\x1b[31m"),
-    "control in message": lambda scratch: _refused("\x9b31m"),
     "noise": lambda scratch: warnings.warn("noise", UserWarning),
 }
 RIGHTS: dict[str, Callable[[Path], object]] = {

@@ -186,7 +186,6 @@ def specs(rng: Random, folder: Path) -> Case:
             "x" * 5000,
             "hf:",
             "hf:a:b@",
-            "hf:../..",
             "file://",
             "file:///nothing",
             "file://host/x",

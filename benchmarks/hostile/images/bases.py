@@ -43,6 +43,26 @@ MODES = {
 }
 """Format -> modes that it is written in."""
 
+COMMON = (
+    "PNG",
+    "JPEG",
+    "TIFF",
+    "GIF",
+    "BMP",
+    "WEBP",
+    "JPEG2000",
+    "AVIF",
+    "ICO",
+    "PPM",
+    "TGA",
+    "PCX",
+    "SGI",
+    "QOI",
+    "PSD",
+    "MPO",
+)
+"""Formats in which people have images."""
+
 ENDINGS = {"JPEG": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "SPIDER": ".spi", "IM": ".im"}
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..cases import Case
 from ..mutate import be, blind, cut, le
-from .bases import MODES, READ_ONLY, base, case, ending_of, fits, fits_gzip
+from .bases import COMMON, MODES, READ_ONLY, base, case, ending_of, fits, fits_gzip
 from .png import flat, zeros
 
 THIN = (
@@ -159,9 +159,14 @@ def packed(rng: Random, folder: Path) -> Case:
     return case(rng, folder, data, ending)
 
 
+def _kind(rng: Random) -> str:
+    """Any format, rather one that people have."""
+    return rng.choice(COMMON) if rng.random() < 0.75 else rng.choice((*MODES, *READ_ONLY))
+
+
 def spoiled(rng: Random, folder: Path) -> Case:
     """A valid file of any format, changed or cut anywhere."""
-    kind = rng.choice((*MODES, *READ_ONLY))
+    kind = _kind(rng)
     data = base(rng, kind) if kind in MODES else READ_ONLY[kind]()
     data = cut(rng, data) if rng.random() < 0.25 else blind(rng, data)
     return case(rng, folder, data, ending_of(kind))
@@ -169,7 +174,7 @@ def spoiled(rng: Random, folder: Path) -> Case:
 
 def valid(rng: Random, folder: Path) -> Case:
     """As it should be: what is refused here is refused wrongly, or is a format that nothing here reads."""
-    kind = rng.choice((*MODES, *READ_ONLY))
+    kind = _kind(rng)
     data = base(rng, kind) if kind in MODES else READ_ONLY[kind]()
     return case(rng, folder, data + rng.choice((b"", b"", bytes(100))), ending_of(kind))
 

@@ -70,9 +70,10 @@ def entries(rng: Random, folder: Path) -> Case:
     for _ in range(rng.randint(1, 3)):
         name = rng.choice(tensors)
         entry = head.get(name)
-        if entry is None:
+        if not isinstance(entry, dict) or not isinstance(entry.get("data_offsets"), list):
             continue
-        begin, end = entry["data_offsets"]
+        begin, end, *_ = (*entry["data_offsets"], 0, 0)
+        shape = entry["shape"] if isinstance(entry.get("shape"), list) else []
         match rng.randrange(9):
             case 0:
                 entry["data_offsets"] = rng.choice(
@@ -97,8 +98,8 @@ def entries(rng: Random, folder: Path) -> Case:
                         [-1, 5],
                         [2**32, 2**32],
                         [2**63],
-                        entry["shape"][::-1],
-                        [*entry["shape"], 1],
+                        shape[::-1],
+                        [*shape, 1],
                         ["3"],
                         5,
                         None,
