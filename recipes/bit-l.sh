@@ -8,5 +8,5 @@ data=$1 run=${2:-runs/bit-l-r152x4}
 shift; [ $# -gt 0 ] && shift
 ${TORCHRUN:-torchrun --standalone --nproc-per-node gpu --max-restarts 100} -m bigtransfer pretrain "$data" --out "$run" \
   --model r152x4 --strategy fsdp --multi-label --loss sigmoid \
-  --epochs 40 --batch-size 4096 --warmup 5000 --decay-epochs 10 23 30 37 --weight-decay 1e-4 --crop 224 \
+  --epochs 40 --batch-size 4096 --warmup 5000 --decay-epochs 10 23 30 37 --weight-decay 1e-4 --crop 224 --crop-style tensorflow \
   --eval-every 50000 --checkpoint-every 10m "$@"

@@ -11,5 +11,5 @@ data=$1 run=${2:-runs/bit-m-r50x1}
 shift; [ $# -gt 0 ] && shift
 ${TORCHRUN:-torchrun --standalone --nproc-per-node gpu --max-restarts 100} -m bigtransfer pretrain "$data" --out "$run" \
   --model r50x1 --upstream "ImageNet-21k" --multi-label --loss sigmoid \
-  --epochs 90 --batch-size 4096 --warmup 5000 --decay-epochs 30 60 80 --weight-decay 1e-4 --crop 224 \
+  --epochs 90 --batch-size 4096 --warmup 5000 --decay-epochs 30 60 80 --weight-decay 1e-4 --crop 224 --crop-style tensorflow \
   --eval-every 20000 --checkpoint-every 10m "$@"

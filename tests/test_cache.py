@@ -244,6 +244,7 @@ exact = int(PIL.__version__.split(".")[0]) >= 13
         (one_size(9, 13), InceptionCrop(size=47)),
         (random_sizes(1, 12), InceptionCrop(size=16)),
         (random_sizes(20, 90), InceptionCrop(size=37)),
+        (random_sizes(20, 90), InceptionCrop(size=37, style="tensorflow")),
         (random_sizes(100, 300, 20), InceptionCrop(size=21)),
         (one_size(40, 40), SquareCrop(resize=40, crop=32, antialias=False)),
     ],

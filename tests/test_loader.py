@@ -135,6 +135,114 @@ def test_crops_of_many_images_are_those_of_each(least: float, largest: int) -> N
     assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= sizes).all() and (boxes[:, 2:] > 0).all()
 
 
+def sampled_box(rng: np.random.Generator, height: int, width: int, least: float) -> tuple[int, int, int, int]:
+    """Top, left, height and width by the documentation of `tf.image.sample_distorted_bounding_box` (area_range (least, 1),
+    aspect_ratio_range (0.75, 1.33), max_attempts 100, use_image_if_no_bounding_boxes) and its kernel: one attempt after the other, in
+    float32, every number drawn when it is asked for."""
+    f = np.float32
+    for _ in range(100):
+        ratio = f(rng.random()) * (f(1.33) - f(0.75)) + f(0.75)
+        smallest, largest = f(least) * f(width) * f(height), f(width) * f(height)
+        h, most = (int(np.rint(np.sqrt(area / ratio))) for area in (smallest, largest))
+        if np.rint(f(most) * ratio) > width:
+            most = int((width + 0.5 - 1e-7) / ratio)
+            while np.rint(f(most) * ratio) > width:
+                most -= 1
+        most = min(most, height)
+        h = min(h, most)
+        h = int(rng.integers(h, most, endpoint=True))
+        w = int(np.rint(f(h) * ratio))
+        if w * h < smallest:
+            h += 1
+            w = int(np.rint(f(h) * ratio))
+        if w * h > largest:
+            h -= 1
+            w = int(np.rint(f(h) * ratio))
+        if smallest <= w * h <= largest and 0 < w <= width and 0 < h <= height:
+            top = int(rng.integers(height - h)) if h < height else 0
+            left = int(rng.integers(width - w)) if w < width else 0
+            return top, left, h, w
+    return 0, 0, height, width
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "least"), [(240, 240, 0.05), (300, 400, 0.05), (500, 333, 0.3), (100, 30, 0.05), (12, 9, 0.5)]
+)
+def test_crops_in_tensorflows_style_are_distributed_as_its_boxes(height: int, width: int, least: float) -> None:
+    count = 8000
+    crop = InceptionCrop(size=8, min_area=least, style="tensorflow")
+    boxes, _ = crop.crops(np.full((count, 2), (height, width)), draws(crop, seed=1, step=0, count=count))
+    rng = np.random.default_rng(2)
+    theirs = np.array([sampled_box(rng, height, width, least) for _ in range(count)])
+    assert (boxes[:, :2] >= 0).all() and (boxes[:, :2] + boxes[:, 2:] <= (height, width)).all()
+
+    def measures(found: np.ndarray) -> np.ndarray:
+        top, left, h, w = found.T.astype(float)
+        # Where there is room, the place in it.
+        across, down = left / np.maximum(width - w, 1), top / np.maximum(height - h, 1)
+        return np.stack([h * w / (height * width), np.log(w / h), h / height, w / width, across, down])
+
+    for ours, reference in zip(measures(boxes), measures(theirs), strict=True):
+        # Kolmogorov-Smirnov: 1.95 x sqrt(2 / n) is exceeded by chance in one of 1,000 comparisons.
+        points = np.sort(np.concatenate([ours, reference]))
+        shares = [np.searchsorted(np.sort(sample), points, side="right") / count for sample in (ours, reference)]
+        assert np.abs(shares[0] - shares[1]).max() < 1.95 * math.sqrt(2 / count)
+        spread = math.hypot(ours.std(), reference.std()) / math.sqrt(count)
+        assert abs(ours.mean() - reference.mean()) < 4 * spread + 1e-12
+
+
+def test_the_styles_of_crops_have_the_areas_that_they_are_known_for() -> None:
+    for style, area in (("tensorflow", 0.376), ("torchvision", 0.46)):
+        crop = InceptionCrop(size=8, style=style)
+        sizes = np.full((20_000, 2), 500)
+        boxes, _ = crop.crops(sizes, draws(crop, seed=0, step=0, count=len(sizes)))
+        areas = boxes[:, 2:].prod(axis=1) / 250_000
+        assert abs(areas.mean() - area) < 0.008, style
+        assert areas.min() >= 0.049 and areas.max() <= 1
+        ratios = boxes[:, 3] / boxes[:, 2]
+        assert (ratios.min(), ratios.max()) == pytest.approx((0.75, 1.33), abs=0.03)
+
+
+def test_tensorflows_style_one_box_by_hand() -> None:
+    """100 x 200 px, at least 0.25 of them: ratio 0.75 + 0.5 x 0.58 = 1.04, heights from rint(sqrt(5000 / 1.04)) = 69 to 100."""
+    crop = InceptionCrop(size=8, min_area=0.25, style="tensorflow")
+    row = np.full(203, 0.5)
+    row[:5] = 0.25, 0.75, 0.4, 0.5, 0.5
+    boxes, mirrored = crop.crops(np.array([[100, 200]]), row[None])
+    # 69 + floor(0.5 x 32) = 85 rows of rint(88.4) px, a quarter of 15 px down and three quarters of 112 px to the right.
+    assert boxes.tolist() == [[3, 84, 85, 88]] and mirrored.tolist() == [True]
+    # No part of 1000 x 1 px has a quarter of them and such a ratio: the whole image.
+    assert crop.crops(np.array([[1000, 1], [1, 1]]), np.stack([row, row])).boxes.tolist() == [
+        [0, 0, 1000, 1],
+        [0, 0, 1, 1],
+    ]
+
+
+@pytest.mark.parametrize("least", [0.05, 0.5, 0.99])
+def test_tensorflows_style_of_many_images_is_that_of_each(least: float) -> None:
+    crop = InceptionCrop(size=8, min_area=least, style="tensorflow")
+    rows = draws(crop, seed=3, step=7, count=500)
+    sizes = np.random.default_rng(0).integers(1, 90, (500, 2))
+    boxes, mirrored = crop.crops(sizes, rows)
+    for size, row, box, flipped in zip(sizes, rows, boxes, mirrored, strict=True):
+        alone, turned = crop.crops(size[None], row[None])
+        assert alone[0].tolist() == box.tolist() and turned[0] == flipped == (row[2] < 0.5)
+    areas = boxes[:, 2:].prod(axis=1) / sizes.prod(axis=1)
+    assert (areas >= least).all() and (boxes[:, :2] + boxes[:, 2:] <= sizes).all()
+
+
+@pytest.mark.parametrize(
+    "augmentation",
+    [SquareCrop(resize=20, crop=16), InceptionCrop(size=16), InceptionCrop(size=16, style="tensorflow")],
+)
+def test_draws_differ_by_step_and_seed(augmentation) -> None:
+    """And are those of a generator made of (seed, 2, step), whatever was drawn before."""
+    first = draws(augmentation, 3, 5, 4)
+    expected = np.random.default_rng((3, 2, 5)).random(first.shape)
+    np.testing.assert_array_equal(first, expected)
+    assert (draws(augmentation, 3, 6, 4) != first).all() and (draws(augmentation, 4, 5, 4) != first).all()
+
+
 def test_without_flip_nothing_is_mirrored() -> None:
     crop = InceptionCrop(size=16, flip=False)
     picture = coordinates(100, 100)
@@ -170,7 +278,10 @@ def bytes_of(batches) -> list[tuple[int, bytes, list[int], tuple[int, ...]]]:
 
 @forks
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on a single core
-@pytest.mark.parametrize("augmentation", [SquareCrop(resize=20, crop=16), InceptionCrop(size=16)])
+@pytest.mark.parametrize(
+    "augmentation",
+    [SquareCrop(resize=20, crop=16), InceptionCrop(size=16), InceptionCrop(size=16, style="tensorflow")],
+)
 def test_cache_workers_and_start_change_no_byte(pictures: ImageSet, augmentation) -> None:
     def loader(**options) -> TrainLoader:
         return TrainLoader(pictures, augmentation, batch_size=8, seed=5, **options)

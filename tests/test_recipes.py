@@ -58,4 +58,5 @@ def test_paper_schedules(tmp_path: Path) -> None:
         assert isinstance(config, PretrainConfig)
         assert (config.epochs, config.decay_epochs) == (epochs, decays)
         assert (config.batch_size, config.weight_decay, config.warmup, config.crop) == (4096, 1e-4, 5000, 224)
+        assert (config.crop_style, config.min_area) == ("tensorflow", 0.05), "the authors draw TensorFlow's boxes"
         assert config.learning_rate is None  # 0.03 x batch / 256

@@ -253,7 +253,7 @@ def test_where_it_is_computed_is_not_among_the_facts_of_a_checkpoint() -> None:
 def test_a_plan_of_a_pretraining() -> None:
     config = PretrainConfig(
         data="photos", model="r26x1", batch_size=10, epochs=2, crop=48, crop_from=32, crop_ramp=(0.2, 0.6), eval_size=56,
-        min_area=0.3, norm="bn", weight_standardization=False, ema=0.5, loss="sigmoid", seed=5,
+        min_area=0.3, crop_style="tensorflow", norm="bn", weight_standardization=False, ema=0.5, loss="sigmoid", seed=5,
     )  # fmt: skip
     facts = PretrainFacts(
         images=100, classes=3, processes=4, device="cpu", dtype="float32", fitting=lambda share: share * 100
@@ -263,7 +263,7 @@ def test_a_plan_of_a_pretraining() -> None:
     assert plan.architecture == dataclasses.replace(ARCHITECTURES["r26x1"], norm="bn", weight_standardization=False)
     assert plan.micro_batch == 300, "3 of 10 images is the largest part of four processes"
     assert plan.augmentation == InceptionCrop(
-        size=48, min_area=0.3, growth=Growth(start=32, steps=20, begin=0.2, end=0.6)
+        size=48, min_area=0.3, style="tensorflow", growth=Growth(start=32, steps=20, begin=0.2, end=0.6)
     )
     assert (plan.ema, plan.loss, plan.seed) == (0.5, "sigmoid", 5)
     assert dataclasses.replace(plan, processes=1).facts() == plan.facts()

@@ -84,6 +84,9 @@ class PretrainConfig(Config):
     """Side at which images are shown for validation and afterwards, px. Default: --crop."""
     min_area: Share = 0.05
     """Smallest part of an image's area that a random crop takes."""
+    crop_style: Literal["torchvision", "tensorflow"] = "torchvision"
+    """How random crops are drawn: as torchvision does, or as TensorFlow, and with it the authors, whose crops are smaller (0.38 of a
+    square image on average instead of 0.46)."""
     norm: Literal["gn", "bn"] = "gn"
     """Normalization: GroupNorm, or BatchNorm for the paper's ablation."""
     weight_standardization: bool = True

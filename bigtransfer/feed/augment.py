@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -127,10 +127,21 @@ def _grain(size: int) -> int:
     return 8 if size < 128 else 32
 
 
+CropStyle = Literal["torchvision", "tensorflow"]
+
+_ATTEMPTS: dict[CropStyle, int] = {"torchvision": 10, "tensorflow": 100}
+
+_TENSORFLOW_RATIOS = 0.75, 1.33
+
+
 @dataclass(frozen=True, kw_only=True)
 class InceptionCrop(Augmentation):
     """Upstream training's: a random part of the image (by area and aspect ratio), resized to `size` x `size`, flipped half of the time.
 
+    style "torchvision": the area uniform from `min_area` to 1, the logarithm of the aspect ratio uniform up to `max_ratio` either way; up
+    to 10 attempts, then the largest part of an allowed ratio (mean area of square images: 0.46). "tensorflow": as
+    `tf.image.sample_distorted_bounding_box` draws without boxes, and with it the authors of BiT: the ratio of width to height uniform from
+    0.75 to 1.33, the height uniform between those of the least and the largest area, up to 100 attempts, then the whole image (0.38).
     With `growth`, `at(step)` gives smaller crops early in the training. ConfigError where the sides are not multiples of its grain.
     """
 
@@ -138,13 +149,12 @@ class InceptionCrop(Augmentation):
     min_area: float = 0.05
     """Smallest part of the image's area (Inception: 0.05; torchvision's default: 0.08)."""
     max_ratio: float = 4 / 3
-    """Largest aspect ratio of the part, either way."""
+    """Largest aspect ratio of the part, either way; of the style "torchvision"."""
+    style: CropStyle = "torchvision"
     flip: bool = True
     interpolation: images.Interpolation = "bilinear"
     antialias: bool = True
     growth: Growth | None = None
-
-    _ATTEMPTS = 10
 
     def __post_init__(self) -> None:
         grain = _grain(self.size)
@@ -166,19 +176,55 @@ class InceptionCrop(Augmentation):
         return image
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        return rng.random((count, 3 + 2 * self._ATTEMPTS))
+        return rng.random((count, 3 + 2 * _ATTEMPTS[self.style]))
 
     def crops(self, sizes: np.ndarray, draws: np.ndarray) -> Crops:
-        height, width = sizes.T[..., None]  # (n, 1), against (n, attempts) below
-        area = height * width * (self.min_area + (1 - self.min_area) * draws[:, 3::2])
-        ratio = self.max_ratio ** (2 * draws[:, 4::2] - 1)
-        # The last column is for images that no attempt fits: the largest centred part of an allowed ratio.
-        w = np.hstack([np.rint(np.sqrt(area * ratio)), np.minimum(width, np.rint(height * self.max_ratio))])
-        h = np.hstack([np.rint(np.sqrt(area / ratio)), np.minimum(height, np.rint(width * self.max_ratio))])
-        first = np.argmax((w > 0) & (w <= width) & (h > 0) & (h <= height), axis=1)
+        height, width = sizes.T[..., None]  # (n, 1), against (n, attempts) in what follows
+        one, other = draws[:, 3::2], draws[:, 4::2]
+        if self.style == "tensorflow":
+            h, w, fits = self._by_height(height, width, one, other)
+            room = sizes  # to the end, exclusive: the last place is never drawn
+        else:
+            h, w, fits = self._by_area(height, width, one, other)
+            room = sizes + 1
+        # The last column is what is taken of images that no attempt fits.
+        first = np.argmax(np.hstack([fits, np.ones_like(fits[:, :1])]), axis=1)
         extent = np.stack([h, w], axis=2)[np.arange(len(first)), first]
-        corners = draws[:, :2] * (sizes - extent + 1)
+        corners = draws[:, :2] * (room - extent)
         return Crops(np.hstack([corners, extent]).astype(np.int64), self.flip & (draws[:, 2] < 0.5))
+
+    def _by_area(
+        self, height: np.ndarray, width: np.ndarray, area: np.ndarray, ratio: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Heights and widths of each attempt, and of what is taken if none fits, (n, attempts + 1); which fit, (n, attempts)."""
+        area = height * width * (self.min_area + (1 - self.min_area) * area)
+        ratio = self.max_ratio ** (2 * ratio - 1)
+        w, h = np.rint(np.sqrt(area * ratio)), np.rint(np.sqrt(area / ratio))
+        fits = (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        widest, tallest = np.rint(height * self.max_ratio), np.rint(width * self.max_ratio)
+        return np.hstack([h, np.minimum(height, tallest)]), np.hstack([w, np.minimum(width, widest)]), fits
+
+    def _by_height(
+        self, height: np.ndarray, width: np.ndarray, ratio: np.ndarray, place: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The same by TensorFlow's rule (core/kernels/image/sample_distorted_bounding_box_op.cc), in float64."""
+        narrowest, broadest = _TENSORFLOW_RATIOS
+        ratio = narrowest + (broadest - narrowest) * ratio
+        most = height * width
+        least = self.min_area * most
+        lowest, highest = np.rint(np.sqrt(least / ratio)), np.rint(np.sqrt(most / ratio))
+        # The largest height whose width is not more than there is.
+        allowed = np.floor((width + 0.5 - 1e-7) / ratio)
+        allowed -= np.rint(allowed * ratio) > width
+        highest = np.minimum(np.where(np.rint(highest * ratio) > width, allowed, highest), height)
+        lowest = np.minimum(lowest, highest)
+        h = lowest + np.floor(place * (highest - lowest + 1))
+        # Rounding must not take an area out of its range: a row more or less mends it.
+        h += np.rint(h * ratio) * h < least
+        h -= np.rint(h * ratio) * h > most
+        w = np.rint(h * ratio)
+        fits = (w * h >= least) & (w * h <= most) & (w > 0) & (w <= width) & (h > 0) & (h <= height)
+        return np.hstack([h, height]), np.hstack([w, width]), fits
 
 
 def normalize(batch: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

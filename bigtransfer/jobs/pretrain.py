@@ -109,7 +109,7 @@ def decide(config: PretrainConfig, facts: Facts) -> PretrainPlan:
         device=facts.device,
         dtype=facts.dtype,
         micro_batch=config.micro_batch or facts.fitting(share),
-        augmentation=InceptionCrop(size=config.crop, min_area=config.min_area, growth=growth),
+        augmentation=InceptionCrop(size=config.crop, min_area=config.min_area, style=config.crop_style, growth=growth),
         weights=config.weights,
         processes=facts.processes,
     )
