@@ -7,6 +7,7 @@ a terminal, a table, a spreadsheet or JSON, in whatever encoding the streams hav
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -83,6 +84,7 @@ class _Guard:
     def __init__(self, inner: TextIO, name: str) -> None:
         self._inner = inner
         self._name = name
+        self._terminal = inner.isatty()
 
     @classmethod
     def of(cls, inner: Any, name: str) -> Any:
@@ -122,7 +124,8 @@ class _Guard:
             if self._name == OUTPUT:
                 raise
         except OSError as error:
-            if self._name == OUTPUT:
+            gone = self._terminal and error.errno == errno.EIO  # with the connection; there is still something to save
+            if self._name == OUTPUT and not gone:
                 raise OSError(error.errno, error.strerror, self._name) from error
             # Nobody can be told that nobody can be told.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -176,6 +177,26 @@ def test_a_full_disk_behind_standard_output_is_told(tmp_path: Path) -> None:
             check=False,
         )
         assert (done.returncode, done.stdout) == (0, b"x" * 9 + b"\n")
+
+
+def test_a_lost_terminal_swallows_what_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped by it has still to be saved; its disk's failures are told."""
+
+    class Gone(io.StringIO):
+        terminal = True
+
+        def isatty(self) -> bool:
+            return self.terminal
+
+        def write(self, _text: str) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with terminal.guarded():
+        print("x", flush=True)
+    monkeypatch.setattr(Gone, "terminal", False)
+    with terminal.guarded(), pytest.raises(OSError, match="Input/output error: 'standard output'"):
+        print("x")
 
 
 def test_remarks_to_programmers_are_not_shown(tmp_path: Path) -> None:

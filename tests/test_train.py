@@ -316,7 +316,7 @@ def test_the_dtype_of_the_computation(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- Signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
 def test_the_first_signal_asks_the_second_acts(number: int) -> None:
     caught = []
     usual = signal.signal(number, lambda *_: caught.append("usual"))
@@ -331,6 +331,17 @@ def test_the_first_signal_asks_the_second_acts(number: int) -> None:
         assert caught == ["usual", "usual"], "afterwards signals are as they were"
     finally:
         signal.signal(number, usual)
+
+
+def test_under_nohup_a_lost_connection_stops_nothing() -> None:
+    usual = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with loop.stop_on_signals() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, usual)
 
 
 def test_ctrl_c_twice_interrupts_at_once() -> None:

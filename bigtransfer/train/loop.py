@@ -311,9 +311,14 @@ class StopRequest:
         return self.signal is not None
 
 
+STOPPING = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name))
+"""Ctrl-C; the system and schedulers; a lost terminal; SLURM's `--signal=USR1@120`. Some systems lack the last two."""
+
+
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Within, the first SIGINT or SIGTERM only sets the request, so that the loop can save; the second acts as usual."""
+    """Within, the first of the signals `STOPPING` only sets the request, so that the loop can save; the second acts as usual. SIGHUP
+    stays ignored where it is, as under nohup."""
     request = StopRequest()
     previous: dict[int, Any] = {}
 
@@ -323,8 +328,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
             signal.signal(each, handler)
 
     try:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            previous[each] = signal.signal(each, note)
+        for each in STOPPING:
+            if not (each == getattr(signal, "SIGHUP", None) and signal.getsignal(each) == signal.SIG_IGN):
+                previous[each] = signal.signal(each, note)
     except ValueError:  # not the main thread (a notebook's executor, a server): signals stay as they are
         previous.clear()
     try:
