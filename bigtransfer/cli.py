@@ -22,9 +22,9 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bigtransfer import __version__, config, limits, terminal
+from bigtransfer import __version__, config, limits, terminal, torchrun
 from bigtransfer.config.fields import shortened
-from bigtransfer.errors import BitError, ConfigError
+from bigtransfer.errors import BitError, ConfigError, passing
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Your images": ("finetune", "evaluate", "predict", "report"),
@@ -90,6 +90,9 @@ def _guarded(arguments: list[str], debug: bool) -> int:
     except BitError as error:
         if debug:
             raise
+        agent = None if passing(error) else torchrun.agent()
+        if agent is not None:
+            torchrun.end_job(agent, f"error: {error}")
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as torch_distributed
 from torch import Tensor
 
-from bigtransfer.errors import ConfigError, RunError
+from bigtransfer.errors import ConfigError, LostProcess
 
 TIMEOUT = datetime.timedelta(minutes=30)
 """How long a process waits for the others, who may be filling a cache or validating, before it takes them for dead."""
@@ -66,7 +66,7 @@ class World:
         return self.rank == 0
 
     def total(self, values: Tensor) -> Tensor:
-        """The sum over all processes, the same bits on each. All must call it; RunError if one of them is gone."""
+        """The sum over all processes, the same bits on each. All must call it; LostProcess if one of them is gone."""
         if self.size == 1:
             return values
         summed = values.clone()
@@ -99,7 +99,7 @@ class World:
         return [json.loads(text) for text in bytes(self.gather(line).tolist()).splitlines()]
 
     def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Rank 0's values into the tensors of all, which are dense, in any memory format. All must call it; RunError if one is gone."""
+        """Rank 0's values into the tensors of all, which are dense, in any memory format. All must call it; LostProcess if one is gone."""
         if self.size == 1:
             return
         with peers():
@@ -120,7 +120,7 @@ class World:
 
 @contextlib.contextmanager
 def peers() -> Iterator[None]:
-    """Within, whatever waits for other processes: RunError, which says what to do, if one of them is gone."""
+    """Within, whatever waits for other processes: LostProcess, which says what to do, if one of them is gone."""
     try:
         yield
     except torch_distributed.DistError as error:
@@ -131,10 +131,10 @@ def peers() -> Iterator[None]:
         raise
 
 
-def _lost(error: Exception) -> RunError:
+def _lost(error: Exception) -> LostProcess:
     # gloo begins with the line of its source and ends with advice to its developers.
     first = re.sub(r"^\[\S+:\d+\] ", "", str(error).splitlines()[0]).split(". This is typically")[0]
-    return RunError(
+    return LostProcess(
         f"Another process of this training has ended or cannot be reached ({first}). torchrun restarts all of them from the last "
         "checkpoint if --max-restarts allows it; otherwise give the same command again."
     )
@@ -145,7 +145,7 @@ def join(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     """Within, the world that torchrun started this process in, and the device that this process is to compute on.
 
     device: what was asked for; "cuda" becomes the GPU of the process's local rank. ConfigError if there are fewer GPUs than
-    processes on this machine. RunError if the other processes do not come.
+    processes on this machine. LostProcess if the other processes do not come.
     """
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield World(), device

@@ -9,6 +9,7 @@
     |   |-- UnknownModel     no model of that name
     |   `-- DownloadError    the network, the server or the integrity check said no
     |-- RunError             a run folder or another output cannot be created, resumed or written
+    |   `-- LostProcess      another process of the same training has ended or cannot be reached
     `-- TrainingError        training cannot go on (loss is not finite, out of memory at one image)
 
 A message says what happened, where (the file, the flag) and what to do. Broken internal invariants are `assert`s, not these.
@@ -77,6 +78,22 @@ class DownloadError(WeightsError):
 
 class RunError(BitError):
     """A run folder or another output cannot be created, resumed or written."""
+
+
+class LostProcess(RunError):
+    """Another process of the same training has ended or cannot be reached."""
+
+    passing = True
+
+
+def passing(error: BaseException | None) -> bool:
+    """Whether the same command at once may do better, so that torchrun is to start the processes again: the error, or what it comes
+    of, says so of itself (`passing`), or is the network's."""
+    while error is not None:
+        if getattr(error, "passing", False) or isinstance(error, ConnectionError | TimeoutError):
+            return True
+        error = error.__cause__
+    return False
 
 
 class TrainingError(BitError):

@@ -56,6 +56,8 @@ class Refused(WebError):
 class Interrupted(WebError):
     """Asking again may help, after `wait` seconds."""
 
+    passing = True
+
     def __init__(self, reason: str, wait: float = 0.0) -> None:
         super().__init__(reason)
         self.wait = wait
