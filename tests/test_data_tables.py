@@ -147,9 +147,11 @@ def test_csv_with_several_labels(tmp_path: Path) -> None:
         "\n\nimage,label\n\nimg/0.png,a\n\n\nimg/1.png,b\n\n",
         'image, label\nimg/0.png, "a"\n"img/1.png", b\n',
         "image|label\nimg/0.png|a\nimg/1.png|b\n",
+        '"a;b;c;d",image,label\nx,img/0.png,a\ny,img/1.png,b\n',
         "image\tlabel\nimg/0.png\ta\nimg/1.png\tb\n",
         ",image,label\n0,img/0.png,a\n1,img/1.png,b\n",
         "\ufeffimage,label\nimg/0.png,a\nimg/1.png,b\n",
+        "\ufeffsep=;\nimage;label\nimg/0.png;a\nimg/1.png;b\n",
     ],
 )
 def test_text_in_many_writings(tmp_path: Path, text: str) -> None:

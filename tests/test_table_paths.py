@@ -254,6 +254,26 @@ def test_the_tables_own_folder_goes_first(tmp_path: Path) -> None:
     ]
 
 
+def test_the_tables_own_folder_goes_first_though_it_lacks_some(tmp_path: Path) -> None:
+    images(tmp_path, "0.png", "train/0.png", "train/1.png")
+    data = open_dataset(put(tmp_path, "train.csv", "image,label", "0.png,a", "1.png,b"))
+    assert data.train.name(0) == "0.png" and "1 of 2 images that do not exist" in data.notes[0]
+
+
+def test_absolute_paths_are_not_looked_for_elsewhere(tmp_path: Path) -> None:
+    images(tmp_path, "train/no-such-0.png", "train/no-such-1.png")
+    with pytest.raises(DataError, match=r"there is no file /no-such-0\.png"):
+        open_dataset(put(tmp_path, "train.csv", "image,label", "/no-such-0.png,a", "/no-such-1.png,b"))
+
+
+def test_other_files_of_an_images_name(tmp_path: Path) -> None:
+    images(tmp_path, "img/5.png", "img/6.png")
+    put(tmp_path, "img/5.txt", "words")
+    (tmp_path / "img" / "a.png").mkdir()
+    data = open_dataset(table(tmp_path, "image,label\nimg/5,a\nimg/6,b\nimg/5.png/x.png,a\nimg/a,b\n"))
+    assert names(data.train)[:2] == ["img/5.png", "img/6.png"] and "2 of 4 images that do not exist" in data.notes[-1]
+
+
 def test_names_of_numbers_in_json(tmp_path: Path) -> None:
     images(tmp_path, "train/0.png", "train/1.png")
     data = open_dataset(put(tmp_path, "t.jsonl", '{"id": 0, "label": "a"}', '{"id": 1.0, "label": "b"}'))

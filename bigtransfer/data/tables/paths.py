@@ -125,8 +125,6 @@ class Finder:
         if identity not in self._first:
             plain = os.path.normpath(name)
             shown = "" if plain == "." else plain.rstrip("/") + "/"
-            if (facts.st_mode & 0o170000) != 0o040000:
-                return None
             self._first[identity] = _Folder(path, shown)
         return self._first[identity]
 
