@@ -474,6 +474,17 @@ def test_parquet_files_of_paths_are_parts(tmp_path: Path) -> None:
     assert [data.test.name(i) for i in range(2)] == ["img/2.png", "img/3.png"] and data.test.labels.tolist() == [0, 1]
 
 
+def test_parquet_files_of_paths_that_declare_different_classes(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    table(tmp_path / "x", "")
+    for name, numbers, classes in (("train", (0, 1), ["a", "b"]), ("test", (2, 3), ["b", "a"])):
+        rows = arrow.table({"image": [f"img/{i}.png" for i in numbers], "label": [0, 1]})
+        described = rows.replace_schema_metadata({b"huggingface": declared({"label": {"names": classes}})})
+        parquet.write_table(described, tmp_path / "x" / f"{name}.parquet")
+    with pytest.raises(DataError, match="declare different classes"):
+        open_dataset(f"{tmp_path}/x/*.parquet")
+
+
 def test_files_of_a_set_that_differ(tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     images = [encoded(pattern(12, 16, seed=i)) for i in range(2)]

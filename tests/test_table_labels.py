@@ -75,6 +75,8 @@ def test_only_a_part_that_is_not_learned_from_may_be_without_labels(tmp_path: Pa
     assert data.test is not None and len(data.test) == 2 and data.test.labels is None
     with pytest.raises(DataError, match="1 of 4 rows have no label: line 4"):
         open_dataset(table(tmp_path, text.format("test", "a")))
+    with pytest.raises(DataError, match="2 of 2 rows have no label: line 2, line 3"):
+        open_dataset(table(tmp_path, "image,label\nimg/0.png,\nimg/1.png,\n"))
     with pytest.raises(DataError, match="2 of 4 rows have no label: line 4, line 5"):
         open_dataset(table(tmp_path, text.format("train", "")))
 

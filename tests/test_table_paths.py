@@ -310,6 +310,14 @@ def test_a_column_that_is_asked_for_may_be_written_loosely(tmp_path: Path) -> No
         open_dataset(path, label_column="KIND")
 
 
+def test_a_column_whose_values_repeat_is_taken_for_labels(tmp_path: Path) -> None:
+    images(tmp_path, *(f"img/{i}.png" for i in range(6)))
+    rows = [f"img/{i}.png,{'abc'[i % 3]}" for i in range(6)]
+    assert open_dataset(put(tmp_path, "t.csv", "image,what", *rows)).train.class_names == ("a", "b", "c")
+    with pytest.raises(DataError, match="none of the columns label"):
+        open_dataset(put(tmp_path, "t.csv", "image,what", *rows[:5]))
+
+
 def test_a_column_of_captions_is_not_taken_for_labels(tmp_path: Path) -> None:
     rows = [f"img/{i}.png,caption {i}" for i in range(4)]
     with pytest.raises(DataError, match="none of the columns label"):
@@ -342,6 +350,17 @@ def test_a_table_without_header(tmp_path: Path, first: str) -> None:
 def test_a_header_is_a_header_though_a_file_has_its_name(tmp_path: Path) -> None:
     images(tmp_path, "image.png", "label.png")
     assert len(open_dataset(table(tmp_path, "image,label\nimg/0.png,a\nimg/1.png,b\n")).train) == 2
+
+
+@pytest.mark.parametrize("asked", ["image_column", "label_column", "split_column"])
+def test_a_header_that_has_a_column_asked_for_is_a_header(tmp_path: Path, asked: str) -> None:
+    images(tmp_path, "which.png")
+    columns = {"image_column": "which", "label_column": "what", "split_column": "where"}
+    path = table(tmp_path, "which,what,where\nimg/0.png,a,train\nimg/1.png,b,train\n")
+    assert len(open_dataset(path, **columns).train) == 2
+    header = {"image_column": "which,label", "label_column": "which,what", "split_column": "which,label,where"}[asked]
+    rows = "".join(f"img/{i}.png,{'ab'[i]}{',train' if 'where' in header else ''}\n" for i in range(2))
+    assert len(open_dataset(table(tmp_path, f"{header}\n{rows}"), **{asked: columns[asked]}).train) == 2
 
 
 def test_parts_from_the_folders_of_the_paths(tmp_path: Path) -> None:
@@ -443,6 +462,15 @@ def test_a_table_of_words_beside_one_of_lists(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
+def test_tables_of_images_beside_tables_of_paths(tmp_path: Path) -> None:
+    images(tmp_path, "0.png", "1.png")
+    cell = base64.b64encode(encoded(pattern(12, 16))).decode()
+    put(tmp_path, "train.csv", "image,label", "0.png,a", "1.png,b")
+    put(tmp_path, "val.csv", "image,label", f"{cell},a", f"{cell},b")
+    with pytest.raises(DataError, match="hold images, others their paths"):
+        open_dataset(tmp_path)
+
+
 def test_labels_of_all_parts_are_understood_together(tmp_path: Path) -> None:
     images(tmp_path, *(f"images/{i}.png" for i in range(4)))
     put(tmp_path, "train.csv", "image,label", "0.png,a\u00a0b", "1.png,c")
@@ -481,6 +509,7 @@ def test_folders_of_classes_go_before_tables(tmp_path: Path) -> None:
     put(tmp_path, "train_bad.csv", "image,label", "gone.png,x")
     data = open_dataset(tmp_path)
     assert data.train.class_names == ("boots", "sandals") and len(data.train) == 4
+    assert not any("labels come from" in note for note in data.notes)
     put(
         tmp_path,
         "labels.csv",

@@ -122,7 +122,7 @@ def _with_header(table: Table, columns: Columns, finder: paths.Finder) -> Table:
     """The table as it is, or with its first row taken for a row, where that names an image."""
     if table.header is None or usual(IMAGE.usual, table.names) is not None:
         return table
-    if columns.image is not None and columns.image in table.names:
+    if {columns.image, columns.label, columns.split} & set(table.names):
         return table
     if any(paths.names_image(name, finder) or is_embedded(name) for name in table.names):
         note = f"{table.path} has no header line; its columns are called 1, 2, ..."
