@@ -340,7 +340,7 @@ def _save(
         upstream=config.upstream or config.data,
         source=command_line("pretrain", asked),
         recipe=plan.recipe.to_dict(),
-        metrics={key: value for key, value in measured.items() if key != "step"},
+        metrics={key: value for key, value in measured.items() if key != "step" and isinstance(value, int | float)},
     )
     file = run.folder / "model.safetensors"
     weights.save(file, model)
