@@ -310,3 +310,13 @@ def test_a_record_of_another_form_is_refused(tmp_path: Path, section: str, conte
     with pytest.raises(RunError) as caught:
         recall(tmp_path, "finetune", ASKED, FinetunePlan)
     assert told in str(caught.value) and "config.json" in str(caught.value) and "--out" in str(caught.value)
+
+
+def test_a_budget_does_not_go_below_what_the_network_was_trained_at() -> None:
+    slow = dataclasses.replace(FACTS, trained_at=96, speed=lambda crop, batch: 1e-3)
+    config = FinetuneConfig(data="photos", budget="10s")
+    assert decide(config, slow).recipe.crop == 96
+    # Random weights were trained at no size.
+    assert decide(dataclasses.replace(config, pretrained=False), slow).recipe.crop == 48
+    closed = decide(FinetuneConfig(data="photos", linear="closed"), slow)
+    assert closed.recipe.crop == closed.input.size == 96, "frozen features are best at the size they were trained at"
