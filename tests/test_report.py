@@ -344,6 +344,12 @@ def changed(record, path, value):
         ("evaluation.json", "confused/0", [-1, 1, 1], "confused[0][0]: expected int >= 0"),
         ("evaluation.json", "per_class/2/f1", None, "per_class[2]: f1 is null though support is not 0"),
         ("evaluation.json", "calibration/14/images", "2", "calibration[14].images: expected int, got str"),
+        (
+            "evaluation.json",
+            "calibration/0/images",
+            1,
+            "calibration[0]: confidence or accuracy is null though images is not 0",
+        ),
         ("evaluation.json", "predictions/3/true", 3, "predictions[3] names class 3 of 3"),
         ("evaluation.json", "predictions/3/predicted", 9, "predictions[3] names class 9 of 3"),
         ("evaluation.json", "predictions/3/entropy", float("nan"), "predictions[3].entropy: expected float"),
@@ -451,16 +457,64 @@ def test_file_names_that_are_not_utf8(tmp_path, images, result):
 
 
 def test_written_evaluation_holds_every_number(run, images, result):
+    """By other routes than `Classification`'s: NumPy on the logits, class by class and bin by bin."""
     record = json.loads((run / "evaluation.json").read_text())
-    assert record["top1"] == result.top1 and tuple(record["top1_interval"]) == result.top1_interval
-    assert record["confusion"] == result.confusion().tolist()
-    assert [tuple(pair) for pair in record["confused"]] == result.confused()
-    assert sum(b["images"] for b in record["calibration"]) == len(images) == len(record["predictions"])
-    for row, ours in zip(record["predictions"], result.records, strict=True):
-        assert row["name"] == images.name(int(ours["index"])) and row["entropy"] == ours["entropy"]
+    labels, n = images.labels, 24
+    p = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
+    said, sure = p.argmax(1), p.max(1)
+    right = said == labels
+    assert (record["format"], record["model"], record["data"], record["split"]) == (1, "my-model", NASTY, "test")
+    assert record["images"] == n and record["class_names"] == list(images.class_names) and record["top5"] is None
+    assert record["top1"] == right.mean() and record["nll"] == pytest.approx(-np.log(p[range(n), labels]).mean())
+    assert record["mean_per_class"] == pytest.approx(np.mean([right[labels == c].mean() for c in range(3)]))
+    low, high = record["top1_interval"]
+    assert 0 < low < record["top1"] < high < 1
+    for c, row in enumerate(record["per_class"]):
+        hits, called, support = (right & (labels == c)).sum(), (said == c).sum(), (labels == c).sum()
+        assert row["class"] == images.class_names[c] and row["support"] == support == 8
+        assert (row["precision"], row["recall"]) == (pytest.approx(hits / called), pytest.approx(hits / support))
+        assert row["f1"] == pytest.approx(2 / (called / hits + support / hits))
+    counts = [[int(((labels == true) & (said == answer)).sum()) for answer in range(3)] for true in range(3)]
+    assert record["confusion"] == counts
+    pairs = {(true, answer): counts[true][answer] for true in range(3) for answer in range(3) if true != answer}
+    assert {(true, answer): count for true, answer, count in record["confused"]} == {
+        k: v for k, v in pairs.items() if v
+    }
+    assert [count for *_, count in record["confused"]] == sorted(filter(None, pairs.values()), reverse=True)
+    ece = 0.0
+    assert len(record["calibration"]) == 15
+    for b, found in enumerate(record["calibration"]):
+        inside = (sure > b / 15) & (sure <= (b + 1) / 15)
+        assert (found["from"], found["to"]) == (pytest.approx(b / 15), pytest.approx((b + 1) / 15))
+        assert found["images"] == inside.sum()
+        if inside.any():
+            confidence, accuracy = sure[inside].mean(), right[inside].mean()
+            assert (found["confidence"], found["accuracy"]) == (pytest.approx(confidence), pytest.approx(accuracy))
+            ece += inside.sum() / n * abs(confidence - accuracy)
+        else:
+            assert found["confidence"] is found["accuracy"] is None
+    assert record["ece"] == pytest.approx(ece)
+    for i, row in enumerate(record["predictions"]):
+        assert (row["name"], row["index"], row["true"], row["predicted"]) == (images.name(i), i, labels[i], said[i])
+        assert row["rank"] == (LOGITS[i] > LOGITS[i, labels[i]]).sum()
+        assert row["probability"] == pytest.approx(sure[i]) and row["nll"] == pytest.approx(-np.log(p[i, labels[i]]))
+        assert row["entropy"] == pytest.approx(-(p[i] * np.log(p[i])).sum())
+    assert len(record["predictions"]) == n
     assert record["unreadable"] == [{"name": "ant/bad.png", "reason": "the file is empty (0 bytes)"}]
     empty = as_record(Classification(3), images, split="test")
     assert empty.top1 is None and json.dumps(msgspec.to_builtins(empty), allow_nan=False)
+
+
+@pytest.mark.parametrize(("classes", "dense"), [(6, True), (1000, True), (1001, False)])
+def test_a_matrix_of_many_classes_is_not_written(tmp_path, images, classes, dense):
+    many = dataclasses.replace(images, labels=np.zeros(1, np.int64), class_names=tuple(map(str, range(classes))))
+    result = Classification(classes)
+    result.update(torch.nn.functional.one_hot(torch.tensor([1]), classes).double(), torch.tensor([0]))
+    record = as_record(result, many, split="test")
+    assert (record.confusion is not None) == dense and record.top5 == 1.0
+    if not dense:
+        save_evaluation(tmp_path, result, many, split="test")
+        assert "confusion" not in json.loads((tmp_path / "evaluation.json").read_text())
 
 
 def test_description_for_a_terminal(images, result):
