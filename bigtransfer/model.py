@@ -351,7 +351,9 @@ def build(name: str | Architecture, num_classes: int, *, device: str | torch.dev
 def fold(network: ResNetV2, dtype: torch.dtype = torch.float32) -> ResNetV2:
     """The same function for inputs of `dtype`, with the standardized kernels stored: nothing is left to standardize at each call.
 
-    Bit for bit the result of `network` in eval mode. For inference only: the copy's kernels are not the trained parameters.
+    Bit for bit the result of `network` in eval mode with its kernels in torch's default layout, also where they have another: a model just
+    trained and the same one read from its file give the same answers. For inference only: the copy's kernels are not the trained
+    parameters.
     """
     arch = dataclasses.replace(network.architecture, weight_standardization=False)
     folded = build(arch, 0, device="meta")
@@ -359,7 +361,7 @@ def fold(network: ResNetV2, dtype: torch.dtype = torch.float32) -> ResNetV2:
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for name, module in network.named_modules():
         if isinstance(module, StdConv2d):
-            tensors[f"{name}.weight"] = ops.standardize(module.weight).to(dtype)
+            tensors[f"{name}.weight"] = ops.standardize(module.weight.contiguous()).to(dtype)
     folded.load_state_dict(tensors, assign=True)
     folded.card = dataclasses.replace(network.card, architecture=arch)
     return folded.eval().requires_grad_(False)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
 import os
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -402,3 +404,16 @@ def test_loading_a_file_and_a_run_folder(network, predictor, pixels, tmp_path):
         assert loaded.class_names == NAMES and loaded.card.input.size == SIZE
         for one, other in zip(loaded.predict(pixels), predictor.predict(pixels), strict=True):
             np.testing.assert_array_equal(one.probabilities, other.probabilities)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_model_just_trained_answers_as_the_one_read_from_its_file(precision: Literal["fp32", "bf16"]) -> None:
+    """Training keeps kernels in channels_last, where their sums are taken, and rounded, in another order."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = ResNetV2((1, 1, 1, 1), 1, 4)
+        torch.nn.init.normal_(model.head.weight)
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (9, 3, 32, 32), dtype=np.uint8))
+    expected = Predictor(model, device="cpu", precision=precision).logits(pixels)
+    trained = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    assert torch.equal(Predictor(trained, device="cpu", precision=precision).logits(pixels), expected)
