@@ -276,6 +276,26 @@ def bytes_of(batches) -> list[tuple[int, bytes, list[int], tuple[int, ...]]]:
     return [(b.step, b.images.numpy().tobytes(), b.labels.tolist(), b.images.stride()) for b in batches]
 
 
+def _digests(pictures: ImageSet, options: dict, pipe) -> None:
+    loader = TrainLoader(pictures, CROP, batch_size=8, seed=5, **options)
+    pipe.send([batch.images.numpy().tobytes() for batch in loader.batches(3, 7)])
+
+
+@forks
+def test_a_process_that_may_have_no_children_makes_the_same_batches_in_threads(pictures: ImageSet) -> None:
+    """A daemonic one, such as a worker of a pool: Python forbids it to start processes."""
+    context = multiprocessing.get_context("fork")
+    pipe, far_end = context.Pipe()
+    child = context.Process(target=_digests, args=(pictures, {"cache": "none", "workers": 2}, far_end), daemon=True)
+    child.start()
+    far_end.close()
+    assert pipe.poll(60)
+    found = pipe.recv()
+    child.join()
+    expected = TrainLoader(pictures, CROP, batch_size=8, seed=5, cache="none", workers=0).batches(3, 7)
+    assert found == [batch.images.numpy().tobytes() for batch in expected] and child.exitcode == 0
+
+
 @forks
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker processes")  # on a single core
 @pytest.mark.parametrize(

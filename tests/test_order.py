@@ -160,6 +160,41 @@ def test_a_lane_stays_in_its_block() -> None:
     assert {*first[:, 0] // 1000} != {*later[:, 0] // 1000}, "other runs in the next epoch"
 
 
+def test_every_block_of_every_lane_and_epoch_is_shuffled_in_its_own_way() -> None:
+    """The ranks of a block's images in the order in which they come: no two blocks have the same, nor similar ones."""
+    size, batch = 64 * 1024, 64
+    lanes = LaneOrder(bounds(size), batch, seed=0)
+    assert (lanes.lanes, lanes.block) == (64, 256)
+    orders = []
+    for epoch in range(2):
+        for block in range(4):
+            first = epoch * 1024 + block * 256
+            images = np.array([lanes.indices(step) for step in range(first, first + 256)])
+            inside = [column for column in images.T if np.ptp(column) == 255]  # not around the set's end
+            assert len(inside) >= 63
+            orders += [column - column.min() for column in inside]
+    orders = np.array(orders)
+    assert len(np.unique(orders, axis=0)) == len(orders)
+    alike = np.corrcoef(orders) - np.eye(len(orders))
+    assert np.abs(alike).max() < 0.5 and abs(alike.mean()) < 0.01, "correlations are about 1 / 16"
+
+
+def test_each_epoch_begins_at_a_random_place() -> None:
+    """With one file there is no other order of files: without it, each lane would see the same images together in all epochs."""
+    size, epochs = 64 * 64, 256
+    lanes = LaneOrder(bounds(size), 64, seed=3)
+    starts = []
+    for epoch in range(epochs):
+        lane = np.sort([lanes.indices(step)[0] for step in range(epoch * 64, (epoch + 1) * 64)])
+        gap = np.flatnonzero(np.diff(lane) > 1)
+        starts.append(lane[gap[0] + 1] if len(gap) else lane[0])  # where it goes around the end
+        assert len(lane) == 64 and len(gap) <= 1
+    assert len(set(starts)) > 0.9 * epochs
+    quarters = np.bincount(np.array(starts) * 4 // size, minlength=4)
+    assert (np.abs(quarters - epochs / 4) < 5 * np.sqrt(epochs * 3 / 16)).all()
+    assert starts[:50] != [LaneOrder(bounds(size), 64, seed=4).indices(epoch * 64)[0] for epoch in range(50)]
+
+
 def test_huge_batches_have_more_lanes() -> None:
     """So that each of many ranks has one of its own."""
     lanes = LaneOrder(bounds(*[500] * 100), 4096, seed=0)

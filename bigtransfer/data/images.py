@@ -401,7 +401,7 @@ def prepare(image: Pixels, spec: InputSpec) -> Pixels:
     """The image as a model sees it at evaluation: uint8 `(spec.size, spec.size, channels)`.
 
     Of an image that is more than `_LONG` times as long as wide only the part is resized that the centre crop keeps; antialiased, that may
-    differ by one level here and there from resizing it whole.
+    differ by one level here and there from resizing it whole (bicubic: by a few, where it overshoots).
     """
     if spec.mode == "square":
         return resize(image, spec.size, spec.size, spec.interpolation, spec.antialias)

@@ -48,9 +48,13 @@ def in_processes(
     """The same in worker processes, each of which works out up to `ahead` (at least 1) results ahead; function, items and results are
     pickled (tensors travel through shared memory, as torch has it).
 
+    In a process that may have no children (a daemonic one, such as a worker of somebody's pool), threads do it.
     Raises the BitErrors that the function raises, and DataError if a worker dies. Each worker has a pipe of its own, so that one that is
     killed leaves no lock behind for the others to wait on.
     """
+    if multiprocessing.current_process().daemon:
+        yield from in_threads(function, items, threads=processes, ahead=ahead * processes)
+        return
     context = multiprocessing.get_context()
     stop = context.RawValue("b", 0)
     workers: list[tuple[Any, Any]] = []  # processes and pipes, whose types differ by system

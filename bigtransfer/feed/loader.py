@@ -233,7 +233,7 @@ class FetchAhead:
         """The steps to ask for when batch `step` is being made. now: seconds, of any clock that does not run backwards."""
         now = time.monotonic() if now is None else now
         distance = _LEAST_AHEAD
-        if self._last is not None:
+        if self._last is not None and step > self._last[0]:  # threads may ask out of order
             seconds = (now - self._last[1]) / (step - self._last[0])
             # An average, because a single batch may come at once or after a validation.
             self._seconds = seconds if self._seconds is None else 0.95 * self._seconds + 0.05 * seconds
