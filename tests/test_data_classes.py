@@ -94,6 +94,12 @@ def test_wordnet_identities_of_another_models_words() -> None:
     assert "WordNet" in (matched.assumption or "")
 
 
+def test_two_identities_of_the_same_words() -> None:
+    """The bird and the machine are both a crane."""
+    with pytest.raises(DataError, match="only in the data: n02012849, n03126707"):
+        match(("n02012849", "n03126707"), ("crane", "dog"), 2, subset=True)
+
+
 def test_wordnet_lists_are_timms() -> None:
     info = pytest.importorskip("timm.data").ImageNetInfo
     assert list(catalog.wordnet_ids("imagenet-1k")) == info("imagenet-1k").label_names()
@@ -151,3 +157,4 @@ def test_another_reading_is_kept() -> None:
     (other,) = match(found, None, 11).other_readings.values()
     assert other.tolist() == list(range(11))
     assert not match(tuple(map(str, range(10))), None, 10).other_readings
+    assert not match(("11", "2"), None, 12, subset=True).other_readings  # ImageFolder would have numbered all of them
