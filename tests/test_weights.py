@@ -9,7 +9,9 @@ import io
 import json
 import math
 import re
+import struct
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,34 @@ def test_published_architecture_in_both(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("channels", [3, 1])
+def test_timm_folder_of_a_network_that_timm_does_not_know(tmp_path: Path, channels: int) -> None:
+    """Its own class builds it from `model_args`, without the standardization, which is done beforehand."""
+    architecture = Architecture(units=(1, 2, 1, 1), in_chans=channels)
+    network = ours(architecture)
+    weights.export(tmp_path / "folder", network, "timm")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'folder'}", pretrained=True).eval()
+    assert theirs.num_classes == CLASSES
+    assert_same_logits(theirs, network, 1e-5, channels)
+    with torch.no_grad():
+        assert torch.allclose(
+            theirs.forward_features(images(channels)), network.forward_features(images(channels)), rtol=1e-3, atol=1e-4
+        )
+    again = weights.load(tmp_path / "folder")
+    assert_same_logits(again, network, 1e-5, channels)
+    assert (again.card.input, again.card.class_names) == (network.card.input, network.card.class_names)
+    assert weights.differing(tmp_path / "folder", network, "timm") == []
+    assert len(weights.differing(tmp_path / "folder", network)) == len(
+        [n for n in network.state_dict() if "conv" in n or "proj" in n or n == "root.weight"]
+    )
+
+
+def test_timm_file_keeps_the_card(tmp_path: Path) -> None:
+    weights.export(tmp_path / "m.safetensors", ours(), "timm")
+    assert weights.load(tmp_path / "m.safetensors").card == card_of()
+    assert weights.describe(tmp_path / "m.safetensors") == card_of()
+
+
 # --- The authors' files
 
 
@@ -277,12 +307,22 @@ def test_authors_torch_checkpoint(tmp_path: Path) -> None:
     network = ours()
     weights.export(tmp_path / "bit.pth.tar", network, "torch")
     stored = torch.load(tmp_path / "bit.pth.tar", weights_only=True)
-    assert stored.keys() == {"step", "model", "optim"}
+    assert stored.keys() == {"step", "model", "optim"} and stored["step"] == 0
     assert stored["model"]["module.head.conv.weight"].shape == (CLASSES, 2048, 1, 1)
     assert stored["model"]["module.body.block1.unit01.downsample.weight"].shape == (256, 64, 1, 1)
     assert_same_weights(weights.load(tmp_path / "bit.pth.tar"), network)
+    # Their train.py resumes as here, with an optimizer over the same parameters; it then sets the rate and steps.
+    parameters = [nn.Parameter(tensor.clone()) for tensor in stored["model"].values()]
+    optim = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+    optim.load_state_dict(stored["optim"])
+    assert optim.param_groups[0]["lr"] == 0.003 and optim.param_groups[0]["momentum"] == 0.9
+    assert not optim.state and optim.param_groups[0]["params"] == parameters
+    parameters[0].grad = torch.ones_like(parameters[0])
+    before = parameters[0].detach().clone()
+    optim.step()
+    assert torch.allclose(parameters[0], before - 0.003)
     # As they really are: with the optimizer's momentum beside the model, in PyTorch's older container too.
-    stored["optim"] = {"state": {0: {"momentum_buffer": torch.ones(3)}}, "param_groups": [{"lr": 0.1, "params": [0]}]}
+    stored["optim"] = optim.state_dict()
     torch.save(stored, tmp_path / "old.pth.tar", _use_new_zipfile_serialization=False)
     assert_same_weights(weights.load(tmp_path / "old.pth.tar"), network)
 
@@ -327,6 +367,57 @@ def test_published_file_is_known_by_its_name(tmp_path: Path) -> None:
     # A name proves nothing: another network in such a file is not the published model.
     weights.export(tmp_path / "BiT-M-R50x1.npz", network, "npz")
     assert weights.describe(tmp_path / "BiT-M-R50x1.npz").name == "BiT-M-R50x1"
+
+
+# --- Other people's checkpoints
+
+
+def nested(prefix: str, *keys: str, **beside: object) -> dict[str, Any]:
+    """A network with names that begin with `prefix`, kept under `keys`, one in the other, with `beside` beside each."""
+    value: dict[str, Any] = {prefix + name: tensor.clone() for name, tensor in ours().state_dict().items()}
+    for key in reversed(keys):
+        value = {key: value, **beside}
+    return value
+
+
+@pytest.mark.parametrize(
+    "keys", [(), ("net",), ("state_dict",), ("model",), ("checkpoint_is", "unknown"), ("model", "state_dict")]
+)
+@pytest.mark.parametrize(
+    "prefix", ["model.", "net.", "backbone.", "_orig_mod.", "module._orig_mod.", "model.module.backbone."]
+)
+def test_networks_within_checkpoints(tmp_path: Path, prefix: str, keys: tuple[str, ...]) -> None:
+    torch.save(nested(prefix, *keys, epoch=3, **{"pytorch-lightning_version": "2.5"}), tmp_path / "a.ckpt")
+    if "unknown" in keys:
+        with pytest.raises(WeightsError, match="no state dict"):
+            weights.load(tmp_path / "a.ckpt")
+    else:
+        assert_same_weights(weights.load(tmp_path / "a.ckpt"), ours())
+
+
+@pytest.mark.parametrize("layout", ["timm", "torch", "transformers"])
+def test_wrapped_names_of_every_form(tmp_path: Path, layout: str) -> None:
+    form = names.LAYOUTS[layout]  # pyright: ignore
+    state = {f"module.net.{form.their_name(n)}": form.their_value(n, t) for n, t in ours().state_dict().items()}
+    torch.save({"state_dict": state}, tmp_path / "a.pt")
+    assert_same_weights(weights.load(tmp_path / "a.pt"), ours())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True), np.float16(1), np.complex64(1j), np.dtype("f4")],
+    ids=repr,
+)
+def test_numpy_numbers_in_a_checkpoint(tmp_path: Path, value: object) -> None:
+    torch.save({"metric": value, **nested("", "model")}, tmp_path / "a.pt")
+    assert_same_weights(weights.load(tmp_path / "a.pt"), ours())
+
+
+def test_averages_go_before_the_last_weights(tmp_path: Path) -> None:
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in ours().state_dict().items()}
+    for key in ("state_dict_ema", "model_ema"):
+        torch.save({"state_dict": zeros, "model": zeros, "net": zeros, **nested("module.", key)}, tmp_path / "a.pt")
+        assert_same_weights(weights.load(tmp_path / "a.pt"), ours())
 
 
 # --- Our own files
@@ -388,6 +479,35 @@ def test_float16_overflow_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"head\.bias has numbers that float16"):
         weights.save(tmp_path / "m.safetensors", network, dtype="float16")
     assert not list(tmp_path.iterdir())
+
+
+def test_networks_that_files_do_not_hold(tmp_path: Path) -> None:
+    network = ours()
+    network.reset_classifier(CLASSES, "max")
+    with pytest.raises(WeightsError, match="global_pool 'max'"):
+        weights.save(tmp_path / "m.safetensors", network)
+    network.reset_classifier(CLASSES, "avg")
+    network.head = nn.Sequential(nn.Linear(2048, 9), nn.ReLU(), nn.Linear(9, CLASSES))
+    with pytest.raises(WeightsError, match=r"one linear layer; this one differs in head\.weight"):
+        weights.export(tmp_path / "m.npz", network, "npz")
+    assert not list(tmp_path.iterdir())
+
+
+def test_torchs_default_dtype(tmp_path: Path) -> None:
+    weights.save(tmp_path / "m.safetensors", ours())
+    torch.set_default_dtype(torch.float64)
+    try:
+        for network in (
+            weights.load(tmp_path / "m.safetensors", num_classes=3),
+            weights.load(tmp_path / "m.safetensors", pretrained=False),
+            weights.load(tmp_path / "m.safetensors", in_chans=1, num_classes=0),
+        ):
+            assert all(tensor.dtype == torch.float64 for tensor in network.state_dict().values())
+    finally:
+        torch.set_default_dtype(torch.float32)
+    weights.export(tmp_path / "half.npz", ours().bfloat16(), "npz")
+    rounded = weights.load(tmp_path / "half.npz").root.weight
+    assert torch.equal(rounded, ours().root.weight.bfloat16().float())
 
 
 def test_card_of_another_network_is_refused() -> None:
@@ -554,6 +674,170 @@ def test_header_and_tensors_must_agree(tmp_path: Path) -> None:
 
 
 # --- Damage
+
+
+def test_the_network_does_not_change_with_its_file(tmp_path: Path) -> None:
+    """The numbers are copies: a file that is rewritten in place must not change a network that came from it."""
+    for form, name in (("bit", "m.safetensors"), ("torch", "m.pth"), ("npz", "m.npz")):
+        path = tmp_path / name
+        weights.export(path, ours(), form)  # pyright: ignore
+        network = weights.load(path)
+        with open(path, "rb+") as file:
+            file.write(b"\x55" * path.stat().st_size)
+        assert_same_weights(network, ours())
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    for name, kind in ((3, "int"), (("a", 1), "tuple"), (None, "NoneType"), (b"root.weight", "bytes"), (1.5, "float")):
+        torch.save(dict(ours().state_dict()) | {name: torch.zeros(3)}, tmp_path / "a.pt")
+        with pytest.raises(WeightsError, match=rf"a\.pt: a tensor's name is .*, of type {kind};"):
+            weights.load(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind"),
+    [
+        (torch.zeros(2048).to_sparse(), "a sparse_coo tensor"),
+        (torch.zeros(2048, device="meta"), "a meta tensor"),
+        (torch.zeros(2048, dtype=torch.complex64), "holds torch.complex64"),
+        (torch.zeros(2048, dtype=torch.bool), "holds torch.bool"),
+    ],
+)
+def test_tensors_without_plain_numbers(tmp_path: Path, tensor: Tensor, kind: str) -> None:
+    torch.save(dict(ours().state_dict()) | {"norm.bias": tensor}, tmp_path / "a.pt")
+    with pytest.raises(WeightsError, match=rf"a\.pt.*({kind}|besides tensors)"):
+        weights.load(tmp_path / "a.pt")
+
+
+def npz_with(path: Path, replaced: Callable[[bytes], bytes], compression: int = zipfile.ZIP_STORED) -> Path:
+    """A network's .npz file in which one member's bytes, header and all, are others."""
+    layout = names.LAYOUTS["npz"]
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, tensor in ours().state_dict().items():
+            raw = io.BytesIO()
+            np.lib.format.write_array(raw, layout.their_value(name, tensor).contiguous().numpy())
+            content = replaced(raw.getvalue()) if name == "norm.weight" else raw.getvalue()
+            archive.writestr(f"{layout.their_name(name)}.npy", content)
+    return path
+
+
+@pytest.mark.parametrize(
+    "replaced",
+    [
+        lambda raw: raw.replace(b"{'descr': '<f4'", b"{'descr': '<f4"),  # TokenError in NumPy
+        lambda raw: raw.replace(b"{'descr'", b"((((((("),
+        lambda raw: raw.replace(b"(2048,)", b"(-204,)"),
+        lambda raw: raw.replace(b"(2048,)", b"(204.,)"),
+        lambda raw: raw.replace(b"'<f4'", b"'<q4'"),
+        lambda raw: raw.replace(b"'<f4'", b"'<M8'"),
+        lambda raw: raw[:6] + b"\x09" + raw[7:],
+        lambda raw: raw[:40],
+        lambda raw: b"",
+    ],
+)
+def test_headers_in_npz_that_are_none(tmp_path: Path, replaced: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(WeightsError, match=r"m\.npz"):
+        weights.load(npz_with(tmp_path / "m.npz", replaced))
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_npz_whole_and_with_changed_bytes(tmp_path: Path, compression: int) -> None:
+    """zlib.error, LZMAError, OSError, NotImplementedError, struct.error, ...: whatever the libraries raise."""
+    np.savez_compressed(
+        tmp_path / "small.npz", **{"resnet/root_block/standardized_conv2d/kernel": np.ones((7, 7, 3, 64))}
+    )
+    path = tmp_path / "m.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive, zipfile.ZipFile(tmp_path / "small.npz") as source:
+        for entry in source.namelist():
+            archive.writestr(entry, source.read(entry))
+    content, rng = path.read_bytes(), np.random.default_rng(compression)
+    for _ in range(150):
+        changed = bytearray(content)
+        for place in rng.integers(0, len(content), rng.integers(1, 4)):
+            changed[place] = rng.integers(256)
+        path.write_bytes(changed)
+        with pytest.raises(WeightsError, match=r"m\.npz"):
+            weights.load(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_pth_with_changed_bytes(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "m.pth"
+    torch.save(
+        {"model": {"root.weight": torch.zeros(64, 3, 7, 7)}, "step": 3}, path, _use_new_zipfile_serialization=zipped
+    )
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        changed = bytearray(content)
+        for place in rng.integers(0, min(len(content), 1500), rng.integers(1, 4)):
+            changed[place] = rng.integers(256)
+        path.write_bytes(changed)
+        with pytest.raises(WeightsError, match=r"m\.pth"):
+            weights.load(path)
+
+
+def test_anything_that_a_reader_raises_names_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights.save(tmp_path / "m.safetensors", ours())
+    for error in (AssertionError(), struct.error("short"), RecursionError("deep"), NotImplementedError("codec 99")):
+
+        def fails(*arguments: object, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(formats, "_open_safetensors", fails)
+        with pytest.raises(WeightsError, match=r"m\.safetensors is damaged"):
+            weights.load(tmp_path / "m.safetensors")
+    for error in (KeyboardInterrupt(), MemoryError()):
+
+        def stopped(*arguments: object, error: BaseException = error) -> None:
+            raise error
+
+        monkeypatch.setattr(formats, "_open_safetensors", stopped)
+        with pytest.raises(type(error)):
+            weights.load(tmp_path / "m.safetensors")
+
+
+def test_small_files_of_huge_networks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compressed zeros, and a tensor that repeats one number in all its places."""
+    shapes = names.shapes(Architecture(units=(1, 1, 1, 1), width=16), 1000)
+    torch.save({name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}, tmp_path / "a.pt")
+    claimed = 4 * sum(math.prod(shape) for shape in shapes.values())
+    with pytest.raises(
+        WeightsError, match=rf"a\.pt has [\d,]+ bytes but claims .* {claimed:,}\..*--limits archive_ratio="
+    ):
+        weights.load(tmp_path / "a.pt")
+
+    raw = io.BytesIO()
+    np.lib.format.write_array_header_1_0(raw, {"descr": "<f4", "fortran_order": False, "shape": (300 * 2**20,)})
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("resnet/group_norm/gamma.npy", raw.getvalue())
+        archive.infolist()[0].file_size = len(raw.getvalue()) + 4 * 300 * 2**20  # as the directory at the end then says
+    with pytest.raises(WeightsError, match=r"b\.npz has [\d,]+ bytes but claims"):
+        weights.load(tmp_path / "b.npz")
+
+    # A small file of an untrained network is no bomb, and who means it may raise the limit.
+    np.savez_compressed(
+        tmp_path / "zeros.npz",
+        **{
+            names.LAYOUTS["npz"].their_name(n): names.LAYOUTS["npz"].their_value(n, torch.zeros_like(t)).numpy()
+            for n, t in ours().state_dict().items()
+        },
+    )
+    assert not weights.load(tmp_path / "zeros.npz").root.weight.any()
+    monkeypatch.setenv("BIT_LIMITS", "archive_ratio=100G")
+    with pytest.raises(WeightsError, match=r"damaged|no BiT network"):
+        weights.load(tmp_path / "b.npz")
+
+
+def test_compressed_pytorch_archive(tmp_path: Path) -> None:
+    """Its tensors cannot be mapped into memory: they would be read as the compressed bytes."""
+    weights.export(tmp_path / "a.pth", ours(), "timm")
+    with (
+        zipfile.ZipFile(tmp_path / "a.pth") as source,
+        zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for entry in source.namelist():
+            archive.writestr(entry, source.read(entry))
+    assert_same_weights(weights.load(tmp_path / "b.pth"), ours())
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 0.999])

@@ -1,4 +1,4 @@
-"""The linear probe: the best linear classifier on frozen features, solved exactly instead of trained."""
+"""The linear probe: the best linear classifier on frozen features, solved exactly instead of trained; and big_vision's."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bigtransfer.feed.augment import normalize
 from bigtransfer.model import ResNetV2
 
 FEWSHOT_PENALTY = 2.0**10
-"""The fixed penalty of the linear few-shot evaluation that big_vision uses for monitoring (`fewshot_lsr`)."""
+"""The penalty of `fewshot_lsr` in big_vision's configurations for BiT and ViT."""
 
 _GRID = 10.0 ** torch.linspace(-4, 1, 21, dtype=torch.float64)
 """Penalties tried, in units of the features' mean squared singular value."""
@@ -31,6 +31,9 @@ _RANK = 1e-12
 _FLOOR = 0.1
 """Standard deviations are taken to be at least this share of their root mean square: of few images, a feature that is nearly
 always zero would otherwise be blown up without bound the first time it is not."""
+
+_FEWSHOT_EPS = 1e-5
+_FEWSHOT_INTERCEPT = 100.0
 
 _ONE_SHOT_TEMPERATURE = 0.1
 """Where the data cannot tell, because no class has two images: a score difference of 1 becomes 10 nats. A convention."""
@@ -84,8 +87,8 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     memory beside the features. Raises DataError without images or with labels outside the classes.
 
     penalty: added to the diagonal of the features' Gram matrix. None chooses it, from a grid, together with the temperature
-    (below). `FEWSHOT_PENALTY` gives big_vision's fixed protocol: its targets of +-1 are a linear map of one-hot ones and its
-    bias column of 100 is as good as a free intercept, so the predicted classes are the same.
+    (below). With `FEWSHOT_PENALTY` this is still not big_vision's few-shot protocol, which scales nearly constant features up much
+    further: `fewshot_lsr` is.
 
     Regression scores are not logits: they are divided by a temperature. Penalty and temperature are those whose softmax of
     the leave-one-out scores has the least negative log-likelihood, with targets smoothed as in Platt (1999) so that perfect
@@ -94,10 +97,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     there are none, both values are conventions.
     """
     n, d = features.shape
-    if n == 0:
-        raise DataError("A linear classifier needs at least one image.")
-    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
-        raise DataError(f"Labels {int(labels.min())} to {int(labels.max())} do not fit {num_classes} classes.")
+    _check(labels, num_classes)
     labels = labels.to(features.device)
     counts = torch.bincount(labels, minlength=num_classes)
     prior = counts.double() / n  # the mean of the targets
@@ -160,6 +160,55 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     head.weight.copy_(weight.T)
     head.bias.copy_(prior / temperature - mean @ weight)
     return Probe(head, float(penalty), temperature, right)
+
+
+class FewshotClassifier(nn.Module):
+    """Raw features `(n, d)` -> scores float64 `(n, classes)`, as `fewshot_lsr` fitted them."""
+
+    mean: Tensor
+    std: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        for name, value in {"mean": mean, "std": std, "weight": weight, "bias": bias}.items():
+            self.register_buffer(name, value)
+
+    def forward(self, features: Tensor) -> Tensor:
+        # Not folded into one linear layer: where a feature hardly varies its scale is up to 1e5, and float32 would lose the rest.
+        return ((features.double() - self.mean) / self.std) @ self.weight + self.bias
+
+
+@torch.no_grad()
+def fewshot_lsr(
+    features: Tensor, labels: Tensor, num_classes: int, *, penalty: float = FEWSHOT_PENALTY
+) -> FewshotClassifier:
+    """The linear few-shot evaluation that big_vision monitors pre-training with, exactly, but in float64.
+
+    Least squares of targets -1 and +1 on features scaled to mean 0 and divided by their population standard deviation + 1e-5, with a
+    further feature of 100 for the intercept; `penalty` is added to the diagonal of the Gram matrix, the intercept's place too.
+    features float `(n, d)`, labels int `(n,)` in 0..num_classes-1. Raises DataError without images or with labels outside the classes.
+    Source: google-research/big_vision, evaluators/fewshot_lsr.py.
+    """
+    _check(labels, num_classes)
+    x = features.double()
+    mean, std = x.mean(0), x.std(0, correction=0) + _FEWSHOT_EPS
+    x = torch.cat([(x - mean) / std, torch.full_like(x[:, :1], _FEWSHOT_INTERCEPT)], dim=1)
+    targets = 2 * nn.functional.one_hot(labels.to(x.device), num_classes).double() - 1
+    n, d = x.shape
+    if n < d:  # the same solution from the smaller of the two Gram matrices
+        weight = x.T @ torch.linalg.solve(x @ x.T + penalty * torch.eye(n, dtype=x.dtype, device=x.device), targets)
+    else:
+        weight = torch.linalg.solve(x.T @ x + penalty * torch.eye(d, dtype=x.dtype, device=x.device), x.T @ targets)
+    return FewshotClassifier(mean, std, weight[:-1], _FEWSHOT_INTERCEPT * weight[-1])
+
+
+def _check(labels: Tensor, num_classes: int) -> None:
+    if len(labels) == 0:
+        raise DataError("A linear classifier needs at least one image.")
+    if int(labels.min()) < 0 or int(labels.max()) >= num_classes:
+        raise DataError(f"Labels {int(labels.min())} to {int(labels.max())} do not fit {num_classes} classes.")
 
 
 def _standardization(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -24,12 +24,14 @@ def run(config: ConvertConfig) -> None:
         )
     weights.export(destination, network, config.to, dtype=config.dtype)
 
-    if different := weights.differing(destination, network, config.dtype):
+    if different := weights.differing(destination, network, config.to, config.dtype):
         raise WeightsError(
             f"{destination} does not hold what was written to it ({different[0]} differs). Is the disk sound?"
         )
     count = len(network.state_dict())
     print(f"{destination}: {_size(destination)} in {config.to} form, all {count} tensors read back and identical")
+    if (config.to in ("npz", "torch") or destination.suffix in (".pth", ".pt", ".bin", ".tar")) and card.class_names:
+        print("This form has no place for the class names and the input size; keep the source for them.")
     if note := _use(config, card.num_classes, configs.timm_name(card.architecture)):
         print(f"Use it:\n  {note}")
 

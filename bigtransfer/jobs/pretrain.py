@@ -16,7 +16,6 @@ from bigtransfer import data, hyperrule, records, report, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
 from bigtransfer.data import ImageSet, splits
-from bigtransfer.data.layout import in_short
 from bigtransfer.dist import World, join
 from bigtransfer.errors import ConfigError, DataError, RunError, WeightsError
 from bigtransfer.evals import linear
@@ -204,8 +203,7 @@ def _train(
         print(
             f"{config.model} ({plan.architecture.num_parameters(plan.classes):,} parameters) on {plan.images:,} images of "
             f"{plan.classes} classes: {recipe.steps:,} steps of {recipe.batch_size}, {recipe.crop} px, {plan.dtype} on {device}{among}"
-            + (f", from step {state.step}" if resumed else "")
-            + f"\nclasses: {in_short(train_set.class_names)}",
+            + (f", from step {state.step}" if resumed else ""),
             flush=True,
         )
     outcome = training.Outcome(finished=True)
@@ -245,7 +243,7 @@ def _train(
     with state.averaged():
         tensors = parallel.whole(model)
     if world.is_main:
-        _save(config, run, names, plan, tensors, several=train_set.several)
+        _save(config, run, names, plan, tensors)
     return 0
 
 
@@ -291,7 +289,7 @@ def _measurements(
 
 def _probe(config: PretrainConfig, state: loop.State, plan: PretrainPlan) -> Callable[[], Mapping[str, float]]:
     """A function that solves a linear classifier on the network's features of a few images of a second set: "probe/top1" is its
-    accuracy on others, with the fixed penalty of big_vision's few-shot evaluation.
+    accuracy on others, by big_vision's few-shot protocol.
 
     Every process does all of it: with FSDP each forward pass needs all, and otherwise the rest would only wait.
     """
@@ -310,12 +308,12 @@ def _probe(config: PretrainConfig, state: loop.State, plan: PretrainPlan) -> Cal
             features, labels = linear.extract_features(
                 state.model, eval_batches(shots, spec, state.micro_batch, skip_bad=True), device, dtype
             )
-            probe = linear.fit(features, labels, len(shots.class_names), penalty=linear.FEWSHOT_PENALTY)
+            classifier = linear.fewshot_lsr(features, labels, len(shots.class_names))
             features, labels = linear.extract_features(
                 state.model, eval_batches(test, spec, state.micro_batch, skip_bad=True), device, dtype
             )
         with torch.inference_mode():
-            right = (probe.head(features).argmax(1) == labels).float().mean()
+            right = (classifier(features).argmax(1) == labels).float().mean()
         return {"probe/top1": right.item()}
 
     return measure
@@ -327,8 +325,6 @@ def _save(
     names: tuple[str, ...],
     plan: PretrainPlan,
     tensors: dict[str, torch.Tensor],
-    *,
-    several: bool,
 ) -> None:
     """The finished model, from its tensors, as one file that explains itself."""
     measured = next((line for line in reversed(run.metrics()) if "loss" not in line), {})
@@ -344,8 +340,7 @@ def _save(
         upstream=config.upstream or config.data,
         source=command_line("pretrain", asked),
         recipe=plan.recipe.to_dict(),
-        metrics={key: value for key, value in measured.items() if key != "step" and isinstance(value, int | float)},
-        multi_label=several and plan.loss == "sigmoid",
+        metrics={key: value for key, value in measured.items() if key != "step"},
     )
     file = run.folder / "model.safetensors"
     weights.save(file, model)

@@ -15,10 +15,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import catalog, fetch, model, web
+from bigtransfer import catalog, fetch, model, ops, web
 from bigtransfer.catalog import InputSpec, ModelCard, Published
 from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, WeightsError
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import ResNetV2, StdConv2d
 from bigtransfer.weights import configs, formats, names
 
 __all__ = ["describe", "export", "load", "save"]
@@ -105,8 +105,9 @@ def export(path: str | os.PathLike[str], network: ResNetV2, form: Form, *, dtype
     "bit"          a file: `save`
     "npz"          a .npz file, as the authors published theirs (no dtype)
     "torch"        a .pth.tar file, as the authors' PyTorch code saves and resumes (no dtype)
-    "timm"         a file for `checkpoint_path=` (.safetensors, else `torch.save`), or, without a suffix, a folder for
-                   `timm.create_model("local-dir:...")`
+    "timm"         a file for `checkpoint_path=` (.safetensors, which keeps the card, else `torch.save`), or, without a suffix, a folder
+                   for `timm.create_model("local-dir:...")`. Of a network that timm has no name for, such as R26x1, the folder holds the
+                   kernels standardized, and timm builds plain convolutions: the same function, but another one to train
     "transformers" a folder for `BitForImageClassification.from_pretrained` and `BitImageProcessor.from_pretrained`
 
     Raises WeightsError if the form cannot hold the network (other normalization than BiT's).
@@ -117,31 +118,33 @@ def export(path: str | os.PathLike[str], network: ResNetV2, form: Form, *, dtype
         return
     layout = names.LAYOUTS[form]
     theirs = names.export(card.architecture, card.num_classes, form)
-    state = _state(network, dtype)
+    state = _stored(network, form, path, dtype)
     tensors = ((theirs[name], layout.their_value(name, tensor).contiguous()) for name, tensor in state.items())
     if form == "npz":
         formats.write_npz(path, tensors)
     elif form == "torch":
-        # As DataParallel names them; their code resumes from `step` with the optimizer's state, of which there is none.
-        formats.write_torch(
-            path, {"step": 0, "model": {f"module.{name}": tensor for name, tensor in tensors}, "optim": {}}
-        )
+        # As DataParallel names them. Their code resumes from `step` with the optimizer's state: that of one that has yet to step.
+        model_state = {f"module.{name}": tensor for name, tensor in tensors}
+        optimizer = torch.optim.SGD([nn.Parameter(torch.empty(0)) for _ in model_state], lr=0.003, momentum=0.9)
+        formats.write_torch(path, {"step": 0, "model": model_state, "optim": optimizer.state_dict()})
     elif form == "timm" and path.suffix in (".bin", ".pth", ".pt", ".tar"):
         formats.write_torch(path, dict(tensors))
     elif form == "timm" and path.suffix == ".safetensors":
-        formats.write_safetensors(path, dict(tensors), {"format": "pt"})
+        formats.write_safetensors(path, dict(tensors), {"format": "pt", formats.HEADER_KEY: card.to_json()})
     else:
         write_config = configs.write_timm if form == "timm" else configs.write_transformers
         write_config(path, card)
         formats.write_safetensors(path / "model.safetensors", dict(tensors), {"format": "pt"})
 
 
-def differing(path: str | os.PathLike[str], network: nn.Module, dtype: Dtype = "float32") -> list[str]:
-    """Names of the tensors that a file holds otherwise than `network` does when stored as `dtype`; [] for an exact copy.
+def differing(
+    path: str | os.PathLike[str], network: ResNetV2, form: Form = "bit", dtype: Dtype = "float32"
+) -> list[str]:
+    """Names of the tensors that a file holds otherwise than `export` to `form` would write; [] for an exact copy.
 
     Reads one tensor at a time. Raises WeightsError like `load`.
     """
-    state = network.state_dict()
+    state = _stored(network, form, Path(path), None)
     with _opened(path, offline=True) as (contents, translation, _):
         if translation.names.keys() != state.keys():
             raise WeightsError(f"{contents.path} holds another network.")
@@ -309,6 +312,17 @@ def _from_hub(repository: str, offline: bool | None) -> Path:
             return fetch.fetch(base + "pytorch_model.bin", no_network=offline)
         except DownloadError:
             raise error from None
+
+
+def _stored(network: ResNetV2, form: Form, path: Path, dtype: Dtype | None) -> dict[str, Tensor]:
+    """The network's tensors as `form` holds them at `path`, under our names."""
+    state = _state(network, dtype)
+    if form == "timm" and not path.suffix and configs.timm_name(network.architecture) is None:
+        kernels = {name for name, module in network.named_modules() if isinstance(module, StdConv2d)}
+        for name in kernels:
+            kernel = state[f"{name}.weight"]
+            state[f"{name}.weight"] = ops.standardize(kernel, dtype=kernel.dtype)
+    return state
 
 
 def _state(network: ResNetV2, dtype: Dtype | None) -> dict[str, Tensor]:

@@ -201,12 +201,18 @@ def timm_name(architecture: Architecture) -> str | None:
 def write_timm(folder: Path, card: ModelCard) -> None:
     """config.json for `timm.create_model("local-dir:FOLDER")` and for timm's folders on the hub."""
     arch, spec = card.architecture, card.input
-    name = timm_name(arch)
+    name, arguments = timm_name(arch), {}
     if name is None:
-        raise WeightsError(
-            f"timm has no name for a network of {arch.units} units at width {arch.width}, which its folders need. "
-            "Write one file instead (a destination that ends in .safetensors)."
-        )
+        # Of timm's names for published networks none takes other units, but one for plain convolutions does.
+        name = "resnetv2_50"
+        arguments = {
+            "layers": list(arch.units),
+            "width_factor": arch.width,
+            "stem_type": "fixed",
+            "norm_layer": "groupnorm",
+        }
+    if arch.in_chans != 3:
+        arguments["in_chans"] = arch.in_chans
     config: dict[str, Any] = {
         "architecture": name,
         "num_classes": card.num_classes,
@@ -228,8 +234,8 @@ def write_timm(folder: Path, card: ModelCard) -> None:
             "license": card.licence,
         },
     }
-    if arch.in_chans != 3:
-        config["model_args"] = {"in_chans": arch.in_chans}
+    if arguments:
+        config["model_args"] = arguments
     if card.class_names:
         config["label_names"] = list(card.class_names)
     write_json(folder / "config.json", config)

@@ -11,6 +11,7 @@ import contextlib
 import math
 import os
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from bigtransfer import runs
 from bigtransfer.catalog import ModelCard
-from bigtransfer.errors import WeightsError
+from bigtransfer.errors import BitError, WeightsError
+from bigtransfer.limits import limits
 from bigtransfer.weights import configs
 
 HEADER_KEY = "bigtransfer"
@@ -58,16 +60,46 @@ def open_weights(path: str | os.PathLike[str]) -> Iterator[Contents]:
         path = _in_folder(path)
     described = configs.read(path.parent) if path.name in IN_FOLDERS else configs.Description()
     with contextlib.ExitStack() as stack:
-        try:
-            kind = _kind(path)
-            shapes, read, card = kind(path, stack)
-        except WeightsError:
-            raise
-        except FileNotFoundError as error:
-            raise WeightsError(f"There is no file {path}.") from error
-        except OSError as error:
-            raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+        with _reading(path):
+            shapes, read, card = _kind(path)(path, stack)
+            _check_names(path, shapes)
+            _check_extent(path, 4 * sum(math.prod(shape) for shape in shapes.values()))
         yield Contents(path, shapes, _guarded(path, read), card, described)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """The one place where what goes wrong in a file that somebody else may have written becomes a WeightsError: the libraries that
+    read it raise anything from struct.error to AssertionError."""
+    try:
+        yield
+    except (BitError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise WeightsError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:
+        raise _damaged(path, error) from error
+
+
+def _check_names(path: Path, shapes: Mapping[Any, tuple[int, ...]]) -> None:
+    for name in shapes:
+        if not isinstance(name, str):
+            kind = type(name).__name__
+            raise WeightsError(
+                f"{path}: a tensor's name is {_cut(repr(name))}, of type {kind}; a network's are text such as 'head.weight'."
+            )
+
+
+def _check_extent(path: Path, claimed: int) -> None:
+    """Few bytes may claim to be a great network: a compressed archive, or a tensor that repeats one number."""
+    size = path.stat().st_size
+    if claimed > max(2**30, limits().archive_ratio * size):
+        raise WeightsError(
+            f"{path} has {size:,} bytes but claims to hold tensors of {claimed:,}. If it is meant, raise the limit: "
+            f"--limits archive_ratio={claimed // max(size, 1) + 1}."
+        )
 
 
 def _in_folder(folder: Path) -> Path:
@@ -101,11 +133,9 @@ def _kind(path: Path) -> Callable[[Path, contextlib.ExitStack], _Opened]:
     if start.startswith(b"\x89HDF"):
         raise WeightsError(f"{path} is a TensorFlow .h5 file. Use the .npz file of the same model instead.")
     if start.startswith(b"PK\x03\x04"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                entries = archive.namelist()
-        except (zipfile.BadZipFile, ValueError) as error:
-            raise _damaged(path, error) from error
+        with zipfile.ZipFile(path) as archive:
+            entries = archive.namelist()
+            _check_extent(path, sum(entry.file_size for entry in archive.infolist()))
         return _open_torch if any(entry.endswith("data.pkl") for entry in entries) else _open_npz
     length = int.from_bytes(start[:8], "little")
     if start[8:9] == b"{" and length < 100_000_000:
@@ -124,10 +154,14 @@ def _damaged(path: Path, error: BaseException) -> WeightsError:
 
 def _guarded(path: Path, read: Callable[[str], Tensor]) -> Callable[[str], Tensor]:
     def guarded(name: str) -> Tensor:
-        try:
+        with _reading(path):
             tensor = read(name)
-        except (OSError, ValueError, RuntimeError, EOFError, zipfile.BadZipFile, safetensors.SafetensorError) as error:
-            raise _damaged(path, error) from error
+        kind = f"{tensor.layout}".removeprefix("torch.")
+        if kind != "strided" or tensor.is_quantized or tensor.device.type != "cpu":
+            kind = "quantized" if tensor.is_quantized else kind if kind != "strided" else tensor.device.type
+            raise WeightsError(
+                f"{path}: {name} is a {kind} tensor, without the plain numbers that a network is made of."
+            )
         if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
             raise WeightsError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers.")
         return tensor
@@ -136,12 +170,9 @@ def _guarded(path: Path, read: Callable[[str], Tensor]) -> Callable[[str], Tenso
 
 
 def _open_safetensors(path: Path, stack: contextlib.ExitStack) -> _Opened:
-    try:
-        file = stack.enter_context(safetensors.safe_open(path, "pt"))
-        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        header = (file.metadata() or {}).get(HEADER_KEY)
-    except safetensors.SafetensorError as error:
-        raise _damaged(path, error) from error
+    file = stack.enter_context(safetensors.safe_open(path, "pt"))
+    shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - not a mapping
+    header = (file.metadata() or {}).get(HEADER_KEY)
     # clone: what safetensors gives is a view of the memory-mapped file.
     return (
         shapes,
@@ -156,16 +187,13 @@ def _open_npz(path: Path, stack: contextlib.ExitStack) -> _Opened:
     shapes: dict[str, tuple[int, ...]] = {}
     for entry in archive.infolist():
         name = entry.filename.removesuffix(".npy")
-        try:
-            with archive.open(entry) as file:
-                version = np.lib.format.read_magic(file)
-                read_header = (
-                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = read_header(file)
-                start = file.tell()
-        except (ValueError, EOFError, zipfile.BadZipFile, RuntimeError) as error:
-            raise _damaged(path, error) from error
+        with archive.open(entry) as file:
+            version = np.lib.format.read_magic(file)
+            read_header = (
+                np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            )
+            shape, _, dtype = read_header(file)
+            start = file.tell()
         if dtype.hasobject:
             raise WeightsError(
                 f"{path}: {name} holds pickled objects, which are never loaded because they can run code."
@@ -186,12 +214,38 @@ def _open_npz(path: Path, stack: contextlib.ExitStack) -> _Opened:
     return shapes, read, None
 
 
+_HOLDERS = (
+    "state_dict_ema",
+    "model_ema",
+    "state_dict",
+    "model_state_dict",
+    "model",
+    "net",
+    "network",
+    "backbone",
+    "module",
+)
+"""What checkpoints keep a network under, in each other too: those of timm, the authors, Lightning, and people's own."""
+
+_PLAIN = [
+    argparse.Namespace,  # timm's checkpoints keep their command line in one: only attributes
+    # A metric among the values is often NumPy's number: bytes and their dtype.
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    np.dtype,
+    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDG"},
+]
+"""What may be in a checkpoint beside tensors without being able to run code."""
+
+
 def _open_torch(path: Path, stack: contextlib.ExitStack) -> _Opened:
     # Memory-mapping needs a path, but for a path torch.load trusts the name: x.safetensors would not be read as what it is.
     mmap = zipfile.is_zipfile(path) and path.suffix != ".safetensors"
+    if mmap:
+        with zipfile.ZipFile(path) as archive:
+            mmap = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
     try:
-        # timm's checkpoints keep their command line in a Namespace, which is only attributes.
-        with open(path, "rb") as file, torch.serialization.safe_globals([argparse.Namespace]):
+        with open(path, "rb") as file, torch.serialization.safe_globals(_PLAIN), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols and the like, which say nothing to who loads a model
             loaded = torch.load(path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
@@ -200,19 +254,27 @@ def _open_torch(path: Path, stack: contextlib.ExitStack) -> _Opened:
                 "Save the state_dict alone, or as safetensors."
             ) from error
         raise _damaged(path, error) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise _damaged(path, error) from error
-    state = loaded
-    for key in ("state_dict_ema", "model_ema", "state_dict", "model"):  # timm's and the authors' checkpoints
-        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
-            state = loaded[key]
-            break
-    if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    state = _state_dict(loaded)
+    if state is None:
         raise WeightsError(
             f"{path} holds no state dict: a mapping of names to tensors, or one under 'model' or 'state_dict'."
         )
     # clone: the tensors lie in the memory-mapped file, which somebody may replace.
     return {name: tuple(tensor.shape) for name, tensor in state.items()}, lambda name: state[name].clone(), None
+
+
+def _state_dict(loaded: Any, depth: int = 4) -> Mapping[str, Tensor] | None:
+    """The mapping of names to tensors in a checkpoint, wherever it is kept; None if there is none."""
+    if not isinstance(loaded, Mapping) or not loaded:
+        return None
+    if all(isinstance(value, Tensor) for value in loaded.values()):
+        return loaded
+    held = (_state_dict(loaded.get(key), depth - 1) for key in _HOLDERS) if depth else ()
+    return next((state for state in held if state is not None), None)
+
+
+def _cut(text: str, most: int = 80) -> str:
+    return text if len(text) <= most else text[:most] + "..."
 
 
 # --- Writing

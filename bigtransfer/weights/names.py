@@ -125,11 +125,13 @@ def _spelled_npz(name: str) -> str:
 
 
 def _spelled_torch(name: str) -> str:
-    # DistributedDataParallel (the authors' checkpoints have it) and torch.compile wrap the module.
-    return re.sub(r"^((module|_orig_mod)\.)+", "", name)
+    # DistributedDataParallel (the authors' checkpoints have it) and torch.compile wrap the module, Lightning's users and others keep it
+    # as an attribute of their own.
+    return re.sub(r"^((module|_orig_mod|model|net|network|backbone)\.)+", "", name)
 
 
 def _spelled_transformers(name: str) -> str:
+    name = _spelled_torch(name)
     # BitModel saved without the classifier has no prefix.
     return f"bit.{name}" if name.startswith(("embedder.", "encoder.", "norm.")) else name
 
