@@ -20,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bigtransfer import ops
 from bigtransfer.errors import ConfigError
-from bigtransfer.ops import native, plain
+from bigtransfer.ops import convolution, native, plain
 from tests.reference import ops as reference
 from tests.reference.ops import Array
 
@@ -691,3 +691,13 @@ def test_no_second_openmp_runtime_comes_in() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "1"
+
+
+def test_the_pixels_of_a_small_map_are_summed_up_in_float32() -> None:
+    """256 + 1 + 1 + 1: in bfloat16, whose numbers above 256 are 2 apart, each single 1 would be lost."""
+    x = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)
+    kernel = torch.zeros(1, 1, 3, 3, dtype=torch.bfloat16, requires_grad=True)
+    convolution._AllToAll.apply(x, kernel, 1).backward(
+        torch.tensor([[[[256.0, 1.0], [1.0, 1.0]]]], dtype=torch.bfloat16)
+    )
+    assert kernel.grad is not None and kernel.grad[0, 0, 1, 1].item() == 260

@@ -230,6 +230,15 @@ def test_a_plan_is_made_from_facts_alone() -> None:
     assert decide(dataclasses.replace(config, steps=5), facts).eval_every == 1
 
 
+def test_a_budget_does_not_shrink_the_crop_below_what_the_model_was_trained_at() -> None:
+    """Unless it starts from random weights, for which there is no such size; a linear classifier takes exactly that."""
+    slow = dataclasses.replace(FACTS, native_size=(300, 300), speed=lambda crop, batch: 0.01, trained_at=96)
+    asked = FinetuneConfig(data="photos", budget="10s")
+    assert decide(asked, slow).recipe.crop == 96
+    assert decide(dataclasses.replace(asked, pretrained=False), slow).recipe.crop == 48
+    assert decide(FinetuneConfig(data="photos", linear="closed"), slow).recipe.crop == 96
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -115,6 +115,13 @@ def test_steps_are_sgd_with_momentum_for_any_split(alpha: float) -> None:
     assert state.step == recipe.steps
 
 
+def test_the_momentum_is_the_recipes() -> None:
+    recipe = dataclasses.replace(RECIPE, momentum=0.7)
+    expected, _ = by_hand(network(), recipe)
+    state, _ = take(network().double(), recipe, dtype=torch.float64)
+    assert distance(state.model, expected, network()) < 2e-6
+
+
 def test_what_a_step_reports() -> None:
     _, steps = take(network())
     assert [step.number for step in steps] == [0, 1, 2]
