@@ -253,7 +253,7 @@ def test_json_lines_with_several_labels(tmp_path: Path) -> None:
         ('{"image": "img/0.png", "label": "a"}\n[1]\n', r"line 2: \[1\] where an object is needed"),
         ('{"image": "img/0.png", "label": {"a": 1}}\n', r"line 1: the label {'a': 1} is neither a word nor a number"),
         (
-            '{"image": "img/0.png", "label": []}\n{"image": "img/1.png", "label": [1, 0.5]}\n',
+            '{"image": "img/0.png", "label": []}\n{"image": "img/1.png", "label": [0.5, 1]}\n',
             r"line 2: the label 0\.5 is a number",
         ),
         ('{"image": "img/0.png", "label": [["a"]]}\n', r"line 1: the label \['a'\] is neither"),
