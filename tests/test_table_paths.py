@@ -300,6 +300,14 @@ def test_names_of_columns_are_understood_in_any_writing(tmp_path: Path, header: 
     assert data.train.labels.tolist() == [0, 1] and data.notes == ()
 
 
+def test_of_several_usual_names_the_likelier_is_taken(tmp_path: Path) -> None:
+    path = table(tmp_path, "category,tags,label,file,image\np,x,a,none,img/0.png\nq,y,b,none,img/1.png\n")
+    data = open_dataset(path)
+    assert data.train.class_names == ("a", "b") and data.train.name(0) == "img/0.png"
+    path = table(tmp_path, "image,Label,label\nimg/0.png,x,a\nimg/1.png,y,b\n")
+    assert open_dataset(path).train.class_names == ("x", "y")
+
+
 def test_a_column_that_is_asked_for_may_be_written_loosely(tmp_path: Path) -> None:
     path = table(tmp_path, "image,Kind ,kind of\nimg/0.png,a,x\nimg/1.png,b,y\n")
     assert open_dataset(path, label_column="kind").train.class_names == ("a", "b")
