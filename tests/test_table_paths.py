@@ -230,7 +230,7 @@ def test_images_in_a_folder_beside_the_table(tmp_path: Path, folder: str, ending
 
 
 def test_images_of_another_part_are_not_taken(tmp_path: Path) -> None:
-    images(tmp_path, "train/0.png", "train/1.png", "test/2.png")
+    images(tmp_path, "train/0.png", "train/1.png", "test/2.png", ".thumbs/2.png")
     data = open_dataset(put(tmp_path, "train.csv", "id,label", "0,a", "1,b", "2,a"))
     assert "1 of 3 images that do not exist: '2' (line 4)" in data.notes[-1]
 
