@@ -193,6 +193,14 @@ def test_images_as_base64(tmp_path: Path, address: str) -> None:
             part.read(3)
 
 
+def test_an_empty_cell_before_the_images(tmp_path: Path) -> None:
+    cell = base64.b64encode(encoded(pattern(12, 16))).decode()
+    data = open_dataset(put(tmp_path, "t.csv", "image,label", ",a", f"{cell},b"))
+    assert data.train.read(1).shape == (12, 16, 3)
+    with pytest.raises(ImageError, match="t/000000: the cell holds no Base64 text"):
+        data.train.read(0)
+
+
 def test_base64_as_jpeg_of_the_other_alphabet_without_padding(tmp_path: Path) -> None:
     cells = [base64.urlsafe_b64encode(encoded(pattern(12, 16, seed), "JPEG")).decode().rstrip("=") for seed in range(2)]
     data = open_dataset(
