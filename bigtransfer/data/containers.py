@@ -69,6 +69,8 @@ class Encoded:
     """How often the decoder goes over the whole image."""
     slow: bool = False
     """Decoded in Python."""
+    canvas: tuple[int, int] | None = None
+    """Width and height of what Pillow makes room for already when it opens the file; None: of nothing."""
 
     def opened(self) -> Image.Image:
         """The image, of which only the header has been read. Whatever a decoder fed with damaged bytes raises."""
@@ -403,7 +405,8 @@ def _gif(data: bytes) -> Encoded:
             if left + width > 2 * across + 4096 or top + height > 2 * down + 4096:
                 raise Unreadable("it is damaged: its image lies outside of its canvas")
             parts = (data[:start], control, memoryview(data)[position:])
-            return Encoded("GIF", data if position == start else b"".join(parts))
+            canvas = max(across, left + width), max(down, top + height)
+            return Encoded("GIF", data if position == start else b"".join(parts), canvas=canvas)
         begin = position
         if data[position] == 0x21:
             position += 2
@@ -509,7 +512,7 @@ def _tiff(data: bytes) -> Encoded:
 
 
 def _webp(data: bytes) -> Encoded:
-    position, exif, xmp = 12, b"", b""
+    position, exif, xmp, canvas = 12, b"", b"", None
     for _ in range(_MOST_PARTS):
         if position + 8 > len(data):
             break
@@ -517,12 +520,14 @@ def _webp(data: bytes) -> Encoded:
         if kind in (b"EXIF", b"XMP ") and length <= _MOST_METADATA:
             body = data[position + 8 : position + 8 + length]
             exif, xmp = (body or exif, xmp) if kind == b"EXIF" else (exif, body or xmp)
-        elif kind == b"VP8X" and max(_triplet(data, position + 12), _triplet(data, position + 15)) >= 16384:
-            raise Unreadable("it is damaged: a WebP image has at most 16,383 pixels a side")
+        elif kind == b"VP8X":
+            canvas = _triplet(data, position + 12), _triplet(data, position + 15)
+            if max(canvas) >= 16384:
+                raise Unreadable("it is damaged: a WebP image has at most 16,383 pixels a side")
         position += 8 + length + length % 2
     else:
         raise _too_many("chunks")
-    return Encoded("WEBP", data, _orientation(exif, xmp))
+    return Encoded("WEBP", data, _orientation(exif, xmp), canvas=canvas)
 
 
 def _triplet(data: bytes, position: int) -> int:

@@ -81,7 +81,7 @@ def decode(
             image.draft(None, (across, down))
         elif encoded.kind == "JPEG" and width * height > _LARGE_JPEG:
             image.draft(None, (width // 2, height // 2))
-        needed = _affordable(encoded, image, (width, height), channels)
+        needed = _affordable(encoded, (width, height), image.size, image.mode, channels)
         with _memory(needed):
             with _undisturbed(encoded, image):
                 image.load()
@@ -128,6 +128,8 @@ def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[tuple
             raise ImageError(name, "the file is empty (0 bytes)")
         encoded = containers.read(data)
         del data
+        if encoded.canvas is not None:
+            _affordable(encoded, encoded.canvas, encoded.canvas, "RGB", 3)
         with _without_warnings():
             image = encoded.opened()
         with image:
@@ -138,8 +140,11 @@ def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[tuple
         raise ImageError(name, _reason(error)) from error
 
 
-def _affordable(encoded: Encoded, image: Image.Image, size: tuple[int, int], channels: int) -> int:
-    """Bytes that decoding and then resizing takes, without the file's own. Unreadable where that, or another limit, is too much."""
+def _affordable(encoded: Encoded, size: tuple[int, int], made: tuple[int, int], mode: str, channels: int) -> int:
+    """Bytes that decoding and then resizing takes, without the file's own. Unreadable where that, or another limit, is too much.
+
+    size, made: width and height as stored, and as decoded, which may be at a smaller scale.
+    """
     bounds = limits()
     width, height = size
     if max(size) > bounds.image_side:
@@ -149,9 +154,11 @@ def _affordable(encoded: Encoded, image: Image.Image, size: tuple[int, int], cha
             "image_pixels",
             f"it has too many pixels, {width:,} x {height:,}; {bounds.image_pixels / 1e6:g} million may be",
         )
-    needed, seconds = encoded.cost(width, height, image.size, image.mode)
-    made = image.width * image.height
-    needed = made * channels + max(needed, made * (4 if channels == 3 else 1))  # decoded first, resized by Pillow then
+    needed, seconds = encoded.cost(width, height, made, mode)
+    pixels = made[0] * made[1]
+    needed = pixels * channels + max(
+        needed, pixels * (4 if channels == 3 else 1)
+    )  # decoded first, resized by Pillow then
     if len(encoded.data) + needed > bounds.image_memory:
         needed_gb = (len(encoded.data) + needed) / 1e9
         raise _over("image_memory", f"decoding its {width:,} x {height:,} px takes {needed_gb:.1f} GB of memory")
