@@ -330,6 +330,7 @@ def shards(made: Path, tmp_path: Path) -> Path:
     ("change", "message"),
     [
         ({"version": 2}, "version is 2.*update bigtransfer"),
+        ({"version": 0}, "version is 0"),
         (
             {
                 "splits": {

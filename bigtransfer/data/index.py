@@ -217,7 +217,7 @@ def _check(part: IndexedSplit, arrays: Mapping[str, np.ndarray], ends: np.ndarra
         rows = slice(start, start + length)
         begin, size = arrays["offsets"][rows].astype(np.int64), arrays["lengths"][rows].astype(np.int64)
         shard = np.searchsorted(ends, np.arange(start, start + length), side="right") - 1
-        wrong = (begin < 0) | (size < 0) | (size > sizes[shard]) | (begin > sizes[shard] - size)
+        wrong = (begin < 0) | (size < 0) | (begin > sizes[shard] - size)
         if wrong.any():
             i = int(np.argmax(wrong))
             raise DataError(
