@@ -6,6 +6,8 @@ import datetime
 import json
 import os
 import pickle
+import socket
+import urllib.request
 from decimal import Decimal
 from pathlib import Path
 
@@ -159,12 +161,43 @@ def test_hub_errors_are_ours(tmp_path: Path, monkeypatch) -> None:
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *arguments: [])
     with pytest.raises(DataError, match="no network"):
         open_dataset("hf:owner/name:plain@v2")
     assert asked == {"arguments": ("owner/name", "plain"), "revision": "v2", "cache_dir": None}
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(DataError, match=r"pip install 'bigtransfer\[datasets\]'"):
         open_dataset("hf:owner/name")
+
+
+def test_without_network_the_hub_is_not_tried_for_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets, hub = pytest.importorskip("datasets"), pytest.importorskip("huggingface_hub")
+    asked: list[str] = []
+
+    def load_dataset(path: str, *arguments: object, **named: object) -> None:
+        asked.append(path)
+        raise ConnectionError("tried")
+
+    def getaddrinfo(*arguments: object) -> None:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    with pytest.raises(DataError, match=r"cannot be found \(Name or service not known\).*HF_HUB_OFFLINE=1"):
+        open_dataset("hf:owner/name")
+    for name in ("hf:a/b/c", "hf:../x", "hf:owner/na me", f"hf:{'x' * 97}"):
+        with pytest.raises(DataError, match="no folder here, nor owner/name"):
+            open_dataset(name)
+    assert not asked
+    monkeypatch.setattr(urllib.request, "getproxies", lambda: {"https": "http://proxy"})
+    with pytest.raises(DataError, match="tried"):
+        open_dataset("hf:owner/name")
+    monkeypatch.setattr(urllib.request, "getproxies", dict)
+    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(DataError, match="tried"):
+        open_dataset("hf:owner/name")
+    assert asked == ["owner/name", "owner/name"]
 
 
 # --- Parquet that is read where it is

@@ -259,7 +259,7 @@ def _encoded(column: Any, where: str) -> Encoded:
     if types.is_null(kind):
         return Encoded((), np.full(len(column), -1, dtype=np.int64), counts)
     if types.is_float16(kind):
-        column = column.cast(pyarrow.float32())
+        column = column.cast(pyarrow.float32())  # older versions have no dictionaries of the other
     coded = column.combine_chunks().dictionary_encode()
     coded = coded.combine_chunks() if isinstance(coded, pyarrow.ChunkedArray) else coded
     codes = compute.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)

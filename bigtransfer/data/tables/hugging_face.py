@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
+import urllib.parse
+import urllib.request
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
 
@@ -68,6 +72,8 @@ def hub_dataset(name: str, columns: Columns, cache: Path | None) -> Found:
     match = re.fullmatch(r"(?P<path>[^@:]+)(:(?P<config>[^@]+))?(@(?P<revision>.+))?", name)
     if match is None:
         raise DataError(f"hf:{name} is not of the form hf:<owner>/<name>[:<configuration>][@<revision>].")
+    if not os.path.exists(match["path"]):
+        _ask_for(match["path"])
     try:
         loaded = datasets.load_dataset(
             match["path"], match["config"], revision=match["revision"], cache_dir=None if cache is None else str(cache)
@@ -86,6 +92,26 @@ def hub_dataset(name: str, columns: Columns, cache: Path | None) -> Found:
     features = next(iter(loaded.values())).features.to_dict()
     with reading(f"hf:{name}", "as a data set"):
         return of_images(files, splits, features, columns, f"hf:{name}", files[0].parent)
+
+
+def _ask_for(path: str) -> None:
+    """DataError if the hub can have no data set of that name, or cannot be found: `datasets` would try for minutes."""
+    from huggingface_hub import constants
+
+    if re.fullmatch(r"\w[\w.-]{0,95}(/\w[\w.-]{0,95})?", path) is None:
+        raise DataError(
+            f"The Hugging Face data set {quoted(path)} cannot be loaded: that is no folder here, nor owner/name as on the hub."
+        )
+    if constants.HF_HUB_OFFLINE or urllib.request.getproxies():
+        return
+    host = urllib.parse.urlsplit(constants.ENDPOINT).hostname
+    try:
+        socket.getaddrinfo(host, None)
+    except OSError as error:
+        raise DataError(
+            f"The Hugging Face data set {path!r} cannot be loaded: {host} cannot be found ({error.strerror}). With HF_HUB_OFFLINE=1 what "
+            "was loaded before is taken."
+        ) from error
 
 
 def _known_split(name: str, where: str) -> str:
