@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bigtransfer.errors import ConfigError
+from bigtransfer.records import Natural, NotNegative, Pixels, Share, Whole
 
 Variant = Literal["paper", "code"]
 Speed = Callable[[int, int], float]
@@ -45,25 +46,25 @@ _CODE_SCHEDULE = {
 class Recipe:
     """Everything the training loop needs to know; made by `recipe` (transfer) or `upstream` (pre-training)."""
 
-    steps: int
+    steps: Whole
     """Optimizer steps; 0: the classifier is solved in closed form (`without_steps`)."""
-    batch_size: int
+    batch_size: Natural
     """Images per optimizer step; smaller sets repeat their images within a batch."""
-    resize: int
+    resize: Pixels
     """Both sides are resized to this, px, ignoring the aspect ratio."""
-    crop: int
+    crop: Pixels
     """Side of the random square crop that the network sees in training, px; evaluation resizes straight to it."""
-    mixup_alpha: float = 0.0
+    mixup_alpha: NotNegative = 0.0
     """MixUp draws one lambda ~ Beta(alpha, alpha) per step; 0: no MixUp."""
-    base_learning_rate: float = BASE_LEARNING_RATE
-    warmup: int = 0
+    base_learning_rate: NotNegative = BASE_LEARNING_RATE
+    warmup: Whole = 0
     """Steps of linear warm-up from 0."""
-    decays: tuple[int, ...] = ()
+    decays: tuple[Whole, ...] = ()
     """The learning rate is divided by 10 on every step number greater than each of these."""
     schedule: Literal["staircase", "cosine"] = "staircase"
     """cosine (pre-training only): half a cosine from the base rate to 0 over the steps after the warm-up."""
-    momentum: float = MOMENTUM
-    weight_decay: float = 0.0
+    momentum: Share = MOMENTUM
+    weight_decay: NotNegative = 0.0
     """L2 penalty on kernels and the head's weights, added to their gradients; biases and norms have none."""
     variant: str = "code"
     size_class: str = ""

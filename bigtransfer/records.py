@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
 
@@ -18,6 +18,13 @@ from bigtransfer.errors import BitError
 from bigtransfer.limits import limits
 
 T = TypeVar("T")
+
+Whole = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+"""Numbers in a record that are counted with; larger ones are none of ours."""
+Natural = Annotated[int, msgspec.Meta(ge=1, le=10**12)]
+Pixels = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
 def read(path: str | os.PathLike[str], form: type[T], error: type[BitError]) -> T:

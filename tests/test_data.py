@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bigtransfer.data import ImageSet, native_size, open_dataset, open_images
+from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError, ImageError
 
 from .data_makers import class_folders, encoded, pattern, write
@@ -179,6 +180,12 @@ def test_one_class_where_nothing_is_trained(tmp_path: Path) -> None:
     assert open_dataset(tmp_path, min_classes=1).train.class_names == ("cat",)
     write(tmp_path / "cat" / "2023" / "1.png")
     assert len(open_dataset(tmp_path, min_classes=1).train) == 3
+
+
+def test_classes_in_short() -> None:
+    assert in_short(("cat", "two\nlines\x1b[2J")) == "cat, two\\nlines\\x1b[2J"
+    assert in_short([str(i) for i in range(1000)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 990 more"
+    assert in_short(["x" * 41, "y" * 40]) == f"{'x' * 37}..., {'y' * 40}"
 
 
 def test_many_classes_of_one_image(tmp_path: Path) -> None:
@@ -360,6 +367,26 @@ def test_no_such_data_set_suggests_names() -> None:
         open_dataset("cifra10")
     with pytest.raises(DataError, match="no file or folder no/such/place"):
         open_dataset("no/such/place")
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a/" * 5000, "a\0b", "lo/op"])
+def test_paths_that_cannot_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "lo").symlink_to("lo")
+    for opened in (open_dataset, lambda path: open_images([path])):
+        with pytest.raises(DataError, match=r"Cannot look at|There is no") as caught:
+            opened(f"{tmp_path}/{name}")
+        assert len(str(caught.value)) < 1000
+
+
+def test_messages_hold_no_commands_to_the_terminal(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        open_dataset(f"{tmp_path}/\x1b[2J")
+    assert "\x1b" not in str(caught.value)
+    class_folders(tmp_path, {"a\x1b[2J\n": 1, "b": 1})
+    (tmp_path / "c\x1b[2J").mkdir()
+    with pytest.raises(DataError, match="without an image") as caught:
+        open_dataset(tmp_path)
+    assert "\x1b" not in str(caught.value) and r"c\x1b[2J" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,19 @@ def test_what_is_not_used_is_said(tmp_path: Path) -> None:
     assert "1 .xcf" in notes and "1 .exr" in notes
 
 
+def test_messages_hold_no_commands_to_the_terminal(tmp_path: Path) -> None:
+    esc = "\x1b[2J"
+    for members in (
+        {f"a{esc}.png": image(0), "b.png": image(1), "b.cls": b"1"},
+        {f"a{esc}.png": image(0), f"a{esc}.cls": b"", "b.png": image(1), "b.cls": b"1"},
+        {f"a{esc}.png": image(0), "b/c.png": image(1)},
+        {f"a{esc}.txt": b"x"},
+    ):
+        with pytest.raises(DataError) as caught:
+            open_dataset(tar(tmp_path / f"{esc}.tar", members))
+        assert "\x1b" not in str(caught.value)
+
+
 def test_a_sample_has_one_label(tmp_path: Path) -> None:
     members = {"b.png": image(0), "b.json": b'"j"', "b.x.png": image(1), "b.y.cls": b"c"}
     data = open_dataset(tar(tmp_path / "x.tar", members), min_classes=1)

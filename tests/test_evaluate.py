@@ -65,7 +65,7 @@ def bit(*arguments):
 def test_evaluate_measures_the_test_part_and_matches_classes_by_name(model, data, tmp_path, capsys):
     assert bit(model, data, "--json", tmp_path / "all.json") == 0
     printed = capsys.readouterr().out
-    assert "(test): 20 images of 4 classes" in printed
+    assert printed.startswith("classes: blue, green, red, white\n") and "(test): 20 images of 4 classes" in printed
     assert "100.00%   (95% interval 83.89% to 100.00%, 20 images)" in printed
     record = json.loads((tmp_path / "all.json").read_text())
     assert record["top1"] == 1 and record["class_names"] == ["white", "red", "green", "blue"]

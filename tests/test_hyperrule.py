@@ -184,3 +184,23 @@ def test_what_the_user_fixed_stays() -> None:
 def test_the_resolution_stays_at_what_the_network_knows() -> None:
     fitted = hyperrule.within_budget(recipe(100, 300, 300), 10, machine(50.0), trained_at=224)
     assert fitted.crop == 224
+
+
+def test_a_budget_by_hand() -> None:
+    """100 images of 32 px: 500 steps of 512, 160 -> 128 px, 0.003. The machine takes 200 images/s at 64 px, 355.6 at 48."""
+    rule = recipe(100, 32, 32)
+    fitted = hyperrule.within_budget(rule, 60, machine(200.0))
+    # At 64 px 12,000 images fit, fewer than 500 steps of 32; at 48 px 21,333: 42.7 a step, in eights.
+    assert (fitted.resize, fitted.crop, fitted.batch_size, fitted.steps) == (60, 48, 40, 500)
+    assert fitted.base_learning_rate == pytest.approx(0.003), "0.003 x 40 / 512, times 512 / 40 for the images not seen"
+    fitted = hyperrule.within_budget(rule, 5, machine(200.0))
+    # 1,777 images: 55 steps of 32. The rate would be 145 times 0.0001875; it ends at 0.01.
+    assert (fitted.crop, fitted.batch_size, fitted.steps) == (48, 32, 55)
+    assert fitted.base_learning_rate == pytest.approx(0.01)
+    assert (fitted.warmup, fitted.decays) == (11, (22, 33, 44))
+    fitted = hyperrule.within_budget(rule, 90, machine(200.0), trained_at=60)
+    # At 60 px 20,480 images fit, at 64 px 18,000, at 96 px 8,000: 36 a step at 64 px, in eights.
+    assert (fitted.resize, fitted.crop, fitted.batch_size, fitted.steps) == (80, 64, 32, 500)
+    large = hyperrule.within_budget(recipe(100, 300, 300), 30, machine(1000.0), fixed=("batch_size",))
+    # 53,333 images at 48 px; 500 steps of 512 never fit.
+    assert (large.crop, large.batch_size, large.steps) == (48, 512, 104)

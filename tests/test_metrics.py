@@ -9,7 +9,7 @@ import torch
 from sklearn import metrics as sk
 
 from bigtransfer.errors import DataError, WeightsError
-from bigtransfer.evals import Classification, evaluate
+from bigtransfer.evals import Classification, describe, evaluate
 
 
 def sample(n=997, classes=7, seed=0):
@@ -154,3 +154,37 @@ def test_evaluate_is_the_same_for_any_batch_size():
     with pytest.raises(DataError, match="no image"):
         evaluate(predict, [])
     assert len(evaluate(predict, [], 7)) == 0
+
+
+def test_images_without_places_are_counted_on():
+    result = Classification(3)
+    for labels in ([2, 1], [0], [1, 1]):
+        result.update(torch.zeros(len(labels), 3), torch.tensor(labels))
+    assert result.records["index"].tolist() == [0, 1, 2, 3, 4]
+    assert result.records["true"].tolist() == [2, 1, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("classes", "place"), [(3, 4), (5, 2), (15, 0)])
+def test_a_probability_on_the_border_of_two_bins_is_in_the_lower(classes, place):
+    """1/3, 1/5 and 1/15 are 5, 3 and 1 of 15 bins' widths, exactly so in float64."""
+    bins = state(torch.zeros(1, classes), torch.tensor([1])).calibration()
+    assert np.flatnonzero(bins.count).tolist() == [place]
+
+
+def test_a_certain_answer_is_in_the_last_bin():
+    bins = state(torch.tensor([[1000.0, 0.0]]), torch.tensor([0])).calibration()
+    assert bins.count.tolist() == [0] * 14 + [1] and bins.confidence[14] == bins.accuracy[14] == 1
+
+
+def test_the_worst_classes_of_many_are_shown_the_larger_first():
+    """40 classes, all right but for three: two with F1 0, of 3 and 5 images, one in between."""
+    labels = [*range(40), 7, 7, 21, 21, 21, 21, 30]
+    answers = torch.tensor(labels)
+    answers[[i for i, label in enumerate(labels) if label in (7, 21)]] = 39
+    answers[30] = 39
+    text = describe(state(torch.eye(40)[answers], torch.tensor(labels)), [f"c{i:02}" for i in range(40)], worst=3)
+    rows = [
+        line.split()[0] for line in text.splitlines() if line.startswith("c") and "images)" not in line and "%" in line
+    ]
+    assert "the 3 worst of 40 classes" in text
+    assert [row for row in rows if row in ("c07", "c21", "c39", "c30")] == ["c21", "c07", "c39"]

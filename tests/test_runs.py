@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import subprocess
 import sys
@@ -287,6 +288,26 @@ def test_a_plan_of_a_pretraining() -> None:
         ("resolved", {"architecture": None}, "architecture: expected object, got null"),
         ("recipe", {"steps": 3.5}, "recipe.steps: expected int, got float"),
         ("recipe", {"schedule": "sawtooth"}, "recipe.schedule: invalid enum value 'sawtooth'"),
+        ("resolved", {"micro_batch": 0}, "micro_batch: expected int >= 1"),
+        ("resolved", {"eval_every": 0}, "eval_every: expected int >= 1"),
+        ("resolved", {"images": -1}, "images: expected int >= 1"),
+        ("resolved", {"classes": 0}, "classes: expected int >= 1"),
+        ("resolved", {"seed": 2**64}, "seed: expected int"),
+        ("resolved", {"ema": 1.5}, "ema: expected float <= 1"),
+        ("resolved", {"device": "toaster"}, "no device 'toaster'"),
+        ("resolved", {"input": {"size": 0}}, "input.size: expected int >= 1"),
+        ("resolved", {"augmentation": {"resize": 0, "crop": 1}}, "augmentation.resize: expected int >= 1"),
+        ("recipe", {"steps": -1}, "recipe.steps: expected int >= 0"),
+        ("recipe", {"batch_size": 0}, "recipe.batch_size: expected int >= 1"),
+        ("recipe", {"crop": 10**9}, "recipe.crop: expected int <= 65536"),
+        ("recipe", {"resize": 0}, "recipe.resize: expected int >= 1"),
+        ("recipe", {"mixup_alpha": -1}, "recipe.mixup_alpha: expected float >= 0"),
+        ("recipe", {"base_learning_rate": math.nan}, "recipe.base_learning_rate: expected float"),
+        ("recipe", {"weight_decay": math.inf}, "recipe.weight_decay: expected float <= 1"),
+        ("recipe", {"momentum": 2}, "recipe.momentum: expected float <= 1"),
+        ("recipe", {"warmup": -1}, "recipe.warmup: expected int >= 0"),
+        ("recipe", {"decays": [-1]}, "recipe.decays[0]: expected int >= 0"),
+        ("environment", {"threads": 10**6}, "environment.threads: expected int <= 4096"),
         ("environment", {"threads": "two"}, "environment.threads: expected int | null, got str"),
     ],
 )
@@ -298,3 +319,13 @@ def test_a_record_of_another_form_is_refused(tmp_path: Path, section: str, conte
     with pytest.raises(RunError) as caught:
         recall(tmp_path, "finetune", ASKED, FinetunePlan)
     assert told in str(caught.value) and "config.json" in str(caught.value) and "--out" in str(caught.value)
+
+
+def test_a_budget_does_not_go_below_what_the_network_was_trained_at() -> None:
+    slow = dataclasses.replace(FACTS, trained_at=96, speed=lambda crop, batch: 1e-3)
+    config = FinetuneConfig(data="photos", budget="10s")
+    assert decide(config, slow).recipe.crop == 96
+    # Random weights were trained at no size.
+    assert decide(dataclasses.replace(config, pretrained=False), slow).recipe.crop == 48
+    closed = decide(FinetuneConfig(data="photos", linear="closed"), slow)
+    assert closed.recipe.crop == closed.input.size == 96, "frozen features are best at the size they were trained at"

@@ -92,6 +92,19 @@ def test_a_program_that_is_not_torchrun_lives_on(tmp_path: Path) -> None:
     assert status == 0 and rest == ["all ended by themselves [2, 2]"] and said.count("error: ") == 2
 
 
+def test_one_process_speaks_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoken = []
+    for rank in ("0", "1", "2"):
+        (tmp_path / "attempt_0" / rank).mkdir(parents=True)
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "attempt_0" / rank / "error.json"))
+        spoken.append(torchrun._first())
+    assert spoken == [True, False, False]
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "gone" / "0" / "error.json"))
+    assert torchrun._first(), "better twice than never"
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE")
+    assert torchrun._first()
+
+
 def caused(error: BitError, cause: BaseException) -> BitError:
     error.__cause__ = cause
     return error

@@ -25,7 +25,7 @@ from bigtransfer.jobs import training
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop
-from bigtransfer.train.objective import Mix
+from bigtransfer.train.objective import Mix, loss_sum
 
 CPU = torch.device("cpu")
 CLASSES, COUNT = 3, 5
@@ -140,6 +140,104 @@ def test_every_learning_rate_of_a_recipe_is_used() -> None:
 
     list(loop.steps(state, batches(0, 48), recipe, seed=0, device=CPU, dtype=torch.float32, forward=head_only))
     assert used == [{recipe.learning_rate(step)} for step in range(48)]
+
+
+@pytest.mark.parametrize("decay", [0.9, 0.1])
+def test_averages_are_those_of_the_formula_and_swap_in_and_out(decay: float) -> None:
+    """average <- d average + (1 - d) parameters after step t = 1, 2, ..., with d = min(decay, (1 + t) / (10 + t)): 2/11, 3/12, 4/13."""
+    state = loop.new_state(network(), RECIPE, micro_batch=COUNT)
+    loop.track_average(state)
+    expected = {name: parameter.detach().double() for name, parameter in network().named_parameters()}
+    taken = loop.steps(state, batches(), RECIPE, seed=4, device=CPU, dtype=torch.float32, ema_decay=decay)
+    for step, ramp in zip(taken, (2 / 11, 3 / 12, 4 / 13), strict=True):
+        d = min(decay, ramp)
+        for name, parameter in state.model.named_parameters():
+            expected[name] = d * expected[name] + (1 - d) * parameter.detach().double()
+        assert step.number + 1 == state.step
+    trained = {name: parameter.detach().clone() for name, parameter in state.model.named_parameters()}
+    assert state.ema is not None
+    with state.averaged():
+        for name, parameter in state.model.named_parameters():
+            torch.testing.assert_close(parameter.detach().double(), expected[name], rtol=1e-5, atol=1e-7)
+            assert torch.equal(state.ema[name], trained[name])
+    assert any(not torch.equal(state.ema[name], trained[name]) for name in trained)
+    for name, parameter in state.model.named_parameters():
+        assert torch.equal(parameter, trained[name])
+        torch.testing.assert_close(state.ema[name].double(), expected[name], rtol=1e-5, atol=1e-7)
+
+
+class Pictures:
+    """A validation set of noise, as `training.validation` uses one."""
+
+    class_names = ("a", "b", "c")
+    channels = 3
+    several = False
+
+    def __init__(self, count: int = 12) -> None:
+        rng = np.random.default_rng(3)
+        self.pixels = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        self.labels = rng.integers(0, 3, count)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def subset(self, places: range) -> Pictures:
+        assert list(places) == list(range(len(self)))
+        return self
+
+    def read(self, i: int) -> np.ndarray:
+        return self.pixels[i]
+
+
+def test_validation_measures_the_averages_and_leaves_the_model_as_it_was() -> None:
+    state, other = loop.new_state(network(), RECIPE, micro_batch=5), network(seed=9)
+    state.ema = {name: parameter.detach().clone() for name, parameter in other.named_parameters()}
+    images = Pictures()
+    spec = InputSpec(size=32)
+    found = training.validation(state, images, spec, CPU, torch.float32)()  # type: ignore[arg-type]
+    pixels = (torch.from_numpy(images.pixels).permute(0, 3, 1, 2).float() - 127.5) / 127.5
+    with torch.no_grad():
+        logits = other.eval()(pixels).double()
+    expected = F.cross_entropy(logits, torch.from_numpy(images.labels)).item()
+    assert found["val/nll"] == pytest.approx(expected, rel=1e-4)
+    with torch.no_grad():
+        own = F.cross_entropy(network().eval()(pixels).double(), torch.from_numpy(images.labels)).item()
+    assert abs(own - expected) > 1e-3, "the model itself would have given another number"
+    assert state.model.training
+    assert all(torch.equal(a, b) for a, b in zip(state.model.parameters(), network().parameters(), strict=True))
+    state.ema = None
+    assert training.validation(state, images, spec, CPU, torch.float32)()["val/nll"] == pytest.approx(own, rel=1e-4)  # type: ignore[arg-type]
+
+
+def test_losses_by_hand_and_images_without_a_label_add_nothing() -> None:
+    logits = torch.tensor([[2.0, -1.0, 0.5], [0.0, 3.0, -2.0], [9.0, 9.0, 9.0]])
+    p = 1 / (1 + np.exp(-logits.double().numpy()))
+    several = torch.tensor([[0, 2], [1, -1], [-1, -1]])
+    everything, none = slice(0, 3), slice(2, 3)
+    sigmoid = -(np.log(p[0, 0]) + np.log(1 - p[0, 1]) + np.log(p[0, 2]))
+    sigmoid -= np.log(1 - p[1, 0]) + np.log(p[1, 1]) + np.log(1 - p[1, 2])
+    assert loss_sum(logits, several, everything, None, "sigmoid").item() == pytest.approx(sigmoid, rel=1e-6)
+    assert loss_sum(logits, several, everything, None, "softmax").item() == pytest.approx(
+        -(logits[0].log_softmax(0)[[0, 2]].mean() + logits[1].log_softmax(0)[1]).item(), rel=1e-6
+    )
+    single = torch.tensor([0, 1, -1])
+    assert loss_sum(logits, single, everything, None, "softmax").item() == pytest.approx(
+        -(logits[0].log_softmax(0)[0] + logits[1].log_softmax(0)[1]).item(), rel=1e-6
+    )
+    one_hot = -(
+        np.log(p[0, 0]) + np.log((1 - p[0, 1]) * (1 - p[0, 2])) + np.log(p[1, 1] * (1 - p[1, 0]) * (1 - p[1, 2]))
+    )
+    assert loss_sum(logits, single, everything, None, "sigmoid").item() == pytest.approx(one_hot, rel=1e-6)
+    for labels in (several, single):
+        for loss in ("softmax", "sigmoid"):
+            asked = logits.clone().requires_grad_()
+            loss_sum(asked[2:], labels, none, None, loss).backward()
+            assert asked.grad is not None and not asked.grad.any()
+    mix = Mix(0.75, torch.tensor([1, 0, 2]))
+    mixed = loss_sum(logits, single, everything, mix, "softmax").item()
+    swapped = -(logits[0].log_softmax(0)[1] + logits[1].log_softmax(0)[0]).item()
+    own = loss_sum(logits, single, everything, None, "softmax").item()
+    assert mixed == pytest.approx(0.75 * own + 0.25 * swapped, rel=1e-6)
 
 
 def test_weight_decay_is_for_kernels_and_the_heads_matrix() -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
-from bigtransfer import files
+from bigtransfer import files, terminal
 from bigtransfer.data.tables import fingerprint
 from bigtransfer.errors import BitError, DataError
 from bigtransfer.limits import limits
@@ -83,19 +83,20 @@ def kind_of(path: Path) -> str | None:
 def plain(path: Path, cache: Path) -> Path:
     """A plain tar file with what is in the archive: itself, or one in `cache`, written the first time. DataError if it is damaged, of a
     kind that cannot be read here, or unpacks to more than the limits allow."""
+    shown = terminal.line(str(path))
     try:
         kind = kind_of(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
+        raise DataError(f"{shown} cannot be read: {error.strerror}.") from error
     if kind == "tar":
         return path
     if kind is None:
         raise DataError(
-            f"{path} cannot be read as a tar file, compressed or not, or as a ZIP file: its first bytes are of no such file."
+            f"{shown} cannot be read as a tar file, compressed or not, or as a ZIP file: its first bytes are of no such file."
         )
     write = _UNPACKED.get(kind)
     if write is None:
-        raise DataError(f"{path} is a {kind} archive, which is not read here. Unpack it, and give the folder.")
+        raise DataError(f"{shown} is a {kind} archive, which is not read here. Unpack it, and give the folder.")
     file = cache / "tar" / f"{fingerprint(path)}.tar"
     if not file.exists():
         try:
@@ -104,7 +105,9 @@ def plain(path: Path, cache: Path) -> Path:
         except BitError:
             raise
         except Exception as error:  # Damaged archives fail in as many ways as there are decompressors.
-            raise DataError(f"{path} cannot be unpacked: {error or type(error).__name__}.") from error
+            raise DataError(
+                f"{shown} cannot be unpacked: {terminal.line(str(error)) or type(error).__name__}."
+            ) from error
     return file
 
 
@@ -263,7 +266,7 @@ def _walk(file: BinaryIO, shown: str, passed: Counter[str]) -> Iterator[tarfile.
             at += _BLOCK
         length = member.size if holds else 0
         if not 0 <= length <= end - at:
-            what = f"{cleaned(member.name)} of {length:,} bytes at byte {at:,}"
+            what = f"{terminal.line(cleaned(member.name))} of {length:,} bytes at byte {at:,}"
             raise DataError(
                 f"{shown} has {end:,} bytes, which do not hold {what}: it is damaged, or was not copied completely."
             )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bigtransfer import fetch, records, settings
+from bigtransfer import fetch, records, settings, terminal
 from bigtransfer import files as door
 from bigtransfer.data import archives, images, index, named, remote, shards, tables
 from bigtransfer.data.kinds import HEAD, Passed
@@ -62,6 +62,8 @@ def open_dataset(
     folder = cache_folder() if cache is None else Path(cache)
     remote_cache = Cache(folder / "shards", settings.shard_cache() if shard_cache is None else shard_cache)
     where, separated = fetch.path_of(str(spec)), False
+    if not remote.is_address(where):
+        _lookable(os.path.expanduser(where))
     if label_separator == "":
         raise ConfigError("--label-separator '' separates nothing. Give what stands between the labels, such as '|'.")
     if remote.is_address(where) and not where.lower().endswith(archives.ENDINGS):
@@ -88,7 +90,7 @@ def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3)
     """
     paths: dict[str, None] = {}
     for source in (os.path.expanduser(fetch.path_of(str(source))) for source in sources):
-        if os.path.isdir(source):
+        if os.path.isdir(_lookable(source)):
             inside = _walk(Path(source))
             found = [os.path.join(source, path) for path in inside.paths]
             if not found:
@@ -98,7 +100,7 @@ def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3)
         else:
             found = [path for path in shards.matches(source) if os.path.isfile(path)]
             if not found:
-                raise DataError(f"There is no image, folder or match for {source}.")
+                raise DataError(f"There is no image, folder or match for {_shown(source)}.")
         paths.update(dict.fromkeys(found))
     return ImageSet(Files(Path.cwd(), paths), np.arange(len(paths), dtype=np.int64), None, (), channels)
 
@@ -124,7 +126,23 @@ def _find(
         return named.open_named(spec, cache)
     near = difflib.get_close_matches(spec, named.NAMES, n=2)
     hint = f"Did you mean {' or '.join(near)}?" if near else f"Names of data sets: {', '.join(named.NAMES)}."
-    raise DataError(f"There is no file or folder {spec}, and no data set of that name. {hint}")
+    raise DataError(f"There is no file or folder {_shown(spec)}, and no data set of that name. {hint}")
+
+
+def _lookable(path: str) -> str:
+    """The path; DataError if the system cannot even look whether it is there."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except (OSError, ValueError) as error:  # too long, without permission, in a circle, or with a zero byte
+        raise DataError(f"Cannot look at {_shown(path)}: {getattr(error, 'strerror', None) or error}.") from error
+    return path
+
+
+def _shown(path: str) -> str:
+    shown = terminal.line(path)
+    return shown if len(shown) <= 300 else f"{shown[:300]}... ({len(shown):,} characters)"
 
 
 def _files(files: Sequence[Path | RemoteFile], columns: Columns, cache: Path) -> Found:
@@ -184,7 +202,7 @@ def _folder(root: Path, columns: Columns, cache: Path) -> Found:
             packed = [root / path for path in inside.others if path.lower().endswith(endings)]
             if packed:
                 return _files(sorted(packed), columns, cache)
-    return from_paths(Files(root, inside.paths), inside.paths, inside.folders, str(root), inside.remarks)
+    return from_paths(Files(root, inside.paths), inside.paths, inside.folders, terminal.line(str(root)), inside.remarks)
 
 
 @dataclass
@@ -255,15 +273,17 @@ def _walk(root: Path) -> _Inside:
     try:
         visit(str(root), "", ())
     except OSError as error:
-        raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
+        raise DataError(f"Cannot read the folder {terminal.line(str(error.filename))}: {error.strerror}.") from error
     for names, what in (
         (circles, "links that lead in circles"),
         (odd, "pipes, sockets and devices"),
         (ours, "what `bit` wrote"),
     ):
         if names:
-            inside.remarks += (f"Left out of {root}: {what}: {listed(name.rstrip('/') for name in names)}.",)
-    inside.remarks = (*passed.remarks(str(root)), *inside.remarks)
+            inside.remarks += (
+                f"Left out of {terminal.line(str(root))}: {what}: {listed(name.rstrip('/') for name in names)}.",
+            )
+    inside.remarks = (*passed.remarks(terminal.line(str(root))), *inside.remarks)
     return inside
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bigtransfer import terminal
 from bigtransfer.data.sources import ImageSet, Splits, Store
 from bigtransfer.errors import DataError
 
@@ -266,7 +267,7 @@ def from_paths(
             hint = f"{where} holds only the folder {next(iter(tops))}. Give that folder instead."
     for part in parts.values():
         if part.values and len(part.unlabelled):
-            loose = paths[int(part.rows[part.unlabelled[0]])]
+            loose = terminal.line(paths[int(part.rows[part.unlabelled[0]])])
             raise DataError(
                 f"In {where} images lie beside folders of images, such as {loose}. Put every image into the folder of its class; "
                 "if there are no classes, put all images into one folder."
@@ -365,9 +366,15 @@ def _same_inside(paths: Sequence[str], tops: set[str], where: str) -> tuple[str,
 
 
 def listed(names: Iterable[str]) -> str:
-    """At most ten names, joined for a message."""
-    names = list(names)
+    """At most ten names, joined for a message; what a terminal would obey, or would break the line, as escapes."""
+    names = [terminal.line(str(name)) for name in names]
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+
+
+def in_short(class_names: Sequence[str]) -> str:
+    """The classes of a data set on one line: at most ten of them, and of each at most 40 characters."""
+    shown = [terminal.line(name) for name in class_names]
+    return listed(name if len(name) <= 40 else f"{name[:37]}..." for name in shown)
 
 
 def quoted(value: object, length: int = 60) -> str:

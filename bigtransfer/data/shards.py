@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bigtransfer import files, records
+from bigtransfer import files, records, terminal
 from bigtransfer.data import archives, images, remote
 from bigtransfer.data.archives import Member
 from bigtransfer.data.kinds import HEAD, Passed
@@ -43,7 +43,7 @@ def expand(pattern: str, remote_cache: Cache) -> list[Path | RemoteFile]:
             continue
         found = matches(folder + spelled)
         if not found:
-            raise DataError(f"There is no file {folder + spelled}.")
+            raise DataError(f"There is no file {terminal.line(folder + spelled)}.")
         paths.update(dict.fromkeys(map(Path, found)))
     return list(paths)
 
@@ -107,7 +107,7 @@ def tar_files(tars: Sequence[Path | RemoteFile], label_key: str | None, cache: P
     Every tar file's directory is read once; after that each image is read where it lies. A compressed file is unpacked into the
     cache as a plain tar file the first time. `label_key`: the key of the label in `.json` members (None: `label`, else `cls`).
     """
-    where = str(tars[0]) if len(tars) == 1 else f"{tars[0]} and {len(tars) - 1} more"
+    where = terminal.line(str(tars[0])) + (f" and {len(tars) - 1} more" if len(tars) > 1 else "")
     root = os.path.commonpath([os.path.dirname(str(tar)) or os.curdir for tar in tars])
     plain: list[Path | RemoteFile] = []
     runs, offset, length = array("q", [0]), array("q"), array("q")
@@ -122,13 +122,15 @@ def tar_files(tars: Sequence[Path | RemoteFile], label_key: str | None, cache: P
             unlabelled.append(shard)
             continue
         if shard.loose:
-            raise DataError(f"{tar}: {shard.loose[0].name} has no label: neither .cls nor .json nor .txt.")
+            raise DataError(
+                f"{shard.shown}: {terminal.line(shard.loose[0].name)} has no label: neither .cls nor .json nor .txt."
+            )
         plain.append(shard.tar)
         stem = _stem(os.path.relpath(str(tar), root))
         part = parts.setdefault(split_of_file(Path(str(tar))), Part())
         with files.opened(_here(shard.tar)) as file:
             for sample in shard.samples:
-                part.add(len(names), _label(sample, file, label_key, f"{tar}: {sample.key}"))
+                part.add(len(names), _label(sample, file, label_key, f"{shard.shown}: {terminal.line(sample.key)}"))
                 offset.append(sample.image.offset)
                 length.append(sample.image.size)
                 names.append(f"{stem}/{sample.key}")
@@ -163,7 +165,7 @@ def _here(tar: Path | RemoteFile) -> Path:
 def _opened(tar: Path | RemoteFile, cache: Path) -> _Shard:
     """What is in an archive, which is unpacked into the cache if need be."""
     if not isinstance(tar, RemoteFile):
-        return _read(_Shard(archives.plain(tar, cache), str(tar)))
+        return _read(_Shard(archives.plain(tar, cache), terminal.line(str(tar))))
     if not tar.address.lower().endswith(".tar") or archives.kind_of(tar.local()) != "tar":
         raise DataError(f"{tar} is compressed, or no tar file. Fetch it, and give the file on this machine.")
     return _read(_Shard(tar, str(tar)))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bigtransfer.data import images
 from bigtransfer.errors import ConfigError
+from bigtransfer.records import Pixels, Share
 
 _STREAM = 2
 """Stream of random numbers; `feed.order` and `train.objective` have the others."""
@@ -79,8 +80,8 @@ def draws(augmentation: Augmentation, seed: int, step: int, count: int) -> np.nd
 class SquareCrop(Augmentation):
     """The HyperRule's: resize both sides to `resize`, crop `crop` x `crop` at random, flip left-right half of the time."""
 
-    resize: int
-    crop: int
+    resize: Pixels
+    crop: Pixels
     random_crop: bool = True
     """False (labels that depend on the position): resize straight to `crop`, as evaluation does."""
     flip: bool = True
@@ -145,8 +146,8 @@ class InceptionCrop(Augmentation):
     With `growth`, `at(step)` gives smaller crops early in the training. ConfigError where the sides are not multiples of its grain.
     """
 
-    size: int
-    min_area: float = 0.05
+    size: Pixels
+    min_area: Share = 0.05
     """Smallest part of the image's area (Inception: 0.05; torchvision's default: 0.08)."""
     max_ratio: float = 4 / 3
     """Largest aspect ratio of the part, either way; of the style "torchvision"."""

@@ -16,6 +16,7 @@ from bigtransfer import evals, report, runs
 from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, classes, open_dataset
 from bigtransfer.data.classes import Match
+from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError, ImageError
 from bigtransfer.evals import multilabel
 from bigtransfer.evals.multilabel import MultiLabel
@@ -81,6 +82,8 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     )
     split, images = choose_split(splits, config.split)
     images = dataclasses.replace(images, class_names=readable_names(images.class_names, config.class_names))
+    if progress:
+        print(f"classes: {in_short(images.class_names)}", flush=True)
     images, matched = match_classes(images, card.class_names, card.num_classes, config.subset)
     result, unreadable = measure(
         predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress

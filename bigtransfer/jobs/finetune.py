@@ -23,6 +23,7 @@ from bigtransfer import data, evals, hyperrule, report, runs, weights
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
+from bigtransfer.data.layout import in_short
 from bigtransfer.errors import ConfigError, DataError, DownloadError, RunError
 from bigtransfer.evals import linear
 from bigtransfer.evals.multilabel import MultiLabel
@@ -472,6 +473,7 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
         if images
     ]
     print(f"data:   {config.data}: {', '.join(sizes)} images of {len(parts.train.class_names)} classes")
+    print(f"classes: {in_short(parts.train.class_names)}")
     if parts.train.several:
         print("        an image may have several of them: each class is learnt by itself (sigmoid loss)")
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))

@@ -14,8 +14,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
+import msgspec
 import torch
 
 import bigtransfer
@@ -25,6 +26,7 @@ from bigtransfer.config import Config, fields_of
 from bigtransfer.errors import RunError
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.machine import usable_cores
+from bigtransfer.records import Natural, Share
 from bigtransfer.train import objective
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
@@ -36,26 +38,30 @@ class Plan:
 
     recipe: Recipe
     architecture: Architecture
-    images: int
+    images: Natural
     """To learn from."""
-    classes: int
+    classes: Natural
     input: InputSpec
     """How images are shown to the model in validation and afterwards."""
-    seed: int
+    seed: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
     loss: objective.Loss = "softmax"
-    ema: float | None = None
+    ema: Share | None = None
     """Decay of the moving average of the weights, if one is kept."""
-    eval_every: int
+    eval_every: Natural
     """Steps between validations."""
     device: str
     dtype: str
     """Of the computation: "float32", "bfloat16"."""
-    micro_batch: int
+    micro_batch: Natural
     """Images computed at a time, when the run begins."""
 
     def __post_init__(self) -> None:
         if self.dtype not in _DTYPES:
             raise ValueError(f"no number format {self.dtype!r}")
+        try:
+            torch.device(self.device)
+        except RuntimeError:
+            raise ValueError(f"no device {self.device!r}") from None
 
     @property
     def torch_device(self) -> torch.device:
@@ -102,7 +108,7 @@ class Begun(Generic[P]):
 
 @dataclass(frozen=True, kw_only=True)
 class _Environment:
-    threads: int | None = None
+    threads: Annotated[int, msgspec.Meta(ge=1, le=4096)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from bigtransfer import data, hyperrule, records, report, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
 from bigtransfer.data import ImageSet, splits
+from bigtransfer.data.layout import in_short
 from bigtransfer.dist import World, join
 from bigtransfer.errors import ConfigError, DataError, RunError, WeightsError
 from bigtransfer.evals import linear
@@ -203,7 +204,8 @@ def _train(
         print(
             f"{config.model} ({plan.architecture.num_parameters(plan.classes):,} parameters) on {plan.images:,} images of "
             f"{plan.classes} classes: {recipe.steps:,} steps of {recipe.batch_size}, {recipe.crop} px, {plan.dtype} on {device}{among}"
-            + (f", from step {state.step}" if resumed else ""),
+            + (f", from step {state.step}" if resumed else "")
+            + f"\nclasses: {in_short(train_set.class_names)}",
             flush=True,
         )
     outcome = training.Outcome(finished=True)
@@ -243,7 +245,7 @@ def _train(
     with state.averaged():
         tensors = parallel.whole(model)
     if world.is_main:
-        _save(config, run, names, plan, tensors)
+        _save(config, run, names, plan, tensors, several=train_set.several)
     return 0
 
 
@@ -325,6 +327,8 @@ def _save(
     names: tuple[str, ...],
     plan: PretrainPlan,
     tensors: dict[str, torch.Tensor],
+    *,
+    several: bool,
 ) -> None:
     """The finished model, from its tensors, as one file that explains itself."""
     measured = next((line for line in reversed(run.metrics()) if "loss" not in line), {})
@@ -340,7 +344,8 @@ def _save(
         upstream=config.upstream or config.data,
         source=command_line("pretrain", asked),
         recipe=plan.recipe.to_dict(),
-        metrics={key: value for key, value in measured.items() if key != "step"},
+        metrics={key: value for key, value in measured.items() if key != "step" and isinstance(value, int | float)},
+        multi_label=several and plan.loss == "sigmoid",
     )
     file = run.folder / "model.safetensors"
     weights.save(file, model)
