@@ -247,6 +247,8 @@ def test_copies_with_several_labels(tmp_path: Path) -> None:
     images = open_dataset(tmp_path / "t.csv", label_separator="|", multi_label=True).train
     (group,) = find_copies({"train": images})
     assert [copy.classes for copy in group] == [("a", "b"), ("a", "b"), ("b",), ("b",)]
+    turned = dataclasses.replace(group[0], classes=("b", "a"))
+    assert not contradictory([group[0], turned])  # in whatever order
     assert not contradictory(group[:2]) and contradictory(group[1:3]) and not contradictory(group[2:])
 
 
