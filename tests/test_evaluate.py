@@ -147,6 +147,7 @@ def test_labels_are_renumbered_and_classes_named(data):
     several = dataclasses.replace(images, labels=np.array([[0, 1], [3, -1]]), rows=images.rows[:2])
     renumbered, _ = evaluate.match_classes(several, ("white", "red", "green", "blue"), 4)
     assert renumbered.labels.tolist() == [[3, 2], [0, -1]]
+    assert evaluate.match_classes(images, None, 4)[0].class_names == ("blue", "green", "red", "white")
     numbered = dataclasses.replace(images, class_names=("5", "0", "3", "1"))
     renumbered, _ = evaluate.match_classes(numbered, None, 6, subset=True)
     assert renumbered.class_names == ("0", "1", "2", "3", "4", "5")
