@@ -12,6 +12,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -383,6 +384,29 @@ def test_a_resume_computes_with_the_threads_that_the_run_began_with() -> None:
         assert torch.get_num_threads() == now + 1
     finally:
         torch.set_num_threads(now)
+
+
+def test_a_resume_computes_in_the_numbers_that_the_run_began_with(
+    data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On whatever machine it goes on, and although another would choose others."""
+    seen: list[torch.dtype] = []
+
+    def train(*given: Any, **_: Any) -> None:
+        seen.append(given[3].torch_dtype)
+        raise SystemExit(9)
+
+    monkeypatch.setattr(finetune.training, "train", train)
+    same = flags(data, tiny, tmp_path / "run")
+    with pytest.raises(SystemExit):
+        in_process(same)
+    file = tmp_path / "run" / "config.json"
+    record = json.loads(file.read_text())
+    record["resolved"]["dtype"] = "bfloat16"
+    file.write_text(json.dumps(record))
+    with pytest.raises(SystemExit):
+        in_process(same)
+    assert seen == [torch.float32, torch.bfloat16]
 
 
 def test_ctrl_c_saves_and_says_so(data: Path, tiny: Path, tmp_path: Path) -> None:
