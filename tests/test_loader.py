@@ -166,7 +166,8 @@ def sampled_box(rng: np.random.Generator, height: int, width: int, least: float)
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "least"), [(240, 240, 0.05), (300, 400, 0.05), (500, 333, 0.3), (100, 30, 0.05), (12, 9, 0.5)]
+    ("height", "width", "least"),
+    [(240, 240, 0.05), (300, 400, 0.05), (500, 333, 0.3), (100, 30, 0.05), (100, 30, 0.38), (12, 9, 0.5)],
 )
 def test_crops_in_tensorflows_style_are_distributed_as_its_boxes(height: int, width: int, least: float) -> None:
     count = 8000

@@ -216,7 +216,6 @@ class InceptionCrop(Augmentation):
         lowest, highest = np.rint(np.sqrt(least / ratio)), np.rint(np.sqrt(most / ratio))
         # The largest height whose width is not more than there is.
         allowed = np.floor((width + 0.5 - 1e-7) / ratio)
-        allowed -= np.rint(allowed * ratio) > width
         highest = np.minimum(np.where(np.rint(highest * ratio) > width, allowed, highest), height)
         lowest = np.minimum(lowest, highest)
         h = lowest + np.floor(place * (highest - lowest + 1))
