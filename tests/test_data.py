@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bigtransfer.data import ImageSet, native_size, open_dataset, open_images
-from bigtransfer.data.layout import in_short
+from bigtransfer.data.layout import in_short, split_in
 from bigtransfer.errors import DataError, ImageError
 
 from .data_makers import class_folders, encoded, pattern, write
@@ -282,6 +282,17 @@ def test_splits_inside_of_class_folders(tmp_path: Path) -> None:
     )
     assert names(data.test) == ["cat/test/000.png", "dog/test/000.png"]
     assert "inside the class folders" in data.notes[0]
+
+
+def test_a_name_that_speaks_of_two_splits_decides_nothing() -> None:
+    assert split_in("train_and_test") is None and split_in("photos") is None and split_in("val-2017") == "val"
+
+
+def test_split_words_inside_of_some_classes_only(tmp_path: Path) -> None:
+    for folder in ("cat/train", "cat/test", "dog/indoors"):
+        write(tmp_path / folder / "1.png")
+    data = open_dataset(tmp_path)
+    assert data.train.labels.tolist() == [0, 0, 1] and data.test is None
 
 
 @pytest.mark.parametrize("outer", [("fold1", "fold2", "fold3"), ("A", "B"), ("photo", "sketch"), ("holdout", "rest")])
