@@ -170,16 +170,14 @@ def drawn(count: int, seed: int) -> list[Change]:
     by_kind: dict[str, list[Change]] = {}
     for path in sorted((ROOT / "bigtransfer").rglob("*.py")):
         file = str(path.relative_to(ROOT))
-        text = path.read_text(encoding="utf-8")
-        for change in changes(file, text):
-            if not _is_python(text.encode(), change):
-                continue  # a walrus that lost its brackets
+        for change in changes(file, path.read_text(encoding="utf-8")):
             by_kind.setdefault(change.kind, []).append(change)
     generator = random.Random(seed)
     kinds, chosen, lines = sorted(by_kind), [], set()
     while len(chosen) < count:
         change = generator.choice(by_kind[generator.choice(kinds)])
-        if (change.file, change.line) not in lines:
+        # A walrus may have lost its brackets.
+        if (change.file, change.line) not in lines and _is_python((ROOT / change.file).read_bytes(), change):
             lines.add((change.file, change.line))
             chosen.append(change)
     return chosen
