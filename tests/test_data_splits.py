@@ -238,6 +238,8 @@ def test_copies(tmp_path: Path) -> None:
     unlabelled = dataclasses.replace(dogs, labels=None, class_names=())
     ((_, other), _) = find_copies({"train": cats, "test": unlabelled})
     assert other.classes == () and not contradictory([first[0], other])
+    (tmp_path / "cat" / "001.png").unlink()  # the second that cannot be read: nothing is known of either
+    assert len(find_copies({"train": images})) == 2
 
 
 def test_copies_with_several_labels(tmp_path: Path) -> None:
