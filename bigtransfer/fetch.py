@@ -267,6 +267,8 @@ class _Download:
         self._recall()
         try:
             self._try(attempts)
+            with open(self.part, "rb+") as file:
+                os.fsync(file.fileno())  # a machine that dies next shall not leave an empty file under the name
             os.replace(self.part, self.target)
         finally:
             if not self._resumable():  # of no use to anybody

@@ -4,7 +4,8 @@
         server.tell(LIES["endless chunks"])   # or server.answer = any function of a Handler
         ... server.address ...
 
-No lie lasts longer than `Server.patience` seconds or `Server.endless` bytes, should the client not hang up before.
+No lie lasts longer than `Server.patience` seconds or `Server.endless` bytes, should the client not hang up before; after
+`Server.most_requests` there is only 410.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.requests.append((self.path, dict(self.headers)))
-        self.server.answer(self)
+        if len(self.server.requests) > self.server.most_requests:
+            self.reply(410, b"")
+        else:
+            self.server.answer(self)
 
     def log_message(self, format: str, *args: object) -> None:
         pass
@@ -102,6 +106,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.stopped = threading.Event()
         self.patience = 20.0
         self.endless = 1 << 28
+        self.most_requests = 1000
 
     @property
     def address(self) -> str:
@@ -430,6 +435,7 @@ def _part(name: str, *headers: str, body: bytes | None = None, version: str | No
 _part("part of another version", etag='"version-2"')
 _part("part of another date", f"Last-Modified: {_DATE.replace('2020', '2021')}")
 _part("part of a version that was only dated", f"Last-Modified: {_DATE.replace('2020', '2021')}", version="", etag="")
+_part("part of another weak version", f"Last-Modified: {_DATE}", version='W/"1"', etag='W/"2"')
 _part("part that names no version", etag="")
 _part("part of a longer file", content_range="bytes {start}-{end}/9999999")
 _part("part with another hash", "x-goog-hash: crc32c=AAAAAA==")

@@ -7,15 +7,18 @@ import email.utils
 import hashlib
 import json
 import multiprocessing
+import os
+import resource
 import socket
 import sys
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from bigtransfer import catalog, fetch, weights
+from bigtransfer import catalog, fetch, web, weights
 from bigtransfer.errors import ConfigError, DownloadError
 
 from .file_server import CONTENT, CUT, ETAG, LIES, OTHER, Handler, Server, limited, running
@@ -111,6 +114,17 @@ def test_next_process_goes_on(server: Server, cache: Path) -> None:
     assert leftovers(cache) == ["weights.npz"]
 
 
+def test_a_part_that_is_the_whole_file_is_not_asked_for(server: Server, cache: Path) -> None:
+    """A process that was killed between the last byte and the file's name."""
+    server.in_turn(lambda h: h.file({"x-goog-hash": f"md5={md5()}"}, sent=5000), lambda h: h.reply(503, b""))
+    with pytest.raises(DownloadError):
+        fetch.fetch(server.address)
+    (part,) = cache.rglob("*.part")
+    part.write_bytes(CONTENT)
+    server.requests.clear()
+    assert fetch.fetch(server.address).read_bytes() == CONTENT and not server.requests
+
+
 def test_new_version_meanwhile_is_fetched_whole(server: Server) -> None:
     other = CONTENT[::-1]
     server.in_turn(lambda h: h.file(sent=5000), lambda h: h.file({"ETag": '"version-2"'}, content=other))
@@ -183,6 +197,20 @@ def test_silent_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     server.in_turn(silent, Handler.file)
     assert fetch.fetch(server.address).read_bytes() == CONTENT
     done.set()
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(
+    server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced, sync = [], os.fsync
+
+    def recorded(descriptor: int) -> None:
+        sync(descriptor)
+        synced.append((os.fstat(descriptor).st_size, leftovers(cache)))
+
+    monkeypatch.setattr(os, "fsync", recorded)
+    fetch.fetch(server.address)
+    assert synced[-1] == (len(CONTENT), [".weights.npz.part", ".weights.npz.part.json"])
 
 
 def test_empty_file(server: Server) -> None:
@@ -393,8 +421,24 @@ def test_redirect_loop(server: Server) -> None:
 
 def test_full_disk(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
-    with pytest.raises(DownloadError, match=r"the disk is full.*BIT_CACHE"):
+    with pytest.raises(DownloadError, match=r"weights\.npz: the disk is full.*BIT_CACHE"):
         fetch.fetch(server.address)
+
+
+@pytest.mark.parametrize("resumable", [True, False])
+def test_a_disk_that_fills_on_the_way(server: Server, cache: Path, resumable: bool) -> None:
+    """The file is named; what nobody could go on from makes room."""
+    server.answer = lambda h: h.file() if resumable else h.reply(200, CONTENT)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(DownloadError, match=r"Cannot keep .* as .*weights\.npz: File too large\. Make room"):
+            fetch.fetch(server.address)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert leftovers(cache) == ([".weights.npz.part", ".weights.npz.part.json"] if resumable else [])
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    assert server.requests[-1][1].get("Range") == ("bytes=100000-" if resumable else None)
 
 
 def test_cache_that_cannot_be_written(server: Server, cache: Path) -> None:
@@ -497,6 +541,7 @@ def test_lies_end(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, 
         download_attempts=3,
     )
     server.tell(lie)
+    server.most_requests = 20
     if lie.harmless:
         assert fetch.fetch(server.address).read_bytes() == CONTENT
         assert leftovers(cache) == ["weights.npz"]
@@ -509,6 +554,46 @@ def test_lies_end(server: Server, cache: Path, monkeypatch: pytest.MonkeyPatch, 
     assert len(server.requests) <= 11 if "redirect" in name else len(server.requests) <= 4
     kept = "try again to go on" in str(caught.value)
     assert leftovers(cache) == ([".weights.npz.part", ".weights.npz.part.json"] if kept else [])
+
+
+@pytest.mark.parametrize(
+    ("tries", "slept"),
+    [
+        ([(0, 1, 0)] * 9, [1, 2]),  # bytes, seconds, what the server asks to wait
+        ([(0, 1, 0), (5000, 1, 0), (0, 1, 0), (0, 1, 0)], [1, 1, 2]),  # new bytes begin the count anew
+        ([(0, 1, 0), (0, 1, 7), (0, 1, 0)], [1, 7]),
+        ([(0, 1, 0), (0, 1, 1), (0, 1, 0)], [1, 2]),
+        ([(0, 1000, 0), (3000, 1, 0), (0, 1, 0), (0, 1, 0)], [1, 1, 2]),  # whose rate is not that of what went before
+        ([(5000, 9, 0), (5000, 9, 0), (5000, 9, 0)], [1, 2]),  # too slow to be progress
+        ([(5000, 1, 0), (-5000, 0, 0), (5000, 1, 0)], [1, 2]),  # nor are bytes that had been here before
+        ([(5000, 1, 0), (-5000, 0, 0), (9000, 1, 0), (0, 1, 0), (0, 1, 0)], [1, 2, 1, 2]),
+        ([(1000, 1, 0)], []),  # the file
+    ],
+)
+def test_when_to_give_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tries: list[tuple[int, int, int]], slept: list[int]
+) -> None:
+    clock, sleeps, rest = [0.0], [], list(tries)
+    slow = types.SimpleNamespace(monotonic=lambda: clock[0], sleep=sleeps.append)
+
+    class Scripted(fetch._Download):
+        def _attempt(self) -> None:
+            count, seconds, wait = rest.pop(0)
+            clock[0] += seconds
+            self.part.write_bytes(bytes(self._have() + count))
+            if len(tries) > 1:
+                raise web.Interrupted("why", wait)
+
+    monkeypatch.setattr(fetch, "time", slow)
+    monkeypatch.setattr(fetch, "BACKOFF", 1.0)
+    limited(monkeypatch, least_rate=1000)
+    download = Scripted("http://host/a", tmp_path / "a", False, None, {}, 10**9, None, False)
+    if len(tries) == 1:
+        download.run(3)
+    else:
+        with pytest.raises(DownloadError, match=r"why \(3 attempts\)"):
+            download.run(3)
+    assert sleeps == slept and len(tries) - len(rest) == len(slept) + 1
 
 
 @pytest.mark.parametrize("name", [name for name in LIES if "part " in name and not LIES[name].harmless])
