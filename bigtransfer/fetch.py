@@ -325,7 +325,6 @@ class _Download:
                 self._wrong_part("the server resumed another version, or does not say of which version the rest is")
             self.partial.size = size
         else:  # the server ignores ranges, or has another version now
-            self._forget()
             have, size = 0, answer.size
             if "text/html" in answer.headers.get("Content-Type", ""):
                 raise self._web_page()
@@ -334,7 +333,6 @@ class _Download:
 
     def _wrong_part(self, why: str) -> NoReturn:
         """Begin again; from now on the whole file is asked for."""
-        self._forget()
         self.wrong = why
         raise web.Interrupted(why)
 
@@ -465,7 +463,7 @@ class _StoreDownload(_Download):
             info = system.info(path)
             size = info.get("size")
             partial = _Partial(system.ukey(path), size=size if isinstance(size, int) and size >= 0 else None)
-            if self._have() and self.partial != partial:
+            if not self._resumable() or self.partial != partial:
                 self._forget()
             have = self._have()
             if not have:

@@ -341,6 +341,7 @@ _says("chunks of one byte", CHUNKED, body=_TINY, harmless=True)
 _PAGE = b"\n <!DOCTYPE html><html><body>Please log in</body></html>"
 _says("login page", "Content-Type: text/html", f"Content-Length: {len(_PAGE)}", body=_PAGE)
 _says("login page as a file", "Content-Type: application/octet-stream", f"Content-Length: {len(_PAGE)}", body=_PAGE)
+_says("login page in plain words", "Content-Type: text/html; charset=utf-8", body=b"Please log in")
 _says("error of a store", body=b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>')
 
 # Redirects

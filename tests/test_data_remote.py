@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
 import sys
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from bigtransfer import fetch
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import ImageSet, Splits, open_dataset, open_images
-from bigtransfer.errors import ConfigError, DataError
+from bigtransfer.errors import ConfigError, DataError, DownloadError
 from bigtransfer.jobs import shard
 
 from .data_makers import class_folders
@@ -405,6 +407,52 @@ def test_a_store_that_fails_now_and_then(
     ):
         data.train.data(14)
     monkeypatch.undo()
+
+
+def test_a_store_that_gives_more_than_it_states(
+    memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe("/bucket/file", b"x" * 1000)
+    told = MemoryFileSystem.info
+
+    def tell(size: object) -> None:
+        monkeypatch.setattr(MemoryFileSystem, "info", lambda self, path: told(self, path) | {"size": size})
+
+    monkeypatch.setattr(fetch, "_CHUNK", 333)
+    tell(999)
+    with pytest.raises(DownloadError, match=r"sends more than the 999 bytes that it stated \(2 attempts\)"):
+        fetch.download("memory://bucket/file", tmp_path / "file", attempts=2)
+    assert not list(tmp_path.glob("*file*part*")) and not (tmp_path / "file").exists()
+    for size in (None, -1, "999"):
+        tell(size)
+        fetch.download("memory://bucket/file", tmp_path / f"file {size}")
+        assert (tmp_path / f"file {size}").read_bytes() == b"x" * 1000
+    with pytest.raises(DownloadError, match="it has more than 998 bytes"):
+        fetch.download("memory://bucket/file", tmp_path / "other", most=998)
+
+
+def test_versions_in_a_store_are_never_joined(
+    memory: MemoryFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.pipe("/bucket/file", b"1" * 1000)
+    opened, reads = MemoryFileSystem._open, []
+
+    def read_once(file, count: int) -> bytes:
+        reads.append(count)
+        if len(reads) == 2:
+            memory.pipe("/bucket/file", b"2" * 1000)
+            raise ConnectionError("lost")
+        return type(file).read(file, count)
+
+    def replaced(self, *arguments, **named):
+        file = opened(self, *arguments, **named)
+        return contextlib.nullcontext(types.SimpleNamespace(seek=file.seek, read=lambda count: read_once(file, count)))
+
+    monkeypatch.setattr(fetch, "_CHUNK", 400)
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryFileSystem, "open", replaced)
+        fetch.download("memory://bucket/file", tmp_path / "file")
+    assert (tmp_path / "file").read_bytes() == b"2" * 1000 and len(reads) > 3
 
 
 def test_a_store_whose_package_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

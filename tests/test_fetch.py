@@ -101,6 +101,7 @@ def test_a_connection_that_crawls_is_replaced(server: Server, tmp_path: Path, mo
     assert ranges[0] is None and len(ranges) == 3
     first, second = (int(str(asked).removeprefix("bytes=").removesuffix("-")) for asked in ranges[1:])
     assert 0 < first < second  # the bytes of the first connection were kept, and those of the second
+    assert len(pace._rates) == 6  # the connection that came to the end counts as well
 
 
 def test_next_process_goes_on(server: Server, cache: Path) -> None:
@@ -129,6 +130,7 @@ def test_new_version_meanwhile_is_fetched_whole(server: Server) -> None:
     other = CONTENT[::-1]
     server.in_turn(lambda h: h.file(sent=5000), lambda h: h.file({"ETag": '"version-2"'}, content=other))
     assert fetch.fetch(server.address).read_bytes() == other
+    assert len(server.requests) == 2
 
 
 def test_server_without_ranges(server: Server) -> None:
@@ -605,6 +607,28 @@ def test_versions_are_never_joined(server: Server, name: str) -> None:
     assert [headers.get("Range") for _, headers in server.requests][:3] == [None, f"bytes={CUT}-", None]
 
 
+def test_a_length_that_is_stated_later(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """First in pieces, without a length; what is then said of the whole counts as if it had been said at once."""
+
+    def part(handler: Handler, total: int, sent: int | None = None) -> None:
+        start = int(handler.headers["Range"][6:-1])
+        about = {"ETag": ETAG, "Content-Range": f"bytes {start}-{total - 1}/{total}"}
+        handler.reply(206, CONTENT[start:total], about, sent)
+
+    def pieces(handler: Handler) -> None:
+        handler.raw(handler.head("Transfer-Encoding: chunked", f"ETag: {ETAG}"), b"1388\r\n", CONTENT[:CUT], b"\r\n")
+
+    whole = len(CONTENT)
+    server.in_turn(pieces, lambda h: part(h, whole, CUT), lambda h: part(h, whole - 1), Handler.file)
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+    assert [headers.get("Range") for _, headers in server.requests] == [None, "bytes=5000-", "bytes=10000-", None]
+    fetch.cache_path(server.address).unlink()
+    limited(monkeypatch, download_bytes=whole - 1)
+    server.in_turn(pieces, lambda h: part(h, whole))
+    with pytest.raises(DownloadError, match="it has more than 307199 bytes"):
+        fetch.fetch(server.address)
+
+
 def test_a_date_of_the_same_second_is_no_version(server: Server) -> None:
     """RFC 9110, 8.8.2.2: the file may have been changed again within it."""
     stated = {"ETag": "", "Last-Modified": email.utils.formatdate(usegmt=True)}
@@ -655,6 +679,13 @@ def test_digests_that_the_caller_knows(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
     with pytest.raises(DownloadError, match=r"twice it arrived damaged: its md5 is \w{32}, it should be 00"):
         fetch.download(server.address, tmp_path / "c", md5="00")
+
+
+def test_a_web_page_that_is_meant(server: Server, tmp_path: Path) -> None:
+    page = b"<!doctype html><p>x"
+    server.answer = lambda h: h.file(content=page)
+    fetch.download(server.address, tmp_path / "a", sha256=hashlib.sha256(page).hexdigest())
+    assert (tmp_path / "a").read_bytes() == page
 
 
 def test_a_digest_of_another_length_is_none(server: Server) -> None:

@@ -37,6 +37,7 @@ def test_lies_end(server: Server, monkeypatch: pytest.MonkeyPatch, name: str) ->
 
 def lie_bodies(name: str) -> Iterator[bytes]:
     if "login" in name:
+        yield b"Please log in"
         yield b"\n <!DOCTYPE html><html><body>Please log in</body></html>"
     if name == "error of a store":
         yield b'<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>'
