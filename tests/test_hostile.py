@@ -1,4 +1,4 @@
-"""The campaigns of `benchmarks.hostile` notice what they look for, and make the same cases again."""
+"""A seeded part of the campaigns of `benchmarks.hostile`, and proof that they would notice what they look for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,27 @@ from benchmarks.hostile.cases import chosen, numbers
 from benchmarks.hostile.supervisor import Limits, Worker
 from benchmarks.hostile.worker import campaign
 from benchmarks.hostile.wrongs import RIGHTS
+
+SEED = 1
+"""Of the first case of every generator; the campaigns themselves begin with 0."""
+
+
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
+    """One process for all cases, which has torch to load."""
+    folder = tmp_path_factory.mktemp("hostile")
+    with Worker(folder / "work", folder / "kept") as worker:
+        yield worker
+
+
+@pytest.mark.parametrize(("name", "cases"), [("images", 150), ("weights", 80), ("datasets", 80)])
+def test_nothing_but_a_refusal_comes_of_hostile_files(worker: Worker, name: str, cases: int) -> None:
+    faults = []
+    for generator, seed in chosen(campaign(name), cases, SEED):
+        result = worker.run(name, generator, seed)
+        assert result.doors
+        faults += [(generator, seed, *fault, result.kept) for fault in result.faults()]
+    assert faults == []
 
 
 @pytest.fixture(scope="module")
