@@ -54,6 +54,9 @@ def _command(scratch: Path, run: Path) -> list[str]:
 
 def prepare(scratch: Path) -> None:
     """A finished run, and one that was interrupted before its model was saved."""
+    model, picture = tiny(scratch / "models" / "square.safetensors"), scratch / "picture.png"
+    picture.write_bytes(bases.png(0))
+    cli.main(["predict", str(model), str(picture), "--device", "cpu"])  # what is compiled at first use
     if (scratch / "interrupted" / "config.json").exists() and (scratch / "finished" / "report.html").exists():
         return
     for k, split in enumerate(("train", "test")):
