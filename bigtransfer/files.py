@@ -17,6 +17,8 @@ from bigtransfer.limits import limits
 
 def opened(path: str | os.PathLike[str]) -> BinaryIO:
     """The regular file `path` (or one that it links to), open for reading bytes. OSError where it is anything else."""
+    if "\0" in os.fsdecode(path):  # Python raises ValueError for these
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), os.fspath(path))
     _check(os.stat(path).st_mode)  # before it is opened, which alone can wait, or have an effect on a device
     return os.fdopen(_opened_without_waiting(path), "rb")
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from bigtransfer import files, records
+from bigtransfer import files, records, weights
 from bigtransfer.data import images
-from bigtransfer.errors import ImageError, RunError
+from bigtransfer.errors import ImageError, RunError, WeightsError
 from tests.data_makers import encoded, pattern
 
 
@@ -81,6 +81,8 @@ def test_what_is_no_file_is_refused_at_once(kind: str, tmp_path: Path, monkeypat
             assert refused.value.reason == f"the file cannot be read ({said})"
         with pytest.raises(RunError, match=said):
             records.read("x.jpg", dict, RunError)
+        with pytest.raises(WeightsError, match=said):
+            weights.describe("./x.jpg")
 
 
 def test_a_file_replaced_by_a_pipe_before_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,6 +101,8 @@ def test_folders_and_missing_files_have_their_usual_errors(tmp_path: Path) -> No
         files.opened(tmp_path)
     with pytest.raises(FileNotFoundError):
         files.read(tmp_path / "none", "image_bytes")
+    with pytest.raises(FileNotFoundError):
+        files.opened(f"{tmp_path}/a\0b")
 
 
 def test_a_descriptor_passed_by_name_is_read_to_its_end() -> None:

@@ -24,7 +24,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from bigtransfer import runs
+from bigtransfer import files, runs
 from bigtransfer.catalog import ModelCard
 from bigtransfer.errors import BitError, WeightsError
 from bigtransfer.limits import limits
@@ -108,11 +108,11 @@ def _in_folder(folder: Path) -> Path:
             return folder / name
     if list(folder.glob("*.index.json")):
         raise WeightsError(f"{folder}: weights split over several files are not supported; save them as one file.")
-    files = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in SUFFIXES)
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise WeightsError(f"{folder} holds {len(files)} weight files; name the one you mean, such as {files[0]}.")
+    found = sorted(path for path in folder.iterdir() if path.is_file() and path.suffix in SUFFIXES)
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise WeightsError(f"{folder} holds {len(found)} weight files; name the one you mean, such as {found[0]}.")
     if (folder / "metrics.jsonl").exists():
         raise WeightsError(f"The run {folder} has no model.safetensors yet: it has not finished. Resume it first.")
     raise WeightsError(f"The folder {folder} holds no model (no {IN_FOLDERS[0]}).")
@@ -122,7 +122,7 @@ _Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor], "ModelCa
 
 
 def _kind(path: Path) -> Callable[[Path, contextlib.ExitStack], _Opened]:
-    with open(path, "rb") as file:
+    with files.opened(path) as file:  # a pipe would be waited for
         start = file.read(256)
     if not start:
         raise WeightsError(f"{path} is empty. Download or save it again.")
