@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bigtransfer.errors import ConfigError
-from bigtransfer.records import Natural, NotNegative, Pixels, Share, Whole
+from bigtransfer.records import NotNegative, Pixels, Share, Whole
 
 Variant = Literal["paper", "code"]
 Speed = Callable[[int, int], float]
@@ -48,8 +48,8 @@ class Recipe:
 
     steps: Whole
     """Optimizer steps; 0: the classifier is solved in closed form (`without_steps`)."""
-    batch_size: Natural
-    """Images per optimizer step; smaller sets repeat their images within a batch."""
+    batch_size: Whole
+    """Images per optimizer step, 1 or more; smaller sets repeat their images within a batch. 0 without steps."""
     resize: Pixels
     """Both sides are resized to this, px, ignoring the aspect ratio."""
     crop: Pixels
@@ -70,6 +70,10 @@ class Recipe:
     size_class: str = ""
     notes: tuple[str, ...] = ()
     """What was decided and why, and what a time budget gave up; sentences for people."""
+
+    def __post_init__(self) -> None:
+        if self.steps and not self.batch_size:
+            raise ValueError("batch_size is 0 though steps is not")
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of optimizer step `step`, counted from 0 as in the released code: step 0 of a warm-up has rate 0, and

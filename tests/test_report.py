@@ -326,6 +326,7 @@ def changed(record, path, value):
         ("config.json", "resolved", [1], "resolved: expected object, got array"),
         ("config.json", "recipe", [1], "recipe: expected object | null, got array"),
         ("config.json", "recipe/steps", 3.5, "recipe.steps: expected int, got float"),
+        ("config.json", "recipe/batch_size", 0, "recipe: batch_size is 0 though steps is not"),
         ("config.json", "recipe/notes", "none", "recipe.notes: expected array, got str"),
         ("config.json", "asked/steps", "many", "asked.steps: expected int, got str"),
         ("config.json", "asked/data", {"a": 1}, "asked.data: expected str, got object"),

@@ -298,7 +298,7 @@ def test_a_plan_of_a_pretraining() -> None:
         ("resolved", {"input": {"size": 0}}, "input.size: expected int >= 1"),
         ("resolved", {"augmentation": {"resize": 0, "crop": 1}}, "augmentation.resize: expected int >= 1"),
         ("recipe", {"steps": -1}, "recipe.steps: expected int >= 0"),
-        ("recipe", {"batch_size": 0}, "recipe.batch_size: expected int >= 1"),
+        ("recipe", {"batch_size": 0}, "recipe: batch_size is 0 though steps is not"),
         ("recipe", {"crop": 10**9}, "recipe.crop: expected int <= 65536"),
         ("recipe", {"resize": 0}, "recipe.resize: expected int >= 1"),
         ("recipe", {"mixup_alpha": -1}, "recipe.mixup_alpha: expected float >= 0"),
