@@ -210,7 +210,7 @@ class _Watched(io.RawIOBase):
                 count = None
             self._waited += time.monotonic() - begun
             self._count += count or 0
-            if self._waited >= span and count != 0:
+            if self._waited >= span:
                 if self._count == 0:
                     raise TimeoutError
                 if self._count < span * limits().least_rate:
@@ -255,25 +255,25 @@ def _get(address: str, headers: dict[str, str]) -> _Response:
     opener = urllib.request.OpenerDirector()  # not `build_opener`, whose handlers also know ftp, files and redirects
     for handler in (urllib.request.ProxyHandler(), _Handler(), _SecureHandler()):
         opener.add_handler(handler)
+    request = urllib.request.Request(address, headers=headers)
     try:
-        response = opener.open(urllib.request.Request(address, headers=headers), timeout=limits().stall_seconds)
+        response = opener.open(request, timeout=limits().stall_seconds)
     except urllib.error.URLError as error:
-        _unreachable(error.reason, address)
+        _unreachable(error.reason, request.host, request.host != urllib.parse.urlsplit(address).netloc)
     except WebError:
         raise
     except (OSError, http.client.HTTPException) as error:
         raise Interrupted(reason(error)) from error
     except ValueError as error:  # a number in an answer that is none; a proxy's address that is none
         raise Refused(f"the answer, or the proxy's address, makes no sense ({error})") from error
-    if response is None:
-        raise Refused("the proxy is not one of http", "Look at http_proxy and https_proxy.")
     return response
 
 
-def _unreachable(cause: Any, address: str) -> NoReturn:
+def _unreachable(cause: Any, host: str, proxy: bool) -> NoReturn:
     if isinstance(cause, socket.gaierror):
-        name = urllib.parse.urlsplit(address).hostname
-        raise Refused(f"the name {name} cannot be resolved", "Is this machine connected to the internet?") from cause
+        advice = "Look at http_proxy and https_proxy." if proxy else "Is this machine connected to the internet?"
+        name = re.sub(r":\d+$", "", host)
+        raise Refused(f"the name {'of the proxy, ' if proxy else ''}{name} cannot be resolved", advice) from cause
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise Refused(
             f"the server's certificate is not trusted ({cause.verify_message})",

@@ -273,6 +273,15 @@ _says("two lengths", LENGTH, "Content-Length: 5")
 _says("length too large", f"Content-Length: {len(CONTENT) + 1}")
 _says("length too small", f"Content-Length: {len(CONTENT)}", body=CONTENT + b"more", harmless=True)
 _says("same length twice", LENGTH, LENGTH, harmless=True)
+_says(
+    "chunks and a length",
+    CHUNKED,
+    "Content-Length: 5",
+    body=b"".join(_chunks(CONTENT, 70_000)) + b"0\r\n\r\n",
+    harmless=True,
+)
+_says("many headers", LENGTH, *(f"X-{i}: {'a' * 1000}" for i in range(50)), harmless=True)
+_says("endless header in ninety lines", LENGTH, *(f"X-{i}: {'a' * 1000}" for i in range(90)))
 _says("gzip", "Content-Encoding: gzip", LENGTH)
 _says("gzip bomb", "Content-Encoding: gzip", body=gzip.compress(bytes(1 << 24)))
 _says("brotli", "Content-Encoding: br", LENGTH)
