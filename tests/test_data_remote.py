@@ -20,12 +20,13 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from bigtransfer import fetch
 from bigtransfer.config import ShardConfig
-from bigtransfer.data import ImageSet, Splits, open_dataset, open_images
+from bigtransfer.data import ImageSet, Splits, open_dataset, open_images, remote
+from bigtransfer.data.remote import Cache, RemoteFile
 from bigtransfer.errors import ConfigError, DataError, DownloadError
 from bigtransfer.jobs import shard
 
 from .data_makers import class_folders
-from .file_server import LIES, Handler, Server, limited, read_all, running
+from .file_server import CONTENT, LIES, Handler, Server, limited, read_all, running
 
 
 @pytest.fixture
@@ -284,6 +285,88 @@ def test_what_was_left_behind_makes_room(server: Server, local: Path, cache: Pat
         os.utime(folder / name, (time.time() - age,) * 2)
     open_dataset(serve(server, local), shard_cache=2 * size + 100).train.data(0)
     assert not (folder / ".old.part").exists() and (folder / ".new.part").exists()
+
+
+def kept(folder: Path, names: str, size: int = 100) -> Path:
+    """Files of that size, of which the first was opened longest ago, all more than an hour ago."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for age, name in enumerate(reversed(names.split())):
+        (folder / name).write_bytes(bytes(size))
+        os.utime(folder / name, (time.time() - 4000 - age,) * 2)
+    return folder
+
+
+def there(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} - {".room.lock"}
+
+
+def test_room_is_made_for_what_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = kept(tmp_path / "cache", "a b c d")
+    monkeypatch.setattr(remote.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    assert Cache(folder).make_room(300, "x") == 700 and there(folder) == set(
+        "abcd"
+    )  # half of 1000 and the 400 of its own
+    with pytest.raises(DataError, match="more than the 7e-07 GB"):
+        Cache(folder).make_room(701, "x")
+    assert Cache(folder, 500).make_room(101, "x") == 500 and there(folder) == set("bcd")
+    assert Cache(folder, 300).make_room(0, "x") == 300 and there(folder) == set("bcd")
+    Cache(folder, 300).make_room(201, "x")
+    assert there(folder) == set()
+
+
+def test_what_is_no_file_takes_no_room(tmp_path: Path) -> None:
+    folder = kept(tmp_path / "cache", "a")
+    (folder / "folder").mkdir()
+    Cache(folder, 110).make_room(10, "x")
+    assert there(folder) == {"a", "folder"}
+
+
+def test_downloads_under_way_are_left(tmp_path: Path) -> None:
+    folder = kept(tmp_path / "cache", ".a.part b")
+    (folder / ".c.part").write_bytes(bytes(100))
+    Cache(folder, 150).make_room(100, "x")
+    assert there(folder) == {".c.part"}  # of those left behind nothing
+
+
+def test_what_was_opened_last_stays_longest(tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 200)
+    one, other = (RemoteFile(f"http://127.0.0.1:1/{name}", cache, 100) for name in "ab")
+    kept(cache.folder, f"{one.path.name} {other.path.name}")
+    assert one.local() == one.path
+    cache.make_room(100, "x")
+    assert there(cache.folder) == {one.path.name}
+
+
+def test_a_file_of_another_size_is_fetched_anew(server: Server, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", 10**6)
+    file = RemoteFile(server.address, cache, len(CONTENT))
+    kept(cache.folder, file.path.name)
+    assert file.local().read_bytes() == CONTENT and len(server.requests) == 1
+    assert file.local().read_bytes() == CONTENT and len(server.requests) == 1
+
+
+def test_files_of_unknown_size_make_room_afterwards(server: Server, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache", len(CONTENT) + 50)
+    kept(cache.folder, "old")
+    file = RemoteFile(server.address, cache)
+    assert file.local().read_bytes() == CONTENT
+    assert {name for name in there(cache.folder) if not name.endswith(".lock")} == {file.path.name}
+
+
+def test_nothing_stays_of_an_index_that_did_not_come(server: Server, tmp_path: Path) -> None:
+    server.in_turn(lambda handler: handler.file(sent=5000), lambda handler: handler.reply(404, b""))
+    (tmp_path / "index.json").write_bytes(b"old")
+    with pytest.raises(DataError, match="404"):
+        remote.renewed(server.address, tmp_path / "index.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
+    assert (tmp_path / "index.json").read_bytes() == b"old"
+
+
+def test_shards_of_a_store_come_in_order(memory: MemoryFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = MemoryFileSystem.glob
+    monkeypatch.setattr(MemoryFileSystem, "glob", lambda self, path: listed(self, path)[::-1])
+    found = remote.expand("memory://bucket/shards/train-*.tar")
+    assert found == [f"memory:///bucket/shards/train-{i:06d}.tar" for i in range(5)]
 
 
 def test_the_limit_from_the_environment(server: Server, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
