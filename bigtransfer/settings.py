@@ -9,8 +9,17 @@ from bigtransfer.errors import ConfigError
 
 
 def cache_folder() -> Path:
-    """Where downloads, conversions and compiled code are kept: `$BIT_CACHE`, else ~/.cache/bigtransfer; it need not exist yet."""
-    return Path(os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer").expanduser()
+    """Where downloads, conversions and compiled code are kept: `$BIT_CACHE`, else ~/.cache/bigtransfer; it need not exist yet.
+
+    ConfigError where there is no such home folder.
+    """
+    folder = os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer"
+    try:
+        return Path(folder).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(
+            f"{folder} cannot be found: there is no such home folder. Set BIT_CACHE to a folder."
+        ) from error
 
 
 def shard_cache() -> int | None:
