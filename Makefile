@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
 
-.PHONY: help setup demo test test-all check format bench docs lock clean
+.PHONY: help setup demo test test-all check format bench hostile docs lock clean
 help:
 	@echo "make demo      see it work: fine-tune the bundled network on handwritten digits (offline, minutes)"
 	@echo "make test      the tests, but for the slow ones; make test-all: all"
@@ -14,6 +14,7 @@ help:
 	@echo "make format    repair formatting and what lint can repair"
 	@echo "make setup     install for development into .venv"
 	@echo "make bench     the benchmarks that need no data, into benchmarks/results"
+	@echo "make hostile   other people's files, servers and disks: all campaigns, about an hour"
 	@echo "make docs      check the links and commands in the documents"
 	@echo "make lock      renew requirements/*.txt; make clean: remove everything that was built"
 
@@ -41,6 +42,10 @@ format: $(DEV)
 bench: $(DEV)
 	$(BIN)/python -m benchmarks.parity --out benchmarks/results/parity_cpu_$$(date +%F).md
 	$(BIN)/python -m benchmarks.train_step
+
+hostile: $(DEV)
+	for campaign in images weights datasets runs server disk kills; do \
+	  $(BIN)/python -m benchmarks.hostile $$campaign --processes 2 || exit 1; done
 
 docs: $(DEV)
 	$(BIN)/python -m pytest -q tests/test_docs.py
