@@ -44,8 +44,8 @@ bench: $(DEV)
 	$(BIN)/python -m benchmarks.train_step
 
 hostile: $(DEV)
-	for campaign in images weights datasets runs server disk kills; do \
-	  $(BIN)/python -m benchmarks.hostile $$campaign --processes 2 || exit 1; done
+	wrong=0; for campaign in images weights datasets runs server disk kills; do \
+	  $(BIN)/python -m benchmarks.hostile $$campaign --processes 2 || wrong=1; done; exit $$wrong
 
 docs: $(DEV)
 	$(BIN)/python -m pytest -q tests/test_docs.py

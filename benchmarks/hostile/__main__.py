@@ -1,4 +1,4 @@
-"""`python -m benchmarks.hostile CAMPAIGN`: run a campaign and write its results file."""
+"""`python -m benchmarks.hostile CAMPAIGN`: run a campaign and write its results file. Exit status 1 if anything was wrong."""
 
 from __future__ import annotations
 
@@ -83,13 +83,13 @@ def main() -> int:
         shutil.rmtree(work, ignore_errors=True)
     if options.summary:
         results.write(options.summary, results.summary(name, tally))
-        return 0
+        return int(bool(tally.groups))
     command = f"python -m benchmarks.hostile {name} --cases {sum(tally.cases.values())} --seed {options.seed}"
     what = " ".join((sys.modules[f"benchmarks.hostile.{name}"].__doc__ or "").split())
     out = options.out or RESULTS / f"hostile-{name}_cpu_{datetime.date.today()}.md"
     results.write(out, results.markdown(name, what, command, tally, time.monotonic() - started))
     print(f"written to {out}")
-    return 0
+    return int(bool(tally.groups))
 
 
 if __name__ == "__main__":
