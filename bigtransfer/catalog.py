@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -457,7 +456,7 @@ def find(name: str) -> Published | None:
 
 def meant(name_or_file: str | os.PathLike[str]) -> Published | None:
     """The published model that is taken for this; None if it is anything else, such as a file or folder of that name."""
-    return find(name_or_file) if isinstance(name_or_file, str) and not Path(name_or_file).exists() else None
+    return find(name_or_file) if isinstance(name_or_file, str) and not os.path.exists(name_or_file) else None
 
 
 def get(name: str) -> Published:

@@ -300,3 +300,7 @@ def test_the_limit_of_an_inputs_side_can_be_raised(monkeypatch: pytest.MonkeyPat
         ModelCard.from_json(large)
     monkeypatch.setenv("BIT_LIMITS", "input_side=3600")
     assert ModelCard.from_json(large).input.resized == 3600
+
+
+def test_what_is_too_long_for_a_file_is_no_model() -> None:
+    assert catalog.meant("x" * 5000) is None and catalog.meant("a\0b") is None

@@ -489,3 +489,15 @@ def test_what_cannot_be_written(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(DataError, match=r"x\.tar cannot be unpacked: "):
         archives.unpack(path, folder)
     assert not (folder / ".unpacking").exists()
+
+
+def test_zeros_behind_an_archive_are_not_read_for_ever(tmp_path: Path) -> None:
+    read = []
+
+    class Counted(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            read.append(size)
+            return bytes(size or 0)
+
+    assert archives._beyond(Counted(), 0, 1 << 30) is None
+    assert sum(read) <= 65 << 20

@@ -54,6 +54,12 @@ def test_expand(tmp_path: Path) -> None:
         expand(f"{tmp_path}/a-{{008..011}}.tar", CACHE)
 
 
+@pytest.mark.parametrize("pattern", ["{0..99999999}.tar", "{0..999}{0..999}{0..9}.tar", "{1.." + "9" * 5000 + "}.tar"])
+def test_patterns_of_names_without_end(pattern: str) -> None:
+    with pytest.raises(DataError, match="more than 1,000,000 files"):
+        expand(pattern, CACHE)
+
+
 def test_shards_with_numbers(tmp_path: Path) -> None:
     for shard in range(2):
         members = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -398,6 +399,30 @@ def test_an_index_that_is_none(tmp_path: Path, content: bytes) -> None:
         (tmp_path / "index.json").write_bytes(text)
         with pytest.raises(DataError, match=r"index\.json is not an index of shards"):
             Index.read(tmp_path / "index.json", str(tmp_path / "index.json"))
+
+
+def test_array_whose_header_no_parser_ends(shards: Path) -> None:
+    path = shards / "train.offsets.npy"
+    data = path.read_bytes()
+    path.write_bytes(data[:10] + b"{'descr': (" + data[21:])  # NumPy raises what Python's tokenizer does
+    with pytest.raises(DataError, match="damaged"):
+        open_dataset(shards)
+
+
+def test_a_full_disk_is_named_and_the_same_command_goes_on(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")  # as the system says it, without a name
+
+    command = ["shard", str(photos), str(tmp_path / "shards"), "--shard-images", "4", "--threads", "1"]
+    with monkeypatch.context() as patched:
+        patched.setattr(np.lib.format, "open_memmap", full)
+        assert cli.main(command) == 2
+    assert f"shards into {tmp_path / 'shards'}: No space left on device. Make room" in capsys.readouterr().err
+    assert cli.main(command) == 0
+    make(photos, tmp_path / "undisturbed", threads=1)
+    assert files(tmp_path / "shards") == files(tmp_path / "undisturbed")
 
 
 @pytest.mark.parametrize(

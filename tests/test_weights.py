@@ -721,6 +721,10 @@ def npz_with(path: Path, replaced: Callable[[bytes], bytes], compression: int = 
     return path
 
 
+def test_npz_written_by_python_2_is_read_without_a_word(tmp_path: Path) -> None:
+    weights.load(npz_with(tmp_path / "m.npz", lambda raw: raw.replace(b"(2048,), } ", b"(2048L,), }")))
+
+
 @pytest.mark.parametrize(
     "replaced",
     [

@@ -116,9 +116,10 @@ def expected(name: str, scratch: Path) -> dict[str, str]:
     if not kept.exists():
         out = scratch / "undisturbed"
         shutil.rmtree(out, ignore_errors=True)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        said = io.StringIO()
+        with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             status = cli.main(arguments(name, scratch, out))
-        assert status == 0, (name, status)
+        assert status == 0, (name, status, said.getvalue()[-500:])
         kept.parent.mkdir(exist_ok=True)
         kept.write_text(json.dumps(print_of(out)))
     return json.loads(kept.read_text())

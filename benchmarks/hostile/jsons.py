@@ -96,7 +96,7 @@ def spoiled(rng: Random, record: Any, most: int = 2) -> Any:
                 inner[path[-1]] = inner[path[-1]] * rng.choice((0, 2, 1000))
             case 3 if isinstance(inner[path[-1]], str | int | float):
                 inner[path[-1]] = rng.choice((str(inner[path[-1]]), [inner[path[-1]]], {"x": inner[path[-1]]}))
-            case 4 if isinstance(inner[path[-1]], int | float):
+            case 4 if isinstance(inner[path[-1]], int | float) and abs(inner[path[-1]]) < 1e300:
                 inner[path[-1]] = rng.choice(
                     (-inner[path[-1]], inner[path[-1]] + 1, inner[path[-1]] * 1000, inner[path[-1]] + 0.5)
                 )

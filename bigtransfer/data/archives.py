@@ -290,7 +290,8 @@ def _header(block: bytes) -> tarfile.TarInfo | None:
 
 def _beyond(file: BinaryIO, at: int, end: int) -> int | None:
     """Where the next block begins that is not all zeros; None if there is none, within reason."""
-    while at < min(end, at + _SEARCHED):
+    stop = min(end, at + _SEARCHED)
+    while at < stop:
         piece = _at(file, at, min(_PIECE, end - at))
         if not piece:
             return None

@@ -64,6 +64,10 @@ def _literal(pattern: str) -> tuple[str, str]:
     return pattern[:end], pattern[end:]
 
 
+_MOST = 1_000_000
+"""Names that a pattern may stand for."""
+
+
 def _braces(pattern: str) -> list[str]:
     match = re.search(r"\{(\d+)\.\.(\d+)\}|\{([^{}]*,[^{}]*)\}", pattern)
     if match is None:
@@ -72,9 +76,16 @@ def _braces(pattern: str) -> list[str]:
         choices = match[3].split(",")
     else:
         first, last = match[1], match[2]
+        if max(len(first), len(last)) > 15 or int(last) - int(first) >= _MOST:
+            raise DataError(f"{{{first[:20]}..{last[:20]}}} stands for more than {_MOST:,} files.")
         choices = [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
     before, after = pattern[: match.start()], pattern[match.end() :]
-    return [spelled for choice in choices for spelled in _braces(before + choice + after)]
+    found: list[str] = []
+    for choice in choices:
+        found += _braces(before + choice + after)
+        if len(found) > _MOST:
+            raise DataError(f"The pattern stands for more than {_MOST:,} files.")
+    return found
 
 
 @dataclass

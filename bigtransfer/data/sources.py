@@ -77,7 +77,12 @@ class Mapped(np.ndarray):
 def mapped(path: str | os.PathLike[str]) -> Mapped:
     """The array of an `.npy` file, mapped into memory, not read. ValueError if it is no such file; OSError if there is none to read."""
     files.opened(path).close()  # a pipe of that name would be waited for
-    array = np.lib.format.open_memmap(path, mode="r").view(Mapped)
+    try:
+        array = np.lib.format.open_memmap(path, mode="r").view(Mapped)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # its header is read by a parser of Python, which has errors of its own
+        raise ValueError(f"its header cannot be read ({error})") from error
     array.path = os.path.abspath(path)
     return array
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import io
 import json
@@ -52,8 +53,20 @@ def write(folder: Path, splits: Splits, config: ShardConfig, progress: Callable[
     """The data set as shards in `folder`; those that are there already and undamaged are kept.
 
     progress: given the number of images, a bar as tqdm's.
-    RunError if the folder holds something else. UnreadableImages if an image cannot be decoded and is not to be left out.
+    RunError if the folder holds something else, or there is no room.
+    UnreadableImages if an image cannot be decoded and is not to be left out.
     """
+    try:
+        return _write(folder, splits, config, progress)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise RunError(
+            f"Cannot write shards into {folder}: {error.strerror}. Make room; the same command then goes on."
+        ) from error
+
+
+def _write(folder: Path, splits: Splits, config: ShardConfig, progress: Callable[[int], Any]) -> Index:
     parts = {name: part for name in index.SPLITS if (part := getattr(splits, name)) is not None}
     plan = _plan(parts, config)
     before, finished = _earlier(folder, plan)

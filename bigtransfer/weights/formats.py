@@ -192,7 +192,9 @@ def _open_npz(path: Path, stack: contextlib.ExitStack) -> _Opened:
             read_header = (
                 np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             )
-            shape, _, dtype = read_header(file)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of headers that Python 2 wrote
+                shape, _, dtype = read_header(file)
             start = file.tell()
         if dtype.hasobject:
             raise WeightsError(
@@ -205,7 +207,8 @@ def _open_npz(path: Path, stack: contextlib.ExitStack) -> _Opened:
         entries[name], shapes[name] = entry, tuple(shape)
 
     def read(name: str) -> Tensor:
-        with archive.open(entries[name]) as file:
+        with archive.open(entries[name]) as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             array = np.lib.format.read_array(file, allow_pickle=False)
         if array.dtype.kind == "V" and array.dtype.itemsize == 2:  # how NumPy stores JAX's bfloat16
             return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)

@@ -56,7 +56,6 @@ def _images(rng: Random, paths: list[str]) -> pa.Array:
         lambda: pa.array([b"x" * 8] * N, pa.binary(8)),
         lambda: pa.array(paths, pa.large_string()),
         lambda: pa.array([{"bytes": None, "path": None}] * N),
-        lambda: pa.array([{} for _ in range(N)]),
     )
     return rng.choice(kinds[:6])() if rng.random() < 0.5 else rng.choice(kinds)()
 
