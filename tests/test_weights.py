@@ -1070,3 +1070,10 @@ def test_what_a_foreign_description_may_leave_out_or_say_more(tmp_path: Path) ->
         (tmp_path / "config.json").write_text(json.dumps(config))
         read = configs.read(tmp_path)
         assert ((read.input.size if read.input else None), read.class_names) == (size, class_names)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b"])
+def test_names_that_no_file_can_have(name: str) -> None:
+    assert catalog.meant(name) is None
+    with pytest.raises(WeightsError):
+        weights.load(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 import textwrap
@@ -65,7 +66,7 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
     record = catalog.meant(model)
     if record is None:
         path = Path(model)
-        if path.is_file():
+        if os.path.isfile(path):
             yield "file", f"{path} ({path.stat().st_size / 1e6:,.1f} MB)"
         return
     if record.aliases:

@@ -284,7 +284,7 @@ def _find(name_or_file: str | os.PathLike[str], offline: bool | None) -> Path:
     if text.startswith("hf-hub:"):
         return _from_hub(text.removeprefix("hf-hub:"), offline)
     path = Path(text).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # pathlib raises for a name that is too long
         return path
     if text.lower() in catalog.ARCHITECTURES:
         near = ", ".join(name for name in catalog.published() if name.endswith(f"-{text.lower()}"))
