@@ -155,7 +155,8 @@ class Worker:
             if process.poll() is not None:
                 self._end()
                 if door == "making the case":
-                    raise Broken(f"The worker ended:\n{(self.scratch / 'printed').read_text()[-2000:]}")
+                    where = f"{result.generator} {result.seed}: the worker ended with {process.returncode}"
+                    raise Broken(f"{where}:\n{(self.scratch / 'printed').read_text()[-2000:]}")
                 result.doors.append({"door": door, "outcome": "crash", "where": f"exit status {process.returncode}"})
                 return
             if (cpu := self._cpu()) > before + 0.05:
