@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import mmap
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 from bigtransfer import files, outputs, records
 from bigtransfer.errors import RunError
@@ -99,16 +98,33 @@ class Run:
             self._metrics.touch()
             return
         with open(self._metrics, "rb+") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                end = len(content)
-                while end:
-                    start = content.rfind(b"\n", 0, end - 1) + 1
-                    # A line that was cut off, or is not of ours, goes too.
-                    with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
-                        if content[end - 1 : end] == b"\n" and json.loads(content[start:end])["step"] <= step:
-                            break
-                    end = start
+            end = file.seek(0, os.SEEK_END)
+            while end:
+                start = _line_start(file, end)
+                # A line that was cut off, or is not of ours, goes too.
+                with contextlib.suppress(ValueError, RecursionError, LookupError, TypeError):
+                    line = _piece(file, start, end) if end - start <= limits().record_bytes else b""
+                    if line.endswith(b"\n") and json.loads(line)["step"] <= step:
+                        break
+                end = start
             file.truncate(end)
+
+
+def _line_start(file: BinaryIO, end: int) -> int:
+    """Where the line begins that ends at byte `end`; read backwards in pieces, as what no newline ends may be of any length."""
+    at = end - 1
+    while at > 0:
+        begin = max(0, at - (1 << 16))
+        newline = _piece(file, begin, at).rfind(b"\n")
+        if newline >= 0:
+            return begin + newline + 1
+        at = begin
+    return 0
+
+
+def _piece(file: BinaryIO, start: int, end: int) -> bytes:
+    file.seek(start)
+    return file.read(end - start)
 
 
 def read_metrics(path: str | os.PathLike[str], form: type[T] = dict[str, Any]) -> list[T]:

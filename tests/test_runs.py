@@ -8,6 +8,7 @@ import math
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -44,6 +45,24 @@ def test_the_log_survives_a_torn_line_and_can_be_rewound(tmp_path: Path) -> None
     run.rewind(-1)
     assert run.metrics() == []
     run.rewind(-1)
+
+
+@pytest.mark.parametrize("ending", [b"\n", b""])
+def test_a_log_is_rewound_over_a_line_of_any_length(tmp_path: Path, ending: bytes) -> None:
+    run = runs.Run(tmp_path / "run")
+    run.log(0, loss=1.0)
+    run.log(1, loss=2.0, note="x" * 70_000)  # longer than what is read at a time
+    with open(tmp_path / "run" / "metrics.jsonl", "ab") as file:
+        file.truncate(300 << 20)  # zeros, which take no room
+        file.seek(0, os.SEEK_END)
+        file.write(ending)
+    tracemalloc.start()
+    try:
+        run.rewind(1)
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+    assert [line["step"] for line in run.metrics()] == [0, 1]
 
 
 class Step(TypedDict):
