@@ -303,6 +303,12 @@ def test_a_finished_run_is_not_trained_again(
     assert in_process(same) == 0
     assert "is finished" in capsys.readouterr().out
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+    page = (run / "report.html").read_text(encoding="utf-8")
+    (run / "report.html").unlink()  # as if it had been killed between the model and its report
+    assert in_process(same) == 0
+    again = (run / "report.html").read_text(encoding="utf-8")
+    assert "data:image/" in page and again.count("data:image/") == page.count("data:image/")
+    capsys.readouterr()
     assert in_process([*same, "--seed", "1"]) == 2
     assert "holds another run (--seed was 0, is now 1)" in capsys.readouterr().err
     done = bigtransfer.finetune(

@@ -242,6 +242,8 @@ def _finished(config: FinetuneConfig, folder: Path, begun: Begun[FinetunePlan]) 
             "other contents or classes. Choose another --out to train on them as they are now, or remove the folder."
         )
     print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
+    if not (folder / "report.html").is_file():  # the process died between the model and its report
+        report.write(folder, [] if opened is None else list(opened.parts().values()))
     return Finetuned(folder=folder, recipe=begun.plan.recipe, metrics=dict(card.metrics))
 
 

@@ -171,7 +171,7 @@ def files(rng: Random, folder: Path) -> Case:
                 (root / "index.json").unlink(missing_ok=True)
         case _:
             data = bytearray(path.read_bytes())
-            for _ in range(20):
+            for _ in range(20 if data else 0):
                 data[rng.randrange(len(data))] = number(rng, 8)
             path.write_bytes(data)
     if rng.random() < 0.4:
