@@ -128,6 +128,8 @@ def _writer(
         columns = len(class_names) if config.probabilities else 0
         return functools.partial(_write_row, rows, columns, top_k, several)
     widths = [max([5, *(len(line(name)) for name in column)]) for column in (names, class_names)]
+    if several:
+        widths[1] = min(40, sum(len(line(name)) + 2 for name in class_names))
     image_width, label_width = (min(60, widths[0]), min(40, widths[1])) if shown else widths
     if several:
         print(f"{'image':<{image_width}}  {'classes':<{label_width}}  probabilities", file=stream)
