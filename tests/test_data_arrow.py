@@ -83,6 +83,16 @@ def test_parquet_with_a_description_by_datasets(tmp_path: Path) -> None:
     assert data.train.class_names == ("zebra", "ant") and data.train.labels.tolist() == [0, 1, 0]
 
 
+def test_files_that_hold_images_in_different_forms(tmp_path: Path) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = image_rows(6)
+    parquet.write_table(arrow.table({"image": rows[:3], "label": [0, 1, 0]}), tmp_path / "train-0.parquet")
+    plain = [row["bytes"] for row in rows[3:]]
+    parquet.write_table(arrow.table({"image": plain, "label": [1, 0, 1]}), tmp_path / "train-1.parquet")
+    train = open_dataset(tmp_path).train
+    assert [train.data(i) for i in range(6)] == [row["bytes"] for row in rows]
+
+
 def test_damaged_parquet(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     (tmp_path / "t.parquet").write_bytes(b"PAR1 not really PAR1")

@@ -350,11 +350,12 @@ class ArrowRows(_ImageColumn):
 
     def _value(self, row: int) -> Any:
         if self._rows is None:
-            import pyarrow
-
+            # Not joined: files may hold images in different forms.
             columns = [arrow_table(file).column(self._column) for file in self.files]
-            self._rows = pyarrow.chunked_array([chunk for column in columns for chunk in column.chunks])
-        return self._rows[row].as_py()
+            self._rows = columns, np.cumsum([0, *map(len, columns)])
+        columns, starts = self._rows
+        number = int(np.searchsorted(starts, row, side="right")) - 1
+        return columns[number][row - int(starts[number])].as_py()
 
 
 class ParquetRows(_ImageColumn):

@@ -133,7 +133,7 @@ def arrays(rng: Random, folder: Path) -> Case:
             array = array.astype(np.int64)
             array[rng.randrange(n)] = rng.choice((-1, -2, -(2**40), 9, 100, 2**31, 2**40, 2**62, 3))
         case 5:
-            array = np.full(n, rng.choice((-1, 0, 9, 2**31 - 1)), array.dtype)
+            array = np.full(n, rng.choice((-1, 0, 9, 2**31 - 1)), np.int64).astype(array.dtype)
         case 6:
             array = array[::-1].copy()
     np.save(path, array)
