@@ -21,7 +21,7 @@ from torch import Tensor
 from bigtransfer import settings, web, weights
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.forms import open_images
-from bigtransfer.errors import BitError, ConfigError, ImageError, TrainingError
+from bigtransfer.errors import BitError, ConfigError, ImageError, TrainingError, WeightsError
 from bigtransfer.evals.multilabel import DEFAULT_THRESHOLD
 from bigtransfer.feed.augment import normalize
 from bigtransfer.limits import limits
@@ -189,6 +189,10 @@ class Predictor:
                 errors[i] = error.reason
         if ready:
             pooled, logits = self._forward(torch.from_numpy(np.stack(ready)).permute(0, 3, 1, 2))
+            if not torch.isfinite(logits).all():
+                raise WeightsError(
+                    f"The answers of {self.card.name} are not finite numbers: its weights are damaged, or its training diverged."
+                )
             probable = logits.softmax(1) if self.thresholds is None else logits.sigmoid()
             rows = zip(probable.numpy(), pooled.numpy(), strict=True)
         else:

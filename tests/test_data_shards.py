@@ -352,3 +352,28 @@ def test_shards_written_by_webdataset(tmp_path: Path) -> None:
     data = open_dataset(tmp_path / "train-000.tar")
     assert data.train.labels.tolist() == [0, 1, 0, 1]
     np.testing.assert_array_equal(data.train.read(3), pattern(12, 16, seed=3))
+
+
+def test_images_in_archives_have_the_limit_of_others(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        for name, size in (("red/a.png", 60), ("blue/b.png", 61)):
+            member = tarfile.TarInfo(name)
+            member.size = size
+            tar.addfile(member, io.BytesIO(bytes(size)))
+    images = open_dataset(tmp_path / "some.tar").train
+    monkeypatch.setenv("BIT_LIMITS", "image_bytes=60")
+    sizes = {images.name(i): i for i in range(2)}
+    assert len(images.store.data(int(images.rows[sizes["red/a.png"]]))) == 60
+    with pytest.raises(ImageError, match=r"61 bytes, more than the limit.*--limits image_bytes=N"):
+        images.store.data(int(images.rows[sizes["blue/b.png"]]))
+
+
+def test_lists_are_no_labels_in_text(tmp_path):
+    with tarfile.open(tmp_path / "some.tar", "w") as tar:
+        for i in range(4):
+            for ending, content in (("jpg", b"x"), ("cls", b"[1,0]" if i % 2 else b"[0,1]")):
+                member = tarfile.TarInfo(f"{i}.{ending}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match=r"'\[0,1\]' is a list; lists of labels are written as JSON"):
+        open_dataset(tmp_path / "some.tar")

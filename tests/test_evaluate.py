@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from PIL import Image
 from bigtransfer import cli, weights
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.data import open_dataset
+from bigtransfer.errors import DataError
 from bigtransfer.evals import linear
 from bigtransfer.jobs import evaluate
+from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor
 
@@ -230,3 +233,26 @@ def test_a_set_without_a_readable_image(model, tmp_path, capsys):
         (tmp_path / name / "0.png").write_bytes(b"x")
     assert bit(model, tmp_path) == 2
     assert "no image to evaluate on" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"0\tant\n0\tbee\n1\tcat\n", r"line 2: '0' is 'bee', and was 'ant' before"),
+        (b"0\tant\n1\tant\n", "gives several classes one name: ant"),
+        (b"\xff\xfe0", "is not UTF-8 text"),
+        (b"0\tant\n", "has no line for 1 of the 2 classes, such as 1"),
+    ],
+)
+def test_files_of_class_names_that_are_wrong(tmp_path, content, said):
+    (tmp_path / "names.tsv").write_bytes(content)
+    with pytest.raises(DataError, match=said):
+        readable_names(("0", "1"), str(tmp_path / "names.tsv"))
+
+
+def test_a_file_of_class_names(tmp_path):
+    (tmp_path / "names.tsv").write_bytes("\ufeff1\tb\u00e4r\tmore\n0\tant\n0\tant\n".encode())
+    assert readable_names(("0", "1"), str(tmp_path / "names.tsv")) == ("ant", "b\u00e4r")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(DataError, match="pipe"):
+        readable_names(("0",), str(tmp_path / "pipe"))

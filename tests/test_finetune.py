@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 import types
 from pathlib import Path
@@ -292,6 +293,9 @@ def test_evaluate_and_predict_agree_with_it(
     capsys.readouterr()
     assert in_process(["predict", str(run), str(data / "test" / "red" / "0.png"), *common]) == 0
     assert "0.png" in capsys.readouterr().out
+    assert in_process(["evaluate", str(run), str(data), "--out", str(run), *common]) == 2
+    assert "whose own evaluation and report would be replaced" in capsys.readouterr().err
+    assert json.loads((run / "evaluation.json").read_text()) == reported
 
 
 def test_a_finished_run_is_not_trained_again(
@@ -348,8 +352,8 @@ def test_a_finished_run_whose_images_have_changed_is_not_passed_off_as_theirs(
     (root / "blue" / "new.png").unlink()
     (tmp_path / "aside.png").rename(root / "blue" / "0.png")
     assert not refused()
-    (root / "red" / "0.png").write_bytes(kept + b" ")
-    assert refused()  # the same name, other contents
+    (root / "red" / "0.png").write_bytes(kept[:-1] + b" ")
+    assert refused()  # the same name and size, other contents
     (root / "red" / "0.png").rename(root / "blue" / "3.png")
     (root / "blue" / "3.png").write_bytes(kept)
     assert refused()  # another class
@@ -607,6 +611,50 @@ def test_the_seed_decides_what_is_held_out(short: list[str], data: Path, tmp_pat
         assert in_process([*short, "--linear", "closed", "--val-fraction", "0.4", "--seed", str(seed)]) == 0
         held.append(set(json.loads((tmp_path / f"{len(held)}" / "split.json").read_text())["val"]))
     assert len(held[0]) == len(held[1]) == 6 and held[0] != held[1] and held[0] == held[2]
+
+
+def test_packed_images_that_have_changed_are_noticed_too(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "some"
+    write_images(root, 3, 0)
+
+    def packed() -> None:
+        with tarfile.open(tmp_path / "some.tar", "w") as tar:
+            tar.add(root, ".")
+
+    packed()
+    short[1] = str(tmp_path / "some.tar")
+    same = [one for one in [*short, "--linear", "closed", "--val-fraction", "0"] if one not in ("--batch-size", "6")]
+    assert in_process(same) == 0 and in_process(same) == 0
+    picture = (root / "red" / "0.png").read_bytes()
+    (root / "red" / "0.png").write_bytes(picture[:-1] + b" ")
+    packed()
+    assert in_process(same) == 2
+    assert "have changed since" in capsys.readouterr().err
+
+
+def test_images_that_are_each_a_class_of_their_own_are_asked_about(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["image,label"]
+    for i in range(12):
+        Image.new("RGB", (9, 9), (20 * i, 0, 0)).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,number {i}")
+    (tmp_path / "t.csv").write_text("\n".join(rows))
+    short[1] = str(tmp_path / "t.csv")
+    same = [one for one in [*short, "--linear", "closed"] if one not in ("--batch-size", "6")]
+    assert in_process(same) == 0
+    assert "each of the 12 training images is a class of its own" in capsys.readouterr().err
+
+
+def test_linear_closed_with_another_default_dtype(short: list[str]) -> None:
+    same = [one for one in [*short, "--linear", "closed"] if one not in ("--batch-size", "6")]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert in_process(same) == 0
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_one_image_a_class_leaves_none_to_judge_by(

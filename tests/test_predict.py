@@ -395,3 +395,28 @@ def test_long_names_keep_the_columns_of_the_table():
         predict._write_line(stream, 5, 40, 1, prediction)
     first, second = stream.getvalue().splitlines()
     assert first.index("90.0%") == second.index("90.0%") and "milkweed ... " in first
+
+
+def test_an_output_never_replaces_what_is_read(model, photos, tmp_path, capsys):
+    own, photo = tmp_path / "m.safetensors", tmp_path / "me.png"
+    own.write_bytes(model.read_bytes())
+    photo.write_bytes((photos / "a.png").read_bytes())
+    (tmp_path / "link.csv").symlink_to(photo)
+    before = own.read_bytes(), photo.read_bytes()
+    for more in (("--out", own), ("--out", photo), ("--out", tmp_path / "link.csv")):
+        assert bit(own, photo, *more) == 2
+        assert f"{more[0]} {more[1]} would replace" in capsys.readouterr().err
+    assert (own.read_bytes(), photo.read_bytes()) == before
+    assert bit(own, photo, "--out", tmp_path / "new.csv") == 0
+    assert bit(own, photo, "--out", tmp_path / "new.csv") == 0, "an earlier answer may be replaced"
+
+
+def test_a_model_whose_numbers_are_not_finite_gives_no_answers(model, photos, tmp_path, capsys):
+    network = weights.load(model)
+    with torch.no_grad():
+        network.get_parameter("head.bias")[2] = torch.nan
+    weights.save(tmp_path / "m.safetensors", network)
+    assert bit(tmp_path / "m.safetensors", photos / "a.png") == 2
+    captured = capsys.readouterr()
+    assert "not finite numbers: its weights are damaged" in captured.err and "nan" not in captured.out
+    assert cli.main(["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "d.npz"), "--to", "npz"]) == 0

@@ -215,7 +215,7 @@ def test_what_another_command_made_is_refused(tmp_path: Path) -> None:
             recall(tmp_path, "finetune", ASKED, FinetunePlan)
     (tmp_path / "config.json").unlink()
     (tmp_path / "model.safetensors").write_text("")
-    with pytest.raises(RunError, match="holds a model that is not from `bit finetune`"):
+    with pytest.raises(RunError, match=r"holds a model without the config\.json of a run of `bit finetune`"):
         recall(tmp_path, "finetune", ASKED, FinetunePlan)
 
 

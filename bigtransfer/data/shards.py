@@ -290,6 +290,10 @@ def _label(sample: _Sample, tar: BinaryIO, label_key: str | None, place: str) ->
         raise DataError(f"{where}: it is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     if not text:
         raise DataError(f"{where}: it is empty.")
+    if text.startswith("["):
+        raise DataError(
+            f"{where}: {text[:40]!r} is a list; lists of labels are written as JSON, in a member that ends in .json."
+        )
     return int(text) if re.fullmatch(r"0|[1-9][0-9]{0,17}", text) else text
 
 

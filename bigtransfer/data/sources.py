@@ -24,6 +24,7 @@ from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
 from bigtransfer.data.remote import RemoteFile
 from bigtransfer.errors import DataError, ImageError
+from bigtransfer.limits import limits
 
 
 class Strings(Sequence[str]):
@@ -214,6 +215,11 @@ class TarFiles:
 
     def data(self, row: int) -> bytes:
         """As every store's; and DataError if the whole file cannot be fetched, or is damaged."""
+        if self._length[row] > limits().image_bytes:
+            raise ImageError(
+                self._place(row),
+                f"it has {int(self._length[row]):,} bytes, more than the limit; if it is meant: --limits image_bytes=N",
+            )
         try:
             return self._open(self._tar(row)).read(int(self._offset[row]), int(self._length[row]))
         except OSError as error:

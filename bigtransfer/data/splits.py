@@ -19,7 +19,7 @@ import numpy as np
 from bigtransfer import records
 from bigtransfer.data.layout import listed
 from bigtransfer.data.sources import Files, ImageSet, Splits
-from bigtransfer.errors import ConfigError, DataError
+from bigtransfer.errors import ConfigError, DataError, ImageError
 from bigtransfer.runs import write_json
 
 
@@ -134,19 +134,27 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
     return Splits(**chosen, notes=data.notes)
 
 
+_COMPARED = 50_000
+"""The most images whose contents a fingerprint takes in: their bytes are read each time it is asked for."""
+
+
 def fingerprint(data: Splits) -> str:
-    """A digest of which images a data set holds, in which parts, with which classes, and of the sizes of those that are files here."""
+    """A digest of which images a data set holds, in which parts, with which classes; and of the contents of at most `_COMPARED` images that
+    lie here as files, loose or packed, of more the sizes of loose ones."""
     digest = hashlib.sha256()
     for part, images in data.parts().items():
         digest.update(json.dumps([part, *images.class_names]).encode())
         if images.labels is not None:
             digest.update(np.ascontiguousarray(images.labels, dtype="<i8").tobytes())
-        local = images.store if isinstance(images.store, Files) else None
+        store = images.store
+        contents = store.encoded and not store.remote and sum(map(len, data.parts().values())) <= _COMPARED
         for row, name in zip(map(int, images.rows), _names(images), strict=True):
             digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-            if local is not None:
-                with contextlib.suppress(OSError):  # gone or not to be looked at: the name counts
-                    digest.update(b"%d\0" % local.path(row).stat().st_size)
+            with contextlib.suppress(OSError, ImageError):  # gone or not to be looked at: the name counts
+                if contents:
+                    digest.update(hashlib.blake2b(store.data(row)).digest())
+                elif isinstance(store, Files):
+                    digest.update(b"%d\0" % store.path(row).stat().st_size)
     return digest.hexdigest()
 
 

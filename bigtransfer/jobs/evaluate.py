@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,12 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from bigtransfer import evals, report, runs
+from bigtransfer import evals, records, report, runs
 from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, classes, open_dataset
 from bigtransfer.data.classes import Match
 from bigtransfer.data.layout import in_short
-from bigtransfer.errors import DataError, ImageError
+from bigtransfer.errors import DataError, ImageError, RunError
 from bigtransfer.evals import multilabel
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.loader import EvalBatch, eval_batches
@@ -69,6 +70,8 @@ def run(config: EvaluateConfig) -> int:
 
 def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     """Measure as `config` asks, and write the files it asks for. Images that cannot be read are left out and listed."""
+    if config.out is not None:
+        _refuse_run(Path(config.out))
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
     card = predictor.card
     splits = open_dataset(
@@ -84,12 +87,17 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     images = dataclasses.replace(images, class_names=readable_names(images.class_names, config.class_names))
     if progress:
         print(f"classes: {in_short(images.class_names)}", flush=True)
+    several = images.several
     images, matched = match_classes(images, card.class_names, card.num_classes, config.subset)
     result, unreadable = measure(
         predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
     )
     if isinstance(result, MultiLabel):
         thresholds, notes = predictor.thresholds, splits.notes
+        if not several:
+            notes += (
+                "The model may give an image several classes, and these images have one each: what else it gives counts as wrong.",
+            )
     else:
         thresholds, notes = None, (*splits.notes, *doubts(matched, result))
     if config.json is not None or config.out is not None:
@@ -122,6 +130,22 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         thresholds=thresholds,
         notes=notes,
     )
+
+
+@dataclass(frozen=True)
+class _Origin:
+    command: str
+
+
+def _refuse_run(folder: Path) -> None:
+    """RunError if `folder` is a run of another command, whose own evaluation and report would be lost."""
+    with contextlib.suppress(FileNotFoundError):
+        origin = records.read(folder / "config.json", _Origin, RunError)
+        if origin.command != "evaluate":
+            raise RunError(
+                f"--out {folder} is the folder of a run of `bit {origin.command}`, whose own evaluation and report would be replaced. "
+                "Choose another folder."
+            )
 
 
 def _described(done: Evaluated) -> str:

@@ -294,6 +294,13 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
             raise ConfigError("--val-fraction has no effect: the data set has a validation part of its own.")
         if fraction > 0:
             train, val = splits.hold_out(train, fraction, config.seed)
+    counts = train.class_counts()
+    if config.examples_per_class is None and counts.max() == 1 and len(counts) > 10:
+        print(
+            f"warning: each of the {len(train):,} training images is a class of its own; is what was taken for the classes something else, "
+            "such as a number or a caption?",
+            file=sys.stderr,
+        )
     if len(train.class_names) < 2:
         raise DataError(
             f"{config.data} has one class only ({', '.join(train.class_names)}): there is nothing to tell apart."
@@ -542,7 +549,7 @@ def _fit_linear(model: ResNetV2, train: ImageSet, plan: FinetunePlan) -> None:
     batches = eval_batches(train, plan.input, plan.micro_batch)
     features, labels = linear.extract_features(model, batches, plan.torch_device, plan.torch_dtype)
     probe = linear.fit(features, labels, plan.classes)
-    model.head = probe.head.to(plan.torch_device)
+    model.head = probe.head.to(plan.torch_device, next(model.parameters()).dtype)
     solved = f"        solved in {time.perf_counter() - started:.1f} s"
     if math.isfinite(probe.leave_one_out_top1):  # no image is left to judge by where a class has only one
         solved += f"; each training image judged by the others: {probe.leave_one_out_top1:.1%} correct"

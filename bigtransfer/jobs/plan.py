@@ -151,7 +151,7 @@ def recall(folder: Path, command: str, config: Config, kind: type[P]) -> Begun[P
     except FileNotFoundError:
         if (folder / "model.safetensors").exists():
             raise RunError(
-                f"{folder} holds a model that is not from `bit {command}`. Choose another folder with --out."
+                f"{folder} holds a model without the config.json of a run of `bit {command}`. Choose another folder with --out."
             ) from None
         return None
     except RunError as error:

@@ -18,7 +18,7 @@ from bigtransfer import web
 from bigtransfer.config import PredictConfig
 from bigtransfer.data import containers
 from bigtransfer.data.forms import open_images
-from bigtransfer.errors import DataError, ImageError
+from bigtransfer.errors import ConfigError, DataError, ImageError
 from bigtransfer.limits import limits
 from bigtransfer.outputs import atomic_write, text_output
 from bigtransfer.predictor import Prediction, Predictor, fetch
@@ -29,6 +29,7 @@ def run(config: PredictConfig) -> int:
     """Predict and write in the format asked for. Exit status 1 if some image could not be read."""
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
     sources = list(_sources(config.images))
+    _refuse_inputs(config, sources)
     names: list[str] = []
     features: list[np.ndarray] = []
     errors = 0
@@ -57,6 +58,17 @@ def run(config: PredictConfig) -> int:
     if errors:
         print(f"{errors} of {len(sources)} images cannot be read", file=sys.stderr)
     return 1 if errors else 0
+
+
+def _refuse_inputs(config: PredictConfig, sources: Sequence[Any]) -> None:
+    """ConfigError if an output would replace the model or one of the images."""
+    model = os.path.join(config.model, "model.safetensors") if os.path.isdir(config.model) else config.model
+    for flag, output in (("--out", config.out), ("--features", config.features)):
+        if output is None or not os.path.isfile(output):
+            continue
+        for source in (model, *(source for source in sources if isinstance(source, str))):
+            if os.path.isfile(source) and os.path.samefile(source, output):
+                raise ConfigError(f"{flag} {output} would replace {source}, which is read. Choose another file.")
 
 
 def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], bytes]]]:

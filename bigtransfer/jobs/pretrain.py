@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bigtransfer import data, hyperrule, records, report, runs, weights
+from bigtransfer import data, files, hyperrule, records, report, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
 from bigtransfer.data import ImageSet, splits
@@ -37,16 +37,29 @@ def readable_names(folder_names: tuple[str, ...], path: str | None) -> tuple[str
     if path is None:
         return folder_names
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = files.read(path, "table_bytes").decode("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"--class-names {path}: {error.strerror}") from error
-    table = dict(line.split("\t")[:2] for line in lines if "\t" in line)
+    except UnicodeDecodeError as error:
+        raise DataError(f"--class-names {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+    table: dict[str, str] = {}
+    for number, line in enumerate(lines, start=1):
+        if "\t" in line:
+            name, readable = line.split("\t")[:2]
+            if table.setdefault(name, readable) != readable:
+                raise DataError(
+                    f"--class-names {path}, line {number}: {name!r} is {readable!r}, and was {table[name]!r} before. Keep one of them."
+                )
     missing = [name for name in folder_names if name not in table]
     if missing:
         raise DataError(
             f"--class-names {path} has no line for {len(missing)} of the {len(folder_names)} classes, such as {', '.join(missing[:5])}."
         )
-    return tuple(table[name] for name in folder_names)
+    names = tuple(table[name] for name in folder_names)
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise DataError(f"--class-names {path} gives several classes one name: {', '.join(twice[:5])}.")
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)

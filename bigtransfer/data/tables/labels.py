@@ -171,7 +171,7 @@ def indicators(
     rows, codes = np.nonzero(table)
     counts = np.bincount(rows, minlength=len(table))
     single = bool((counts == 1).all())
-    several = "each image has one" if single else "an image may have several, or none"
+    several = "each image has one" if single else "an image may have several"
     note = f"{where}: the columns {listed(names)} say 0 or 1; they are taken for the classes, of which {several}."
     return Encoded(names, codes, None if single else counts), (note,)
 
