@@ -187,6 +187,8 @@ def _true(root: Path) -> None:
         record = json.loads((root / "index.json").read_text())
         for part in record["splits"].values():
             for file in (*part["shards"], *part["arrays"].values()):
+                if (root / file["name"]).is_symlink():  # to a device without end, say
+                    continue
                 data = (root / file["name"]).read_bytes()
                 file["bytes"], file["sha256"] = len(data), hashlib.sha256(data).hexdigest()
         (root / "index.json").write_text(json.dumps(record))
