@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".mutants"
 """What `map` leaves for `run`; not part of the repository."""
 
-MOST_TESTS, MOST_SECONDS = 60, 120.0
+MOST_TESTS, MOST_SECONDS = 150, 180.0
 """Of the tests that run a line: how many, and how long all together by the times of `map`."""
 
 HARMLESS: dict[str, str] = {}
