@@ -24,6 +24,7 @@ from bigtransfer.data.forms import open_images
 from bigtransfer.errors import BitError, ConfigError, ImageError, TrainingError, WeightsError
 from bigtransfer.evals.multilabel import DEFAULT_THRESHOLD
 from bigtransfer.feed.augment import normalize
+from bigtransfer.fetch import path_of
 from bigtransfer.limits import limits
 from bigtransfer.model import ResNetV2, fold
 from bigtransfer.train.loop import Precision, compute_dtype
@@ -253,6 +254,8 @@ def expanded(source: Any) -> Iterable[Any]:
     place = os.fspath(source)
     if isinstance(place, str) and web.is_web(place):
         return ((place, functools.partial(fetch, place)),)
+    if isinstance(place, str) and path_of(place) != place:
+        place = source = path_of(place)
     if os.path.isdir(place) or (glob.has_magic(place) and not os.path.exists(place)):
         images = open_images([os.fsdecode(place)])
         return map(images.name, range(len(images)))

@@ -397,6 +397,15 @@ def test_long_names_keep_the_columns_of_the_table():
     assert first.index("90.0%") == second.index("90.0%") and "milkweed ... " in first
 
 
+def test_a_name_on_standard_input_that_is_not_there_costs_the_others_nothing(model, photos, monkeypatch, capsys):
+    lines = f"nowhere.png\n{photos / 'a.png'}\n".encode()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(lines)))
+    assert bit(model, "-", "--format", "csv") == 1
+    output = capsys.readouterr().out.splitlines()
+    assert "nowhere.png" in output[1] and "There is no image" in output[1]
+    assert output[2].startswith(f"{photos / 'a.png'},") and len(output) == 3
+
+
 def test_an_output_never_replaces_what_is_read(model, photos, tmp_path, capsys):
     own, photo = tmp_path / "m.safetensors", tmp_path / "me.png"
     own.write_bytes(model.read_bytes())

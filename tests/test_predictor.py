@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import os
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -417,3 +418,12 @@ def test_a_model_just_trained_answers_as_the_one_read_from_its_file(precision: L
     expected = Predictor(model, device="cpu", precision=precision).logits(pixels)
     trained = copy.deepcopy(model).to(memory_format=torch.channels_last)
     assert torch.equal(Predictor(trained, device="cpu", precision=precision).logits(pixels), expected)
+
+
+def test_file_addresses_from_python(tmp_path: Path) -> None:
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "a b.png")
+    torch.manual_seed(0)
+    predictor = Predictor(ResNetV2((1, 1, 1, 1), 1, 3), device="cpu", precision="fp32")
+    by_path, by_address = predictor.predict([str(tmp_path / "a b.png"), f"file://{tmp_path}/a%20b.png"])
+    assert by_path.probabilities is not None and by_address.probabilities is not None
+    assert np.array_equal(by_path.probabilities, by_address.probabilities)

@@ -112,7 +112,18 @@ def _from_standard_input() -> Iterator[str | tuple[str, Callable[[], bytes]]]:
             )
         names.append(text.strip())
         read = lines.readline(_LONGEST)
-    yield from _sources([name for name in names if name not in ("", "-")])
+    for name in names:
+        if name in ("", "-"):
+            continue
+        try:
+            found = list(_sources([name]))
+        except DataError as error:  # the others on the list go on
+            found = [(name, functools.partial(_missing, ImageError(name, str(error))))]
+        yield from found
+
+
+def _missing(error: ImageError) -> bytes:
+    raise error
 
 
 _LONGEST = 1 << 16
