@@ -13,6 +13,7 @@ import pytest
 
 from bigtransfer.data import ImageSet, Splits, open_dataset
 from bigtransfer.data.checks import Copy, check, contradictory, find_copies, find_unreadable, leaked
+from bigtransfer.data.layout import Part
 from bigtransfer.data.sources import Files
 from bigtransfer.data.splits import hold_out, load_split, per_class, save_split
 from bigtransfer.errors import ConfigError, DataError, UnreadableImages
@@ -280,3 +281,10 @@ def test_several_labels(tmp_path: Path) -> None:
     assert again.val is not None and again.val.labels.tolist() == val.labels.tolist()
     kept, bad = check(data.train)
     assert len(kept) == 10 and not bad
+
+
+def test_labels_named_twice_count_once() -> None:
+    part = Part()
+    for row, names in enumerate((["b", "c", "c"], ["c", "a", "c", "a"], ["b"])):
+        part.add(row, list(names))
+    assert part.labels({"a": 0, "b": 1, "c": 2}).tolist() == [[1, 2], [0, 2], [1, -1]]

@@ -124,5 +124,9 @@ def test_text_for_a_terminal(case: tuple[torch.Tensor, torch.Tensor, np.ndarray]
     text = multilabel.describe(result, ["ant", "bee", "cow", "dog", "eel"], result.best_thresholds())
     assert f"mean average precision  {result.mean_average_precision:7.2%}" in text and "ant" in text
     assert "eel" not in text, "no image of it"
+    (titles,) = [line.split("  ") for line in text.splitlines() if line.startswith("class ")]
+    assert [title.strip() for title in titles if title.strip()] == [
+        "class", "average precision", "threshold", "precision", "recall", "F1", "images",
+    ]  # fmt: skip
     (row,) = [line.split() for line in text.splitlines() if line.startswith("cow")]
     assert row[1] == f"{result.average_precision()[2]:.2%}" and row[2] == f"{result.best_thresholds()[2]:.3f}"
