@@ -204,3 +204,10 @@ def test_a_budget_by_hand() -> None:
     large = hyperrule.within_budget(recipe(100, 300, 300), 30, machine(1000.0), fixed=("batch_size",))
     # 53,333 images at 48 px; 500 steps of 512 never fit.
     assert (large.crop, large.batch_size, large.steps) == (48, 512, 104)
+
+
+def test_one_image_of_one_pixel_is_enough_and_nothing_less() -> None:
+    assert recipe(1, 1, 1).steps == 500
+    for facts in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
+        with pytest.raises(ConfigError, match="at least one image of at least 1 x 1 px"):
+            recipe(*facts)
