@@ -23,7 +23,7 @@ from bigtransfer import cli, report
 from bigtransfer.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, command_line
 from bigtransfer.data import open_dataset
 from bigtransfer.errors import ConfigError, DataError, DownloadError, ImageError, RunError
-from bigtransfer.evals import Classification, as_record, describe, save_evaluation
+from bigtransfer.evals import Classification, as_record, describe, write_record
 from bigtransfer.hyperrule import recipe
 from bigtransfer.report import pictures
 from bigtransfer.report.sections import mistakes, uncertain
@@ -92,7 +92,10 @@ def run(tmp_path, images, result):
             if step % 10 == 9:
                 print(json.dumps({"step": step, "val/top1": step / 100}), file=file)
     bad = [ImageError("ant/bad.png", "the file is empty (0 bytes)")]
-    save_evaluation(tmp_path, result, images, split="test", model="my-model", data=NASTY, unreadable=bad)
+    write_record(
+        tmp_path / "evaluation.json",
+        as_record(result, images, split="test", model="my-model", data=NASTY, unreadable=bad),
+    )
     (tmp_path / "unreadable.json").write_text(json.dumps([{"name": "ant/old.png", "reason": "it is truncated"}]))
     (tmp_path / "model.safetensors").touch()
     return tmp_path
@@ -430,7 +433,7 @@ def test_many_classes_get_the_confused_pairs_instead_of_a_matrix(tmp_path, image
     many = dataclasses.replace(images, labels=np.arange(24), class_names=names)
     result = Classification(60)
     result.update(torch.randn(24, 60, generator=torch.Generator().manual_seed(0)), torch.arange(24))
-    save_evaluation(tmp_path, result, many, split="val")
+    write_record(tmp_path / "evaluation.json", as_record(result, many, split="val"))
     text = report.write(tmp_path, many).read_text()
     assert 'class="matrix"' not in text and "Taken for" in text
     assert text.count('scope="row"') == 24 + min(25, len(result.confused()))
@@ -440,7 +443,7 @@ def test_a_perfect_result_has_no_mistakes(tmp_path, images):
     result = Classification(3)
     labels = torch.from_numpy(images.labels)
     result.update(20.0 * torch.nn.functional.one_hot(labels, 3), labels)
-    save_evaluation(tmp_path, result, images, split="all images")
+    write_record(tmp_path / "evaluation.json", as_record(result, images, split="all images"))
     page = parse(report.write(tmp_path, images).read_text())
     assert "100.0% of 24 images of 3 classes" in said(page)
     assert "Most confident mistakes" not in headings(page) and "What is confused with what" not in headings(page)
@@ -452,7 +455,7 @@ def test_file_names_that_are_not_utf8(tmp_path, images, result):
             return f"\udcff{i}.png"
 
     odd = Odd(**{field.name: getattr(images, field.name) for field in dataclasses.fields(images)})
-    save_evaluation(tmp_path, result, odd, split="test")
+    write_record(tmp_path / "evaluation.json", as_record(result, odd, split="test"))
     assert json.loads((tmp_path / "evaluation.json").read_text())["predictions"][3]["name"] == "\udcff3.png"
     report.write(tmp_path, odd).read_text(encoding="utf-8")
 
@@ -514,7 +517,7 @@ def test_a_matrix_of_many_classes_is_not_written(tmp_path, images, classes, dens
     record = as_record(result, many, split="test")
     assert (record.confusion is not None) == dense and record.top5 == 1.0
     if not dense:
-        save_evaluation(tmp_path, result, many, split="test")
+        write_record(tmp_path / "evaluation.json", as_record(result, many, split="test"))
         assert "confusion" not in json.loads((tmp_path / "evaluation.json").read_text())
 
 

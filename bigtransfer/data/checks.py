@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bigtransfer.data.layout import listed
-from bigtransfer.data.sources import ImageSet
+from bigtransfer.data.sources import Files, ImageSet, Splits
 from bigtransfer.errors import DataError, ImageError, UnreadableImages
 
 T = TypeVar("T")
@@ -82,6 +84,31 @@ def find_copies(parts: Mapping[str, ImageSet], workers: int | None = None) -> li
         [Copy(part=part, name=parts[part].name(i), classes=_classes(parts[part], i)) for part, i in group]
         for group in alike.values()
     ]
+
+
+_COMPARED = 50_000
+"""The most images whose contents a fingerprint takes in: their bytes are read each time it is asked for."""
+
+
+def fingerprint(data: Splits, workers: int | None = None) -> str:
+    """A digest of which images a data set holds, in which parts, with which classes; and of the contents of at most `_COMPARED` images that
+    lie here as files, loose or packed, of more the sizes of loose ones."""
+    digest = hashlib.sha256()
+    few = sum(map(len, data.parts().values())) <= _COMPARED
+    for part, images in data.parts().items():
+        digest.update(json.dumps([part, *images.class_names]).encode())
+        if images.labels is not None:
+            digest.update(np.ascontiguousarray(images.labels, dtype="<i8").tobytes())
+        for i in range(len(images)):
+            digest.update(images.name(i).encode("utf-8", "surrogateescape") + b"\0")
+        # Of what is gone or not to be looked at the name counts.
+        if images.store.encoded and not images.store.remote and few:
+            digest.update(b"".join(content or b"\0" for content in _for_each(images, _digest, workers)))
+        elif isinstance(images.store, Files):
+            for row in map(int, images.rows):
+                with contextlib.suppress(OSError):
+                    digest.update(b"%d\0" % images.store.path(row).stat().st_size)
+    return digest.hexdigest()
 
 
 def leaked(copies: Sequence[Copy]) -> bool:

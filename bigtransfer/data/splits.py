@@ -5,10 +5,7 @@ Every choice depends on the seed, the labels and the order of the set alone.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
-import json
 import os
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,8 +15,8 @@ import numpy as np
 
 from bigtransfer import records
 from bigtransfer.data.layout import listed
-from bigtransfer.data.sources import Files, ImageSet, Splits
-from bigtransfer.errors import ConfigError, DataError, ImageError
+from bigtransfer.data.sources import ImageSet, Splits
+from bigtransfer.errors import ConfigError, DataError
 from bigtransfer.runs import write_json
 
 
@@ -132,30 +129,6 @@ def load_split(path: str | os.PathLike[str], data: Splits) -> Splits:
     if twice:
         raise DataError(f"{path} has images in train and in another split: {listed(sorted(twice))}.")
     return Splits(**chosen, notes=data.notes)
-
-
-_COMPARED = 50_000
-"""The most images whose contents a fingerprint takes in: their bytes are read each time it is asked for."""
-
-
-def fingerprint(data: Splits) -> str:
-    """A digest of which images a data set holds, in which parts, with which classes; and of the contents of at most `_COMPARED` images that
-    lie here as files, loose or packed, of more the sizes of loose ones."""
-    digest = hashlib.sha256()
-    for part, images in data.parts().items():
-        digest.update(json.dumps([part, *images.class_names]).encode())
-        if images.labels is not None:
-            digest.update(np.ascontiguousarray(images.labels, dtype="<i8").tobytes())
-        store = images.store
-        contents = store.encoded and not store.remote and sum(map(len, data.parts().values())) <= _COMPARED
-        for row, name in zip(map(int, images.rows), _names(images), strict=True):
-            digest.update(name.encode("utf-8", "surrogateescape") + b"\0")
-            with contextlib.suppress(OSError, ImageError):  # gone or not to be looked at: the name counts
-                if contents:
-                    digest.update(hashlib.blake2b(store.data(row)).digest())
-                elif isinstance(store, Files):
-                    digest.update(b"%d\0" % store.path(row).stat().st_size)
-    return digest.hexdigest()
 
 
 def _names(images: ImageSet) -> list[str]:

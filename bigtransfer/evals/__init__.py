@@ -8,7 +8,6 @@ from bigtransfer.evals.record import (
     as_record,
     labels_record,
     read_record,
-    save_evaluation,
     write_record,
 )
 
@@ -22,6 +21,5 @@ __all__ = [
     "labels_record",
     "multilabel",
     "read_record",
-    "save_evaluation",
     "write_record",
 ]

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -314,22 +313,6 @@ def write_record(path: str | os.PathLike[str], record: Evaluation | LabelsEvalua
     with atomic_write(path) as temporary:
         # A file name that is not UTF-8 holds lone surrogates, which this writes as JSON's own escapes.
         temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8", errors="backslashreplace")
-
-
-def save_evaluation(
-    folder: str | os.PathLike[str],
-    result: Classification,
-    images: ImageSet,
-    *,
-    split: str,
-    model: str = "",
-    data: str = "",
-    unreadable: Iterable[ImageError] = (),
-) -> Path:
-    """Write `as_record` to `evaluation.json` in a run's folder, where `report.write` looks for it; returns its path."""
-    path = Path(folder) / "evaluation.json"
-    write_record(path, as_record(result, images, split=split, model=model, data=data, unreadable=unreadable))
-    return path
 
 
 def read_record(path: str | os.PathLike[str], error: type[BitError] = RunError) -> Evaluation | LabelsEvaluation | None:

@@ -220,12 +220,12 @@ def _counted(config: FinetuneConfig, parts: Splits) -> dict[str, Any]:
 
 def _state_of(opened: Splits) -> dict[str, Any]:
     """What is in the data set, for the record: to notice when that changes."""
-    return {"found": sum(map(len, opened.parts().values())), "fingerprint": splits.fingerprint(opened)}
+    return {"found": sum(map(len, opened.parts().values())), "fingerprint": checks.fingerprint(opened)}
 
 
 def _changed(opened: Splits, then: Mapping[str, Any]) -> bool:
     """Whether the data set holds other images, or other classes of them, than on the record of an earlier start."""
-    return "fingerprint" in then and splits.fingerprint(opened) != then["fingerprint"]
+    return "fingerprint" in then and checks.fingerprint(opened) != then["fingerprint"]
 
 
 def _finished(config: FinetuneConfig, folder: Path, begun: Begun[FinetunePlan]) -> Finetuned:

@@ -1,6 +1,6 @@
 """A run folder -> `report.html`: one file that opens offline, with its pictures, curves and styles inside.
 
-Reads what is there of config.json, metrics.jsonl, evaluation.json (`evals.save_evaluation`), unreadable.json and copies.json, and
+Reads what is there of config.json, metrics.jsonl, evaluation.json (`evals.write_record`), unreadable.json and copies.json, and
 leaves out the sections of what is not. `docs/report.md` says what each section means.
 
 A section is a module of `sections/` that computes, a template of the same name in `templates/` that says how it looks, and an entry
