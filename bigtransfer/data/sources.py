@@ -174,10 +174,29 @@ def _content(path: Path, name: str, shown: str) -> bytes:
         raise ImageError(name, f"{shown} cannot be read ({error})") from error
 
 
-class TarFiles:
-    """Members of uncompressed tar files, read in place by their offsets; a remote file is fetched when its first row is read."""
+class Encoded:
+    """A store whose `data` gives the bytes of image files, which are read as they come."""
 
     encoded = True
+
+    def data(self, row: int) -> bytes:
+        """As every store's."""
+        raise NotImplementedError
+
+    def _place(self, row: int) -> str:
+        """The image in messages."""
+        raise NotImplementedError
+
+    def read(self, row: int, channels: int) -> Pixels:
+        return images.decode(self.data(row), self._place(row), channels)
+
+    def size(self, row: int) -> tuple[int, int]:
+        return images.size(self.data(row), self._place(row))
+
+
+class TarFiles(Encoded):
+    """Members of uncompressed tar files, read in place by their offsets; a remote file is fetched when its first row is read."""
+
     _OPEN = 128
     """Files kept open by a process."""
 
@@ -206,12 +225,6 @@ class TarFiles:
 
     def name(self, row: int) -> str:
         return self._names[row]
-
-    def read(self, row: int, channels: int) -> Pixels:
-        return images.decode(self.data(row), self._place(row), channels)
-
-    def size(self, row: int) -> tuple[int, int]:
-        return images.size(self.data(row), self._place(row))
 
     def data(self, row: int) -> bytes:
         """As every store's; and DataError if the whole file cannot be fetched, or is damaged."""
@@ -298,10 +311,8 @@ class _OpenFile:
             return own.read(length)
 
 
-class _ImageColumn(_AtHand):
+class _ImageColumn(Encoded, _AtHand):
     """Encoded images in a column of tables, in the forms that people and Hugging Face's `datasets` write."""
-
-    encoded = True
 
     def __init__(self, files: Sequence[Path], column: str, names: Sequence[str], root: Path) -> None:
         """root: the folder to which paths in the column are relative."""
@@ -315,12 +326,6 @@ class _ImageColumn(_AtHand):
 
     def name(self, row: int) -> str:
         return self._names[row]
-
-    def read(self, row: int, channels: int) -> Pixels:
-        return images.decode(self.data(row), self._place(row), channels)
-
-    def size(self, row: int) -> tuple[int, int]:
-        return images.size(self.data(row), self._place(row))
 
     def data(self, row: int) -> bytes:
         value = self._value(row)

@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from bigtransfer.data import images
-from bigtransfer.data.images import Pixels
-from bigtransfer.data.sources import Strings
+from bigtransfer.data.sources import Encoded, Strings
 from bigtransfer.errors import ImageError
 
 _ADDRESS = re.compile(r"data:[\w.+-]*/?[\w.+-]*(?:;[\w=.+-]+)*;base64,", re.IGNORECASE)
@@ -53,10 +51,9 @@ def _decoded(text: str) -> bytes:
         return b""
 
 
-class EmbeddedImages:
+class EmbeddedImages(Encoded):
     """Images as Base64 text, decoded where they are read."""
 
-    encoded = True
     runs = None
     remote = False
 
@@ -66,12 +63,6 @@ class EmbeddedImages:
 
     def name(self, row: int) -> str:
         return self._names[row]
-
-    def read(self, row: int, channels: int) -> Pixels:
-        return images.decode(self.data(row), self._place(row), channels)
-
-    def size(self, row: int) -> tuple[int, int]:
-        return images.size(self.data(row), self._place(row))
 
     def data(self, row: int) -> bytes:
         text = self._cells[row].strip()
