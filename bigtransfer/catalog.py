@@ -133,6 +133,16 @@ class InputSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Vocabulary:
+    """The classes of one of several sets that a network has learnt."""
+
+    name: str
+    """Of the set, or of the teacher."""
+    classes: Annotated[int, msgspec.Meta(ge=1, le=2**24)]
+    """How many."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """All that is known about one model except its tensors; also what the header of a model file holds."""
 
@@ -153,6 +163,9 @@ class ModelCard:
     """An image may have several classes, or none: the sigmoid of each logit is the probability of its class, by itself."""
     thresholds: tuple[Probability, ...] | None = None
     """Of a multi-label model: the probability from which on each class is given, 0 to 1; None: a half for all."""
+    vocabularies: tuple[Vocabulary, ...] | None = None
+    """Of a network that learnt several sets, or from a teacher, at once: whose the classes are, in their order. It told the classes of a
+    vocabulary apart from one another only; how likely a class of one is beside those of another it does not know. None: one set."""
 
     @classmethod
     def bare(cls, architecture: Architecture, num_classes: int) -> ModelCard:
@@ -166,7 +179,9 @@ class ModelCard:
 
     def with_classes(self, num_classes: int) -> ModelCard:
         """The card after the head was replaced by one for other classes, whose names and scores nobody knows."""
-        return dataclasses.replace(self, num_classes=num_classes, class_names=None, metrics={}, thresholds=None)
+        return dataclasses.replace(
+            self, num_classes=num_classes, class_names=None, metrics={}, thresholds=None, vocabularies=None
+        )
 
     @property
     def num_parameters(self) -> int:
@@ -189,6 +204,9 @@ class ModelCard:
         for field, values in (("class_names", card.class_names), ("thresholds", card.thresholds)):
             if values is not None and len(values) != card.num_classes:
                 raise WeightsError(f"{where}: {field} has {len(values)} entries for {card.num_classes} classes.")
+        counted = sum(one.classes for one in card.vocabularies or ())
+        if card.vocabularies is not None and counted != card.num_classes:
+            raise WeightsError(f"{where}: vocabularies have {counted} classes together, the model {card.num_classes}.")
         card.input.within_limits(where, WeightsError)
         return card
 

@@ -29,7 +29,7 @@ from bigtransfer.errors import BitError, ConfigError, passing
 GROUPS: dict[str, tuple[str, ...]] = {
     "Your images": ("finetune", "evaluate", "predict", "report"),
     "Models": ("models", "info", "convert"),
-    "Upstream": ("pretrain", "shard"),
+    "Upstream": ("pretrain", "distill", "shard"),
     "Try it": ("demo",),
 }
 """Every command, as the help shows them. `finetune` is `config/finetune.py` and `jobs/finetune.py`, and so on."""

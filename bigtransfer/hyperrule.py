@@ -279,9 +279,10 @@ def upstream(
     decay_epochs: tuple[float, ...] = (30, 60, 80),
     schedule: Literal["staircase", "cosine"] = "staircase",
     weight_decay: float = 1e-4,
+    mixup_alpha: float = 0.0,
 ) -> Recipe:
     """The paper's pre-training recipe (section 3.3): rate 0.03 x batch / 256 unless given, 5,000 steps of warm-up, a tenth after 30, 60
-    and 80 of 90 epochs, weight decay 1e-4, no MixUp. `decay_epochs` has no effect on the cosine schedule."""
+    and 80 of 90 epochs, weight decay 1e-4, no MixUp unless asked for. `decay_epochs` has no effect on the cosine schedule."""
     per_epoch = num_examples / batch_size
     return Recipe(
         steps=max(1, round(epochs * per_epoch)),
@@ -293,5 +294,6 @@ def upstream(
         decays=tuple(round(epoch * per_epoch) for epoch in decay_epochs) if schedule == "staircase" else (),
         schedule=schedule,
         weight_decay=weight_decay,
+        mixup_alpha=mixup_alpha,
         variant="upstream",
     )

@@ -68,7 +68,7 @@ def train(
         device=CPU,
         dtype=torch.float64,
         forward=forward,
-        loss=loss,
+        aim=objective.Aim(loss),
         ema_decay=0.9,
         world=world,
         sync=sync,

@@ -182,7 +182,7 @@ def test_no_number_of_a_configuration_is_beyond_what_is_computed_with(command: s
     """Neither infinite nor larger than what sums of it and arrays of such a length can bear."""
     chosen = config.of_command(command)
     fields = config.fields_of(chosen)
-    needed = {field.name: "x" for field in fields if field.positional and field.default is dataclasses.MISSING}
+    needed = {field.name: "x" for field in fields if field.default is dataclasses.MISSING}
     for field in fields:
         for extreme in EXTREMES if field.type in (int, float) else ():
             for value in ((extreme, extreme), extreme) if field.several else (extreme,):

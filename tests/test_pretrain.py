@@ -178,8 +178,15 @@ def test_going_on_from_other_weights(data: Path, tmp_path: Path, capsys: pytest.
     first, second = (bigtransfer.load_model(tmp_path / run).state_dict() for run in ("first", "second"))
     for name, tensor in first.items():
         torch.testing.assert_close(second[name], tensor, rtol=0, atol=1e-20)
-    assert bit(flags(data, tmp_path / "third", "--weights", "bit-t-r26x1")) == 2
-    assert "is not a r26x1 with the 3 classes" in capsys.readouterr().err
+    capsys.readouterr()
+    going_on[1] = "bit-t-r26x1"  # of other classes: a new head on its features
+    assert bit(flags(data, tmp_path / "third", *going_on)) == 0
+    assert "from bit-t-r26x1, which knows the classes of: none of these" in capsys.readouterr().out
+    third, bundled = (bigtransfer.load_model(each).state_dict() for each in (tmp_path / "third", "bit-t-r26x1"))
+    torch.testing.assert_close(third["blocks.3.1.conv2.weight"], bundled["blocks.3.1.conv2.weight"], rtol=0, atol=1e-20)
+    assert third["head.weight"].abs().max() < 1e-20
+    assert bit([*flags(data, tmp_path / "fourth", "--weights", "bit-t-r26x1"), "--norm", "bn"]) == 2
+    assert "--weights bit-t-r26x1 is not a r26x1 with these norms" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

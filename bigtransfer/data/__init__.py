@@ -1,6 +1,6 @@
 """Which images exist: data sets in every form, their decoding, checking and splitting."""
 
 from bigtransfer.data.forms import cache_folder, open_dataset, open_images
-from bigtransfer.data.sources import ImageSet, Splits, native_size
+from bigtransfer.data.sources import ImageSet, Splits, native_size, together
 
-__all__ = ["ImageSet", "Splits", "cache_folder", "native_size", "open_dataset", "open_images"]
+__all__ = ["ImageSet", "Splits", "cache_folder", "native_size", "open_dataset", "open_images", "together"]

@@ -588,6 +588,73 @@ class ImageSet:
         return np.bincount(labels[labels >= 0], minlength=len(self.class_names))
 
 
+class _Together:
+    """Image sets one after the other, as a store."""
+
+    def __init__(self, sets: Sequence[ImageSet], titles: Sequence[str]) -> None:
+        self._sets, self._titles = tuple(sets), tuple(titles)
+        self._starts = np.cumsum([0, *(len(one) for one in sets)], dtype=np.int64)
+        self.encoded = all(one.store.encoded for one in sets)
+        self.remote = any(one.remote for one in sets)
+        runs = [one.runs for one in sets]
+        self.runs: np.ndarray | None = None
+        if all(bounds is not None for bounds in runs):
+            parts = [
+                bounds[:-1] + start for bounds, start in zip(runs, self._starts, strict=False) if bounds is not None
+            ]
+            self.runs = np.concatenate([*parts, self._starts[-1:]])
+
+    def _at(self, row: int) -> tuple[int, int]:
+        """Which set, and where in it."""
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return number, row - int(self._starts[number])
+
+    def name(self, row: int) -> str:
+        number, row = self._at(row)
+        return f"{self._titles[number]}/{self._sets[number].name(row)}"
+
+    def read(self, row: int, channels: int) -> Pixels:
+        number, row = self._at(row)
+        assert self._sets[number].channels == channels
+        return self._sets[number].read(row)
+
+    def size(self, row: int) -> tuple[int, int]:
+        number, row = self._at(row)
+        return self._sets[number].size(row)
+
+    def data(self, row: int) -> bytes:
+        number, row = self._at(row)
+        return self._sets[number].data(row)
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            self._sets[number].prefetch(rows[numbers == number] - self._starts[number])
+
+
+def together(sets: Sequence[ImageSet], titles: Sequence[str]) -> ImageSet:
+    """Several sets as one: the images of the first, then those of the second, and so on, with all classes in the same order. The
+    label of an image is that of its own set plus the number of classes of the sets before; a set without labels has no classes.
+
+    titles: of each set, with which the names of its images begin. All sets have as many channels.
+    """
+    first = np.cumsum([0, *(len(one.class_names) for one in sets)])
+    names = tuple(name for one in sets for name in one.class_names)
+    store = _Together(sets, titles)
+    count = sum(len(one) for one in sets)
+    if not names:
+        return ImageSet(store, range(count), None, (), sets[0].channels)
+    tables = []
+    for one, offset in zip(sets, first.tolist(), strict=False):
+        table = np.full(len(one), -1) if one.labels is None else np.asarray(one.labels, dtype=np.int64)
+        tables.append(np.where(table < 0, -1, table + offset))
+    if any(table.ndim > 1 for table in tables):
+        tables = [table.reshape(len(table), -1) for table in tables]
+        width = max(table.shape[1] for table in tables)
+        tables = [np.pad(table, ((0, 0), (0, width - table.shape[1])), constant_values=-1) for table in tables]
+    return ImageSet(store, range(count), np.concatenate(tables), names, sets[0].channels)
+
+
 @dataclass(frozen=True)
 class Splits:
     """The parts of a data set; all share one tuple of class names."""

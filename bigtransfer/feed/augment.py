@@ -173,6 +173,10 @@ class InceptionCrop(Augmentation):
             return self
         return dataclasses.replace(self, size=self.growth.side(self.size, step), growth=None)
 
+    def seen_at(self, size: int) -> InceptionCrop:
+        """The same crops resized to `size` px, whatever the step: what a teacher sees beside the student."""
+        return dataclasses.replace(self, size=size, growth=None)
+
     def prepare(self, image: np.ndarray) -> np.ndarray:
         return image
 

@@ -19,10 +19,10 @@ from bigtransfer.data import images as image_ops
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import ImageError
 from bigtransfer.feed import cache as caches
-from bigtransfer.feed.augment import Augmentation, draws
+from bigtransfer.feed.augment import Augmentation, InceptionCrop, draws
 from bigtransfer.feed.background import Stopped, in_processes, in_threads
 from bigtransfer.feed.device import DeviceImages
-from bigtransfer.feed.order import FullShuffle, order_of
+from bigtransfer.feed.order import FullShuffle, Order, order_of
 from bigtransfer.machine import usable_cores
 
 CacheMode = Literal["auto", "memory", "device", "none"]
@@ -37,6 +37,10 @@ class Batch(NamedTuple):
     """int64 (n,), or (n, k) padded with -1 for sets of several labels an image."""
     errors: tuple[ImageError, ...] = ()
     """The images that could not be decoded and were left out: their pixels are zero, all their labels -1."""
+    teacher_images: Tensor | None = None
+    """The same crops as a teacher sees them, uint8 (n, channels, teacher's size, teacher's size), channels_last, beside `images`."""
+    readable: Tensor | None = None
+    """bool (n,): False for those left out; None if there are none."""
 
 
 def share(count: int, rank: int, ranks: int) -> slice:
@@ -53,6 +57,8 @@ class _Made(NamedTuple):
     """uint8 (n, c, size, size), channels_last."""
     errors: dict[int, ImageError]
     """By position among them."""
+    teacher_images: Tensor | None
+    """The same crops, larger or smaller, if there is a teacher to see them."""
 
 
 class TrainLoader:
@@ -66,6 +72,9 @@ class TrainLoader:
     rank, ranks: this process gets its contiguous part (`share`) of each batch, and makes no other.
     cache_folder: processes of one machine share the decoded images through files there, which a later start finds again.
     skip_bad: an image that cannot be decoded is left out, as `Batch.errors` says, instead of raising ImageError.
+    order: which images make up each batch, for batches of `batch_size`; by default every image once per epoch.
+    teacher_size: batches also hold each crop at this size, px: the same part of the same pixels, mirrored alike. Of `InceptionCrop` only.
+    Images without labels have the label -1.
     """
 
     def __init__(
@@ -83,13 +92,18 @@ class TrainLoader:
         skip_bad: bool = False,
         cache_folder: Path | None = None,
         device: torch.device | None = None,
+        order: Order | None = None,
+        teacher_size: int | None = None,
     ) -> None:
-        assert images.labels is not None, "training needs labels"
         assert 0 <= rank < ranks
         self.images, self.augmentation = images, augmentation
-        self.labels = images.labels
+        self.labels = np.full(len(images), -1) if images.labels is None else images.labels
+        self._teacher_view: InceptionCrop | None = None
+        if teacher_size is not None:
+            assert isinstance(augmentation, InceptionCrop), "other crops have a size of their own"
+            self._teacher_view = augmentation.seen_at(teacher_size)
         self.batch_size, self.seed, self.workers, self.skip_bad = batch_size, seed, workers, skip_bad
-        self.order = order_of(len(images), images.runs, batch_size, seed)
+        self.order = order_of(len(images), images.runs, batch_size, seed) if order is None else order
         self._share = share(batch_size, rank, ranks)
         self._ahead = FetchAhead(stop=0)
         self._cache: caches.DecodedImages | DeviceImages | None = None
@@ -122,7 +136,10 @@ class TrainLoader:
             step, part = piece
             if coming := self._ahead.due(step):
                 self.images.prefetch(np.concatenate([self.order.indices(each)[self._share][part] for each in coming]))
-        images = np.zeros((len(indices), augmentation.side, augmentation.side, self.images.channels), dtype=np.uint8)
+        views = [augmentation] if self._teacher_view is None else [augmentation, self._teacher_view]
+        images = [
+            np.zeros((len(indices), view.side, view.side, self.images.channels), dtype=np.uint8) for view in views
+        ]
         errors = {}
         for position, (index, row) in enumerate(zip(indices.tolist(), rows, strict=True)):
             if stopped():
@@ -134,8 +151,10 @@ class TrainLoader:
                     raise
                 errors[position] = error
                 continue
-            images[position] = augmentation.apply(prepared, row)
-        return _Made(indices, caches.channels_last(images), errors)
+            for view, seen in zip(views, images, strict=True):
+                seen[position] = view.apply(prepared, row)
+        made = [caches.channels_last(seen) for seen in images]
+        return _Made(indices, made[0], errors, made[1] if len(made) > 1 else None)
 
     def _crop(self, step: int, _stopped: Stopped) -> _Made:
         """The images of batch `step`, from the cache."""
@@ -144,7 +163,9 @@ class TrainLoader:
         crops = augmentation.crops(self._cache.sizes[indices], rows)
         bad = self._cache.errors
         errors = {position: bad[index] for position, index in enumerate(indices.tolist()) if index in bad}
-        return _Made(indices, self._cache.crop(indices, crops, augmentation), errors)
+        view = self._teacher_view
+        seen = None if view is None else self._cache.crop(indices, crops, view)
+        return _Made(indices, self._cache.crop(indices, crops, augmentation), errors, seen)
 
     def _from_processes(self, steps: range) -> Generator[_Made, None, None]:
         """The images of each step's batch, decoded in worker processes."""
@@ -155,7 +176,10 @@ class TrainLoader:
         pieces = ((step, share(count, part, parts)) for step in steps for part in range(parts))
         processes = parts if parts > 1 else max(1, min(self.workers, len(steps)))
         # Enough to outlast a worker that is held up for a second or two, as long as that is little memory.
-        piece_bytes = -(-count // parts) * self.augmentation.at(steps.stop - 1).side ** 2 * self.images.channels
+        sides = [self.augmentation.at(steps.stop - 1).side]
+        if self._teacher_view is not None:
+            sides.append(self._teacher_view.side)
+        piece_bytes = -(-count // parts) * sum(side**2 for side in sides) * self.images.channels
         ahead = min(max(_decoded_ahead() // (processes * piece_bytes), 2), _MOST_DECODED_AHEAD)
         with contextlib.closing(in_processes(self._decode, pieces, processes=processes, ahead=ahead)) as made:
             for _ in steps:
@@ -176,20 +200,33 @@ class TrainLoader:
         else:
             made = self._from_processes(steps)
         with contextlib.closing(made):
-            for step, (indices, images, errors) in zip(steps, made, strict=True):
+            for step, (indices, images, errors, teacher_images) in zip(steps, made, strict=True):
                 labels = self.labels[indices].astype(np.int64)
                 labels[list(errors)] = -1
-                yield Batch(step, images, torch.from_numpy(labels).to(images.device), tuple(errors.values()))
+                readable = None
+                if errors:
+                    readable = torch.ones(len(indices), dtype=torch.bool)
+                    readable[list(errors)] = False
+                yield Batch(
+                    step,
+                    images,
+                    torch.from_numpy(labels).to(images.device),
+                    tuple(errors.values()),
+                    teacher_images,
+                    readable,
+                )
 
 
 def _joined(parts: list[_Made]) -> _Made:
     if len(parts) == 1:
         return parts[0]
     starts = np.cumsum([0, *(len(part.indices) for part in parts)]).tolist()
+    seen = [part.teacher_images for part in parts if part.teacher_images is not None]
     return _Made(
         np.concatenate([part.indices for part in parts]),
         torch.cat([part.images for part in parts]),
         {start + at: error for start, part in zip(starts, parts, strict=False) for at, error in part.errors.items()},
+        torch.cat(seen) if seen else None,
     )
 
 

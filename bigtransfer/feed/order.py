@@ -6,6 +6,7 @@ set of n images, so epochs are laid end to end: a batch may straddle two, and a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -31,7 +32,15 @@ class Order(Protocol):
         ...
 
 
-def order_of(num_examples: int, runs: np.ndarray | None, batch_size: int, seed: int) -> Order:
+class Stream(Order, Protocol):
+    """The order of one set, which can be asked for any of its samples too."""
+
+    def at(self, samples: np.ndarray) -> np.ndarray:
+        """The images of those samples, ascending int64 (n,) -> int64 (n,); not always each in its sample's place."""
+        ...
+
+
+def order_of(num_examples: int, runs: np.ndarray | None, batch_size: int, seed: int) -> Stream:
     """The order for a set whose images lie in `runs` (see `LaneOrder`), or anywhere (None)."""
     return FullShuffle(num_examples, batch_size, seed) if runs is None else LaneOrder(runs, batch_size, seed)
 
@@ -55,7 +64,10 @@ class FullShuffle:
 
     def indices(self, step: int) -> np.ndarray:
         """Indices of the images of batch `step`, int64 (batch_size,)."""
-        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.at(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+
+    def at(self, samples: np.ndarray) -> np.ndarray:
+        """The images of those samples, ascending int64 (n,) -> int64 (n,)."""
         epochs, offsets = np.divmod(samples, self.num_examples)
         return np.concatenate([self._at(epoch, offsets[epochs == epoch]) for epoch in np.unique(epochs).tolist()])
 
@@ -82,7 +94,10 @@ class LaneOrder:
 
     def indices(self, step: int) -> np.ndarray:
         """Indices of the images of batch `step`, int64 (batch_size,)."""
-        samples = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.at(np.arange(step * self.batch_size, (step + 1) * self.batch_size))
+
+    def at(self, samples: np.ndarray) -> np.ndarray:
+        """The images of those samples, int64 (n,) -> int64 (n,), in the order of their lanes."""
         samples = samples[np.argsort(samples % self.lanes, kind="stable")]
         epochs = samples // self.num_examples
         result = np.empty_like(samples)
@@ -125,6 +140,63 @@ class _Layout:
         """Indices of the images at those positions of the epoch's sequence."""
         positions = (positions + self._shift) % self._size
         return positions + self._skip[np.searchsorted(self._ends, positions, side="right")]
+
+
+class MixedOrder:
+    """Several sets as one, each with a share of its own of the samples; the images of the second follow those of the first, and so on.
+
+    Sample t belongs to the set in whose part of the unit interval the fraction of t times the golden ratio falls: the sets are spread
+    evenly over every batch, and after any number of samples each has had its share of them to within a few. Which sample of its own set
+    it is, is counted in closed form, so that every set is gone through as if it were alone: all its images once, then all again.
+    """
+
+    def __init__(
+        self, sets: Sequence[tuple[int, np.ndarray | None]], shares: Sequence[float], batch_size: int, seed: int
+    ) -> None:
+        """sets: of each its number of images and where they lie together (`order_of`). shares: of the samples, in any unit, above 0."""
+        assert len(sets) == len(shares) and min(shares) > 0
+        self.batch_size = batch_size
+        total = float(sum(shares))
+        self._streams = [
+            order_of(count, runs, max(1, round(batch_size * share / total)), seed + number)
+            for number, ((count, runs), share) in enumerate(zip(sets, shares, strict=True))
+        ]
+        self._starts = np.cumsum([0, *(count for count, _ in sets)])[:-1].tolist()
+        inner = [round(2**64 * part / total) for part in np.cumsum(shares)[:-1].tolist()]
+        self._borders = [0, *inner, 2**64]
+
+    def indices(self, step: int) -> np.ndarray:
+        """Indices of the images of batch `step`, int64 (batch_size,)."""
+        first = step * self.batch_size
+        samples = np.arange(first, first + self.batch_size, dtype=np.uint64)
+        inner = np.array(self._borders[1:-1], dtype=np.uint64)
+        which = np.searchsorted(inner, samples * np.uint64(_GOLDEN), side="right")  # modulo 2**64
+        before = [_below(first, border) for border in self._borders]
+        result = np.empty(self.batch_size, dtype=np.int64)
+        for number, (stream, start) in enumerate(zip(self._streams, self._starts, strict=True)):
+            places = np.flatnonzero(which == number)
+            if len(places):
+                had = before[number + 1] - before[number]
+                result[places] = start + stream.at(np.arange(had, had + len(places)))
+        return result
+
+
+def _below(count: int, border: int) -> int:
+    """How many t of 0 ... count - 1 have t * _GOLDEN modulo 2**64 below `border` (0 ... 2**64)."""
+    whole = 2**64
+    return count + _floor_sum(count, whole, _GOLDEN, 0) - _floor_sum(count, whole, _GOLDEN, whole - border)
+
+
+def _floor_sum(count: int, m: int, a: int, b: int) -> int:
+    """The sum of floor((a * t + b) / m) over t of 0 ... count - 1, by Euclid's algorithm."""
+    total = 0
+    while True:
+        total += count * (count - 1) // 2 * (a // m) + count * (b // m)
+        a, b = a % m, b % m
+        top = a * count + b
+        if top < m:
+            return total
+        (count, b), m, a = divmod(top, m), a, m
 
 
 def _generator(seed: int, epoch: int) -> np.random.Generator:

@@ -71,6 +71,11 @@ class Plan:
     def torch_dtype(self) -> torch.dtype:
         return _DTYPES[self.dtype]
 
+    @property
+    def aim(self) -> objective.Aim:
+        """What is minimized."""
+        return objective.Aim(self.loss)
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint belongs to, as JSON has it: all that decides the numbers of the training. Where it is computed may change,
         and the checkpoint says itself how many images at a time."""
@@ -184,9 +189,13 @@ _NO_EFFECT = (
 def _same(folder: Path, before: Mapping[str, Any], config: Config) -> None:
     """RunError if what was asked `before` is not what `config` asks now."""
     now = json.loads(json.dumps(dataclasses.asdict(config)))  # type: ignore[call-overload]
+    fields = fields_of(type(config))
+    # What an earlier version did not ask was as it is now by default.
+    defaults = {one.name: one.default for one in fields if one.default is not dataclasses.MISSING}
+    before = {**json.loads(json.dumps(defaults)), **before}
     changes = [
         f"{one.flag} was {before.get(one.name)!r}, is now {now[one.name]!r}"
-        for one in fields_of(type(config))
+        for one in fields
         if one.name not in _NO_EFFECT and not _equal(one.name, before.get(one.name), now[one.name])
     ]
     if changes:
@@ -196,6 +205,11 @@ def _same(folder: Path, before: Mapping[str, Any], config: Config) -> None:
 
 
 def _equal(name: str, one: Any, other: Any) -> bool:
+    if isinstance(other, list):
+        one = [one] if isinstance(one, str) else one  # as earlier versions wrote the one set of `bit pretrain`
+        if name == "data" and isinstance(one, list) and len(one) == len(other):
+            return all(_equal(name, *pair) for pair in zip(one, other, strict=True))
+        return one == other
     if name in ("data", "model") and isinstance(one, str) and isinstance(other, str):
         # photos, photos/ and its absolute path are one folder.
         return os.path.normpath(one) == os.path.normpath(other) or (

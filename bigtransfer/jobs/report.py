@@ -27,6 +27,8 @@ def _images(folder: Path, data: str | None) -> list[ImageSet]:
     config = contents.read_config(folder)
     asked = config.asked if config else {}
     where = data or asked.get("data")
+    if isinstance(where, list):  # of `bit pretrain`, which shows no single images
+        where = where[0] if len(where) == 1 else None
     if where is None:
         return []
     columns = {key: asked[key] for key in ("image_column", "label_column", "label_separator") if asked.get(key)}

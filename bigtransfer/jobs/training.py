@@ -28,6 +28,7 @@ from bigtransfer.jobs.plan import Plan
 from bigtransfer.machine import usable_cores
 from bigtransfer.ops.peak import matmul_flops
 from bigtransfer.train import checkpoint, loop, parallel
+from bigtransfer.train.teacher import Lesson
 
 
 def spare_workers() -> int:
@@ -72,11 +73,12 @@ def train(
     max_bad: float = 0.0,
     world: World | None = None,
     sync: parallel.Sync | None = None,
+    lesson: Lesson | None = None,
 ) -> Outcome:
     """Take the steps from `state.step` to the end of the plan's recipe, logging each to `run`, and leave a checkpoint of the last one
     taken.
 
-    forward: the part of the model that is trained, on a batch's images, or a compiled form of it. world and sync: see `loop.steps`; of
+    forward: the part of the model that is trained, on a batch's images, or a compiled form of it. world, sync, lesson: see `loop.steps`; of
     several processes, all call this, and the main one prints and logs. validate: called every `plan.eval_every` steps and after the
     last one; its numbers are logged. keep: how many checkpoints. SIGINT and SIGTERM stop after the step at hand.
     max_bad: share of the images seen, or of an epoch's if that is more, that the loader may leave out; DataError beyond.
@@ -135,7 +137,8 @@ def train(
                     device=device,
                     dtype=plan.torch_dtype,
                     forward=forward,
-                    loss=plan.loss,
+                    aim=plan.aim,
+                    lesson=lesson,
                     ema_decay=plan.ema,
                     world=world,
                     sync=sync,
@@ -150,6 +153,7 @@ def train(
                 "gradient_norm": step.gradient_norm,
                 "images_per_second": round(step.rate, 2),
                 "data_wait": round(step.data_seconds / step.seconds, 4),
+                **{f"loss/{name}": value for name, value in step.parts.items()},
             }
             if flops := plan.forward_flops(step.side):
                 numbers["mfu"] = round(3 * flops * step.rate / peak, 4)
@@ -222,10 +226,13 @@ def validation(
     device: torch.device,
     dtype: torch.dtype,
     world: World | None = None,
+    *,
+    classes: slice = slice(None),
+    name: str = "val",
 ) -> Callable[[], dict[str, float]]:
     """A function that measures the model as it is now, with its averaged weights if it keeps such, on a labelled set: "val/top1" and its
-    like, of images with several labels "val/map" and its like. Each process of `world` looks at a part of the images; all get the
-    numbers of the whole."""
+    like, of images with several labels "val/map" and its like, or as `name` says. Each process of `world` looks at a part of the images;
+    all get the numbers of the whole. classes: those of the model that are the set's; it chooses among them."""
     world = World() if world is None else world
     places = world.part(len(images))
     part = images.subset(places)
@@ -234,7 +241,7 @@ def validation(
 
     @torch.inference_mode()
     def logits(batch: torch.Tensor) -> torch.Tensor:
-        return state.model(normalize(batch.to(device), dtype)).cpu()
+        return state.model(normalize(batch.to(device), dtype))[:, classes].cpu()
 
     def batches() -> Iterator[EvalBatch]:
         done = 0
@@ -246,15 +253,15 @@ def validation(
             logits(torch.zeros(1, images.channels, spec.size, spec.size, dtype=torch.uint8))
 
     def one_label() -> dict[str, float]:
-        return evals.evaluate(logits, batches(), len(images.class_names)).gathered(world).named("val")
+        return evals.evaluate(logits, batches(), len(images.class_names)).gathered(world).named(name)
 
     def several_labels() -> dict[str, float]:
         if len(images) * len(images.class_names) <= KEPT_PROBABILITIES:
-            return multilabel.evaluate(logits, batches(), len(images.class_names)).gathered(world).named("val")
+            return multilabel.evaluate(logits, batches(), len(images.class_names)).gathered(world).named(name)
         right = 0
         for batch in batches():
             right += int((batch.labels == logits(batch.images).argmax(1, keepdim=True)).any(1).sum())
-        return {"val/precision_at_1": world.total(torch.tensor(right, device=device)).item() / len(images)}
+        return {f"{name}/precision_at_1": world.total(torch.tensor(right, device=device)).item() / len(images)}
 
     def measure() -> dict[str, float]:
         state.model.eval()

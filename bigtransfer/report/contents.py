@@ -109,7 +109,8 @@ def read_config(folder: Path) -> RunConfig | None:
     def checked(path: Path) -> RunConfig:
         config = records.read(path, RunConfig, RunError)
         for field in configs.fields_of(configs.of_command(config.command)):
-            form: Any = list[field.type] if field.several else field.type
+            # Where several are taken, earlier versions may have written one.
+            form: Any = list[field.type] | field.type if field.several else field.type  # type: ignore[name-defined]
             if config.asked.get(field.name) is not None:
                 records.convert(config.asked[field.name], form, f"{path}: asked.{field.name}", RunError)
         count: Any = Count

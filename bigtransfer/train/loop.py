@@ -8,8 +8,8 @@ import math
 import re
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from bigtransfer.machine import available_memory
 from bigtransfer.model import ResNetV2
 from bigtransfer.ops.memory import keep_freed_memory
 from bigtransfer.train import objective, parallel
+from bigtransfer.train.teacher import Lesson
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,9 @@ class Step:
     """Wall-clock of the whole step."""
     data_seconds: float
     """The part of it spent waiting for the batch."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Where there is a teacher: what the loss is the weighted sum of, "labels" (unless they have no weight) and "teacher", each the mean
+    over the batch, nats."""
 
     @property
     def rate(self) -> float:
@@ -197,7 +201,8 @@ def steps(
     device: torch.device,
     dtype: torch.dtype,
     forward: Callable[[Tensor], Tensor] | None = None,
-    loss: objective.Loss = "softmax",
+    aim: objective.Aim | None = None,
+    lesson: Lesson | None = None,
     ema_decay: float | None = None,
     world: World | None = None,
     sync: parallel.Sync | None = None,
@@ -208,6 +213,8 @@ def steps(
     into micro-batches or among processes gives the same step up to rounding. Out of memory halves `state.micro_batch` and repeats the
     step, down to one image; among several processes it ends the training.
     forward: batch of images -> logits, by `state.model` unless given: a compiled form of it, or its head where `batches` are of features.
+    aim: what is minimized; softmax cross-entropy over all classes unless given. lesson: the teacher's, whose classes are the last ones of
+    the head, for batches that hold its crops.
     ema_decay: of the moving average, if `state` keeps one. world: whose part of each batch `batches` hold; `forward` and `sync` are then
     those of `parallel.distribute`. MixUp needs the whole batch and therefore a world of one.
     Raises TrainingError when loss or gradient are not finite or one image does not fit; the state is then the one before that step.
@@ -216,6 +223,7 @@ def steps(
     assert world.size == 1 or recipe.mixup_alpha == 0, "MixUp's partners may be with another process"
     if device.type == "cpu":
         keep_freed_memory()
+    aim = objective.Aim() if aim is None else aim
     model = state.model
     forward = model if forward is None else forward
     parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
@@ -233,15 +241,24 @@ def steps(
         while True:
             try:
                 total = torch.zeros((), device=device)
+                parts: dict[str, Tensor] = {}
                 for start in range(0, count, state.micro_batch):
                     part = slice(start, min(start + state.micro_batch, count))
                     with dist.peers(), sync(part.stop == count) if sync else contextlib.nullcontext():
+                        known = None
+                        if lesson is not None:  # first, while the student needs no memory for its gradient
+                            assert batch.teacher_images is not None
+                            known = lesson.answers(batch.teacher_images, part, mix)
                         logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
+                        losses = objective.losses(aim, logits, batch.labels, part, mix, known, batch.readable)
                         # The gradient is averaged over the processes, so each one's share counts as often as there are processes.
                         share = recipe.batch_size / world.size
-                        micro = objective.loss_sum(logits, batch.labels, part, mix, loss) / share
+                        micro = objective.weighted(aim, losses) / share
                         micro.backward()
                     total += micro.detach()
+                    if lesson is not None:
+                        for name, value in losses.items():
+                            parts[name] = parts.get(name, 0.0) + value.detach() / share
                 break
             except (RuntimeError, MemoryError) as error:
                 if not _out_of_memory(error):
@@ -291,6 +308,7 @@ def steps(
             errors=batch.errors,
             seconds=time.perf_counter() - started,
             data_seconds=waited,
+            parts={name: (world.total(value) / world.size).item() for name, value in parts.items()},
         )
 
 

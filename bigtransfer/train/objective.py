@@ -1,7 +1,8 @@
-"""What training minimizes: softmax or sigmoid cross-entropy, on images that MixUp may have blended."""
+"""What training minimizes: softmax or sigmoid cross-entropy, and the distance to a teacher, on images that MixUp may have blended."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,20 @@ Loss = Literal["softmax", "sigmoid"]
 SIGMOID_HEAD_BIAS = -10.0
 """Where the head's biases start under the sigmoid loss, so that thousands of absent classes cost nothing at first (the authors' later
 code, for ImageNet-21k)."""
+
+
+@dataclass(frozen=True)
+class Aim:
+    """What is minimized: `label_weight` times the loss on the labels, plus `teacher_weight` times the distance to a teacher."""
+
+    loss: Loss = "softmax"
+    vocabularies: tuple[int, ...] = ()
+    """See `loss_sum`."""
+    label_weight: float = 1.0
+    teacher_weight: float = 0.0
+    temperature: float = 1.0
+    """Of the distance to the teacher."""
+
 
 _MIXUP = 3  # stream of random numbers; feed.augment uses 1 and 2
 
@@ -39,37 +54,102 @@ class Mix:
         return cls(float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(count)))
 
 
-def inputs(images: Tensor, part: slice, mix: Mix | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """The network's input for one micro-batch: normalized, blended, in `dtype` on `device`, (m, c, h, w).
+Normalize = Callable[[Tensor, torch.dtype], Tensor]
+"""uint8 (n, c, h, w) -> a network's input of the dtype, by an affine function of the pixels."""
+
+
+def inputs(
+    images: Tensor,
+    part: slice,
+    mix: Mix | None,
+    dtype: torch.dtype,
+    device: torch.device,
+    normalized: Normalize = normalize,
+) -> Tensor:
+    """A network's input for one micro-batch: normalized, blended, in `dtype` on `device`, (m, c, h, w).
 
     Floating-point `images` are features for the head, (n, d): blended, but neither normalized nor rounded to `dtype`.
     """
     if images.is_floating_point():
         features = images[part].to(device)
         return features if mix is None else torch.lerp(images[mix.partner[part]].to(device), features, mix.lam)
-    own = normalize(images[part].to(device, non_blocking=True), torch.float32 if mix else dtype)
+    own = normalized(images[part].to(device, non_blocking=True), torch.float32 if mix else dtype)
     if mix is None:
         return own
-    partner = normalize(images[mix.partner[part]].to(device, non_blocking=True))
+    partner = normalized(images[mix.partner[part]].to(device, non_blocking=True), torch.float32)
     return torch.lerp(partner, own, mix.lam).to(dtype)
 
 
-def loss_sum(logits: Tensor, labels: Tensor, part: slice, mix: Mix | None, loss: Loss = "softmax") -> Tensor:
+def losses(
+    aim: Aim,
+    logits: Tensor,
+    labels: Tensor,
+    part: slice,
+    mix: Mix | None,
+    teacher: Tensor | None = None,
+    readable: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """What the `aim` adds up, each summed over one micro-batch, nats: "labels" (`loss_sum`), unless they have no weight, and, where there
+    are a teacher's logits (m, its classes), "teacher" (`distance_sum`), of the last logits, as many as the teacher has."""
+    found = {}
+    own = logits if teacher is None else logits[:, : logits.shape[1] - teacher.shape[1]]
+    if aim.label_weight:
+        found["labels"] = loss_sum(own, labels, part, mix, aim.loss, aim.vocabularies)
+    if teacher is not None:
+        taught = logits[:, logits.shape[1] - teacher.shape[1] :]
+        found["teacher"] = distance_sum(taught, teacher, readable, part, mix, aim.temperature)
+    return found
+
+
+def weighted(aim: Aim, found: Mapping[str, Tensor]) -> Tensor:
+    """The one number that is minimized, of what `losses` found."""
+    weights = {"labels": aim.label_weight, "teacher": aim.teacher_weight}
+    terms = [weights[name] * value for name, value in found.items()]
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+def loss_sum(
+    logits: Tensor,
+    labels: Tensor,
+    part: slice,
+    mix: Mix | None,
+    loss: Loss = "softmax",
+    vocabularies: Sequence[int] = (),
+) -> Tensor:
     """The loss summed over one micro-batch: float32 logits (m, classes) -> scalar, nats. `part` is its place in `labels`.
 
     labels: int64, -1 for none: (n,), or (n, k) where images have up to k classes. softmax: cross-entropy, with the classes of an
     image equally likely. sigmoid: binary cross-entropy summed over the classes (the authors' later code; the paper does not state its
     loss for multi-label sets). An image without any label, such as one that could not be read, adds nothing.
+    vocabularies: numbers of classes of the labelled sets, in the order of the logits, of which there may be more behind. An image's
+    loss is then over the logits of its own set's classes alone: that it shows nothing of another set is not known. () for one set.
     Mixing two images' losses equals the loss on mixed targets.
     """
-    own = _sum(logits, labels[part].to(logits.device), loss)
+    own = _sum(logits, labels[part].to(logits.device), loss, vocabularies)
     if mix is None:
         return own
-    partner = _sum(logits, labels[mix.partner[part]].to(logits.device), loss)
+    partner = _sum(logits, labels[mix.partner[part]].to(logits.device), loss, vocabularies)
     return mix.lam * own + (1 - mix.lam) * partner
 
 
-def _sum(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:
+def _sum(logits: Tensor, labels: Tensor, loss: Loss, vocabularies: Sequence[int]) -> Tensor:
+    if not vocabularies:
+        return _sum_of_one(logits, labels, loss)
+    # All labels of an image are of one set.
+    leading = labels if labels.ndim == 1 else labels.amax(1)
+    total, first = logits.new_zeros(()), 0
+    for classes in vocabularies:
+        rows = ((leading >= first) & (leading < first + classes)).nonzero().flatten()
+        if len(rows):
+            own = labels[rows]
+            own = torch.where(own < 0, -1, own - first)
+            total = total + _sum_of_one(logits[rows, first : first + classes], own, loss)
+        first += classes
+    # Every parameter has a gradient, if zero, whatever the batch holds: other processes wait for it.
+    return total + 0.0 * logits.sum() if total.grad_fn is None else total
+
+
+def _sum_of_one(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:
     if loss == "softmax" and labels.ndim == 1:
         return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
     targets = multi_hot(labels, logits.shape[1])
@@ -77,3 +157,22 @@ def _sum(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:
         return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True).clamp(min=1), reduction="sum")
     labelled = targets.any(1, keepdim=True)
     return F.binary_cross_entropy_with_logits(logits, targets, weight=labelled.to(logits.dtype), reduction="sum")
+
+
+def distance_sum(
+    logits: Tensor, teacher: Tensor, readable: Tensor | None, part: slice, mix: Mix | None, temperature: float = 1.0
+) -> Tensor:
+    """The student's distance to its teacher, summed over one micro-batch: logits of both (m, classes) -> scalar, nats.
+
+    T^2 KL(softmax(teacher / T) || softmax(logits / T)): its gradient keeps its scale whatever the temperature T (Hinton et al. 2015,
+    arXiv 1503.02531; at T = 1 the loss of "a good teacher is patient and consistent", arXiv 2106.05237). Both have seen the same
+    blended images, so MixUp needs no second term; an image that could not be read (`readable` False, bool (n,)) counts by its share.
+    """
+    known = F.log_softmax(teacher.to(logits.dtype) / temperature, dim=1)
+    learnt = F.log_softmax(logits / temperature, dim=1)
+    each = F.kl_div(learnt, known, reduction="none", log_target=True).sum(1)
+    if readable is not None:
+        counted = readable.to(each.device, each.dtype)
+        own = counted[part]
+        each = each * (own if mix is None else mix.lam * own + (1 - mix.lam) * counted[mix.partner[part]])
+    return temperature**2 * each.sum()

@@ -73,6 +73,7 @@ def compute(run: Contents) -> Headline:
     found = evaluation or labels
     asked, command = (config.asked, config.command) if config else ({}, "")
     data = (found and found.data) or asked.get("data") or ""
+    data = data if isinstance(data, str) else ", ".join(data)
     if command == "finetune":
         start = "fine-tuned" if asked.get("pretrained", True) else "trained from random weights"
         subject = f"{asked.get('model')}, {start} on {data}"
