@@ -52,7 +52,9 @@ def _readable(paths: Sequence[str], sets: Sequence[tuple[str, ...]]) -> list[tup
         except OSError as error:
             raise DataError(f"--class-names {path}: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise DataError(f"--class-names {path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
+            raise DataError(
+                f"--class-names {path} is not UTF-8 text ({error.reason} at byte {error.start})."
+            ) from error
         for number, line in enumerate(lines, start=1):
             if "\t" in line:
                 name, readable = line.split("\t")[:2]
