@@ -26,6 +26,29 @@ Plain = str | int | float | bool | None
 
 
 @dataclass(frozen=True, kw_only=True)
+class Readout:
+    """What a linear classifier sees of a frozen network beyond the mean of its last map: of several blocks, each with the norm and ReLU
+    that follow it, the mean and the maximum of the map; of the image at several sizes.
+
+    After Head2Toe (Evci et al. 2022, arXiv 2201.03529): what a new task needs is often known to earlier layers, and lost in the last.
+    """
+
+    blocks: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=3)], ...], msgspec.Meta(min_length=1, max_length=4)]
+    """Which of the network's blocks, counted from 0, ascending."""
+    sizes: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=2**16)], ...], msgspec.Meta(max_length=8)] = ()
+    """Sides that the network's input is resized to, px, ascending; none: its own only."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("blocks", self.blocks), ("sizes", self.sizes)):
+            if list(values) != sorted(set(values)):
+                raise ValueError(f"the readout's {name} {values} are not ascending")
+
+    def block_features(self, width: int) -> tuple[int, ...]:
+        """How many of the features come from each of `blocks`, at one size, of a network of this width."""
+        return tuple(2 * 256 * width * 2**block for block in self.blocks)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Architecture:
     """The shape of a `model.ResNetV2` without its head."""
 
@@ -36,6 +59,15 @@ class Architecture:
     in_chans: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 3
     norm: Literal["gn", "bn"] = "gn"
     weight_standardization: bool = True
+    readout: Readout | None = None
+    """What the head sees; None: the mean of the last map, as in the paper."""
+    beside: Architecture | None = None
+    """A second network, whose features the head sees after those of the first: what was fine-tuned and what it started from, for
+    instance."""
+
+    def __post_init__(self) -> None:
+        if self.beside is not None and (self.beside.beside is not None or self.beside.in_chans != self.in_chans):
+            raise ValueError("the network beside has a network beside it too, or takes other images")
 
     @property
     def name(self) -> str:
@@ -45,8 +77,11 @@ class Architecture:
 
     @property
     def num_features(self) -> int:
-        """Length of the pooled feature vector."""
-        return 2048 * self.width
+        """Length of the feature vector that the head sees."""
+        beside = 0 if self.beside is None else self.beside.num_features
+        if self.readout is None:
+            return 2048 * self.width + beside
+        return sum(self.readout.block_features(self.width)) * max(1, len(self.readout.sizes)) + beside
 
     def num_parameters(self, num_classes: int) -> int:
         """Trainable parameters with a head of `num_classes` (0: none)."""
@@ -62,11 +97,19 @@ class Architecture:
                     total += channels * out
                 channels = out
         total += 2 * channels
-        return total + (channels + 1) * num_classes
+        if self.beside is not None:
+            total += self.beside.num_parameters(0)
+        return total + (self.num_features + 1) * num_classes if num_classes else total
 
     def forward_flops(self, size: int, num_classes: int) -> float:
         """Floating-point operations of the convolutions and the head on one image of `size` x `size` px: two for each multiply-add,
         the convention of published figures; norms and the like, some percent of the time but hardly of the operations, not counted."""
+        sizes = self.readout.sizes if self.readout is not None and self.readout.sizes else (size,)
+        beside = 0.0 if self.beside is None else self.beside.forward_flops(size, 0)
+        return 2.0 * (sum(map(self._products, sizes)) + self.num_features * num_classes) + beside
+
+    def _products(self, size: int) -> int:
+        """Multiply-adds of the convolutions on one image of `size` x `size` px."""
         side = -(-size // 2)
         channels = 64 * self.width
         products = self.in_chans * 49 * channels * side**2
@@ -80,7 +123,7 @@ class Architecture:
                     side = -(-side // 2)
                 products += (9 * middle**2 + middle * out + (channels * out if unit == 0 else 0)) * side**2
                 channels = out
-        return 2.0 * (products + channels * num_classes)
+        return products
 
 
 ARCHITECTURES: Mapping[str, Architecture] = {
@@ -208,6 +251,9 @@ class ModelCard:
         if card.vocabularies is not None and counted != card.num_classes:
             raise WeightsError(f"{where}: vocabularies have {counted} classes together, the model {card.num_classes}.")
         card.input.within_limits(where, WeightsError)
+        for arch in filter(None, (card.architecture, card.architecture.beside)):
+            for size in () if arch.readout is None else arch.readout.sizes:
+                InputSpec(size=size).within_limits(f"{where}: its readout", WeightsError)
         return card
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bigtransfer import ops
-from bigtransfer.catalog import Architecture, ModelCard, architecture
+from bigtransfer.catalog import Architecture, ModelCard, Readout, architecture
 from bigtransfer.errors import ConfigError, WeightsError
 
 GROUPS = 32
@@ -326,6 +326,95 @@ class ResNetV2(nn.Module):
         return [parameter for parameter in self.parameters() if id(parameter) not in head]
 
 
+class JoinedResNetV2(ResNetV2):
+    """The same network with a head that sees more than the mean of the last map: what `catalog.Readout` names, or the features of a second
+    network, `beside`, or both. Float images `(n, in_chans, h, w)` in [-1, 1] -> logits.
+
+    The features are one vector in the parameters' dtype. Those of one size follow those of the other, smallest first; within a size they
+    come block by block, within a block the means before the maxima; those of `beside` come last. Images are resized to the readout's
+    sizes bilinearly in float32, averaging over the source area where they shrink. `forward_features` gives that vector, there being no
+    single map.
+    """
+
+    def __init__(self, arch: Architecture, num_classes: int) -> None:
+        super().__init__(
+            arch.units,
+            arch.width,
+            0,
+            in_chans=arch.in_chans,
+            norm=arch.norm,
+            weight_standardization=arch.weight_standardization,
+        )
+        if arch.readout is not None and max(arch.readout.blocks) >= len(self.blocks):
+            raise ConfigError(
+                f"The readout names block {max(arch.readout.blocks) + 1} of a network that has {len(self.blocks)}."
+            )
+        self.architecture = arch
+        self.beside = None if arch.beside is None else build(arch.beside, 0)
+        self.num_features = arch.num_features
+        self._card = ModelCard.bare(arch, 0)
+        self.reset_classifier(num_classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """What the head sees, `(n, features)`."""
+        readout = self.architecture.readout
+        if readout is None:
+            seen = [super().forward_head(super().forward_features(x), pre_logits=True)]
+        else:
+            views = [_resized(x, size) for size in readout.sizes] or [x]
+            seen = [pooled for view in views for pooled in self._pooled(view, readout.blocks)]
+        if self.beside is not None:
+            seen.append(self.beside.features(x))
+        return torch.cat(seen, dim=1)
+
+    def _pooled(self, x: Tensor, wanted: Sequence[int]) -> list[Tensor]:
+        """Means and maxima of the wanted blocks' maps of images of one size."""
+        x = self._stem(x)[1]
+        pooled = []
+        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
+            x = _recomputed(block, x) if self.grad_checkpointing else block(x)
+            if number in wanted:
+                # The norm that the map meets next in the network, too.
+                last = number + 1 == len(self.blocks)
+                following = self.norm if last else cast(nn.Sequential, self.blocks[number + 1])[0].norm1
+                pooled.append(ops.pool(cast(nn.Module, following)(x), "catavgmax"))
+        return pooled
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """`forward_features`' vector -> logits, or with pre_logits the vector in the parameters' dtype."""
+        x = x.to(self.norm.weight.dtype)
+        return x if pre_logits else self.head(x)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by one of zeros for `num_classes` (0: none). Raises ConfigError for another pooling than "avg" or None: the
+        architecture states its own."""
+        if global_pool not in (None, "avg"):
+            raise ConfigError(f"The network's readout states how it pools; global_pool cannot be {global_pool!r}.")
+        super().reset_classifier(num_classes)
+
+
+def _resized(x: Tensor, side: int) -> Tensor:
+    """Images `(n, c, h, w)` at `side` x `side` px, in their dtype."""
+    if x.shape[-2:] == (side, side):
+        return x
+    resized = F.interpolate(x.float(), (side, side), mode="bilinear", antialias=True)
+    return resized.to(x.dtype, memory_format=torch.channels_last)
+
+
+def joined(network: ResNetV2, readout: Readout | None, beside: ResNetV2 | None = None) -> ResNetV2:
+    """A network without a head, of the same layers, which it shares with `network`, whose head will see the features named and those of
+    `beside`."""
+    own = dataclasses.replace(network.architecture, readout=readout, beside=beside and beside.architecture)
+    other = build(own, 0, device="meta")
+    for name in ("root", "blocks", "norm"):
+        setattr(other, name, getattr(network, name))
+    if beside is not None:
+        other.beside = beside
+    other.grad_checkpointing = network.grad_checkpointing
+    other.card = dataclasses.replace(network.card.with_classes(0), architecture=own)
+    return other.train(network.training)
+
+
 def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
     """`block(x)`, of which only the units' inputs are kept for the backward pass."""
     for unit in block.children():
@@ -337,6 +426,8 @@ def build(name: str | Architecture, num_classes: int, *, device: str | torch.dev
     """A network with random weights from an architecture's name ("r50x1") or record; device "meta" allocates nothing."""
     arch = architecture(name) if isinstance(name, str) else name
     with torch.device(device or "cpu"):
+        if arch.readout is not None or arch.beside is not None:
+            return JoinedResNetV2(arch, num_classes)
         return ResNetV2(
             arch.units,
             arch.width,
@@ -355,7 +446,9 @@ def fold(network: ResNetV2, dtype: torch.dtype = torch.float32) -> ResNetV2:
     trained and the same one read from its file give the same answers. For inference only: the copy's kernels are not the trained
     parameters.
     """
-    arch = dataclasses.replace(network.architecture, weight_standardization=False)
+    arch = network.architecture
+    beside = arch.beside and dataclasses.replace(arch.beside, weight_standardization=False)
+    arch = dataclasses.replace(arch, weight_standardization=False, beside=beside)
     folded = build(arch, 0, device="meta")
     folded.head, folded.global_pool = copy.deepcopy(network.head), network.global_pool
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}

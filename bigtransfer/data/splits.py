@@ -70,6 +70,17 @@ def per_class(images: ImageSet, k: int, seed: int = 0, allow_fewer: bool = False
     return images.subset(np.sort(np.concatenate([rows[:k] for rows in members])))
 
 
+def evenly(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """`count` of the images at random, or all if there are not more, as many of each class as there are to be had; in their order."""
+    if len(images) <= count:
+        return images
+    members = _members(images, np.random.default_rng(seed))
+    # The first of each class, then the second of each, ...
+    turns = np.concatenate([np.arange(len(rows)) for rows in members])
+    chosen = np.concatenate(members)[np.argsort(turns, kind="stable")][:count]
+    return images.subset(np.sort(chosen))
+
+
 def _members(images: ImageSet, generator: np.random.Generator) -> list[np.ndarray]:
     """The indices of each class in random order; classes in label order."""
     if images.labels is None:

@@ -52,6 +52,8 @@ class Probe:
     leave_one_out_top1: float
     """Accuracy on the training images when each is judged by the classifier fitted without it; NaN if it cannot be known
     because no class has two images."""
+    leave_one_out_loss: float
+    """Their mean negative log-likelihood, nats, with the smoothed targets that penalty and temperature are chosen by; NaN likewise."""
 
 
 def extract_features(
@@ -141,7 +143,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
 
     # The mean squared singular value; with a single image, or all alike, there is none.
     unit = float(squares.mean()) if len(squares) else 1.0
-    temperature, right = _ONE_SHOT_TEMPERATURE, math.nan
+    temperature, right, best = _ONE_SHOT_TEMPERATURE, math.nan, math.nan
     if len(judged):
         best = math.inf
         for candidate in (unit * _GRID).tolist() if penalty is None else [penalty]:
@@ -159,7 +161,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     head = nn.Linear(d, num_classes, device=features.device, dtype=torch.float32)
     head.weight.copy_(weight.T)
     head.bias.copy_(prior / temperature - mean @ weight)
-    return Probe(head, float(penalty), temperature, right)
+    return Probe(head, float(penalty), temperature, right, best)
 
 
 class FewshotClassifier(nn.Module):

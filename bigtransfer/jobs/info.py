@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtransfer import catalog, fetch, hyperrule, settings
-from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
+from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.config import InfoConfig
 from bigtransfer.terminal import json_line, line
 
@@ -91,8 +91,17 @@ def _architecture(arch: Architecture) -> str:
     standardized = "with" if arch.weight_standardization else "without"
     return (
         f"{known}{': ' if known else ''}{'-'.join(map(str, arch.units))} residual units, width x{arch.width}, {norm} "
-        f"{standardized} weight standardization, {arch.num_features:,} features"
+        f"{standardized} weight standardization, {arch.num_features:,} features{_readout(arch.readout)}"
+        + ("" if arch.beside is None else f", beside {_architecture(arch.beside)}")
     )
+
+
+def _readout(readout: Readout | None) -> str:
+    if readout is None:
+        return ""
+    sizes = f" of the image at {', '.join(map(str, readout.sizes))} px" if readout.sizes else ""
+    blocks = ", ".join(str(block + 1) for block in readout.blocks)
+    return f": means and maxima of block{'s' if len(readout.blocks) > 1 else ''} {blocks}{sizes}"
 
 
 def _classes(card: ModelCard) -> str:

@@ -224,6 +224,11 @@ def export(architecture: Architecture, num_classes: int, layout_name: LayoutName
             f"The {layout_name} form is for BiT's own networks; this one has other normalization "
             f"({architecture.norm}, weight standardization {'on' if architecture.weight_standardization else 'off'})."
         )
+    if layout_name != "bit" and (architecture.readout is not None or architecture.beside is not None):
+        raise WeightsError(
+            f"The {layout_name} form is for networks whose head sees the last map only; this one's sees features of several blocks, "
+            "sizes or networks, as `bit finetune` chose them. `bit finetune` with --steps or without --budget makes one that it can hold."
+        )
     layout = LAYOUTS[layout_name]
     return {ours: layout.their_name(ours) for ours in shapes(architecture, num_classes)}
 
