@@ -28,7 +28,7 @@ Plain = str | int | float | bool | None
 @dataclass(frozen=True, kw_only=True)
 class Readout:
     """What a linear classifier sees of a frozen network beyond the mean of its last map: of several blocks, each with the norm and ReLU
-    that follow it, the mean and the maximum of the map; of the image at several sizes.
+    that follow it, the mean and the maximum of the map; of the image at several sizes. Or the last map's mean alone, at a size of its own.
 
     After Head2Toe (Evci et al. 2022, arXiv 2201.03529): what a new task needs is often known to earlier layers, and lost in the last.
     """
@@ -37,6 +37,8 @@ class Readout:
     """Which of the network's blocks, counted from 0, ascending."""
     sizes: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=2**16)], ...], msgspec.Meta(max_length=8)] = ()
     """Sides that the network's input is resized to, px, ascending; none: its own only."""
+    maxima: bool = True
+    """Of each map the maximum too, not the mean alone."""
 
     def __post_init__(self) -> None:
         for name, values in (("blocks", self.blocks), ("sizes", self.sizes)):
@@ -45,7 +47,7 @@ class Readout:
 
     def block_features(self, width: int) -> tuple[int, ...]:
         """How many of the features come from each of `blocks`, at one size, of a network of this width."""
-        return tuple(2 * 256 * width * 2**block for block in self.blocks)
+        return tuple((1 + self.maxima) * 256 * width * 2**block for block in self.blocks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -362,22 +362,22 @@ class JoinedResNetV2(ResNetV2):
             seen = [super().forward_head(super().forward_features(x), pre_logits=True)]
         else:
             views = [_resized(x, size) for size in readout.sizes] or [x]
-            seen = [pooled for view in views for pooled in self._pooled(view, readout.blocks)]
+            seen = [pooled for view in views for pooled in self._pooled(view, readout)]
         if self.beside is not None:
             seen.append(self.beside.features(x))
         return torch.cat(seen, dim=1)
 
-    def _pooled(self, x: Tensor, wanted: Sequence[int]) -> list[Tensor]:
-        """Means and maxima of the wanted blocks' maps of images of one size."""
+    def _pooled(self, x: Tensor, readout: Readout) -> list[Tensor]:
+        """Means and maxima of the blocks' maps of images of one size."""
         x = self._stem(x)[1]
         pooled = []
-        for number, block in enumerate(self.blocks[: max(wanted) + 1]):
+        for number, block in enumerate(self.blocks[: max(readout.blocks) + 1]):
             x = _recomputed(block, x) if self.grad_checkpointing else block(x)
-            if number in wanted:
+            if number in readout.blocks:
                 # The norm that the map meets next in the network, too.
                 last = number + 1 == len(self.blocks)
                 following = self.norm if last else cast(nn.Sequential, self.blocks[number + 1])[0].norm1
-                pooled.append(ops.pool(cast(nn.Module, following)(x), "catavgmax"))
+                pooled.append(ops.pool(cast(nn.Module, following)(x), "catavgmax" if readout.maxima else "avg"))
         return pooled
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:

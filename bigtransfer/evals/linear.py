@@ -148,7 +148,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
         best = math.inf
         for candidate in (unit * _GRID).tolist() if penalty is None else [penalty]:
             scores = left_out(candidate)
-            fitted, error = _temperature(scores, labels[judged])
+            fitted, error = best_temperature(scores, labels[judged])
             if error < best:
                 best, penalty, temperature = error, candidate, fitted
                 right = float((scores.argmax(1) == labels[judged]).double().mean())
@@ -224,9 +224,10 @@ def _standardization(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, 1 / torch.where(std > 0, std, 1.0)
 
 
-def _temperature(scores: Tensor, labels: Tensor) -> tuple[float, float]:
-    """The temperature at which softmax(scores / temperature) has the least cross-entropy with the smoothed labels, and
-    that cross-entropy.
+def best_temperature(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The temperature, 1e-4 to 100, at which softmax(scores / temperature) has the least cross-entropy with the labels, and that
+    cross-entropy, nats. scores float `(n, classes)`, labels int `(n,)`, smoothed as in Platt (1999): of n images the true class gets
+    1 - 1 / (n + 2).
 
     In b = 1 / temperature the cross-entropy is convex: its slope, mean of (expected - target score), has one root."""
     smooth = 1 / (len(labels) + 2)

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from bigtransfer.evals import linear
 from bigtransfer.evals.linear import Probe
 from bigtransfer.feed.loader import eval_batches
 from bigtransfer.model import ResNetV2, fold, joined
-from bigtransfer.records import NotNegative, Pixels
+from bigtransfer.records import Natural, NotNegative, Pixels, Share
 
 CHOSEN_BY = 1_000
 """Images by which the features are chosen at most."""
@@ -73,6 +74,31 @@ class Solved:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True)
+class Closed:
+    """closed.json: what is on record of the closed form of a run."""
+
+    view: View
+    judged: tuple[Judged, ...]
+    """The views that there were to choose from; empty if there was one only."""
+    images: Natural
+    """That it was solved on."""
+    seconds: NotNegative
+    """From the first image to the solution."""
+    top1: Share | None
+    """Accuracy on its own images when each is judged by the classifier fitted without it; None where no class has two images."""
+
+    @classmethod
+    def of(cls, solved: Solved) -> Closed:
+        return cls(
+            view=solved.view,
+            judged=solved.judged,
+            images=solved.images,
+            seconds=solved.seconds,
+            top1=_known(solved.probe.leave_one_out_top1),
+        )
+
+
 def views(network: ResNetV2, trained_at: int, size: int | None = None) -> tuple[View, ...]:
     """What there is to choose from, the cheapest first. trained_at: size of the images that the network was pre-trained on, px.
     size: only this one; None: `trained_at`, where the features are at their best, twice as much, where more is to be seen, and both."""
@@ -113,19 +139,24 @@ def solve(
         return linear.extract_features(folded, batches, device, dtype)
 
     judged: list[Judged] = []
-    view, seen = choice[-1], None
+    view, seen, rest = choice[-1], None, images
     if len(choice) > 1:
         sample = splits.evenly(images, CHOSEN_BY, seed)
-        features, labels = features_of(sample, view)
+        seen = features_of(sample, view)
         for one in choice:
             columns = _columns(view, one, network.architecture.width)
-            probe = linear.fit(features[:, columns], labels, classes)
-            judged.append(Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss)))
-        if (losses := [one.loss for one in judged if one.loss is not None]):
+            probe = linear.fit(seen[0][:, columns], seen[1], classes)
+            judged.append(
+                Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss))
+            )
+        if losses := [one.loss for one in judged if one.loss is not None]:
             view = next(one.view for one in judged if one.loss is not None and one.loss <= min(losses) + TIE)
-        if len(sample) == len(images) and view == choice[-1]:
-            seen = features, labels
-    features, labels = features_of(images, view) if seen is None else seen
+        if view == choice[-1]:
+            rest = images.subset(np.flatnonzero(~np.isin(images.rows, sample.rows)))
+        else:
+            seen = None
+    parts = ([] if seen is None else [seen]) + ([features_of(rest, view)] if len(rest) else [])
+    features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     probe = linear.fit(features, labels, classes)
     model = joined(network, view.readout)
     model.reset_classifier(classes)

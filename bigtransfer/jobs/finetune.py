@@ -1,6 +1,6 @@
 """`bit finetune`: from somebody's images to a classifier.
 
-`finetune` reads as the whole story: open the data, load the network, decide, train, measure, save, report.
+`finetune` reads as the whole story: open the data, load the network, solve the closed form, decide, train, choose, measure, save, report.
 """
 
 from __future__ import annotations
@@ -8,10 +8,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import math
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from bigtransfer import data, evals, hyperrule, report, runs, weights
+from bigtransfer import data, evals, hyperrule, records, report, runs, weights
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
@@ -30,7 +30,8 @@ from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import training
+from bigtransfer.jobs import choice, closed, training
+from bigtransfer.jobs.closed import Closed, View
 from bigtransfer.jobs.evaluate import measure
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2
@@ -48,6 +49,16 @@ COMPARED = 50_000
 
 WATCHED = 2_000
 """Validation sets of at most this many images are measured during the training too, larger ones only after it."""
+
+BASELINE = 2_000
+"""Images that the closed form learns from at most where it is not what was asked for; a short budget allows fewer."""
+
+CLOSED = 0.15
+"""Share of a budget that may go into computing the closed form's features."""
+
+JUDGING = 10
+"""Training images per class from which on some are held out to choose the best of several classifiers by. Fewer cannot be spared, and
+would not tell them apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +97,8 @@ class FinetunePlan(Plan):
 
     augmentation: SquareCrop
     linear: Literal["none", "closed", "sgd"]
+    choose: bool = False
+    """Whether the best of closed form, fine-tuned network and their average is delivered, by the validation images."""
     native_size: tuple[int, int]
     """Typical height and width of the images, px, which the rule looks at."""
 
@@ -113,6 +126,10 @@ class Facts:
     """(crop, batch size) -> images per second of training steps; asked only under a budget."""
     fitting: Callable[[int, int], int]
     """(crop, batch size) -> how many images at a time fit into memory."""
+    judges: int = 0
+    """Validation images to choose by."""
+    closed: Closed | None = None
+    """The closed form, if it was solved."""
 
 
 def finetune(config: FinetuneConfig) -> Finetuned:
@@ -138,7 +155,9 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     run = runs.Run(folder)
     with run.hold():
         if begun is None:
-            plan = decide(config, _facts(config, model, card, parts.train, device))
+            facts = _facts(config, model, card, parts, device)
+            baseline = _solve(config, run, model, parts, facts)
+            plan = decide(config, dataclasses.replace(facts, closed=baseline))
             splits.save_split(run.folder / "split.json", parts)
             runs.write_json(run.folder / "unreadable.json", unreadable)
             copies = [[dataclasses.asdict(one) for one in group] for group in _copies(parts)]
@@ -146,24 +165,27 @@ def finetune(config: FinetuneConfig) -> Finetuned:
             record(run, "finetune", config, plan, _counted(config, parts) | _state_of(opened))
         else:
             plan = dataclasses.replace(begun.plan, device=str(device))
+            baseline = _solved(run)
             if _changed(opened, begun.data):
                 print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
-        _tell(config, card, parts, plan)
+        _tell(config, card, parts, plan, baseline)
 
-        if plan.linear == "closed":
-            outcome = training.Outcome(finished=True)
-            _fit_linear(model, parts.train, plan)
-        else:
+        if plan.recipe.steps:
             outcome = _train(config, run, model, parts, plan)
-        if not outcome.finished:
-            return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
+            if not outcome.finished:
+                return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
+            model.card = dataclasses.replace(model.card, input=plan.input)
+            if plan.choose:
+                model = _choose(run, model, parts, plan)
+        else:
+            model = weights.load(folder / CLOSED_MODEL)
 
         trained_on = Path(config.data).name or config.data
         model.card = ModelCard(
             name=folder.resolve().name,
-            architecture=plan.architecture,
+            architecture=model.architecture,
             num_classes=plan.classes,
-            input=plan.input,
+            input=model.card.input,
             class_names=parts.train.class_names,
             upstream="; ".join(filter(None, (card.upstream, f"fine-tuned on {trained_on}")))
             if config.pretrained
@@ -180,6 +202,7 @@ def finetune(config: FinetuneConfig) -> Finetuned:
         weights.save(folder / "model.safetensors", model)
         report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
         checkpoint.remove(folder)
+        (folder / CLOSED_MODEL).unlink(missing_ok=True)
     return Finetuned(folder=folder, recipe=plan.recipe, metrics=measured)
 
 
@@ -288,7 +311,8 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
     if split_file is None:
         fraction = config.val_fraction
         if fraction is None:
-            wanted = val is None and (test is None or train.several)
+            judged = config.budget is not None and config.pretrained and len(train) >= JUDGING * len(train.class_names)
+            wanted = val is None and (test is None or train.several or judged)
             fraction = OWN_VALIDATION if wanted and train.class_counts().max() > 1 else 0.0
         elif fraction > 0 and val is not None:
             raise ConfigError("--val-fraction has no effect: the data set has a validation part of its own.")
@@ -354,9 +378,15 @@ def _load(config: FinetuneConfig, num_classes: int, channels: int) -> ResNetV2:
 # --- The plan
 
 
-def _facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, train: ImageSet, device: torch.device) -> Facts:
+def _facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, parts: Splits, device: torch.device) -> Facts:
+    train = parts.train
     dtype = loop.compute_dtype(config.precision, device)
     timed = TIMED / 2 * seconds(config.budget) if config.budget is not None else 0.0
+
+    @functools.cache
+    def speed(crop: int, batch: int) -> float:
+        return images_per_second(model, crop, batch, device, dtype, timed)
+
     return Facts(
         images=len(train),
         classes=len(train.class_names),
@@ -366,8 +396,9 @@ def _facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, train: Imag
         trained_at=card.input.size,
         device=str(device),
         dtype=dtype_name(dtype),
-        speed=lambda crop, batch: images_per_second(model, crop, batch, device, dtype, timed),
+        speed=speed,
         fitting=lambda crop, batch: loop.fitting_micro_batch(model, crop, dtype, device, batch),
+        judges=len(parts.val or ()),
     )
 
 
@@ -379,7 +410,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
         architecture=facts.architecture,
         images=facts.images,
         classes=facts.classes,
-        input=InputSpec(size=recipe.crop, antialias=config.antialias),
+        input=_input(config, recipe.crop),
         seed=config.seed,
         loss="sigmoid" if facts.several else "softmax",
         eval_every=config.eval_every or max(1, recipe.steps // 10),
@@ -394,20 +425,37 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
             antialias=config.antialias,
         ),
         linear=config.linear,
+        choose=_chooses(config, facts) and recipe.steps > 0,
         native_size=facts.native_size,
     )
 
 
+def _input(config: FinetuneConfig, size: int) -> InputSpec:
+    return InputSpec(size=size, antialias=config.antialias)
+
+
+def _chooses(config: FinetuneConfig, facts: Facts) -> bool:
+    """Whether the best of several classifiers is to be delivered instead of the one that was asked for."""
+    return config.budget is not None and facts.closed is not None and config.linear == "none"
+
+
 def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
     """The rule's recipe for these facts, with what the user fixed, fitted to the budget if there is one."""
+    if facts.closed is not None and (config.linear == "closed" or (_chooses(config, facts) and not facts.judges)):
+        recipe = hyperrule.without_steps(facts.closed.view.size)
+        if config.linear == "closed":
+            return recipe
+        note = (
+            f"{facts.images} images of {facts.classes} classes are too few to hold some out that could tell whether fine-tuning helps. "
+            "With --steps instead of --budget the network is fine-tuned all the same."
+        )
+        return dataclasses.replace(recipe, notes=(*recipe.notes, note))
     arch = facts.architecture
     known = (name for name, one in ARCHITECTURES.items() if (one.units, one.width) == (arch.units, arch.width))
     recipe = hyperrule.recipe(facts.images, *facts.native_size, config.variant, architecture=next(known, ""))
     if config.linear != "none":
         # Frozen features are at their best at the size they were trained at.
         crop = config.crop or facts.trained_at
-        if config.linear == "closed":
-            return hyperrule.without_steps(crop)
         note = f"The network stays as it is: its features are taken of images at {crop} px."
         recipe = dataclasses.replace(recipe, resize=crop, crop=crop, notes=(recipe.notes[0], note))
     if config.mixup_alpha is not None:
@@ -428,7 +476,7 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
             fixed.add("crop")
         recipe = hyperrule.within_budget(
             recipe,
-            seconds(config.budget),
+            max(1.0, seconds(config.budget) - (facts.closed.seconds if facts.closed else 0.0)),
             facts.speed,
             trained_at=facts.trained_at if config.pretrained else None,
             fixed=fixed,
@@ -473,7 +521,7 @@ def images_per_second(
     return count * (recipe.steps - 1) / taken
 
 
-def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan) -> None:
+def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan, found: Closed | None) -> None:
     """Print what will be done and why."""
     recipe = plan.recipe
     sizes = [
@@ -486,8 +534,16 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
     if parts.train.several:
         print("        an image may have several of them: each class is learnt by itself (sigmoid loss)")
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
-    if plan.linear == "closed":
-        print(f"rule:   a linear classifier on the frozen network, solved exactly; images at {recipe.crop} px")
+    if found is not None:
+        solved = (
+            f"closed: a linear classifier on {found.view} of {found.images:,} images, solved in {found.seconds:.0f} s"
+        )
+        if found.top1 is not None:  # no image is left to judge by where a class has only one
+            solved += f"; each image judged by the others: {found.top1:.1%} correct"
+        print(solved)
+    if not recipe.steps:
+        for note in recipe.notes:
+            print(f"        {note}")
         return
     print(
         f"rule:   {recipe.steps:,} steps of {recipe.batch_size} images, {recipe.resize} -> {recipe.crop} px, learning rate "
@@ -543,17 +599,75 @@ def _train(
     )
 
 
-def _fit_linear(model: ResNetV2, train: ImageSet, plan: FinetunePlan) -> None:
-    """Put the closed-form linear classifier in place of the head."""
-    started = time.perf_counter()
-    batches = eval_batches(train, plan.input, plan.micro_batch)
-    features, labels = linear.extract_features(model, batches, plan.torch_device, plan.torch_dtype)
-    probe = linear.fit(features, labels, plan.classes)
-    model.head = probe.head.to(plan.torch_device, next(model.parameters()).dtype)
-    solved = f"        solved in {time.perf_counter() - started:.1f} s"
-    if math.isfinite(probe.leave_one_out_top1):  # no image is left to judge by where a class has only one
-        solved += f"; each training image judged by the others: {probe.leave_one_out_top1:.1%} correct"
-    print(solved)
+CLOSED_MODEL = "closed.safetensors"
+"""In the run's folder: the closed form, for as long as the run may still need it."""
+
+
+def _solve(config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits, facts: Facts) -> Closed | None:
+    """The closed form, on record in the run's folder; None where there is none: several labels, random weights, another classifier
+    asked for."""
+    if parts.train.several or not config.pretrained or config.linear == "sgd":
+        return None
+    device, dtype = torch.device(facts.device), loop.compute_dtype(config.precision, torch.device(facts.device))
+    choice = closed.views(model, facts.trained_at, config.crop)
+    images = parts.train
+    if config.linear == "none":
+        images = splits.evenly(images, _affordable(config, facts, choice), config.seed)
+    solved = closed.solve(
+        model,
+        images,
+        choice,
+        spec=_input(config, facts.trained_at),
+        device=device,
+        dtype=dtype,
+        batch_size=facts.fitting(choice[-1].size, hyperrule.BATCH_SIZE),
+        seed=config.seed,
+    )
+    network = solved.model
+    network.card = dataclasses.replace(
+        network.card, input=_input(config, solved.view.size), class_names=parts.train.class_names
+    )
+    weights.save(run.folder / CLOSED_MODEL, network)
+    found = Closed.of(solved)
+    runs.write_json(run.folder / "closed.json", dataclasses.asdict(found))
+    return found
+
+
+def _affordable(config: FinetuneConfig, facts: Facts, choice: Sequence[View]) -> int:
+    """Images that the closed form may learn from, beside a training."""
+    if config.budget is None:
+        return BASELINE
+    least = hyperrule.SMALLEST_BATCH
+    # A forward pass costs a third of a training step, and goes with the area.
+    area = sum(size**2 for size in {view.size for view in choice})
+    cost = area / facts.trained_at**2 / (3 * facts.speed(facts.trained_at, least))
+    return min(BASELINE, max(JUDGING * facts.classes, int(CLOSED * seconds(config.budget) / cost)))
+
+
+def _solved(run: runs.Run) -> Closed | None:
+    """The closed form on record."""
+    try:
+        return records.read(run.folder / "closed.json", Closed, RunError)
+    except FileNotFoundError:
+        return None
+
+
+def _choose(run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan) -> ResNetV2:
+    """The best of the closed form, the fine-tuned network and their average, on record in the run's folder."""
+    assert parts.val is not None
+    baseline = weights.load(run.folder / CLOSED_MODEL).to(plan.torch_device)
+    network, chosen = choice.choose(
+        baseline,
+        model,
+        splits.evenly(parts.val, WATCHED, plan.seed),
+        device=plan.torch_device,
+        dtype=plan.torch_dtype,
+        batch_size=plan.micro_batch,
+    )
+    runs.write_json(run.folder / "choice.json", dataclasses.asdict(chosen))
+    shown = ", ".join(f"{one.kind} {one.top1:.1%}" for one in chosen.candidates)
+    print(f"chosen: {chosen.delivered}, by {chosen.images:,} validation images ({shown})")
+    return network
 
 
 def _thresholds(config: FinetuneConfig, model: ResNetV2, parts: Splits) -> tuple[float, ...] | None:

@@ -101,7 +101,7 @@ def _readout(readout: Readout | None) -> str:
         return ""
     sizes = f" of the image at {', '.join(map(str, readout.sizes))} px" if readout.sizes else ""
     blocks = ", ".join(str(block + 1) for block in readout.blocks)
-    return f": means and maxima of block{'s' if len(readout.blocks) > 1 else ''} {blocks}{sizes}"
+    return f": means{' and maxima' if readout.maxima else ''} of block{'s' if len(readout.blocks) > 1 else ''} {blocks}{sizes}"
 
 
 def _classes(card: ModelCard) -> str:

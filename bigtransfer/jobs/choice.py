@@ -1,0 +1,123 @@
+"""What a fine-tuning within a budget delivers: by the validation images, closed form, fine-tuned network, or the average of both."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from bigtransfer.catalog import InputSpec, Readout
+from bigtransfer.data import ImageSet
+from bigtransfer.evals import linear
+from bigtransfer.feed.augment import normalize
+from bigtransfer.feed.loader import eval_batches
+from bigtransfer.jobs.closed import TIE
+from bigtransfer.model import ResNetV2, fold, joined
+from bigtransfer.records import Natural, NotNegative, Share
+
+Kind = Literal["closed form", "fine-tuned", "average"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One of the three, on the validation images."""
+
+    kind: Kind
+    top1: Share
+    loss: NotNegative
+    """Cross-entropy at its best temperature, nats, with targets smoothed as `linear.best_temperature` does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """choice.json: the candidates and which of them is delivered."""
+
+    delivered: Kind
+    candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(min_length=1, max_length=3)]
+    images: Natural
+    """Validation images that they were compared on."""
+
+
+def choose(
+    closed: ResNetV2, tuned: ResNetV2, images: ImageSet, *, device: torch.device, dtype: torch.dtype, batch_size: int
+) -> tuple[ResNetV2, Choice]:
+    """The best of both networks and their average on labelled images that neither has learnt from, and how it was chosen.
+
+    Both are on `device`; their cards state the size of their input. Each gets the temperature at which its probabilities fit the images
+    best; the average is that of the logits at these temperatures. The one with the least loss is taken, which is steadier than the
+    accuracy of few images; the average, which costs both networks' time, only if it is better than either by more than `TIE`.
+    """
+    logits, labels = {}, torch.empty(0)
+    for name, network in (("closed form", closed), ("fine-tuned", tuned)):
+        logits[name], labels = _logits(network, images, device, dtype, batch_size)
+    temperatures = {name: linear.best_temperature(scores, labels)[0] for name, scores in logits.items()}
+    logits["average"] = sum(scores / temperatures[name] for name, scores in tuple(logits.items())) / 2
+    found = {name: linear.best_temperature(scores, labels) for name, scores in logits.items()}
+    candidates = tuple(
+        Candidate(kind=name, top1=float((scores.argmax(1) == labels).double().mean()), loss=max(0.0, found[name][1]))
+        for name, scores in logits.items()
+    )
+    alone = min(candidates[:2], key=lambda one: one.loss)
+    best = candidates[2] if candidates[2].loss < alone.loss - TIE else alone
+    if best.kind == "average":
+        scale = 2 * found["average"][0]
+        network = average(closed, tuned, temperatures["closed form"] * scale, temperatures["fine-tuned"] * scale)
+    else:
+        network = closed if best.kind == "closed form" else tuned
+        _divide(network, temperatures[best.kind])
+    return network, Choice(delivered=best.kind, candidates=candidates, images=len(images))
+
+
+def average(closed: ResNetV2, tuned: ResNetV2, by_closed: float, by_tuned: float) -> ResNetV2:
+    """One network whose logits are those of `tuned` / `by_tuned` plus those of `closed` / `by_closed`. It shares their layers."""
+    size = tuned.card.input.size
+    beside = joined(closed, _at(closed.architecture.readout, len(closed.blocks), closed.card.input.size))
+    own = Readout(blocks=(len(tuned.blocks) - 1,), sizes=(size,), maxima=False)
+    network = joined(tuned, own, beside)
+    network.reset_classifier(tuned.num_classes)
+    heads = [(tuned.head, by_tuned), (closed.head, by_closed)]
+    with torch.no_grad():
+        weights, biases = zip(
+            *((_linear(head).weight / by, _linear(head).bias / by) for head, by in heads), strict=True
+        )
+        _linear(network.head).weight.copy_(torch.cat(weights, dim=1))
+        _linear(network.head).bias.copy_(torch.stack(biases).sum(0))
+    spec = dataclasses.replace(tuned.card.input, size=max(size, closed.card.input.size))
+    network.card = dataclasses.replace(network.card, input=spec)
+    return network.to(_linear(tuned.head).weight.device).eval()
+
+
+def _at(readout: Readout | None, blocks: int, size: int) -> Readout:
+    """The same features with the size stated."""
+    if readout is None:
+        return Readout(blocks=(blocks - 1,), sizes=(size,), maxima=False)
+    return readout if readout.sizes else dataclasses.replace(readout, sizes=(size,))
+
+
+def _divide(network: ResNetV2, temperature: float) -> None:
+    with torch.no_grad():
+        for parameter in network.head.parameters():
+            parameter /= temperature
+
+
+def _linear(head: nn.Module) -> nn.Linear:
+    assert isinstance(head, nn.Linear)
+    return head
+
+
+def _logits(
+    network: ResNetV2, images: ImageSet, device: torch.device, dtype: torch.dtype, batch_size: int
+) -> tuple[Tensor, Tensor]:
+    """Logits float64 `(n, classes)` and labels `(n,)`, on the CPU."""
+    folded = fold(network, dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    spec: InputSpec = network.card.input
+    logits, labels = [], []
+    with torch.inference_mode():
+        for batch in eval_batches(images, spec, batch_size):
+            logits.append(folded(normalize(batch.images.to(device), dtype)).double().cpu())
+            labels.append(batch.labels)
+    return torch.cat(logits).clone(), torch.cat(labels)
