@@ -177,3 +177,24 @@ def test_extracted_features_are_what_the_head_sees_and_the_probe_fits_there():
     assert torch.equal(model((images.float() - 127.5) / 127.5).argmax(1), labels)
     with pytest.raises(DataError, match="no image"):
         linear.extract_features(model, [], "cpu")
+
+
+@pytest.mark.parametrize("shape", [(90, 40), (40, 90)])
+def test_large_problems_are_solved_for_the_penalty_of_a_part(
+    monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int]
+) -> None:
+    """The same solution, leave-one-out included, by factorization as by decomposition."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(shape, generator=generator)
+    labels = torch.arange(shape[0]) % 3
+    features[:, 0] += labels
+    monkeypatch.setattr(linear, "_DECOMPOSED", 30)
+    part = linear._spread(labels, 30)
+    assert (torch.bincount(labels[part]) - 10).abs().max() <= 1 and part.unique().numel() == 30
+    large = linear.fit(features, labels, 3)
+    monkeypatch.setattr(linear, "_DECOMPOSED", 1000)
+    assert large.penalty == linear.fit(features[part], labels[part], 3).penalty
+    small = linear.fit(features, labels, 3, penalty=large.penalty)
+    torch.testing.assert_close(large.head.weight, small.head.weight, rtol=1e-5, atol=1e-6)
+    for name in ("temperature", "leave_one_out_top1", "leave_one_out_loss"):
+        assert getattr(large, name) == pytest.approx(getattr(small, name), rel=1e-6), name
