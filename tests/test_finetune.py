@@ -140,6 +140,7 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
     run, output = finished
     assert {path.name for path in run.iterdir()} == {
         ".lock",
+        "closed.json",
         "config.json",
         "copies.json",
         "evaluation.json",

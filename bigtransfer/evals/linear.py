@@ -90,7 +90,8 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     """Ridge regression of one-hot targets on standardized features, with a free intercept; all sums in float64.
 
     features float `(n, d)`, labels int `(n,)` in 0..num_classes-1, for any n and d; O(n d min(n, d)) operations and O(d min(n, d))
-    memory beside the features. Where n and d are both above `_DECOMPOSED` the penalty is chosen by a part of the images. Raises DataError without images or with labels outside the classes.
+    memory beside the features. Where n and d are both above `_DECOMPOSED` the penalty is chosen by a part of the images. Raises
+    DataError without images or with labels outside the classes.
 
     penalty: added to the diagonal of the features' Gram matrix. None chooses it, from a grid, together with the temperature
     (below). With `FEWSHOT_PENALTY` this is still not big_vision's few-shot protocol, which scales nearly constant features up much

@@ -476,9 +476,10 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
             fixed.add("crop")
         recipe = hyperrule.within_budget(
             recipe,
-            max(1.0, seconds(config.budget) - (facts.closed.seconds if facts.closed else 0.0)),
+            seconds(config.budget),
             facts.speed,
             trained_at=facts.trained_at if config.pretrained else None,
+            spent=facts.closed.seconds if facts.closed else 0.0,
             fixed=fixed,
         )
     if config.learning_rate is not None:

@@ -1,0 +1,347 @@
+"""The closed form, what it sees, and the choice between it and a fine-tuned network."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bigtransfer import data, model, weights
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
+from bigtransfer.data import splits
+from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.evals import linear
+from bigtransfer.feed.augment import normalize
+from bigtransfer.feed.loader import eval_batches
+from bigtransfer.jobs import choice, closed
+from bigtransfer.jobs.closed import View
+from bigtransfer.model import JoinedResNetV2, ResNetV2
+from tests.data_makers import class_folders
+
+CPU = torch.device("cpu")
+SMALL = Architecture(units=(1, 1, 1, 1))
+
+
+def random_network(seed: int = 0, arch: Architecture = SMALL, classes: int = 0) -> ResNetV2:
+    """Norms that are not at identity, so that it matters which of them a map meets."""
+    torch.manual_seed(seed)
+    network = model.build(arch, classes)
+    for module in network.modules():
+        if isinstance(module, nn.GroupNorm):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+    if classes:
+        nn.init.normal_(network.head.weight)
+    return network.eval()
+
+
+def by_hand(network: ResNetV2, images: Tensor, blocks: tuple[int, ...], maxima: bool = True) -> Tensor:
+    """Features in plain torch operations of what `forward_intermediates` gives."""
+    maps = network.forward_intermediates(images, [block + 1 for block in range(4)], intermediates_only=True)
+    norms = [network.blocks[1][0].norm1, network.blocks[2][0].norm1, network.blocks[3][0].norm1, network.norm]
+    found = []
+    for block in blocks:
+        seen = nn.functional.group_norm(maps[block], 32, norms[block].weight, norms[block].bias, 1e-5).relu()
+        found += [seen.mean((2, 3))] + ([seen.flatten(2).max(2).values] if maxima else [])
+    return torch.cat(found, 1)
+
+
+@torch.no_grad()
+def test_what_the_head_sees() -> None:
+    network, images = random_network(), torch.rand(2, 3, 40, 40) * 2 - 1
+    for blocks, maxima in (((0, 1, 2, 3), True), ((1, 3), True), ((3,), False), ((0,), False)):
+        seen = model.joined(network, Readout(blocks=blocks, maxima=maxima))
+        assert isinstance(seen, JoinedResNetV2)
+        expected = by_hand(network, images, blocks, maxima)
+        torch.testing.assert_close(seen.features(images), expected, rtol=1e-4, atol=1e-5)
+        assert seen.num_features == expected.shape[1] == seen.architecture.num_features
+    plain = model.joined(network, Readout(blocks=(3,), maxima=False))
+    torch.testing.assert_close(plain.features(images), network.features(images))
+
+
+@torch.no_grad()
+def test_several_sizes_and_a_second_network() -> None:
+    network, other, images = random_network(), random_network(1), torch.rand(2, 3, 40, 40) * 2 - 1
+    beside = model.joined(other, Readout(blocks=(2, 3), sizes=(20, 32)))
+    seen = model.joined(network, Readout(blocks=(0, 3), sizes=(24, 40)), beside)
+
+    def at(size: int) -> Tensor:
+        return nn.functional.interpolate(images, (size, size), mode="bilinear", antialias=True)
+
+    expected = [by_hand(network, at(24), (0, 3)), by_hand(network, images, (0, 3))]
+    expected += [by_hand(other, at(size), (2, 3)) for size in (20, 32)]
+    torch.testing.assert_close(seen.features(images), torch.cat(expected, 1), rtol=1e-4, atol=1e-5)
+    assert seen.features(images.bfloat16()).dtype == torch.float32
+    assert seen.features(at(56)).shape == seen.features(images).shape, "images of any size"
+    only = model.joined(network, None, beside)
+    torch.testing.assert_close(only.features(images), torch.cat([network.features(images), beside.features(images)], 1))
+    torch.testing.assert_close(model.fold(seen).features(images), seen.features(images))
+
+
+@torch.no_grad()
+def test_such_a_network_is_stored_and_counted(tmp_path: Path) -> None:
+    beside = model.joined(random_network(1), Readout(blocks=(0, 1, 2, 3), sizes=(16, 32)))
+    network = model.joined(random_network(), Readout(blocks=(3,), sizes=(24,), maxima=False), beside)
+    network.reset_classifier(5)
+    nn.init.normal_(network.head.weight)
+    assert network.card.num_parameters == sum(parameter.numel() for parameter in network.parameters())
+    weights.save(tmp_path / "model.safetensors", network)
+    read = weights.load(tmp_path / "model.safetensors")
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    assert torch.equal(read(images), network(images)) and read.card == network.card
+    assert not torch.equal(read.beside.root.weight, read.root.weight)
+    for form in ("npz", "timm", "transformers", "torch"):
+        with pytest.raises(WeightsError, match="last map only"):
+            weights.export(tmp_path / "other.npz", network, form)
+    replaced = weights.load(tmp_path / "model.safetensors", num_classes=2)
+    assert replaced.head.weight.shape == (2, network.num_features)
+    assert weights.load(tmp_path / "model.safetensors", num_classes=0)(images).shape == (2, network.num_features)
+
+
+@pytest.mark.parametrize(
+    ("readout", "complaint"),
+    [
+        ({"blocks": [3, 0]}, "not ascending"),
+        ({"blocks": []}, "architecture.readout.blocks"),
+        ({"blocks": [4]}, "architecture.readout.blocks"),
+        ({"blocks": [0], "sizes": [64, 64]}, "not ascending"),
+        ({"blocks": [0], "sizes": [0]}, "architecture.readout.sizes"),
+        ({"blocks": [0], "sizes": [20_000]}, "--limits input_side"),
+    ],
+)
+def test_a_card_with_a_readout_that_cannot_be(readout: dict, complaint: str) -> None:
+    card = json.loads(dataclasses.replace(ModelCard.bare(SMALL, 2)).to_json())
+    card["architecture"]["readout"] = readout
+    with pytest.raises(WeightsError, match=complaint):
+        ModelCard.from_json(json.dumps(card))
+    card["architecture"] |= {"readout": None, "beside": card["architecture"] | {"readout": readout}}
+    with pytest.raises(WeightsError, match=complaint.replace("architecture.readout", "architecture.beside.readout")):
+        ModelCard.from_json(json.dumps(card))
+
+
+def test_a_network_beside_has_none_beside_it() -> None:
+    inner = dataclasses.replace(SMALL, beside=SMALL)
+    with pytest.raises(ValueError, match="beside"):
+        dataclasses.replace(SMALL, beside=inner)
+    with pytest.raises(ValueError, match="other images"):
+        dataclasses.replace(SMALL, beside=dataclasses.replace(SMALL, in_chans=1))
+
+
+def test_a_readout_of_a_block_that_is_not_there() -> None:
+    with pytest.raises(ConfigError, match="names block 3"):
+        model.build(Architecture(units=(1, 1), readout=Readout(blocks=(2,))), 2)
+    network = model.build(dataclasses.replace(SMALL, readout=Readout(blocks=(1,))), 2)
+    with pytest.raises(ConfigError, match="states how it pools"):
+        network.reset_classifier(2, "max")
+
+
+def test_the_operations_of_a_readout_are_counted() -> None:
+    once, twice = (dataclasses.replace(SMALL, readout=Readout(blocks=(3,), sizes=s)) for s in ((32,), (32, 64)))
+    alone = SMALL.forward_flops(32, 0)
+    assert once.forward_flops(500, 0) == alone, "whatever the input's size"
+    assert twice.forward_flops(500, 0) == alone + SMALL.forward_flops(64, 0)
+    assert dataclasses.replace(once, beside=twice).forward_flops(500, 0) == 2 * alone + SMALL.forward_flops(64, 0)
+
+
+def test_what_there_is_to_choose_from() -> None:
+    network = random_network()
+    found = closed.views(network, 48)
+    every = (0, 1, 2, 3)
+    assert found == (
+        View(size=48, readout=None),
+        View(size=48, readout=Readout(blocks=every)),
+        View(size=96, readout=Readout(blocks=every)),
+        View(size=96, readout=Readout(blocks=every, sizes=(48, 96))),
+    )
+    assert list(map(str, found)) == [
+        "the last map at 48 px",
+        "all blocks at 48 px",
+        "all blocks at 96 px",
+        "all blocks at 48 and 96 px",
+    ]
+    assert closed.views(network, 48, 40) == (View(size=40, readout=None), View(size=40, readout=Readout(blocks=every)))
+    assert [view.size for view in closed.views(network, 300)] == [300, 300], (
+        "600 px would be more than any was trained at"
+    )
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.ImageSet:
+    folder = tmp_path_factory.mktemp("pictures")
+    class_folders(folder, {"a": 6, "b": 5, "c": 4})
+    return data.open_dataset(folder).train
+
+
+@pytest.mark.parametrize("wanted", range(4))
+def test_the_columns_of_each_view_are_its_features(wanted: int) -> None:
+    network, images = random_network(), torch.rand(2, 3, 32, 32) * 2 - 1
+    choices = closed.views(network, 16)
+    with torch.no_grad():
+        every = model.joined(network, choices[-1].readout).features(images)
+        view = choices[wanted]
+        small = nn.functional.interpolate(images, (view.size,) * 2, mode="bilinear", antialias=True)
+        alone = model.joined(network, view.readout).features(small)
+    columns = closed._columns(choices[-1], view, 1)
+    torch.testing.assert_close(every[:, columns], alone, rtol=1e-4, atol=1e-5)
+
+
+def solved(images: data.ImageSet, choices: tuple[View, ...], network: ResNetV2 | None = None) -> closed.Solved:
+    return closed.solve(
+        random_network() if network is None else network,
+        images,
+        choices,
+        spec=InputSpec(size=16),
+        device=CPU,
+        dtype=torch.float32,
+        batch_size=4,
+        seed=0,
+    )
+
+
+def features_of(images: data.ImageSet, view: View, network: ResNetV2) -> tuple[Tensor, Tensor]:
+    seen = model.joined(network, view.readout)
+    return linear.extract_features(seen, eval_batches(images, InputSpec(size=view.size), 15), CPU)
+
+
+@pytest.mark.parametrize("part", [1000, 9])
+def test_the_best_view_by_leave_one_out_is_solved(
+    pictures: data.ImageSet, part: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where not all images have a say in the choice."""
+    monkeypatch.setattr(closed, "CHOSEN_BY", part)
+    network, choices = random_network(), closed.views(random_network(), 16)
+    found = solved(pictures, choices, network)
+    sample = splits.evenly(pictures, part, 0)
+    labels = torch.from_numpy(sample.labels)
+    every = features_of(sample, choices[-1], network)[0]
+    losses = []
+    for one, view in zip(found.judged, choices, strict=True):
+        expected = linear.fit(every[:, closed._columns(choices[-1], view, 1)], labels, 3)
+        assert one.view == view and one.loss == pytest.approx(expected.leave_one_out_loss, rel=1e-3)
+        assert one.top1 == pytest.approx(expected.leave_one_out_top1)
+        losses.append(one.loss)
+    assert found.view == next(v for v, loss in zip(choices, losses, strict=True) if loss <= min(losses) + closed.TIE)
+    features, labels = features_of(pictures, found.view, network)
+    expected = linear.fit(features, labels, 3)
+    with torch.no_grad():
+        batch = next(iter(eval_batches(pictures, InputSpec(size=found.view.size), 15)))
+        logits = found.model(normalize(batch.images, torch.float32))
+        torch.testing.assert_close(logits, expected.head(features), rtol=1e-3, atol=1e-3)
+    assert found.images == 15 and found.probe.leave_one_out_top1 == pytest.approx(expected.leave_one_out_top1)
+
+
+def test_every_image_counts_whichever_view_is_chosen(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The widest view's features of the sample are kept; only the others are computed then."""
+    choices = closed.views(random_network(), 16)
+    for losses in ([0.3, 0.2, 0.1, 0.0], [0.0, 0.1, 0.2, 0.3], [0.005, 0.3, 0.0, 0.3]):
+        fits = []
+
+        def fit(features: Tensor, labels: Tensor, classes: int, fits=fits, losses=losses) -> linear.Probe:
+            fits.append((features, labels))
+            head = nn.Linear(features.shape[1], classes)
+            return linear.Probe(head, 1.0, 1.0, 0.5, losses[min(len(fits), 4) - 1])
+
+        monkeypatch.setattr(closed.linear, "fit", fit)
+        monkeypatch.setattr(closed, "CHOSEN_BY", 9)
+        found = solved(pictures, choices)
+        assert found.view == choices[{0.3: 3, 0.0: 0, 0.005: 0}[losses[0]]], "the cheaper of two that are as good"
+        features, labels = fits[-1]
+        expected, truth = features_of(pictures, found.view, random_network())
+        order, theirs = features.sum(1).argsort(), expected.sum(1).argsort()
+        torch.testing.assert_close(features[order], expected[theirs], rtol=1e-3, atol=1e-3)
+        assert torch.equal(labels[order], truth[theirs]) and len(labels) == 15
+
+
+def test_one_image_of_each_class(pictures: data.ImageSet) -> None:
+    """Nothing can be judged: the view that sees most is taken."""
+    one = splits.per_class(pictures, 1, 0)
+    found = solved(one, closed.views(random_network(), 16))
+    assert found.view.readout == Readout(blocks=(0, 1, 2, 3), sizes=(16, 32))
+    assert [(judged.top1, judged.loss) for judged in found.judged] == [(None, None)] * 4
+
+
+def test_as_many_of_each_class_as_there_are(pictures: data.ImageSet) -> None:
+    def counts(wanted: int) -> list[int]:
+        return splits.evenly(pictures, wanted, 1).class_counts().tolist()
+
+    assert counts(15) == counts(99) == [6, 5, 4]
+    assert counts(9) == [3, 3, 3] and counts(14) == [5, 5, 4] and sorted(counts(4)) == [1, 1, 2]
+    assert np.array_equal(splits.evenly(pictures, 9, 1).rows, np.sort(splits.evenly(pictures, 9, 1).rows))
+    assert not np.array_equal(splits.evenly(pictures, 9, 1).rows, splits.evenly(pictures, 9, 2).rows)
+
+
+# --- The choice
+
+
+def classifier(seed: int, size: int, readout: Readout | None = None) -> ResNetV2:
+    network = random_network(seed, dataclasses.replace(SMALL, readout=readout), 3)
+    network.head.weight.data *= 0.1
+    network.card = dataclasses.replace(network.card, input=InputSpec(size=size))
+    return network
+
+
+@pytest.mark.parametrize("readout", [None, Readout(blocks=(1, 3)), Readout(blocks=(3,), sizes=(8, 16))])
+@torch.no_grad()
+def test_the_average_of_two_networks(readout: Readout | None) -> None:
+    frozen, tuned = classifier(1, 16, readout), classifier(2, 24)
+    both = choice.average(frozen, tuned, 3.0, 0.5)
+    images = torch.rand(4, 3, 24, 24) * 2 - 1
+    small = nn.functional.interpolate(images, (16, 16), mode="bilinear", antialias=True)
+    if readout is not None and readout.sizes:
+        small = images  # resized inside
+    torch.testing.assert_close(both(images), frozen(small) / 3 + tuned(images) / 0.5, rtol=1e-4, atol=1e-4)
+    assert both.card.input.size == 24
+    assert choice.average(tuned, frozen, 1.0, 1.0).card.input.size == 24 if readout is None else True
+
+
+def made(labels: Tensor, right: Tensor, sure: float) -> Tensor:
+    """Logits of a classifier that is right where `right` says so."""
+    return sure * nn.functional.one_hot(torch.where(right, labels, (labels + 1) % 3), 3).double()
+
+
+def test_the_best_of_three(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its loss at its own best temperature: a network that is often wrong and always sure is not taken for a good one."""
+    labels, places = torch.from_numpy(pictures.labels), torch.arange(15)
+    cases = {
+        "closed form": (places > 1, places > 7),
+        "fine-tuned": (places > 7, places > 1),
+        "average": (places % 2 > 0, places % 3 > 0),
+    }
+    logits: dict[str, tuple[Tensor, Tensor]] = {}
+    for wanted, (right, other) in cases.items():
+        logits = {"a": (made(labels, right, 1.0), labels), "b": (made(labels, other, 50.0), labels)}
+        if wanted == "average":
+            # Wrong where they are unsure, each: together they know more.
+            for name, few in (("a", places < 7), ("b", places > 7)):
+                logits[name] = (torch.where(few[:, None], 0.1, 3.0) * made(labels, ~few, 1.0), labels)
+        frozen, tuned = classifier(1, 16), classifier(2, 16)
+        before = [network.head.weight.clone() for network in (frozen, tuned)]
+        given = iter(logits.values())
+        with monkeypatch.context() as patch:
+            patch.setattr(choice, "_logits", lambda *_, given=given: next(given))
+            network, chosen = choice.choose(frozen, tuned, pictures, device=CPU, dtype=torch.float32, batch_size=8)
+        assert chosen.delivered == wanted and chosen.images == 15
+        scores = {"closed form": logits["a"][0], "fine-tuned": logits["b"][0]}
+        for candidate in chosen.candidates[:2]:
+            temperature, loss = linear.best_temperature(scores[candidate.kind], labels)
+            assert candidate.loss == pytest.approx(loss)
+            assert candidate.top1 == pytest.approx((scores[candidate.kind].argmax(1) == labels).double().mean())
+            if candidate.kind == wanted:
+                kept = before[list(cases).index(wanted)]
+                torch.testing.assert_close(network.head.weight, kept / temperature)
+        if wanted == "average":
+            assert network.card.architecture.beside is not None
+            assert chosen.candidates[2].loss < min(one.loss for one in chosen.candidates[:2]) - choice.TIE
+
+
+def test_the_logits_compared_are_those_of_the_networks(pictures: data.ImageSet) -> None:
+    network = classifier(1, 16)
+    logits, labels = choice._logits(network, pictures, CPU, torch.float32, 4)
+    batch = next(iter(eval_batches(pictures, InputSpec(size=16), 15)))
+    with torch.no_grad():
+        expected = network(normalize(batch.images, torch.float32))
+    torch.testing.assert_close(logits, expected.double(), rtol=1e-4, atol=1e-4)
+    assert torch.equal(labels, torch.from_numpy(pictures.labels))
