@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.data import splits
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.evals import linear
+from bigtransfer.evals.candidates import View
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import eval_batches
 from bigtransfer.jobs import choice, closed
-from bigtransfer.jobs.closed import View
 from bigtransfer.model import JoinedResNetV2, ResNetV2
 from tests.data_makers import class_folders
 
@@ -34,14 +35,15 @@ def random_network(seed: int = 0, arch: Architecture = SMALL, classes: int = 0) 
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.uniform_(module.bias, -0.5, 0.5)
     if classes:
-        nn.init.normal_(network.head.weight)
+        nn.init.normal_(cast(nn.Linear, network.head).weight)
     return network.eval()
 
 
 def by_hand(network: ResNetV2, images: Tensor, blocks: tuple[int, ...], maxima: bool = True) -> Tensor:
     """Features in plain torch operations of what `forward_intermediates` gives."""
     maps = network.forward_intermediates(images, [block + 1 for block in range(4)], intermediates_only=True)
-    norms = [network.blocks[1][0].norm1, network.blocks[2][0].norm1, network.blocks[3][0].norm1, network.norm]
+    blocks_: Any = network.blocks
+    norms = [blocks_[1][0].norm1, blocks_[2][0].norm1, blocks_[3][0].norm1, network.norm]
     found = []
     for block in blocks:
         seen = nn.functional.group_norm(maps[block], 32, norms[block].weight, norms[block].bias, 1e-5).relu()
@@ -86,10 +88,10 @@ def test_such_a_network_is_stored_and_counted(tmp_path: Path) -> None:
     beside = model.joined(random_network(1), Readout(blocks=(0, 1, 2, 3), sizes=(16, 32)))
     network = model.joined(random_network(), Readout(blocks=(3,), sizes=(24,), maxima=False), beside)
     network.reset_classifier(5)
-    nn.init.normal_(network.head.weight)
+    nn.init.normal_(cast(nn.Linear, network.head).weight)
     assert network.card.num_parameters == sum(parameter.numel() for parameter in network.parameters())
     weights.save(tmp_path / "model.safetensors", network)
-    read = weights.load(tmp_path / "model.safetensors")
+    read: Any = weights.load(tmp_path / "model.safetensors")
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     assert torch.equal(read(images), network(images)) and read.card == network.card
     assert not torch.equal(read.beside.root.weight, read.root.weight)
@@ -278,7 +280,7 @@ def test_as_many_of_each_class_as_there_are(pictures: data.ImageSet) -> None:
 
 def classifier(seed: int, size: int, readout: Readout | None = None) -> ResNetV2:
     network = random_network(seed, dataclasses.replace(SMALL, readout=readout), 3)
-    network.head.weight.data *= 0.1
+    cast(nn.Linear, network.head).weight.data *= 0.1
     network.card = dataclasses.replace(network.card, input=InputSpec(size=size))
     return network
 
@@ -318,7 +320,7 @@ def test_the_best_of_three(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPa
             for name, few in (("a", places < 7), ("b", places > 7)):
                 logits[name] = (torch.where(few[:, None], 0.1, 3.0) * made(labels, ~few, 1.0), labels)
         frozen, tuned = classifier(1, 16), classifier(2, 16)
-        before = [network.head.weight.clone() for network in (frozen, tuned)]
+        before = [cast(nn.Linear, network.head).weight.clone() for network in (frozen, tuned)]
         given = iter(logits.values())
         with monkeypatch.context() as patch:
             patch.setattr(choice, "_logits", lambda *_, given=given: next(given))

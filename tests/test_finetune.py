@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -22,7 +23,8 @@ from PIL import Image
 
 import bigtransfer
 from bigtransfer import cli, weights
-from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.catalog import InputSpec, ModelCard, Readout
+from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import open_dataset, splits
 from bigtransfer.evals import linear
 from bigtransfer.hyperrule import Recipe
@@ -552,13 +554,80 @@ def test_few_images_and_the_same_again(short: list[str], tmp_path: Path, capsys:
 def test_a_budget(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
     started = time.monotonic()
-    assert in_process([*short, "--budget", "2s"]) == 0
+    assert in_process([*short, "--budget", "2s", "--val-fraction", "0.2"]) == 0
     assert time.monotonic() - started < 60
     card, config = card_and_config(tmp_path / "run")
     assert card.recipe is not None and config["recipe"]["steps"] < 500
     assert Recipe.from_dict(dict(card.recipe)) == Recipe.from_dict(config["recipe"])
     assert any("To fit into 2 s at the" in note for note in config["recipe"]["notes"])
     assert "To fit into 2 s" in capsys.readouterr().out
+
+
+def test_within_a_budget_the_best_is_delivered(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the choice, it is on record, in the report, and what the model file holds."""
+    wanted: list[str] = []
+    real = finetune.choice.choose
+
+    def choose(closed: ResNetV2, tuned: ResNetV2, *rest: Any, **more: Any) -> Any:
+        _, found = real(closed, tuned, *rest, **more)
+        network = {"closed form": closed, "fine-tuned": tuned}.get(wanted[0])
+        network = finetune.choice.average(closed, tuned, 1.0, 1.0) if network is None else network
+        return network, dataclasses.replace(found, delivered=wanted[0])
+
+    monkeypatch.setattr(finetune.choice, "choose", choose)
+    for kind, out in (("closed form", "a"), ("fine-tuned", "b"), ("average", "c")):
+        wanted[:] = [kind]
+        run = tmp_path / out
+        same = [run if one == str(tmp_path / "run") else one for one in short]
+        assert in_process([*map(str, same), "--steps", "2", "--budget", "5s", "--val-fraction", "0.2"]) == 0
+        network = weights.load(run)
+        arch = network.card.architecture
+        every = Readout(blocks=(0, 1, 2, 3))
+        expected = {
+            "closed form": (arch.readout in (None, every) and arch.beside is None, 1),
+            "fine-tuned": (arch.readout is None and arch.beside is None, 1),
+            "average": (arch.beside is not None and arch.readout is not None, 2),
+        }[kind]
+        assert (
+            expected[0]
+            and network.card.class_names == tuple(sorted(CLASSES))
+            and network.card.metrics["test_top1"] >= 0
+        )
+        record = json.loads((run / "choice.json").read_text())
+        assert record["delivered"] == kind and [one["kind"] for one in record["candidates"]] == [
+            "closed form",
+            "fine-tuned",
+            "average",
+        ]
+        assert record["images"] == 3 and not (run / finetune.CLOSED_MODEL).exists()
+        assert f"chosen: {kind}, by 3 validation images" in capsys.readouterr().out
+        assert kind.removesuffix(" form") in (run / "report.html").read_text()
+
+
+def test_too_few_images_to_choose_by(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The closed form is delivered, and the user told why."""
+    short = [one for one in short if one not in ("--batch-size", "6")]
+    assert in_process([*short, "--budget", "60s"]) == 0
+    card, config = card_and_config(tmp_path / "run")
+    assert config["recipe"]["steps"] == 0 and config["data"]["val"] == 0
+    assert "too few to hold some out" in capsys.readouterr().out
+    assert card.recipe is not None and "too few" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_the_closed_form_costs_is_within_the_budget(tiny: Path) -> None:
+    network = weights.load(tiny)
+    choice = finetune.closed.views(network, 32)
+
+    def affordable(budget: str | None, speed: float = 100.0) -> int:
+        facts: Any = types.SimpleNamespace(classes=3, trained_at=32, speed=lambda crop, batch: speed)
+        return finetune._affordable(FinetuneConfig(data="d", budget=budget), facts, choice)
+
+    # An image costs a fifth of a step's time at 32 px for the view of both sizes, 1 + 4, and a forward pass is a third of it.
+    assert affordable("60s") == int(0.15 * 60 * 3 * 100 / 5)
+    assert affordable("60s", 1.0) == 30, "ten of each class, whatever it takes"
+    assert affordable("1h") == affordable(None) == finetune.BASELINE
 
 
 def test_the_speed_of_the_machine_is_the_mean_of_several_steps(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,78 @@ def shown(folder: Path) -> Element:
 def section(folder: Path, title: str) -> Element:
     (found,) = (one for one in shown(folder).all("section") if one.all("h2")[0].text == title)
     return found
+
+
+# --- Closed form and fine-tuning
+
+
+CLOSED: dict[str, Any] = {
+    "view": {"size": 96, "readout": {"blocks": [0, 1, 2, 3], "sizes": [48, 96]}},
+    "judged": [
+        {"view": {"size": 48, "readout": None}, "top1": 0.625, "loss": 1.25},
+        {"view": {"size": 96, "readout": {"blocks": [0, 1, 2, 3], "sizes": [48, 96]}}, "top1": 0.75, "loss": 0.5},
+    ],
+    "images": 1100,
+    "seconds": 12.3,
+    "top1": 0.7512,
+}
+CHOICE: dict[str, Any] = {
+    "delivered": "average",
+    "candidates": [
+        {"kind": "closed form", "top1": 0.8, "loss": 0.75},
+        {"kind": "fine-tuned", "top1": 0.7, "loss": 0.9},
+        {"kind": "average", "top1": 0.85, "loss": 0.625},
+    ],
+    "images": 120,
+}
+
+
+def rows(table: Element) -> list[list[str]]:
+    (body,) = table.all("tbody")
+    return [[cell.text for cell in (*row.all("th"), *row.all("td"))] for row in body.all("tr")]
+
+
+def test_the_candidates_and_which_was_chosen(folder: Path) -> None:
+    assert computed(folder, "candidates") is None
+    write(folder, "closed.json", CLOSED)
+    found = section(folder, "Closed form and fine-tuning")
+    text = " ".join(found.text.split())
+    assert "in 12 s, from 1,100 images: it sees all blocks at 48 and 96 px and is right in 75.1% of them" in text
+    assert "Delivered" not in text
+    (views,) = found.all("table")
+    assert rows(views) == [
+        ["the last map at 48 px", "62.5%", "1.250"],
+        ["all blocks at 48 and 96 px (chosen)", "75.0%", "0.500"],
+    ]
+    write(folder, "choice.json", CHOICE)
+    found = section(folder, "Closed form and fine-tuning")
+    assert "Delivered is the average, which does best on 120 validation images" in " ".join(found.text.split())
+    assert rows(found.all("table")[0]) == [
+        ["closed form", "80.0%", "0.750"],
+        ["fine-tuned", "70.0%", "0.900"],
+        ["average (delivered)", "85.0%", "0.625"],
+    ]
+    changed(folder, "closed.json", top1=None, judged=[{**CLOSED["judged"][0], "top1": None, "loss": None}])
+    found = section(folder, "Closed form and fine-tuning")
+    assert "is right in" not in found.text and rows(found.all("table")[1]) == [["the last map at 48 px", "–", "–"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("closed.json", {"seconds": "long"}, "closed.json: seconds"),
+        ("closed.json", {"top1": 2}, "closed.json: top1"),
+        ("closed.json", {"view": {"size": 4, "readout": {"blocks": [9]}}}, "closed.json: view.readout.blocks"),
+        ("choice.json", {"delivered": "<b>"}, "choice.json: delivered"),
+        ("choice.json", {"candidates": []}, "choice.json: candidates"),
+    ],
+)
+def test_candidates_of_another_form_are_named(folder: Path, name: str, values: dict[str, Any], said: str) -> None:
+    write(folder, "closed.json", CLOSED)
+    write(folder, "choice.json", CHOICE)
+    changed(folder, name, **values)
+    with pytest.raises(RunError, match=re.escape(said)):
+        report.write(folder)
 
 
 # --- The headline

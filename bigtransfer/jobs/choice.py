@@ -3,43 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Annotated, Literal
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
 from bigtransfer.catalog import InputSpec, Readout
 from bigtransfer.data import ImageSet
 from bigtransfer.evals import linear
+from bigtransfer.evals.candidates import Candidate, Choice, Kind
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import eval_batches
 from bigtransfer.jobs.closed import TIE
 from bigtransfer.model import ResNetV2, fold, joined
-from bigtransfer.records import Natural, NotNegative, Share
-
-Kind = Literal["closed form", "fine-tuned", "average"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """One of the three, on the validation images."""
-
-    kind: Kind
-    top1: Share
-    loss: NotNegative
-    """Cross-entropy at its best temperature, nats, with targets smoothed as `linear.best_temperature` does."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """choice.json: the candidates and which of them is delivered."""
-
-    delivered: Kind
-    candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(min_length=1, max_length=3)]
-    images: Natural
-    """Validation images that they were compared on."""
 
 
 def choose(
@@ -51,11 +26,13 @@ def choose(
     best; the average is that of the logits at these temperatures. The one with the least loss is taken, which is steadier than the
     accuracy of few images; the average, which costs both networks' time, only if it is better than either by more than `TIE`.
     """
-    logits, labels = {}, torch.empty(0)
-    for name, network in (("closed form", closed), ("fine-tuned", tuned)):
+    logits: dict[Kind, Tensor] = {}
+    labels = torch.empty(0)
+    networks: dict[Kind, ResNetV2] = {"closed form": closed, "fine-tuned": tuned}
+    for name, network in networks.items():
         logits[name], labels = _logits(network, images, device, dtype, batch_size)
     temperatures = {name: linear.best_temperature(scores, labels)[0] for name, scores in logits.items()}
-    logits["average"] = sum(scores / temperatures[name] for name, scores in tuple(logits.items())) / 2
+    logits["average"] = torch.stack([scores / temperatures[name] for name, scores in logits.items()]).mean(0)
     found = {name: linear.best_temperature(scores, labels) for name, scores in logits.items()}
     candidates = tuple(
         Candidate(kind=name, top1=float((scores.argmax(1) == labels).double().mean()), loss=max(0.0, found[name][1]))
@@ -67,7 +44,7 @@ def choose(
         scale = 2 * found["average"][0]
         network = average(closed, tuned, temperatures["closed form"] * scale, temperatures["fine-tuned"] * scale)
     else:
-        network = closed if best.kind == "closed form" else tuned
+        network = networks[best.kind]
         _divide(network, temperatures[best.kind])
     return network, Choice(delivered=best.kind, candidates=candidates, images=len(images))
 

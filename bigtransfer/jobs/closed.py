@@ -18,10 +18,10 @@ from torch import Tensor
 from bigtransfer.catalog import InputSpec, Readout
 from bigtransfer.data import ImageSet, splits
 from bigtransfer.evals import linear
+from bigtransfer.evals.candidates import Closed, Judged, View
 from bigtransfer.evals.linear import Probe
 from bigtransfer.feed.loader import eval_batches
 from bigtransfer.model import ResNetV2, fold, joined
-from bigtransfer.records import Natural, NotNegative, Pixels, Share
 
 CHOSEN_BY = 1_000
 """Images by which the features are chosen at most."""
@@ -31,32 +31,6 @@ LARGEST_VIEW = 448
 
 TIE = 0.01
 """Nats of leave-one-out loss below which two choices of features count as equally good; the cheaper one is taken."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class View:
-    """What a linear classifier may be given to see."""
-
-    size: Pixels
-    """Side of the network's input, px."""
-    readout: Readout | None
-    """None: the mean of the last map, as in the paper's linear evaluations."""
-
-    def __str__(self) -> str:
-        if self.readout is None:
-            return f"the last map at {self.size} px"
-        return f"all blocks at {' and '.join(map(str, self.readout.sizes or (self.size,)))} px"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judged:
-    """How good a view is for the task, by leave-one-out on `CHOSEN_BY` images."""
-
-    view: View
-    top1: float | None
-    """0 to 1; None where no class has two images."""
-    loss: NotNegative | None
-    """Negative log-likelihood, nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,29 +47,14 @@ class Solved:
     """That it was solved on."""
     seconds: float
 
-
-@dataclass(frozen=True, kw_only=True)
-class Closed:
-    """closed.json: what is on record of the closed form of a run."""
-
-    view: View
-    judged: tuple[Judged, ...]
-    """The views that there were to choose from; empty if there was one only."""
-    images: Natural
-    """That it was solved on."""
-    seconds: NotNegative
-    """From the first image to the solution."""
-    top1: Share | None
-    """Accuracy on its own images when each is judged by the classifier fitted without it; None where no class has two images."""
-
-    @classmethod
-    def of(cls, solved: Solved) -> Closed:
-        return cls(
-            view=solved.view,
-            judged=solved.judged,
-            images=solved.images,
-            seconds=solved.seconds,
-            top1=_known(solved.probe.leave_one_out_top1),
+    def record(self) -> Closed:
+        """What closed.json holds of it."""
+        return Closed(
+            view=self.view,
+            judged=self.judged,
+            images=self.images,
+            seconds=self.seconds,
+            top1=_known(self.probe.leave_one_out_top1),
         )
 
 

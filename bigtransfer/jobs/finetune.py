@@ -26,12 +26,12 @@ from bigtransfer.data import ImageSet, Splits, checks, splits
 from bigtransfer.data.layout import in_short
 from bigtransfer.errors import ConfigError, DataError, DownloadError, RunError
 from bigtransfer.evals import linear
+from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import choice, closed, training
-from bigtransfer.jobs.closed import Closed, View
 from bigtransfer.jobs.evaluate import measure
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2
@@ -629,7 +629,7 @@ def _solve(config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits
         network.card, input=_input(config, solved.view.size), class_names=parts.train.class_names
     )
     weights.save(run.folder / CLOSED_MODEL, network)
-    found = Closed.of(solved)
+    found = solved.record()
     runs.write_json(run.folder / "closed.json", dataclasses.asdict(found))
     return found
 

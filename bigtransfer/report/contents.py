@@ -17,6 +17,7 @@ from bigtransfer import config as configs
 from bigtransfer import evals, records, runs
 from bigtransfer.data.checks import Copy
 from bigtransfer.errors import RunError
+from bigtransfer.evals.candidates import Choice, Closed
 from bigtransfer.evals.record import Count, Evaluation, LabelsEvaluation, LeftOut
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.report.pictures import Pictures
@@ -71,6 +72,10 @@ class Contents:
     copies: Sequence[Sequence[Copy]]
     """Images that are the same byte for byte, as `data.checks.find_copies` found them before the training."""
     metrics: Sequence[Logged]
+    closed: Closed | None
+    """The closed form that a fine-tuning began with."""
+    choice: Choice | None
+    """How it was chosen what a fine-tuning delivers; None if there was no choice."""
     pictures: Pictures
 
     @classmethod
@@ -89,6 +94,8 @@ class Contents:
             unreadable=[*left_out, *(evaluation.unreadable if evaluation else ())],
             copies=_read(folder / "copies.json", lambda path: records.read(path, list[list[Copy]], RunError)) or [],
             metrics=_read(folder / "metrics.jsonl", lambda path: runs.read_metrics(path, Logged)) or [],
+            closed=_read(folder / "closed.json", lambda path: records.read(path, Closed, RunError)),
+            choice=_read(folder / "choice.json", lambda path: records.read(path, Choice, RunError)),
             pictures=pictures,
         )
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from bigtransfer.report.contents import Contents
 from bigtransfer.report.sections import (
     calibration,
+    candidates,
     classes,
     confusion,
     copies,
@@ -23,6 +24,7 @@ from bigtransfer.report.sections import (
 
 SECTIONS: Mapping[str, Callable[[Contents], object | None]] = {
     "headline": headline.compute,
+    "candidates": candidates.compute,
     "decisions": decisions.compute,
     "curves": curves.compute,
     "labels": labels.compute,

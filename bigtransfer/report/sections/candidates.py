@@ -1,0 +1,41 @@
+"""The classifiers that there were to choose from: the closed form, the fine-tuned network, their average."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bigtransfer.evals.candidates import Candidate, Choice, Judged
+from bigtransfer.report.contents import Contents
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    view: str
+    """What the closed form sees, in words."""
+    images: int
+    """That it was solved on."""
+    seconds: float
+    top1: float | None
+    """Of the closed form on its own images, each judged by the others, 0 to 1; None if that cannot be known."""
+    views: Sequence[tuple[str, Judged]]
+    """What else it could have seen, in words and as judged; empty without a choice."""
+    chosen: str
+    choice: Choice | None
+    compared: Sequence[Candidate]
+
+
+def compute(run: Contents) -> Candidates | None:
+    closed, choice = run.closed, run.choice
+    if closed is None:
+        return None
+    return Candidates(
+        view=str(closed.view),
+        images=closed.images,
+        seconds=closed.seconds,
+        top1=closed.top1,
+        views=[(str(judged.view), judged) for judged in closed.judged],
+        chosen=choice.delivered if choice else "",
+        choice=choice,
+        compared=choice.candidates if choice else (),
+    )
