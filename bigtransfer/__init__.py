@@ -14,12 +14,14 @@ __all__ = [
     "BitError",
     "Predictor",
     "Recipe",
+    "Teacher",
     "__version__",
     "create_model",
     "evaluate",
     "finetune",
     "list_models",
     "load_model",
+    "pretrain",
     "recipe",
 ]
 
@@ -27,21 +29,24 @@ _HOMES = {
     "BitError": "errors",
     "Predictor": "predictor",
     "Recipe": "hyperrule",
+    "Teacher": "train.teacher",
     "create_model": "api",
     "evaluate": "api",
     "finetune": "api",
     "list_models": "catalog",
     "load_model": "api",
+    "pretrain": "api",
     "recipe": "hyperrule",
 }
 """Public name -> the module that defines it."""
 
 if TYPE_CHECKING:
-    from bigtransfer.api import create_model, evaluate, finetune, load_model
+    from bigtransfer.api import create_model, evaluate, finetune, load_model, pretrain
     from bigtransfer.catalog import list_models
     from bigtransfer.errors import BitError
     from bigtransfer.hyperrule import Recipe, recipe
     from bigtransfer.predictor import Predictor
+    from bigtransfer.train.teacher import Teacher
 
 
 def __getattr__(name: str) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from bigtransfer import weights
-from bigtransfer.config import Config, EvaluateConfig, FinetuneConfig, fields_of
-from bigtransfer.errors import UnreadableImages
+from bigtransfer.config import Config, EvaluateConfig, FinetuneConfig, PretrainConfig, fields_of
+from bigtransfer.errors import RunError, UnreadableImages
 from bigtransfer.evals import Classification
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.jobs import evaluate as evaluate_job
 from bigtransfer.jobs import finetune as finetune_job
+from bigtransfer.jobs import pretrain as pretrain_job
 from bigtransfer.jobs.finetune import Finetuned
 from bigtransfer.model import ResNetV2
+from bigtransfer.train.teacher import Teacher
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,6 +78,29 @@ def finetune(data: str | os.PathLike[str], **options: Any) -> Finetuned:
     result of a finished one. Raises BitError for everything that the caller can mend.
     """
     return finetune_job.finetune(FinetuneConfig(data=data, **options))  # pyright: ignore[reportArgumentType] (takes paths)
+
+
+@_keywords_of(PretrainConfig)
+def pretrain(
+    data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    teacher: str | Teacher | None = None,
+    **options: Any,
+) -> ResNetV2:
+    """`bit pretrain`, and with label_weight=0 `bit distill`: train a network on large sets. The keywords are the command's flags.
+
+    teacher: also a `Teacher`: any torch module that turns images into logits, and how it wants them.
+    Returns the network with its card, which is also in the run's folder. Resumes an interrupted run; RunError if a signal stopped this
+    one. Raises BitError for everything that the caller can mend.
+    """
+    given = None if isinstance(teacher, str) else teacher
+    name = teacher if given is None else given.name
+    config = PretrainConfig(data=data, teacher=name, **options)  # pyright: ignore[reportArgumentType] (takes paths)
+    if pretrain_job.run(config, given) != 0:
+        raise RunError(
+            f"Stopped by a signal; the same call goes on from the last checkpoint in {pretrain_job.folder(config)}."
+        )
+    return weights.load(pretrain_job.folder(config))
 
 
 @_keywords_of(EvaluateConfig)

@@ -13,7 +13,7 @@ from PIL import Image
 
 import bigtransfer
 from bigtransfer import catalog, weights
-from bigtransfer.config import EvaluateConfig, FinetuneConfig, fields_of
+from bigtransfer.config import EvaluateConfig, FinetuneConfig, PretrainConfig, fields_of
 
 
 @pytest.fixture
@@ -108,7 +108,9 @@ def test_published_models_are_listed() -> None:
     assert {"bit-t-r26x1", "bit-s-r50x1", "bit-m-r101x3"} <= set(bigtransfer.list_models())
 
 
-@pytest.mark.parametrize(("name", "config"), [("finetune", FinetuneConfig), ("evaluate", EvaluateConfig)])
+@pytest.mark.parametrize(
+    ("name", "config"), [("finetune", FinetuneConfig), ("evaluate", EvaluateConfig), ("pretrain", PretrainConfig)]
+)
 def test_the_keywords_are_the_flags(name: str, config: type) -> None:
     function = getattr(bigtransfer, name)
     assert {*inspect.signature(function).parameters} == {field.name for field in fields_of(config)}

@@ -290,15 +290,20 @@ def _architecture(config: PretrainConfig) -> Architecture:
     )
 
 
+def folder(config: PretrainConfig) -> Path:
+    """Where the run lives."""
+    sets = list(config.data)
+    return run_folder(config.out, sets[0] if len(sets) == 1 else "+".join(_titles(sets)), config.model)
+
+
 def run(config: PretrainConfig, teacher: Teacher | None = None) -> int:
     """Train, or go on training, and save the model; 0 when done, 128 + signal when stopped by one.
 
     teacher: in place of the one that `config.teacher` names, by which it is then only called.
     """
     with join(choose_device(config.device)) as (world, device):
-        (*one,) = config.data
-        folder = run_folder(config.out, one[0] if len(one) == 1 else "+".join(_titles(one)), config.model)
-        begun = _recalled(folder, config, world)
+        run = runs.Run(folder(config))
+        begun = _recalled(run.folder, config, world)
         if begun is not None:
             same_threads(begun.threads)
         if config.batch_size < world.size:
@@ -310,7 +315,6 @@ def run(config: PretrainConfig, teacher: Teacher | None = None) -> int:
         if config.teacher is not None and teacher is None:
             teacher = open_teacher(config.teacher, config.teacher_size)
         sets = _open(config)
-        run = runs.Run(folder)
         if not world.is_main:
             return _train(config, run, world, device, begun, sets, teacher)
         with run.hold():
