@@ -13,6 +13,7 @@ import sys
 import tarfile
 import time
 import types
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -964,3 +965,19 @@ def test_thresholds_that_the_measured_images_chose_are_said_to_be_so(
     assert "that chose the thresholds" in capsys.readouterr().out
     assert json.loads((tmp_path / "run" / "evaluation.json").read_text())["chosen_here"]
     assert "were chosen by these very images" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_fine_tuning_a_network_that_was_chosen_for_other_images(short: list[str], tmp_path: Path) -> None:
+    """What its head saw is forgotten: the rule starts from the last map."""
+    closed = [one for one in short if one not in ("--batch-size", "6")]
+    assert in_process([*closed, "--linear", "closed"]) == 0
+    chosen = weights.load(tmp_path / "run")
+    both = finetune.choice.average(chosen, chosen, 1.0, 1.0)
+    both.card = dataclasses.replace(both.card, class_names=chosen.card.class_names)
+    weights.save(tmp_path / "both.safetensors", deepcopy(both))
+    short[short.index("--model") + 1] = str(tmp_path / "both.safetensors")
+    short[short.index("--out") + 1] = str(tmp_path / "again")
+    assert in_process([*short, "--steps", "1"]) == 0
+    again = weights.load(tmp_path / "again")
+    assert again.card.architecture == dataclasses.replace(chosen.card.architecture, readout=None)
+    assert again.num_features == 2048

@@ -51,8 +51,9 @@ class FinetuneConfig(Config):
     examples_per_class: PositiveInt | None = None
     """Train on this many images of each class, drawn at random with --seed. Default: all."""
     val_fraction: Share | None = None
-    """Share of the training images to hold out for validation, class by class; 0 holds out none. Default: 0.1 if the data
-    set has neither a validation nor a test part, or no validation part to choose the thresholds of several labels by; else 0."""
+    """Share of the training images to hold out for validation, class by class; 0 holds out none. Default: 0.1 if the data set has no
+    validation part but needs one: to be measured on if there is no test part either, to choose by under a budget (from ten images per
+    class on), or to choose the thresholds of several labels by; else 0."""
     split_file: str | None = None
     """Repeat the split of an earlier run: its split.json."""
     skip_bad_images: bool = False
@@ -63,8 +64,9 @@ class FinetuneConfig(Config):
     """Which published form of the rule: that of the released code, with which the published weights were measured (480 px,
     warm-up), or that of the paper's text (384 px, no warm-up)."""
     budget: Span | None = None
-    """Time to spend on training, such as 90s, 10m or 2h: a few steps are timed on this machine, and steps, batch and
-    resolution are chosen to fit. Default: the full rule, which is made for a big GPU."""
+    """Time to spend, such as 90s, 10m or 2h: a few steps are timed on this machine, and steps, batch and resolution are chosen to
+    fit. Delivered is the best of the closed form (--linear closed), the fine-tuned network and their average on the validation images.
+    Default: the full rule, which is made for a big GPU."""
     steps: PositiveInt | None = None
     """Optimizer steps."""
     batch_size: Batch | None = None
@@ -84,8 +86,9 @@ class FinetuneConfig(Config):
 
     # --- Training
     linear: Literal["none", "closed", "sgd"] = "none"
-    """Train only a linear classifier on the frozen network, whose features are computed once: solved exactly (closed), or by the
-    rule's steps (sgd). Either takes seconds. none trains all weights, which is usually more accurate."""
+    """Train only a linear classifier on the frozen network, whose features are computed once: solved exactly, on features of all
+    blocks and up to two sizes that leave-one-out chooses (closed), or by the rule's steps on the last (sgd). Either takes seconds.
+    none trains all weights."""
     pretrained: bool = True
     """Start from the pre-trained weights; --no-pretrained starts from random ones, to compare."""
     seed: Seed = 0

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from bigtransfer import data, evals, hyperrule, records, report, runs, weights
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
@@ -34,7 +33,7 @@ from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import choice, closed, training
 from bigtransfer.jobs.evaluate import measure
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import ResNetV2, joined
 from bigtransfer.predictor import Predictor, choose_device
 from bigtransfer.train import checkpoint, loop
 
@@ -368,10 +367,11 @@ def _load(config: FinetuneConfig, num_classes: int, channels: int) -> ResNetV2:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # random weights, where there are any
         model = weights.load(config.model, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained)
-        # A published head with as many classes as ours was kept, but they are others: the rule starts from zero.
-        model.head = nn.Linear(model.num_features, num_classes)
-    nn.init.zeros_(model.head.weight)
-    nn.init.zeros_(model.head.bias)
+        # What the head saw of the network was chosen for other images, and so is a head of as many classes, which was kept: the rule
+        # starts from the last map and zero.
+        if model.architecture.readout is not None or model.architecture.beside is not None:
+            model = joined(model, None)
+        model.reset_classifier(num_classes)
     return model
 
 
