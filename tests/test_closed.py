@@ -186,7 +186,7 @@ def test_the_columns_of_each_view_are_its_features(wanted: int) -> None:
         view = choices[wanted]
         small = nn.functional.interpolate(images, (view.size,) * 2, mode="bilinear", antialias=True)
         alone = model.joined(network, view.readout).features(small)
-    columns = closed._columns(choices[-1], view, 1)
+    columns = closed.columns(choices[-1], view, 1)
     torch.testing.assert_close(every[:, columns], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -221,7 +221,7 @@ def test_the_best_view_by_leave_one_out_is_solved(
     every = features_of(sample, choices[-1], network)[0]
     losses = []
     for one, view in zip(found.judged, choices, strict=True):
-        expected = linear.fit(every[:, closed._columns(choices[-1], view, 1)], labels, 3)
+        expected = linear.fit(every[:, closed.columns(choices[-1], view, 1)], labels, 3)
         assert one.view == view and one.loss == pytest.approx(expected.leave_one_out_loss, rel=1e-3)
         assert one.top1 == pytest.approx(expected.leave_one_out_top1)
         losses.append(one.loss)

@@ -97,19 +97,12 @@ def solve(
         batches = eval_batches(some, dataclasses.replace(spec, size=view.size), batch_size)
         return linear.extract_features(folded, batches, device, dtype)
 
-    judged: list[Judged] = []
+    judged: tuple[Judged, ...] = ()
     view, seen, rest = choice[-1], None, images
     if len(choice) > 1:
         sample = splits.evenly(images, CHOSEN_BY, seed)
         seen = features_of(sample, view)
-        for one in choice:
-            columns = _columns(view, one, network.architecture.width)
-            probe = linear.fit(seen[0][:, columns], seen[1], classes)
-            judged.append(
-                Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss))
-            )
-        if losses := [one.loss for one in judged if one.loss is not None]:
-            view = next(one.view for one in judged if one.loss is not None and one.loss <= min(losses) + TIE)
+        view, judged = choose(choice, *seen, classes, network.architecture.width)
         if view == choice[-1]:
             rest = images.subset(np.flatnonzero(~np.isin(images.rows, sample.rows)))
         else:
@@ -124,13 +117,27 @@ def solve(
         model=model.eval(),
         view=view,
         probe=probe,
-        judged=tuple(judged),
+        judged=judged,
         images=len(images),
         seconds=time.perf_counter() - started,
     )
 
 
-def _columns(seen: View, wanted: View, width: int) -> Tensor:
+def choose(
+    choice: Sequence[View], features: Tensor, labels: Tensor, classes: int, width: int
+) -> tuple[View, tuple[Judged, ...]]:
+    """The view that leave-one-out finds best, and how good each is. features `(n, d)`: those of the last view, which has all of them, of a
+    network of this width; labels `(n,)`."""
+    judged = []
+    for one in choice:
+        probe = linear.fit(features[:, columns(choice[-1], one, width)], labels, classes)
+        judged.append(Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss)))
+    losses = [one.loss for one in judged if one.loss is not None]
+    best = [one.view for one in judged if one.loss is not None and one.loss <= min(losses) + TIE]
+    return (best or [choice[-1]])[0], tuple(judged)
+
+
+def columns(seen: View, wanted: View, width: int) -> Tensor:
     """Where the features of one view are among those of another that has all of them."""
     assert seen.readout is not None
     sizes = seen.readout.sizes or (seen.size,)
