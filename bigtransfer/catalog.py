@@ -39,6 +39,8 @@ class Readout:
     """Sides that the network's input is resized to, px, ascending; none: its own only."""
     maxima: bool = True
     """Of each map the maximum too, not the mean alone."""
+    mirrored: bool = False
+    """The mean of the features of each image and of its mirror image."""
 
     def __post_init__(self) -> None:
         for name, values in (("blocks", self.blocks), ("sizes", self.sizes)):
@@ -107,8 +109,9 @@ class Architecture:
         """Floating-point operations of the convolutions and the head on one image of `size` x `size` px: two for each multiply-add,
         the convention of published figures; norms and the like, some percent of the time but hardly of the operations, not counted."""
         sizes = self.readout.sizes if self.readout is not None and self.readout.sizes else (size,)
+        passes = 2 if self.readout is not None and self.readout.mirrored else 1
         beside = 0.0 if self.beside is None else self.beside.forward_flops(size, 0)
-        return 2.0 * (sum(map(self._products, sizes)) + self.num_features * num_classes) + beside
+        return 2.0 * (passes * sum(map(self._products, sizes)) + self.num_features * num_classes) + beside
 
     def _products(self, size: int) -> int:
         """Multiply-adds of the convolutions on one image of `size` x `size` px."""

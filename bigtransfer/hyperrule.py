@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 from bigtransfer.errors import ConfigError
@@ -62,7 +63,7 @@ class Recipe:
     decays: tuple[Whole, ...] = ()
     """The learning rate is divided by 10 on every step number greater than each of these."""
     schedule: Literal["staircase", "cosine"] = "staircase"
-    """cosine (pre-training only): half a cosine from the base rate to 0 over the steps after the warm-up."""
+    """cosine (pre-training, and `tuning`): half a cosine from the base rate to 0 over the steps after the warm-up."""
     momentum: Share = MOMENTUM
     weight_decay: NotNegative = 0.0
     """L2 penalty on kernels and the head's weights, added to their gradients; biases and norms have none."""
@@ -188,6 +189,68 @@ def in_effect(recipe: Mapping[str, Any]) -> dict[str, Any]:
     unset = (None, "", [], ())
     obeyed = recipe if recipe.get("steps") != 0 else {key: recipe[key] for key in ("resize", "crop") if key in recipe}
     return {key: value for key, value in obeyed.items() if key != "notes" and value not in unset}
+
+
+TUNING_BATCH = 32
+TUNING_RATE = 0.005
+"""Of a network whose head is the closed form's (docs/lab-notes.md)."""
+TUNING_WARMUP = 0.05
+"""Share of the steps."""
+TUNING_RATIO = 9 / 8
+"""Of the side that images are resized to over that of the crop."""
+MOST_EPOCHS = 30
+"""A fine-tuning from the closed form passes over the images at most so often: what is left of a budget is given back."""
+FEWEST_EPOCHS = 3
+"""The smaller of two resolutions is taken where the larger one allows fewer passes than this."""
+FEWEST_TUNING_STEPS = 80
+
+
+def tuning(
+    num_examples: int,
+    seconds: float,
+    images_per_second: Speed,
+    crops: Sequence[int],
+    *,
+    spent: float = 0.0,
+    fixed: Mapping[str, int] = MappingProxyType({}),
+) -> Recipe:
+    """The project's own recipe for `num_examples` training images and a network whose head is the closed form's, to fit into `seconds` of
+    which some are `spent`.
+
+    images_per_second: (crop, batch) -> measured speed of training steps, called at most twice. crops: sides to choose from, px, the best
+    last, each larger than the one before. fixed: values that the user chose, of "steps", "batch_size", "crop".
+
+    Unlike the HyperRule's, its rate does not depend on the steps, and half a cosine leads it to 0: the head is good from the first step
+    on, and what matters is not to destroy it. Measured on a dozen sets of 200 to 2,000 images (docs/lab-notes.md).
+    """
+    batch = fixed.get("batch_size", TUNING_BATCH)
+    if "crop" in fixed:
+        crops = [fixed["crop"]]
+    left = max(seconds - spent, 0.1 * seconds)
+    most = max(FEWEST_TUNING_STEPS, math.ceil(MOST_EPOCHS * num_examples / batch))
+    enough = min(most, max(FEWEST_TUNING_STEPS, math.ceil(FEWEST_EPOCHS * num_examples / batch)))
+    speed = images_per_second(crops[0], batch)
+    # A convolution's cost goes with the image's area.
+    allowed = [crop for crop in crops if left * speed * (crops[0] / crop) ** 2 >= enough * batch]
+    crop = allowed[-1] if allowed else crops[0]
+    if crop != crops[0]:
+        speed = images_per_second(crop, batch)
+    steps = fixed.get("steps", min(most, max(FEWEST_STEPS, int(left * speed / batch))))
+    return Recipe(
+        steps=steps,
+        batch_size=batch,
+        resize=round(crop * TUNING_RATIO),
+        crop=crop,
+        base_learning_rate=TUNING_RATE * batch / TUNING_BATCH,
+        warmup=round(TUNING_WARMUP * steps),
+        schedule="cosine",
+        variant="budget",
+        notes=(
+            f"{steps * batch / num_examples:.2g} passes over the {num_examples:,} images, to fit into {_span(seconds)} at the {speed:.0f} "
+            "images/s just measured (a busier machine takes longer).",
+            "The head starts as the closed form, and the rate is the project's own; without --budget the HyperRule is obeyed as published.",
+        ),
+    )
 
 
 SMALLEST_BATCH = 32

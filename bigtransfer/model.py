@@ -331,7 +331,8 @@ class JoinedResNetV2(ResNetV2):
     network, `beside`, or both. Float images `(n, in_chans, h, w)` in [-1, 1] -> logits.
 
     The features are one vector in the parameters' dtype. Those of one size follow those of the other, smallest first; within a size they
-    come block by block, within a block the means before the maxima; those of `beside` come last. Images are resized to the readout's
+    come block by block, within a block the means before the maxima; those of `beside` come last. Where the readout is mirrored they are the
+    means of those of the image and of its mirror image. Images are resized to the readout's
     sizes bilinearly in float32, averaging over the source area where they shrink. `forward_features` gives that vector, there being no
     single map.
     """
@@ -359,13 +360,17 @@ class JoinedResNetV2(ResNetV2):
         """What the head sees, `(n, features)`."""
         readout = self.architecture.readout
         if readout is None:
-            seen = [super().forward_head(super().forward_features(x), pre_logits=True)]
+            seen = super().forward_head(super().forward_features(x), pre_logits=True)
         else:
-            views = [_resized(x, size) for size in readout.sizes] or [x]
-            seen = [pooled for view in views for pooled in self._pooled(view, readout)]
-        if self.beside is not None:
-            seen.append(self.beside.features(x))
-        return torch.cat(seen, dim=1)
+            seen = self._seen(x, readout)
+            if readout.mirrored:
+                seen = (seen + self._seen(x.flip(-1), readout)) / 2
+        return seen if self.beside is None else torch.cat([seen, self.beside.features(x)], dim=1)
+
+    def _seen(self, x: Tensor, readout: Readout) -> Tensor:
+        """The readout's features of images as they are."""
+        views = [_resized(x, size) for size in readout.sizes] or [x]
+        return torch.cat([pooled for view in views for pooled in self._pooled(view, readout)], dim=1)
 
     def _pooled(self, x: Tensor, readout: Readout) -> list[Tensor]:
         """Means and maxima of the blocks' maps of images of one size."""

@@ -60,6 +60,9 @@ def test_what_the_head_sees() -> None:
         expected = by_hand(network, images, blocks, maxima)
         torch.testing.assert_close(seen.features(images), expected, rtol=1e-4, atol=1e-5)
         assert seen.num_features == expected.shape[1] == seen.architecture.num_features
+    mirrored = model.joined(network, Readout(blocks=(0, 2), mirrored=True)).features(images)
+    both = (by_hand(network, images, (0, 2)) + by_hand(network, images[..., range(39, -1, -1)], (0, 2))) / 2
+    torch.testing.assert_close(mirrored, both, rtol=1e-4, atol=1e-5)
     plain = model.joined(network, Readout(blocks=(3,), maxima=False))
     torch.testing.assert_close(plain.features(images), network.features(images))
 
@@ -144,6 +147,8 @@ def test_the_operations_of_a_readout_are_counted() -> None:
     once, twice = (dataclasses.replace(SMALL, readout=Readout(blocks=(3,), sizes=s)) for s in ((32,), (32, 64)))
     alone = SMALL.forward_flops(32, 0)
     assert once.forward_flops(500, 0) == alone, "whatever the input's size"
+    mirrored = dataclasses.replace(SMALL, readout=Readout(blocks=(3,), sizes=(32,), mirrored=True))
+    assert mirrored.forward_flops(500, 0) == 2 * alone
     assert twice.forward_flops(500, 0) == alone + SMALL.forward_flops(64, 0)
     assert dataclasses.replace(once, beside=twice).forward_flops(500, 0) == 2 * alone + SMALL.forward_flops(64, 0)
 
@@ -164,6 +169,12 @@ def test_what_there_is_to_choose_from() -> None:
         "all blocks at 96 px",
         "all blocks at 48 and 96 px",
     ]
+    mirrored = closed.views(network, 48, mirrored=True)
+    assert mirrored[0] == View(size=48, readout=Readout(blocks=(3,), maxima=False, mirrored=True))
+    assert mirrored[3] == View(size=96, readout=Readout(blocks=every, sizes=(48, 96), mirrored=True))
+    assert str(mirrored[0]) == "the last map at 48 px, mirrored too"
+    assert [view.sees_all_of_one_size for view in found] == [False, True, True, False]
+    assert [view.sees_all_of_one_size for view in mirrored] == [False, True, True, False]
     assert closed.views(network, 48, 40) == (View(size=40, readout=None), View(size=40, readout=Readout(blocks=every)))
     assert [view.size for view in closed.views(network, 300)] == [300, 300], (
         "600 px would be more than any was trained at"
@@ -177,10 +188,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.ImageSet:
     return data.open_dataset(folder).train
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("wanted", range(4))
-def test_the_columns_of_each_view_are_its_features(wanted: int) -> None:
+def test_the_columns_of_each_view_are_its_features(wanted: int, mirrored: bool) -> None:
     network, images = random_network(), torch.rand(2, 3, 32, 32) * 2 - 1
-    choices = closed.views(network, 16)
+    choices = closed.views(network, 16, mirrored=mirrored)
     with torch.no_grad():
         every = model.joined(network, choices[-1].readout).features(images)
         view = choices[wanted]
@@ -347,3 +359,38 @@ def test_the_logits_compared_are_those_of_the_networks(pictures: data.ImageSet) 
         expected = network(normalize(batch.images, torch.float32))
     torch.testing.assert_close(logits, expected.double(), rtol=1e-4, atol=1e-4)
     assert torch.equal(labels, torch.from_numpy(pictures.labels))
+
+
+# --- Training that starts from the closed form
+
+
+def test_a_head_that_can_be_trained_is_the_same_function() -> None:
+    generator = torch.Generator().manual_seed(3)
+    features = torch.randn(50, 6, generator=generator) * torch.tensor([1.0, 100.0, 0.01, 1.0, 5.0, 3.0]) + 7
+    head = nn.Linear(6, 3)
+    trainable = closed.trainable_head(head, features, 0.005)
+    torch.testing.assert_close(trainable(features), head(features), rtol=1e-4, atol=1e-4)
+    plain = closed.plain_head(trainable)
+    torch.testing.assert_close(plain.weight, head.weight)
+    torch.testing.assert_close(plain.bias, head.bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("rate", [0.005, 0.02])
+def test_a_step_of_it_is_one_of_the_head_s_own_rate(rate: float) -> None:
+    """Whatever the network's rate: a step of 0.1 / d on standardized features, by hand."""
+    generator = torch.Generator().manual_seed(4)
+    features = torch.randn(40, 5, generator=generator) * torch.tensor([1.0, 30.0, 0.1, 2.0, 4.0]) + 2
+    labels = torch.arange(40) % 3
+    head = nn.Linear(5, 3)
+    trainable = closed.trainable_head(head, features, rate)
+    nn.functional.cross_entropy(trainable(features), labels).backward()
+    inner: Any = trainable[1]
+    with torch.no_grad():
+        inner.weight -= rate * inner.weight.grad
+    mean, std = features.double().mean(0), features.double().std(0, correction=0)
+    std = std.maximum(0.1 * std.square().mean().sqrt())
+    with torch.no_grad():
+        logits = features.double() @ head.weight.double().T + head.bias.double()
+        slope = (logits.softmax(1) - nn.functional.one_hot(labels, 3)).T @ ((features.double() - mean) / std) / 40
+        expected = head.weight.double() * std - 0.1 / 5 * slope
+        torch.testing.assert_close(closed.plain_head(trainable).weight.double() * std, expected, rtol=1e-4, atol=1e-5)

@@ -486,7 +486,7 @@ def card_and_config(run: Path) -> tuple[ModelCard, dict]:
 
 def test_linear_closed(short: list[str], data: Path, tiny: Path, tmp_path: Path) -> None:
     short = [one for one in short if one not in ("--batch-size", "6")]
-    assert in_process([*short, "--linear", "closed"]) == 0
+    assert in_process([*short, "--linear", "closed", "--no-flip"]) == 0
     network = weights.load(tmp_path / "run")
     card = network.card
     source = weights.load(tiny)
@@ -560,8 +560,8 @@ def test_a_budget(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     card, config = card_and_config(tmp_path / "run")
     assert card.recipe is not None and config["recipe"]["steps"] < 500
     assert Recipe.from_dict(dict(card.recipe)) == Recipe.from_dict(config["recipe"])
-    assert any("To fit into 2 s at the" in note for note in config["recipe"]["notes"])
-    assert "To fit into 2 s" in capsys.readouterr().out
+    assert any("to fit into 2 s at the" in note for note in config["recipe"]["notes"])
+    assert "to fit into 2 s" in capsys.readouterr().out
 
 
 def test_within_a_budget_the_best_is_delivered(
@@ -585,17 +585,14 @@ def test_within_a_budget_the_best_is_delivered(
         assert in_process([*map(str, same), "--steps", "2", "--budget", "5s", "--val-fraction", "0.2"]) == 0
         network = weights.load(run)
         arch = network.card.architecture
-        every = Readout(blocks=(0, 1, 2, 3))
+        every = Readout(blocks=(0, 1, 2, 3), mirrored=True)
+        last = Readout(blocks=(3,), maxima=False, mirrored=True)
         expected = {
-            "closed form": (arch.readout in (None, every) and arch.beside is None, 1),
-            "fine-tuned": (arch.readout is None and arch.beside is None, 1),
-            "average": (arch.beside is not None and arch.readout is not None, 2),
+            "closed form": arch.readout in (last, every) and arch.beside is None,
+            "fine-tuned": arch.readout == every and arch.beside is None,
+            "average": arch.readout == dataclasses.replace(every, sizes=(32,)) and arch.beside is not None,
         }[kind]
-        assert (
-            expected[0]
-            and network.card.class_names == tuple(sorted(CLASSES))
-            and network.card.metrics["test_top1"] >= 0
-        )
+        assert expected and network.card.class_names == tuple(sorted(CLASSES))
         record = json.loads((run / "choice.json").read_text())
         assert record["delivered"] == kind and [one["kind"] for one in record["candidates"]] == [
             "closed form",
@@ -621,12 +618,13 @@ def test_what_the_closed_form_costs_is_within_the_budget(tiny: Path) -> None:
     network = weights.load(tiny)
     choice = finetune.closed.views(network, 32)
 
-    def affordable(budget: str | None, speed: float = 100.0) -> int:
+    def affordable(budget: str | None, speed: float = 100.0, flip: bool = True) -> int:
         facts: Any = types.SimpleNamespace(classes=3, trained_at=32, speed=lambda crop, batch: speed)
-        return finetune._affordable(FinetuneConfig(data="d", budget=budget), facts, choice)
+        return finetune._affordable(FinetuneConfig(data="d", budget=budget, flip=flip), facts, choice)
 
-    # An image costs a fifth of a step's time at 32 px for the view of both sizes, 1 + 4, and a forward pass is a third of it.
-    assert affordable("60s") == int(0.15 * 60 * 3 * 100 / 5)
+    # Seen at both sizes an image costs 1 + 4 forward passes at 32 px, mirrored too twice as many, and each a third of a training step.
+    assert affordable("60s") == int(0.2 * 60 * 3 * 100 / 10)
+    assert affordable("60s", flip=False) == int(0.2 * 60 * 3 * 100 / 5)
     assert affordable("60s", 1.0) == 30, "ten of each class, whatever it takes"
     assert affordable("1h") == affordable(None) == finetune.BASELINE
 
@@ -972,9 +970,9 @@ def test_fine_tuning_a_network_that_was_chosen_for_other_images(short: list[str]
     closed = [one for one in short if one not in ("--batch-size", "6")]
     assert in_process([*closed, "--linear", "closed"]) == 0
     chosen = weights.load(tmp_path / "run")
-    both = finetune.choice.average(chosen, chosen, 1.0, 1.0)
+    both = finetune.choice.average(chosen, deepcopy(chosen), 1.0, 1.0)
     both.card = dataclasses.replace(both.card, class_names=chosen.card.class_names)
-    weights.save(tmp_path / "both.safetensors", deepcopy(both))
+    weights.save(tmp_path / "both.safetensors", both)
     short[short.index("--model") + 1] = str(tmp_path / "both.safetensors")
     short[short.index("--out") + 1] = str(tmp_path / "again")
     assert in_process([*short, "--steps", "1"]) == 0

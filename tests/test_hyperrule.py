@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -211,3 +214,36 @@ def test_one_image_of_one_pixel_is_enough_and_nothing_less() -> None:
     for facts in ((0, 1, 1), (1, 0, 1), (1, 1, 0)):
         with pytest.raises(ConfigError, match="at least one image of at least 1 x 1 px"):
             recipe(*facts)
+
+
+# --- A training that starts from the closed form, within a budget
+
+
+def tuned(
+    seconds: float = 100, images: int = 1000, speed: float = 100.0, crops: Sequence[int] = (48, 64, 96), **more: Any
+) -> Recipe:
+    return hyperrule.tuning(images, seconds, lambda crop, _batch: speed * (48 / crop) ** 2, crops, **more)
+
+
+def test_a_training_from_the_closed_form_fits_into_its_budget() -> None:
+    recipe = tuned(100, spent=20)
+    # 80 s hold 8,000 images at 48 px, 4,500 at 64 px and 2,000 at 96 px; three passes are 3,000.
+    assert (recipe.crop, recipe.resize, recipe.batch_size, recipe.steps) == (64, 72, 32, 140)
+    assert (recipe.base_learning_rate, recipe.warmup, recipe.schedule, recipe.mixup_alpha) == (0.005, 7, "cosine", 0.0)
+    assert tuned(300).crop == 96 and tuned(300, crops=(48,)).crop == 48
+    assert (tuned(20).crop, tuned(20).steps) == (48, 62) and tuned(1).steps == hyperrule.FEWEST_STEPS
+    assert tuned(100, spent=99).steps == 31, "a tenth of the budget is left to it at least"
+
+
+def test_a_budget_of_hours_is_given_back() -> None:
+    recipe = tuned(36_000)
+    assert (recipe.crop, recipe.steps) == (96, math.ceil(30 * 1000 / 32))
+    assert tuned(36_000, images=20).steps == hyperrule.FEWEST_TUNING_STEPS
+    assert tuned(36_000_000, images=100_000).steps == math.ceil(30 * 100_000 / 32)
+
+
+def test_what_the_user_fixed_stays_in_a_training_from_the_closed_form() -> None:
+    recipe = tuned(100, fixed={"steps": 5, "batch_size": 64, "crop": 128})
+    assert (recipe.steps, recipe.batch_size, recipe.crop, recipe.resize) == (5, 64, 128, 144)
+    assert recipe.base_learning_rate == 0.01
+    assert recipe.notes[0].startswith("0.32 passes over the 1,000 images, to fit into 100 s at the")

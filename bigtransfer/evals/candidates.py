@@ -20,10 +20,16 @@ class View:
     readout: Readout | None
     """None: the mean of the last map, as in the paper's linear evaluations."""
 
+    @property
+    def sees_all_of_one_size(self) -> bool:
+        return self.readout is not None and self.readout.maxima and len(self.readout.sizes) < 2
+
     def __str__(self) -> str:
         if self.readout is None:
             return f"the last map at {self.size} px"
-        return f"all blocks at {' and '.join(map(str, self.readout.sizes or (self.size,)))} px"
+        what = "the last map" if len(self.readout.blocks) == 1 else "all blocks"
+        sizes = " and ".join(map(str, self.readout.sizes or (self.size,)))
+        return f"{what} at {sizes} px{', mirrored too' if self.readout.mirrored else ''}"
 
 
 @dataclass(frozen=True, kw_only=True)

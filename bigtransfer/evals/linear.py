@@ -108,7 +108,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     labels = labels.to(features.device)
     counts = torch.bincount(labels, minlength=num_classes)
     prior = counts.double() / n  # the mean of the targets
-    mean, scale = _standardization(features)
+    mean, scale = standardization(features)
     if penalty is None and min(n, d) > _DECOMPOSED:
         part = _spread(labels, _DECOMPOSED)
         penalty = fit(features[part], labels[part], num_classes).penalty
@@ -248,7 +248,7 @@ def _spread(labels: Tensor, count: int) -> Tensor:
     return by_class[places].sort().values
 
 
-def _standardization(features: Tensor) -> tuple[Tensor, Tensor]:
+def standardization(features: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and 1 / standard deviation (population, at least `_FLOOR`) of each feature, float64 `(d,)`."""
     chunks = features.split(_ROWS)
     mean = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(features)

@@ -18,7 +18,13 @@ from bigtransfer.model import ResNetV2, fold, joined
 
 
 def choose(
-    closed: ResNetV2, tuned: ResNetV2, images: ImageSet, *, device: torch.device, dtype: torch.dtype, batch_size: int
+    closed: ResNetV2,
+    tuned: ResNetV2,
+    images: ImageSet,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
 ) -> tuple[ResNetV2, Choice]:
     """The best of both networks and their average on labelled images that neither has learnt from, and how it was chosen.
 
@@ -53,8 +59,7 @@ def average(closed: ResNetV2, tuned: ResNetV2, by_closed: float, by_tuned: float
     """One network whose logits are those of `tuned` / `by_tuned` plus those of `closed` / `by_closed`. It shares their layers."""
     size = tuned.card.input.size
     beside = joined(closed, _at(closed.architecture.readout, len(closed.blocks), closed.card.input.size))
-    own = Readout(blocks=(len(tuned.blocks) - 1,), sizes=(size,), maxima=False)
-    network = joined(tuned, own, beside)
+    network = joined(tuned, _at(tuned.architecture.readout, len(tuned.blocks), size), beside)
     network.reset_classifier(tuned.num_classes)
     heads = [(tuned.head, by_tuned), (closed.head, by_closed)]
     with torch.no_grad():

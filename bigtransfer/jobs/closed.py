@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigtransfer.catalog import InputSpec, Readout
 from bigtransfer.data import ImageSet, splits
@@ -58,17 +58,19 @@ class Solved:
         )
 
 
-def views(network: ResNetV2, trained_at: int, size: int | None = None) -> tuple[View, ...]:
+def views(network: ResNetV2, trained_at: int, size: int | None = None, *, mirrored: bool = False) -> tuple[View, ...]:
     """What there is to choose from, the cheapest first. trained_at: size of the images that the network was pre-trained on, px.
-    size: only this one; None: `trained_at`, where the features are at their best, twice as much, where more is to be seen, and both."""
+    size: only this one; None: `trained_at`, where the features are at their best, twice as much, where more is to be seen, and both.
+    mirrored: see each image mirrored as well, for tasks in which left and right do not matter."""
     every = tuple(range(len(network.blocks)))
     small = size or trained_at
-    found = [View(size=small, readout=None), View(size=small, readout=Readout(blocks=every))]
+    last = Readout(blocks=every[-1:], maxima=False, mirrored=True) if mirrored else None
+    found = [View(size=small, readout=last), View(size=small, readout=Readout(blocks=every, mirrored=mirrored))]
     large = 2 * small
     if size is None and large <= LARGEST_VIEW:
         found += [
-            View(size=large, readout=Readout(blocks=every)),
-            View(size=large, readout=Readout(blocks=every, sizes=(small, large))),
+            View(size=large, readout=Readout(blocks=every, mirrored=mirrored)),
+            View(size=large, readout=Readout(blocks=every, sizes=(small, large), mirrored=mirrored)),
         ]
     return tuple(found)
 
@@ -93,9 +95,7 @@ def solve(
     classes = len(images.class_names)
 
     def features_of(some: ImageSet, view: View) -> tuple[Tensor, Tensor]:
-        folded = fold(joined(network, view.readout), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-        batches = eval_batches(some, dataclasses.replace(spec, size=view.size), batch_size)
-        return linear.extract_features(folded, batches, device, dtype)
+        return features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
 
     judged: tuple[Judged, ...] = ()
     view, seen, rest = choice[-1], None, images
@@ -108,8 +108,8 @@ def solve(
         else:
             seen = None
     parts = ([] if seen is None else [seen]) + ([features_of(rest, view)] if len(rest) else [])
-    features, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    probe = linear.fit(features, labels, classes)
+    seen, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    probe = linear.fit(seen, labels, classes)
     model = joined(network, view.readout)
     model.reset_classifier(classes)
     model.head = probe.head.to(device, next(model.parameters()).dtype)
@@ -121,6 +121,72 @@ def solve(
         images=len(images),
         seconds=time.perf_counter() - started,
     )
+
+
+def features(
+    network: ResNetV2,
+    images: ImageSet,
+    view: View,
+    *,
+    spec: InputSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> tuple[Tensor, Tensor]:
+    """What a classifier with this view sees, float32 `(n, d)`, and the labels `(n,)`, on the CPU; arguments as of `solve`."""
+    folded = fold(joined(network, view.readout), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    batches = eval_batches(images, dataclasses.replace(spec, size=view.size), batch_size)
+    return linear.extract_features(folded, batches, device, dtype)
+
+
+class Standardized(nn.Module):
+    """Features `(n, d)` -> (features - mean) * scale."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("scale", scale)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) * self.scale
+
+
+HEAD_RATE = 0.1
+"""Learning rate of a standardized linear head, times its number of features: what one step changes its answers by is then of the same
+size for any number of them (docs/lab-notes.md)."""
+
+
+def trainable_head(head: nn.Linear, features: Tensor, rate: float) -> nn.Sequential:
+    """The same function as `head` in a form that can be trained at `rate` together with the network below it.
+
+    Raw features differ in scale by orders of magnitude, and there are thousands of them: at the network's rate the head would be destroyed
+    within a few steps. Here it sees them standardized (by the mean and scale of `features` `(n, d)`, which stay) and times a constant,
+    by which its weights are divided: its gradient steps are then those of the rate `HEAD_RATE` / d.
+    """
+    mean, scale = linear.standardization(features)
+    scale *= math.sqrt(HEAD_RATE / (features.shape[1] * rate))
+    inner = nn.Linear(head.in_features, head.out_features)
+    with torch.no_grad():
+        weight = head.weight.double()
+        inner.weight.copy_(weight / scale)
+        inner.bias.copy_(head.bias.double() + weight @ mean)
+    return nn.Sequential(Standardized(mean.float(), scale.float()), inner)
+
+
+def plain_head(head: nn.Module) -> nn.Linear:
+    """The inverse of `trainable_head`."""
+    assert isinstance(head, nn.Sequential)
+    standardized, inner = head
+    assert isinstance(standardized, Standardized) and isinstance(inner, nn.Linear)
+    plain = nn.Linear(inner.in_features, inner.out_features, device=inner.weight.device)
+    with torch.no_grad():
+        weight = inner.weight.double() * standardized.scale
+        plain.weight.copy_(weight)
+        plain.bias.copy_(inner.bias.double() - weight @ standardized.mean.double())
+    return plain
 
 
 def choose(
@@ -143,7 +209,7 @@ def columns(seen: View, wanted: View, width: int) -> Tensor:
     sizes = seen.readout.sizes or (seen.size,)
     widths = seen.readout.block_features(width)
     places = torch.arange(len(sizes) * sum(widths)).reshape(len(sizes), -1)
-    if wanted.readout is None:
+    if wanted.readout is None or not wanted.readout.maxima:
         # The means of the last block, which come before its maxima.
         last = places[sizes.index(wanted.size)][-widths[-1] :]
         return last[: widths[-1] // 2]

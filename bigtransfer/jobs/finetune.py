@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 
 from bigtransfer import data, evals, hyperrule, records, report, runs, weights
-from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
+from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
 from bigtransfer.data.layout import in_short
@@ -52,12 +52,15 @@ WATCHED = 2_000
 BASELINE = 2_000
 """Images that the closed form learns from at most where it is not what was asked for; a short budget allows fewer."""
 
-CLOSED = 0.15
+CLOSED = 0.2
 """Share of a budget that may go into computing the closed form's features."""
 
 JUDGING = 10
 """Training images per class from which on some are held out to choose the best of several classifiers by. Fewer cannot be spared, and
 would not tell them apart."""
+
+JUDGES, MOST_JUDGES = 100, 0.2
+"""So many images are held out for that at least, but no larger share than this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,8 @@ class FinetunePlan(Plan):
     augmentation: SquareCrop
     linear: Literal["none", "closed", "sgd"]
     choose: bool = False
-    """Whether the best of closed form, fine-tuned network and their average is delivered, by the validation images."""
+    """Whether the training starts from the closed form, and the best of that, the fine-tuned network and their average is delivered, by the
+    validation images."""
     native_size: tuple[int, int]
     """Typical height and width of the images, px, which the rule looks at."""
 
@@ -168,17 +172,18 @@ def finetune(config: FinetuneConfig) -> Finetuned:
             if _changed(opened, begun.data):
                 print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
         _tell(config, card, parts, plan, baseline)
+        model = _as_planned(model, plan)
 
         if plan.recipe.steps:
             outcome = _train(config, run, model, parts, plan)
             if not outcome.finished:
                 return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
-            model.card = dataclasses.replace(model.card, input=plan.input)
             if plan.choose:
                 model = _choose(run, model, parts, plan)
+            else:
+                model.card = dataclasses.replace(model.card, input=plan.input)
         else:
             model = weights.load(folder / CLOSED_MODEL)
-
         trained_on = Path(config.data).name or config.data
         model.card = ModelCard(
             name=folder.resolve().name,
@@ -313,6 +318,8 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
             judged = config.budget is not None and config.pretrained and len(train) >= JUDGING * len(train.class_names)
             wanted = val is None and (test is None or train.several or judged)
             fraction = OWN_VALIDATION if wanted and train.class_counts().max() > 1 else 0.0
+            if fraction and judged:
+                fraction = min(MOST_JUDGES, max(fraction, JUDGES / len(train)))
         elif fraction > 0 and val is not None:
             raise ConfigError("--val-fraction has no effect: the data set has a validation part of its own.")
         if fraction > 0:
@@ -407,7 +414,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
     recipe = _recipe(config, facts)
     return FinetunePlan(
         recipe=recipe,
-        architecture=facts.architecture,
+        architecture=_architecture(config, facts) if recipe.steps else facts.architecture,
         images=facts.images,
         classes=facts.classes,
         input=_input(config, recipe.crop),
@@ -434,6 +441,23 @@ def _input(config: FinetuneConfig, size: int) -> InputSpec:
     return InputSpec(size=size, antialias=config.antialias)
 
 
+def _architecture(config: FinetuneConfig, facts: Facts) -> Architecture:
+    """Of the network that is trained: one that starts from the closed form reads out all blocks."""
+    if not _chooses(config, facts):
+        return facts.architecture
+    every = tuple(range(len(facts.architecture.units)))
+    return dataclasses.replace(facts.architecture, readout=Readout(blocks=every))
+
+
+def _as_planned(model: ResNetV2, plan: FinetunePlan) -> ResNetV2:
+    """The network, with the head that the plan's is to have."""
+    if not plan.choose:
+        return model
+    planned = joined(model, plan.architecture.readout)
+    planned.reset_classifier(plan.classes)
+    return planned
+
+
 def _chooses(config: FinetuneConfig, facts: Facts) -> bool:
     """Whether the best of several classifiers is to be delivered instead of the one that was asked for."""
     return config.budget is not None and facts.closed is not None and config.linear == "none"
@@ -458,6 +482,8 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
         crop = config.crop or facts.trained_at
         note = f"The network stays as it is: its features are taken of images at {crop} px."
         recipe = dataclasses.replace(recipe, resize=crop, crop=crop, notes=(recipe.notes[0], note))
+    if _chooses(config, facts):
+        recipe = _tuning(config, facts)
     if config.mixup_alpha is not None:
         recipe = dataclasses.replace(recipe, mixup_alpha=config.mixup_alpha)
     crop, resize = config.crop, config.resize
@@ -466,11 +492,11 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
         crop = crop or max(1, round((resize or 0) * recipe.crop / recipe.resize))
         resize = resize or round(crop * recipe.resize / recipe.crop)
         recipe = dataclasses.replace(recipe, crop=crop, resize=resize)
-    if config.steps is not None:
+    if config.steps is not None and not _chooses(config, facts):
         recipe = hyperrule.with_steps(recipe, config.steps)
-    if config.batch_size is not None:
+    if config.batch_size is not None and not _chooses(config, facts):
         recipe = hyperrule.with_batch_size(recipe, config.batch_size)
-    if config.budget is not None:
+    if config.budget is not None and not _chooses(config, facts):
         fixed = {name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None}
         if config.resize is not None:  # which decided the crop
             fixed.add("crop")
@@ -479,7 +505,6 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
             seconds(config.budget),
             facts.speed,
             trained_at=facts.trained_at if config.pretrained else None,
-            spent=facts.closed.seconds if facts.closed else 0.0,
             fixed=fixed,
         )
     if config.learning_rate is not None:
@@ -496,6 +521,27 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
     if chosen:
         recipe = dataclasses.replace(recipe, notes=(*recipe.notes, f"Set by you instead: {', '.join(chosen)}."))
     return recipe
+
+
+def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
+    """The recipe of a training that starts from the closed form, within a budget."""
+    assert config.budget is not None and facts.closed is not None
+    small = facts.trained_at
+    crops = [small]
+    losses = {
+        judged.view.size: judged.loss
+        for judged in facts.closed.judged
+        if judged.view.sees_all_of_one_size and judged.loss is not None
+    }
+    if len(losses) > 1 and losses[2 * small] < losses[small]:
+        # Half as large again in area, and four times as large, where the closed form saw more of larger images.
+        crops += [round(small * 4 / 3 / 16) * 16, 2 * small]
+    fixed = {name: value for name in ("steps", "batch_size", "crop") if (value := getattr(config, name)) is not None}
+    if config.resize is not None and config.crop is None:
+        fixed["crop"] = max(1, round(config.resize / hyperrule.TUNING_RATIO))
+    return hyperrule.tuning(
+        facts.images, seconds(config.budget), facts.speed, crops, spent=facts.closed.seconds, fixed=fixed
+    )
 
 
 def images_per_second(
@@ -563,6 +609,8 @@ def _train(
     config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan
 ) -> training.Outcome:
     """The steps of the recipe, resumed from a checkpoint where there is one."""
+    if plan.choose:
+        _start(run, model, parts.train, plan)
     linear_only = plan.linear == "sgd"
     trained = model.head if linear_only else model
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
@@ -610,7 +658,7 @@ def _solve(config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits
     if parts.train.several or not config.pretrained or config.linear == "sgd":
         return None
     device, dtype = torch.device(facts.device), loop.compute_dtype(config.precision, torch.device(facts.device))
-    choice = closed.views(model, facts.trained_at, config.crop)
+    choice = closed.views(model, facts.trained_at, config.crop, mirrored=config.flip)
     images = parts.train
     if config.linear == "none":
         images = splits.evenly(images, _affordable(config, facts, choice), config.seed)
@@ -640,7 +688,7 @@ def _affordable(config: FinetuneConfig, facts: Facts, choice: Sequence[View]) ->
         return BASELINE
     least = hyperrule.SMALLEST_BATCH
     # A forward pass costs a third of a training step, and goes with the area.
-    area = sum(size**2 for size in {view.size for view in choice})
+    area = (1 + config.flip) * sum(size**2 for size in {view.size for view in choice})
     cost = area / facts.trained_at**2 / (3 * facts.speed(facts.trained_at, least))
     return min(BASELINE, max(JUDGING * facts.classes, int(CLOSED * seconds(config.budget) / cost)))
 
@@ -653,13 +701,38 @@ def _solved(run: runs.Run) -> Closed | None:
         return None
 
 
+def _start(run: runs.Run, model: ResNetV2, train: ImageSet, plan: FinetunePlan) -> None:
+    """Give the network, which reads out all blocks already, the closed form's head. Of a run that goes on from a checkpoint the numbers do
+    not matter."""
+    view = View(size=plan.input.size, readout=model.architecture.readout)
+    seen = torch.zeros(1, model.num_features), torch.zeros(1, dtype=torch.int64)
+    if not checkpoint.exists(run.folder):
+        seen = closed.features(
+            model,
+            splits.evenly(train, BASELINE, plan.seed),
+            view,
+            spec=plan.input,
+            device=plan.torch_device,
+            dtype=plan.torch_dtype,
+            batch_size=plan.micro_batch,
+        )
+    probe = linear.fit(*seen, plan.classes)
+    head = closed.trainable_head(probe.head, seen[0], plan.recipe.base_learning_rate)
+    model.head = head.to(plan.torch_device)
+
+
 def _choose(run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan) -> ResNetV2:
     """The best of the closed form, the fine-tuned network and their average, on record in the run's folder."""
     assert parts.val is not None
     baseline = weights.load(run.folder / CLOSED_MODEL).to(plan.torch_device)
+    readout = model.architecture.readout
+    assert readout is not None
+    tuned = joined(model, dataclasses.replace(readout, mirrored=plan.augmentation.flip))
+    tuned.head = closed.plain_head(model.head)
+    tuned.card = dataclasses.replace(tuned.card, input=plan.input)
     network, chosen = choice.choose(
         baseline,
-        model,
+        tuned,
         splits.evenly(parts.val, WATCHED, plan.seed),
         device=plan.torch_device,
         dtype=plan.torch_dtype,

@@ -101,7 +101,8 @@ def _readout(readout: Readout | None) -> str:
         return ""
     sizes = f" of the image at {', '.join(map(str, readout.sizes))} px" if readout.sizes else ""
     blocks = ", ".join(str(block + 1) for block in readout.blocks)
-    return f": means{' and maxima' if readout.maxima else ''} of block{'s' if len(readout.blocks) > 1 else ''} {blocks}{sizes}"
+    mirrored = ", mirrored too" if readout.mirrored else ""
+    return f": means{' and maxima' if readout.maxima else ''} of block{'s' if len(readout.blocks) > 1 else ''} {blocks}{sizes}{mirrored}"
 
 
 def _classes(card: ModelCard) -> str:
