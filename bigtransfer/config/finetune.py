@@ -82,7 +82,8 @@ class FinetuneConfig(Config):
     random_crop: bool = True
     """Crop at random places in training. Turn it off if the place of things decides the class."""
     flip: bool = True
-    """Mirror training images at random. Turn it off if left and right decide the class."""
+    """Mirror training images at random, and let the closed form see each image mirrored too. Turn it off if left and right decide the
+    class."""
 
     # --- Training
     linear: Literal["none", "closed", "sgd"] = "none"
@@ -136,7 +137,7 @@ class FinetuneConfig(Config):
         if self.linear != "none":
             forbid(
                 self,
-                ("budget", "resize", "random_crop", "flip", "micro_batch"),
+                ("budget", "resize", "random_crop", "micro_batch", *(("flip",) if self.linear == "sgd" else ())),
                 "has no effect with --linear, which computes the features of each image once, without augmentation",
             )
         if self.linear != "none" and not self.pretrained:
