@@ -163,7 +163,7 @@ def _last_features(images: ImageSet) -> tuple[Tensor, Tensor]:
 
 def _all_features(images: ImageSet) -> tuple[Tensor, Tensor]:
     model = weights.load(FinetuneConfig.model)
-    widest = closed.views(model, model.card.input.size)[-1]
+    widest = closed.views(model, model.card.input.size, mirrored=True)[-1]
     dtype = compute_dtype("auto", torch.device("cpu"))
     folded = fold(joined(model, widest.readout), dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     batches = eval_batches(images, dataclasses.replace(model.card.input, size=widest.size), 64)
@@ -173,7 +173,7 @@ def _all_features(images: ImageSet) -> tuple[Tensor, Tensor]:
 def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
     """Predicted classes of `test` by the closed form on the view that it chooses."""
     model = weights.load(FinetuneConfig.model)
-    choice = closed.views(model, model.card.input.size)
+    choice = closed.views(model, model.card.input.size, mirrored=True)
     ranks = torch.zeros_like(labels)
     for label in range(classes):
         members = (labels == label).nonzero()[:, 0]
