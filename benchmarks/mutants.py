@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,10 +37,19 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".mutants"
 """What `map` leaves for `run`; not part of the repository."""
 
-MOST_TESTS, MOST_SECONDS = 150, 180.0
+MOST_TESTS, MOST_SECONDS = 400, 240.0
 """Of the tests that run a line: how many, and how long all together by the times of `map`."""
 
-HARMLESS: dict[str, str] = {}
+PYTEST = [
+    *("-q", "-p", "no:cacheprovider", "--no-header", "-rfE", "--tb=no"),
+    *("-o", "faulthandler_timeout=300", "-o", "faulthandler_exit_on_timeout=true"),
+]
+_FAILED = re.compile("(FAILED|ERROR) tests/")
+
+HARMLESS: dict[str, str] = {
+    'bigtransfer/weights/formats.py:280 return text if len(text) <= most else text[:most] + "..." -> '
+    "most = 80 return text if len(text) <= most else text[:most] ": "no caller passes another value",
+}
 """Change, as the results name it -> why it is none."""
 
 
@@ -96,14 +108,10 @@ def changes(file: str, text: str) -> Iterator[Change]:
             yield replaced(node, joint.join(f"({source(value)})" for value in node.values), "and, or")
         elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not | ast.USub):
             yield replaced(node, f"({source(node.operand)})", "sign, not")
-        elif isinstance(node, ast.Constant) and type(node.value) in (int, float, bool):
+        elif isinstance(node, ast.Constant) and isinstance(node.value, int | float):
             value = node.value
-            new = (
-                str(not value)
-                if isinstance(value, bool)
-                else str(value + 1 if isinstance(value, int) else value * 2 or 1.0)
-            )
-            yield replaced(node, new, "constant")
+            other = not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else value * 2 or 1.0
+            yield replaced(node, str(other), "constant")
         elif isinstance(node, ast.Call):
             name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if name in _SWAPPED and not node.keywords:
@@ -200,58 +208,146 @@ def _changed(text: bytes, change: Change) -> bytes:
 # --- The tests
 
 
-def map_tests(arguments: list[str]) -> None:
-    """Run the fast suite under coverage, and keep which tests run which lines, and how long each takes."""
-    FOLDER.mkdir(exist_ok=True)
+def map_tests(workers: int) -> None:
+    """Run the fast suite under coverage in a copy, and keep which tests run which lines, and how long each takes.
+
+    Processes that the tests start are followed. What fails in the copy without any change is never asked again.
+    """
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    FOLDER.mkdir()
     (FOLDER / ".gitignore").write_text("*\n")
-    data, times = FOLDER / "coverage", FOLDER / "times.xml"
-    config = FOLDER / "coveragerc"
-    config.write_text(f"[run]\ndata_file = {data}\nsource = bigtransfer\ndynamic_context = test_function\n")
-    command = [sys.executable, "-m", "coverage", "run", f"--rcfile={config}", "-m", "pytest", "-q", "-m", "not slow"]
-    subprocess.run([*command, f"--junitxml={times}", *arguments], cwd=ROOT, check=False)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
+        copy = Path(folder) / "copy"
+        _copy(copy)
+        config, child = FOLDER / "settings.rc", FOLDER / "child.rc"
+        settings = f"[run]\ndata_file = {FOLDER / 'coverage'}\nparallel = true\nsource = bigtransfer\n"
+        config.write_text(settings)
+        child.write_text(settings + "context = ${PYTEST_CURRENT_TEST}\n")
+        (copy / "sitecustomize.py").write_text(
+            "import os\nif 'PYTEST_CURRENT_TEST' in os.environ:\n    import coverage\n    coverage.process_startup()\n"
+        )
+        groups: list[list[Path]] = [[] for _ in range(workers)]
+        for path in sorted((copy / "tests").glob("test_*.py"), key=lambda path: -path.stat().st_size):
+            min(groups, key=lambda group: sum(one.stat().st_size for one in group)).append(path)
+
+        def part(number: int) -> None:
+            command = [sys.executable, "-m", "coverage", "run", f"--rcfile={config}", "-m", "pytest", "-q", "--tb=line"]
+            command += ["-m", "not slow", "-p", "benchmarks.mutants_contexts", "-p", "no:cacheprovider"]
+            command += [f"--junitxml={FOLDER / f'times-{number}.xml'}", *map(str, groups[number])]
+            environment = _environment(copy) | {"COVERAGE_PROCESS_START": str(child), "MUTANTS_FOLDER": str(FOLDER)}
+            subprocess.run(command, cwd=copy, env=environment, check=False)
+
+        list(pool.map(part, range(workers)))
+        combine = [sys.executable, "-m", "coverage", "combine", f"--rcfile={config}"]
+        subprocess.run(combine, cwd=copy, check=True, stdout=subprocess.DEVNULL)
+        # What fails under coverage may pass without.
+        (copy / "sitecustomize.py").unlink()
+        cases = _cases()
+        failing = [name for name, (_, passed) in cases.items() if not passed]
+        if failing:
+            server = Server(copy)
+            failing = _named(server.run(failing, 60 * MOST_SECONDS))
+            server.end()
+        (FOLDER / "copy.json").write_text(json.dumps({"root": os.path.realpath(copy), "failing": failing}))
+    print(f"{len(cases)} tests; they fail in a copy without any change: {', '.join(failing) or 'none'}")
+
+
+def _cases() -> dict[str, tuple[float, bool]]:
+    """Test -> seconds, and whether it passed, of the last `map`."""
+    found = {}
+    for path in FOLDER.glob("times-*.xml"):
+        for case in ElementTree.parse(path).iter("testcase"):
+            name = f"{case.attrib['classname'].replace('.', '/')}.py::{case.attrib['name']}"
+            if case.find("skipped") is None:
+                passed = case.find("failure") is None and case.find("error") is None
+                found[name] = (float(case.attrib["time"]), passed)
+    return found
+
+
+def _named(printed: str) -> list[str]:
+    """The tests that pytest's summary names as failed."""
+    rows = (row.removeprefix("FAILED ").removeprefix("ERROR ") for row in printed.splitlines() if _FAILED.match(row))
+    return [row.partition(" - ")[0] for row in rows]
+
+
+def _environment(copy: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
 
 
 class Tests:
     """What `map_tests` found."""
 
     def __init__(self) -> None:
-        import xml.etree.ElementTree as ElementTree
-
-        from coverage.numbits import numbits_to_nums
-
-        self.seconds: dict[str, float] = {}
-        for case in ElementTree.parse(FOLDER / "times.xml").iter("testcase"):
-            file = case.attrib["classname"].replace(".", "/") + ".py"
-            self.seconds[f"{file}::{case.attrib['name']}"] = float(case.attrib["time"])
-        self._lines: dict[str, dict[int, set[str]]] = {}
+        facts = json.loads((FOLDER / "copy.json").read_text())
+        self.seconds = {name: time for name, (time, _) in _cases().items() if name not in facts["failing"]}
+        self._users = [json.loads(path.read_text()) for path in FOLDER.glob("fixtures-*.json")]
+        self._rows: dict[str, list[tuple[str, bytes]]] = {}
         with sqlite3.connect(FOLDER / "coverage") as data:
             rows = data.execute(
                 "select file.path, context.context, numbits from line_bits join file on file.id = file_id "
-                "join context on context.id = context_id where context.context != ''"
+                "join context on context.id = context_id"
             )
             for path, context, numbits in rows:
-                lines = self._lines.setdefault(str(Path(path).relative_to(ROOT)), {})
-                for line in numbits_to_nums(numbits):
-                    lines.setdefault(line, set()).add(context)
+                self._rows.setdefault(os.path.relpath(path, facts["root"]), []).append((context, numbits))
 
-    def of(self, change: Change) -> list[str]:
+    def of(self, change: Change, most_seconds: float) -> list[str]:
         """The tests to try on a change, quickest first."""
-        lines = self._lines.get(change.file, {})
         last = change.line + change.old.count("\n")
-        contexts = set().union(*(lines.get(line, set()) for line in range(change.line, last + 1)))
-        contexts = contexts or set().union(*lines.values())
-        # "tests.test_x.test_y" is the function; its cases are "tests/test_x.py::test_y[case]".
-        known = {
-            context.replace(".", "/").rpartition("/")[0] + ".py::" + context.rpartition(".")[2] for context in contexts
-        }
-        cases = sorted((s, name) for name, s in self.seconds.items() if name.partition("[")[0] in known)
+        text = (ROOT / change.file).read_text(encoding="utf-8")
+        first, names = _loaded(text, change.line)
+        if first is None and change.line in self._lines(change.file):
+            first = [change.line]
+        lines = range(change.line, last + 1) if first is None else first
+        tests = dict.fromkeys(self._running(change.file, lines), 0)
+        if first is not None:
+            # Run when the module is loaded, by no test: those that run lines of the same name, before the rest of the file's.
+            for name in names:
+                for path in (ROOT / "bigtransfer").rglob("*.py"):
+                    rows = path.read_text(encoding="utf-8").splitlines()
+                    lines = [i for i, row in enumerate(rows, 1) if re.search(rf"\b{name}\b", row)]
+                    tests |= dict.fromkeys(self._running(str(path.relative_to(ROOT)), lines), 0)
+                for path in (ROOT / "tests").glob("test_*.py"):
+                    if re.search(rf"\b{name}\b", path.read_text(encoding="utf-8")):
+                        tests |= {test: 0 for test in self.seconds if test.startswith(f"tests/{path.name}::")}
+            tests = dict.fromkeys(self._running(change.file, None), 1) | tests
         chosen, total = [], 0.0
-        for seconds, name in cases[:MOST_TESTS]:
-            total += seconds
-            if chosen and total > MOST_SECONDS:
-                break
-            chosen.append(name)
+        for test in sorted(tests, key=lambda test: (tests[test], self.seconds[test])):
+            if (not chosen or total + self.seconds[test] <= most_seconds) and len(chosen) < MOST_TESTS:
+                total += self.seconds[test]
+                chosen.append(test)
         return chosen
+
+    def _lines(self, file: str) -> set[int]:
+        """What is run while modules are loaded, functions that are called then too."""
+        found = (numbits for context, numbits in self._rows.get(file, []) if not context)
+        return {
+            8 * i + bit for numbits in found for i, byte in enumerate(numbits) for bit in range(8) if byte & 1 << bit
+        }
+
+    def _running(self, file: str, lines: Iterable[int] | None) -> set[str]:
+        """The tests that run one of the lines of a file, or any."""
+        found = set()
+        for context, numbits in self._rows.get(file, []):
+            if lines is None or any(line // 8 < len(numbits) and numbits[line // 8] & 1 << line % 8 for line in lines):
+                if context.startswith("fixture "):
+                    found.update(test for users in self._users for test in users.get(context, ()))
+                else:
+                    found.add(re.sub(r" \((setup|call|teardown)\)$", "", context))
+        return found & self.seconds.keys()
+
+
+def _loaded(text: str, line: int) -> tuple[list[int] | None, list[str]]:
+    """Of a line that is run when its module is loaded: the lines of the function that it is a default of, and the names that it
+    gives a value to; of another None."""
+    names = []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.Lambda) and node.lineno <= line <= (node.end_lineno or 0):
+            body = node.body[0].lineno if isinstance(node, ast.FunctionDef) else node.body.lineno
+            return (None, []) if line >= body else (list(range(body, (node.end_lineno or 0) + 1)), [])
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.lineno <= line <= (node.end_lineno or 0):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names += [one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)]
+    return [], names
 
 
 # --- Trying them
@@ -259,59 +355,104 @@ class Tests:
 
 @dataclass(frozen=True)
 class Outcome:
+    number: int
     change: Change
     noticed_by: str
-    """A test, "timeout", or "" for nobody."""
+    """A test, or how else, or "" for nobody."""
     tests: int
     seconds: float
 
 
-def attempt(change: Change, tests: list[str], copy: Path) -> Outcome:
+HANG = "tests that hang"
+
+
+class Server:
+    """Runs pytest in a copy of the repository (see `mutants_server`)."""
+
+    def __init__(self, copy: Path) -> None:
+        self.copy = copy
+        command = [sys.executable, str(copy / "benchmarks" / "mutants_server.py"), str(copy)]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment(copy)
+        )
+
+    def run(self, arguments: list[str], seconds: float = 4 * MOST_SECONDS) -> str:
+        """What pytest printed; "" where all tests passed, `HANG` if it did not end."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps([seconds, *PYTEST, *arguments]) + "\n")
+        self._process.stdin.flush()
+        answer = json.loads(self._process.stdout.readline())
+        return {None: HANG, 0: ""}.get(answer["status"], answer["printed"] or "nothing")
+
+    def end(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def attempt(number: int, change: Change, tests: list[str], server: Server) -> Outcome:
     """Make the change in a copy of the repository and run the tests."""
-    path = copy / change.file
+    path = server.copy / change.file
     before = path.read_bytes()
     path.write_bytes(_changed(before, change))
     started = time.monotonic()
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--no-header", "-rfE", "--tb=no"]
-    environment = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     try:
-        done = subprocess.run(
-            [*command, *tests], cwd=copy, env=environment, capture_output=True, text=True, timeout=3 * MOST_SECONDS
-        )
-        failed = [line.split(" ")[1] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-        noticed = "" if done.returncode == 0 else (failed or ["the tests cannot be loaded"])[0]
-    except subprocess.TimeoutExpired:
-        noticed = "timeout"
+        printed = server.run(["-x", *tests])
+        # The names of some cases are made from the package's values; where these changed there is no such case.
+        if missing := {test for test in tests if f"/{test}\n" in printed and "not found: " in printed}:
+            printed = server.run(["-x", *(test for test in tests if test not in missing)])
     finally:
         path.write_bytes(before)
-    return Outcome(change, noticed, len(tests), time.monotonic() - started)
+    noticed = (_named(printed) or [HANG if printed == HANG or "Timeout" in printed else "no test: it cannot be run"])[0]
+    return Outcome(number, change, noticed if printed else "", len(tests), time.monotonic() - started)
 
 
-def run(count: int, seed: int, only: list[int], workers: int, out: Path | None) -> None:
-    """Try the drawn changes and report."""
+def run(count: int, seed: int, only: list[int], workers: int, seconds: float, out: Path | None) -> None:
+    """Try the drawn changes, or some of them again, and report of all that were tried."""
     chosen, tests = drawn(count, seed), Tests()
-    numbered = [(i, change) for i, change in enumerate(chosen) if not only or i in only]
+    kept = FOLDER / f"outcomes-{seed}.json"
+    outcomes = {}
+    for number, noticed_by, tried, took in json.loads(kept.read_text()) if kept.exists() else []:
+        outcomes[number] = Outcome(number, chosen[number], noticed_by, tried, took)
+    waiting = [
+        (number, change, tests.of(change, seconds))
+        for number, change in enumerate(chosen)
+        if (number in only if only else number not in outcomes)
+    ]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(workers) as pool:
-        copies = [Path(folder) / str(i) for i in range(workers)]
-        for copy in copies:
-            _copy(copy)
-        free = list(copies)
+        free = []
+        for number in range(workers):
+            _copy(Path(folder) / str(number))
+            free.append(Server(Path(folder) / str(number)))
 
-        def one(numbered: tuple[int, Change]) -> Outcome:
-            number, change = numbered
-            copy = free.pop()
+        def one(asked: tuple[int, Change, list[str]]) -> Outcome:
+            server = free.pop()
             try:
-                outcome = attempt(change, tests.of(change), copy)
+                outcome = attempt(*asked, server)
             finally:
-                free.append(copy)
-            print(
-                f"{number:3} {'noticed ' if outcome.noticed_by else 'SURVIVED'} {outcome.seconds:5.0f} s  {change.name}",
-                flush=True,
-            )
+                free.append(server)
+            how = f"noticed by {outcome.noticed_by}" if outcome.noticed_by else f"SURVIVED {outcome.tests} tests"
+            print(f"{outcome.number:3} {outcome.seconds:4.0f} s  {outcome.change.name}: {how}", flush=True)
+            outcomes[outcome.number] = outcome
+            rows = [(one.number, one.noticed_by, one.tests, one.seconds) for one in list(outcomes.values())]
+            kept.write_text(json.dumps(rows))  # a later call goes on from here
             return outcome
 
-        outcomes = list(pool.map(one, numbered))
-    text = report(outcomes, count, seed)
+        list(pool.map(one, waiting))
+        # A test that fails now and then, or in a copy, has noticed nothing.
+        blamed = {outcomes[number].noticed_by for number, _, _ in waiting} & tests.seconds.keys()
+        while blamed and (failing := set(_named(free[0].run(sorted(blamed), 60 * MOST_SECONDS)))):
+            print(f"They fail without a change: {', '.join(sorted(failing))}", flush=True)
+            again = [
+                (number, change, [test for test in asked if test not in failing])
+                for number, change, asked in waiting
+                if outcomes[number].noticed_by in failing
+            ]
+            list(pool.map(one, again))
+            blamed = {outcomes[number].noticed_by for number, _, _ in again} & tests.seconds.keys()
+        for server in free:
+            server.end()
+    text = report([outcomes[number] for number in sorted(outcomes)], count, seed)
     print(text)
     if out is not None:
         out.write_text(text, encoding="utf-8")
@@ -354,27 +495,29 @@ def report(outcomes: list[Outcome], count: int, seed: int) -> str:
     lines += ["", "## Not noticed", ""]
     for one in survivors:
         why = f": harmless, {HARMLESS[one.change.name]}" if one.change.name in HARMLESS else ""
-        lines.append(f"- `{one.change.name}` ({one.change.kind}, {one.tests} tests){why}")
+        lines.append(f"- {one.number}. `{one.change.name}` ({one.change.kind}, {one.tests} tests){why}")
     lines += ["", "## Noticed", ""]
-    lines += [f"- `{one.change.name}` ({one.change.kind}) by {one.noticed_by}" for one in noticed]
+    lines += [f"- {one.number}. `{one.change.name}` ({one.change.kind}) by {one.noticed_by}" for one in noticed]
     return "\n".join([*lines, "", f"{machine()}; {commit()}", ""])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("map", help="which tests run which lines")
+    mapping = commands.add_parser("map", help="which tests run which lines")
+    mapping.add_argument("--workers", type=int, default=2)
     running = commands.add_parser("run", help="try the changes")
     running.add_argument("--count", type=int, default=100)
     running.add_argument("--seed", type=int, default=0)
     running.add_argument("--only", type=int, nargs="*", default=[], help="numbers of some of them")
     running.add_argument("--workers", type=int, default=2)
+    running.add_argument("--seconds", type=float, default=MOST_SECONDS, help="of tests for a change")
     running.add_argument("--out", type=Path)
-    asked, more = parser.parse_known_args()
+    asked = parser.parse_args()
     if asked.command == "map":
-        map_tests(more)
+        map_tests(asked.workers)
     else:
-        run(asked.count, asked.seed, asked.only, asked.workers, asked.out)
+        run(asked.count, asked.seed, asked.only, asked.workers, asked.seconds, asked.out)
 
 
 if __name__ == "__main__":

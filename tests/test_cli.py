@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import dataclasses
 import errno
@@ -304,6 +305,20 @@ def test_every_command_has_its_job() -> None:
     """Each command of the help has a job file, and no job is left out of the help."""
     files = (REPOSITORY / "bigtransfer" / "jobs").glob("*.py")
     assert {path.stem for path in files if "\ndef run(" in path.read_text(encoding="utf-8")} == set(cli.commands())
+
+
+@pytest.mark.parametrize("command", sorted({*cli.commands()} - {"distill"}))  # which is another's by `pretraining`
+def test_every_knob_is_asked_for_by_the_job(command: str) -> None:
+    """No flag is taken and then forgotten; what each does is tested with the job."""
+    package = REPOSITORY / "bigtransfer"
+    files = [package / "jobs" / f"{command}.py", *([package / "data" / "writer.py"] if command == "shard" else [])]
+    asked = {
+        node.attr
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("config", "self.config")
+    }
+    assert {field.name for field in dataclasses.fields(config.of_command(command))} <= asked
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -192,6 +192,8 @@ def test_a_jpeg_is_as_good_as_its_pixels() -> None:
         (jpeg_with()[:100], "truncated"),
         (b"\xff\xd8\xff", "truncated"),
         (b"\xff\xd8\xff\xd9", "truncated|damaged"),
+        (jpeg_with(b"\xff\xe2\0\0"), "truncated|damaged"),  # a segment's length counts its own two bytes
+        (jpeg_with(b"\xff\xe2\0\1"), "truncated|damaged"),
     ):
         with pytest.raises(ImageError, match=reason):
             images.decode(data, "x")

@@ -145,6 +145,19 @@ def test_links_are_followed(tmp_path: Path) -> None:
         assert set(contents(tmp_path / "long.tar")) == {far, "soft.png", "hard.png"}
 
 
+def test_a_link_to_a_folder_finds_its_files_in_any_order(tmp_path: Path) -> None:
+    """And none of folders whose names only begin like its own."""
+    names = ["b/3.png", "b0/1.png", "c/1.png", "a/1.png", "b/1.png", "b-/1.png", "b/deep/2.png", "0.png"]
+    path = write(
+        tmp_path / "x.tar",
+        header("link", 0, tarfile.SYMTYPE, "b"),
+        *(file(name, name.encode()) for name in names),
+        END,
+    )
+    linked = {name.replace("b/", "link/"): name.encode() for name in names if name.startswith("b/")}
+    assert len(linked) == 3 and contents(path) == {name: name.encode() for name in names} | linked
+
+
 def test_links_that_lead_nowhere_are_counted(tmp_path: Path) -> None:
     path = write(
         tmp_path / "x.tar",

@@ -22,6 +22,7 @@ from bigtransfer import fetch
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import ImageSet, Splits, open_dataset, open_images, remote
 from bigtransfer.data.remote import Cache, RemoteFile
+from bigtransfer.data.sources import Joined
 from bigtransfer.errors import ConfigError, DataError, DownloadError
 from bigtransfer.jobs import shard
 
@@ -210,6 +211,16 @@ def test_files_are_fetched_ahead(server: Server, local: Path) -> None:
     with pytest.raises(DataError, match="404"):
         data.train.data(0)
     open_dataset(local).train.prefetch(np.arange(15))
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_a_set_of_which_a_part_lies_elsewhere_is_fetched_ahead(
+    server: Server, local: Path, order: tuple[int, int]
+) -> None:
+    stores = [open_dataset(local).train.store, open_dataset(serve(server, local)).train.store]
+    assert isinstance(stores[0], Joined) and isinstance(stores[1], Joined)
+    parts = [stores[i]._stores[0] for i in order]
+    assert Joined(parts).remote and not Joined([stores[0]._stores[0]] * 2).remote
 
 
 def test_shards_of_two_versions_are_never_joined(server: Server, local: Path) -> None:

@@ -188,3 +188,34 @@ def test_the_worst_classes_of_many_are_shown_the_larger_first():
     ]
     assert "the 3 worst of 40 classes" in text
     assert [row for row in rows if row in ("c07", "c21", "c39", "c30")] == ["c21", "c07", "c39"]
+
+
+def test_the_text_for_a_terminal_line_by_line():
+    """Of three ants two are taken for bees and of two bees one for an ant; a cow is right, and nothing is a dog."""
+    labels, answers = torch.tensor([0, 0, 0, 1, 1, 2]), torch.tensor([0, 1, 1, 1, 0, 2])
+    result = state(torch.eye(4)[answers], labels)
+    low, high = result.top1_interval
+    head = [
+        f"top-1 accuracy      50.00%   (95% interval {low:.2%} to {high:.2%}, 6 images)",
+        "mean per class      61.11%",  # 1/3, 1/2, 1
+        f"calibration error  {result.ece:7.2%}   (negative log-likelihood {result.nll:.4f})",
+        "",
+    ]
+    rows = [
+        "class  precision  recall      F1  images",
+        "ant       50.00%   33.3%   40.0%       3",
+        "bee       33.33%   50.0%   40.0%       2",
+        "cow      100.00%  100.0%  100.0%       1",
+        "",
+    ]
+    confused = ["most often confused:", "     2 x ant taken for bee", "     1 x bee taken for ant"]
+    assert describe(result, ["ant", "bee", "cow", "dog"]).splitlines() == head + rows + confused
+    # From six classes on the best five count too; a class that is never answered has no precision; nothing confused, no list.
+    logits = torch.eye(6)[torch.tensor([0, 1, 2])]
+    logits[2] = torch.tensor([1.0, 0.9, 0.1, 0.8, 0.7, 0.6])  # its class is the last of six
+    lines = describe(state(logits, torch.tensor([0, 1, 2])), ["a", "b", "c", "d", "e", "f"]).splitlines()
+    assert lines[1] == "top-5 accuracy      66.67%" and lines[-1] == "     1 x c taken for a"
+    assert "c              -    0.0%    0.0%       1" in lines
+    assert not any(
+        "confused" in line for line in describe(state(torch.eye(6), torch.arange(6)), list("abcdef")).splitlines()
+    )

@@ -130,3 +130,21 @@ def test_text_for_a_terminal(case: tuple[torch.Tensor, torch.Tensor, np.ndarray]
     ]  # fmt: skip
     (row,) = [line.split() for line in text.splitlines() if line.startswith("cow")]
     assert row[1] == f"{result.average_precision()[2]:.2%}" and row[2] == f"{result.best_thresholds()[2]:.3f}"
+
+
+def test_the_worst_classes_of_many_are_shown_the_more_frequent_first() -> None:
+    """Of 40 classes the images of 3 and 7 come last for their class, the two of 5 last but one and last; all others first."""
+    labels = [*range(40), 5, 9]
+    logits = torch.full((len(labels), 40), -4.0)
+    logits[range(len(labels)), labels] = 4.0
+    logits[[3, 7, 5, 40], [3, 7, 5, 5]] = -6.0
+    result = MultiLabel(40)
+    result.update(logits, torch.tensor(labels)[:, None])
+    precision = result.average_precision()
+    assert precision[[3, 7, 5, 9, 0]].tolist() == pytest.approx([1 / 42, 1 / 42, 2 / 42, 1, 1])
+    shown = ["c03", "c07", "c05", "c09", "c00", "c01", "c02", "c04", "c06", "c08"]
+    for given in ({"worst": 3}, {}):
+        text = multilabel.describe(result, [f"c{c:02}" for c in range(40)], 0.5, **given)
+        expected = shown[: given.get("worst", 10)]
+        assert [line.split()[0] for line in text.splitlines() if line.startswith("c")] == expected
+        assert f"the {len(expected)} worst of 40 classes  average precision" in text

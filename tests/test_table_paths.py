@@ -393,6 +393,17 @@ def test_parts_from_the_folders_of_the_paths(tmp_path: Path) -> None:
     assert open_dataset(put(tmp_path, "list.csv", "image,label", *rows, "img/4.png,a")).val is None
 
 
+def test_images_that_do_not_exist_say_nothing_of_parts(tmp_path: Path) -> None:
+    images(tmp_path, "train/0.png", "train/1.png", "valid/2.png")
+    rows = ["train/0.png,a", "train/1.png,b", "valid/2.png,a"]
+    # Neither is a folder without images of the data set, so that its other folders are none of parts,
+    data = open_dataset(put(tmp_path, "list.csv", "image,label", *rows, "img/4.png,b"))
+    assert data.val is not None and names(data.val) == ["valid/2.png"]
+    # nor is a part one without images.
+    data = open_dataset(put(tmp_path, "list.csv", "image,label", "train/0.png,a", "train/1.png,b", "valid/4.png,a"))
+    assert data.val is None and not any("taken for the parts" in note for note in data.notes)
+
+
 # --- A folder with its tables
 
 
