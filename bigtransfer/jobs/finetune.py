@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -51,6 +51,10 @@ WATCHED = 2_000
 
 BASELINE = 2_000
 """Images that the closed form learns from at most where it is not what was asked for; a short budget allows fewer."""
+
+OPERATIONS = 1e14
+"""Floating-point operations for the closed form's features without a budget: a quarter of an hour of one CPU core at most. GPUs are allowed
+a hundred times as many."""
 
 CLOSED = 0.2
 """Share of a budget that may go into computing the closed form's features."""
@@ -658,10 +662,8 @@ def _solve(config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits
     if parts.train.several or not config.pretrained or config.linear == "sgd":
         return None
     device, dtype = torch.device(facts.device), loop.compute_dtype(config.precision, torch.device(facts.device))
-    choice = closed.views(model, facts.trained_at, config.crop, mirrored=config.flip)
-    images = parts.train
-    if config.linear == "none":
-        images = splits.evenly(images, _affordable(config, facts, choice), config.seed)
+    count, choice = _seen(config, facts, model)
+    images = splits.evenly(parts.train, count, config.seed)
     solved = closed.solve(
         model,
         images,
@@ -682,15 +684,30 @@ def _solve(config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits
     return found
 
 
-def _affordable(config: FinetuneConfig, facts: Facts, choice: Sequence[View]) -> int:
-    """Images that the closed form may learn from, beside a training."""
+def _seen(config: FinetuneConfig, facts: Facts, network: ResNetV2) -> tuple[int, tuple[View, ...]]:
+    """How many images the closed form learns from, and the views it may choose from: the more of them the less they cost."""
+    ways = [closed.views(network, facts.trained_at, config.crop, mirrored=config.flip)]
+    ways.append(closed.views(network, facts.trained_at, config.crop or facts.trained_at, mirrored=config.flip))
+    ways.append(closed.views(network, facts.trained_at, config.crop or facts.trained_at))
+    most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
+    least = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
+    for choice in ways:
+        images = min(most, _affordable(config, facts, choice[-1]))
+        if images >= least:
+            return images, choice
+    return least, ways[-1]
+
+
+def _affordable(config: FinetuneConfig, facts: Facts, widest: View) -> int:
+    """Images whose features can be computed in `CLOSED` of the budget, or without one with `OPERATIONS`."""
+    arch = dataclasses.replace(facts.architecture, readout=widest.readout)
+    operations = arch.forward_flops(widest.size, 0)
     if config.budget is None:
-        return BASELINE
-    least = hyperrule.SMALLEST_BATCH
-    # A forward pass costs a third of a training step, and goes with the area.
-    area = (1 + config.flip) * sum(size**2 for size in {view.size for view in choice})
-    cost = area / facts.trained_at**2 / (3 * facts.speed(facts.trained_at, least))
-    return min(BASELINE, max(JUDGING * facts.classes, int(CLOSED * seconds(config.budget) / cost)))
+        return int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
+    # A forward pass costs a third of a training step.
+    speed = 3 * facts.speed(facts.trained_at, hyperrule.SMALLEST_BATCH)
+    passes = operations / facts.architecture.forward_flops(facts.trained_at, 0)
+    return int(CLOSED * seconds(config.budget) * speed / passes)
 
 
 def _solved(run: runs.Run) -> Closed | None:
