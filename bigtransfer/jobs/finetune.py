@@ -662,16 +662,16 @@ def _solve(config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits
     if parts.train.several or not config.pretrained or config.linear == "sgd":
         return None
     device, dtype = torch.device(facts.device), loop.compute_dtype(config.precision, torch.device(facts.device))
-    count, choice = _seen(config, facts, model)
+    count, views = _seen(config, facts, model)
     images = splits.evenly(parts.train, count, config.seed)
     solved = closed.solve(
         model,
         images,
-        choice,
+        views,
         spec=_input(config, facts.trained_at),
         device=device,
         dtype=dtype,
-        batch_size=facts.fitting(choice[-1].size, hyperrule.BATCH_SIZE),
+        batch_size=facts.fitting(views[-1].size, hyperrule.BATCH_SIZE),
         seed=config.seed,
     )
     network = solved.model
@@ -691,10 +691,10 @@ def _seen(config: FinetuneConfig, facts: Facts, network: ResNetV2) -> tuple[int,
     ways.append(closed.views(network, facts.trained_at, config.crop or facts.trained_at))
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     least = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
-    for choice in ways:
-        images = min(most, _affordable(config, facts, choice[-1]))
+    for way in ways:
+        images = min(most, _affordable(config, facts, way[-1]))
         if images >= least:
-            return images, choice
+            return images, way
     return least, ways[-1]
 
 
