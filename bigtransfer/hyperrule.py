@@ -76,9 +76,10 @@ class Recipe:
         if self.steps and not self.batch_size:
             raise ValueError("batch_size is 0 though steps is not")
 
-    def learning_rate(self, step: int) -> float:
+    def learning_rate(self, step: float) -> float:
         """The learning rate of optimizer step `step`, counted from 0 as in the released code: step 0 of a warm-up has rate 0, and
-        the step whose number equals a decay mark still has the higher rate. ValueError outside 0 <= step < steps."""
+        the step whose number equals a decay mark still has the higher rate. Between two steps (see `Schedule`) a warm-up and a cosine
+        are in between too. ValueError outside 0 <= step < steps."""
         if not 0 <= step < self.steps:
             raise ValueError(f"step {step} is outside 0..{self.steps - 1}")
         if step < self.warmup:
@@ -96,6 +97,51 @@ class Recipe:
         """The inverse of `to_dict`, also after a round trip through JSON."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record.items()}
         return cls(**values)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A recipe whose number of steps is changed on the way, because the time turns out to be enough for fewer or for more.
+
+    What is left of warm-up, decays or cosine at such a change is spread evenly over the steps that are left, so that the rate goes on
+    from where it is and still ends where it should. Until the first change the recipe's own steps and rates, bit for bit.
+    """
+
+    recipe: Recipe
+    changes: tuple[tuple[int, int], ...] = ()
+    """(steps taken until then, steps in all from then on), ascending; as many in all as taken ends the training."""
+
+    def __post_init__(self) -> None:
+        taken, steps = 0, self.recipe.steps
+        for change in self.changes:
+            if not taken < change[0] < steps or change[1] < change[0]:
+                raise ValueError(f"{change} cannot follow {taken} of {steps} steps")
+            taken, steps = change
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps in all, as far as is known."""
+        return self.changes[-1][1] if self.changes else self.recipe.steps
+
+    def changed(self, taken: int, steps: int) -> Schedule:
+        """With `steps` in all, decided after `taken`. ValueError unless the last change < taken < the steps of now, and taken <= steps."""
+        return Schedule(self.recipe, (*self.changes, (taken, steps)))
+
+    def position(self, step: int) -> float:
+        """Where in the recipe step `step` is, in the recipe's steps: 0 at first, the recipe's last after all."""
+        position, begin, end = 0.0, 0, self.recipe.steps
+        for taken, steps in self.changes:
+            if step <= taken:
+                break
+            position += (taken - begin) * (self.recipe.steps - position) / (end - begin)
+            begin, end = taken, steps
+        return position + (step - begin) * (self.recipe.steps - position) / max(1, end - begin)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`. ValueError outside 0 <= step < steps."""
+        if not 0 <= step < self.steps:
+            raise ValueError(f"step {step} is outside 0..{self.steps - 1}")
+        return self.recipe.learning_rate(self.position(step))
 
 
 def size_class(num_examples: int) -> Literal["small", "medium", "large"]:
@@ -205,6 +251,11 @@ FEWEST_EPOCHS = 3
 FEWEST_TUNING_STEPS = 80
 
 
+def most_tuning_steps(num_examples: int, batch_size: int) -> int:
+    """Steps of a training that starts from the closed form which no budget exceeds."""
+    return max(FEWEST_TUNING_STEPS, math.ceil(MOST_EPOCHS * num_examples / batch_size))
+
+
 def tuning(
     num_examples: int,
     seconds: float,
@@ -227,7 +278,7 @@ def tuning(
     if "crop" in fixed:
         crops = [fixed["crop"]]
     left = max(seconds - spent, 0.1 * seconds)
-    most = max(FEWEST_TUNING_STEPS, math.ceil(MOST_EPOCHS * num_examples / batch))
+    most = most_tuning_steps(num_examples, batch)
     enough = min(most, max(FEWEST_TUNING_STEPS, math.ceil(FEWEST_EPOCHS * num_examples / batch)))
     speed = images_per_second(crops[0], batch)
     # A convolution's cost goes with the image's area.
@@ -247,7 +298,7 @@ def tuning(
         variant="budget",
         notes=(
             f"{steps * batch / num_examples:.2g} passes over the {num_examples:,} images, to fit into {_span(seconds)} at the {speed:.0f} "
-            "images/s just measured (a busier machine takes longer).",
+            "images/s just measured.",
             "The head starts as the closed form, and the rate is the project's own; without --budget the HyperRule is obeyed as published.",
         ),
     )
@@ -315,7 +366,7 @@ def within_budget(
     note = (
         f"The full rule fits into {_span(budget)} at the {speed:.0f} images/s just measured."
         if not given_up
-        else f"To fit into {_span(budget)} at the {speed:.0f} images/s just measured (a busier machine takes longer), given up: "
+        else f"To fit into {_span(budget)} at the {speed:.0f} images/s just measured, given up: "
         + ", ".join(given_up)
         + f". The learning rate is {boost:.3g} times what the batch alone would ask for, to make up for fewer images."
     )

@@ -6,7 +6,9 @@
   split.json       which images went where
   unreadable.json  images left out, with the reason
   copies.json      images that are there more than once
+  budget.json      under a time budget: the time spent, and every change of the plan on the way
   checkpoints/     what a resume needs (train.checkpoint); of a fine-tuning gone when it is finished
+  best.safetensors the weights of the best validation so far (jobs.best); gone when the run is finished
   evaluation.json
   model.safetensors
   report.html
@@ -20,18 +22,71 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from bigtransfer import files, outputs, records
 from bigtransfer.errors import RunError
 from bigtransfer.limits import limits
 from bigtransfer.outputs import atomic_write, sync_folder, write_json
+from bigtransfer.records import Natural, NotNegative
 
 T = TypeVar("T")
 
-__all__ = ["Run", "atomic_write", "read_metrics", "sync_folder", "write_json"]
+__all__ = [
+    "BUDGET",
+    "Budget",
+    "Replanned",
+    "Run",
+    "atomic_write",
+    "read_budget",
+    "read_metrics",
+    "sync_folder",
+    "write_budget",
+    "write_json",
+]
+
+BUDGET = "budget.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replanned:
+    """One change of a training's plan on the way."""
+
+    step: Natural
+    """Optimizer steps taken when it was decided."""
+    steps: Natural
+    """In all from then on; as many as taken: the training ended there."""
+    eval_every: Natural
+    """Distance of validations from then on, in steps of the recipe (`hyperrule.Schedule.position`)."""
+    seconds: NotNegative
+    """Of the budget that had passed."""
+    reason: Literal["pace", "learnt"]
+    """pace: the machine had become busier or faster; learnt: nothing was left to learn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """The form of budget.json."""
+
+    seconds: NotNegative = 0.0
+    """That the run's processes have taken so far."""
+    replanned: tuple[Replanned, ...] = ()
+
+
+def read_budget(folder: Path) -> Budget:
+    """A run's budget.json; an empty one if it has none. Raises RunError, naming the field, if it has not the form."""
+    try:
+        return records.read(folder / BUDGET, Budget, RunError)
+    except FileNotFoundError:
+        return Budget()
+
+
+def write_budget(folder: Path, seconds: float, replanned: Sequence[Replanned]) -> None:
+    """Write a run's budget.json, atomically."""
+    write_json(folder / BUDGET, {"seconds": round(seconds, 3), "replanned": [asdict(one) for one in replanned]})
 
 
 class Run:

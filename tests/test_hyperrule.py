@@ -247,3 +247,53 @@ def test_what_the_user_fixed_stays_in_a_training_from_the_closed_form() -> None:
     assert (recipe.steps, recipe.batch_size, recipe.crop, recipe.resize) == (5, 64, 128, 144)
     assert recipe.base_learning_rate == 0.01
     assert recipe.notes[0].startswith("0.32 passes over the 1,000 images, to fit into 100 s at the")
+
+
+# --- A number of steps that changes on the way
+
+
+def rates(schedule: hyperrule.Schedule) -> list[float]:
+    return [schedule.learning_rate(step) for step in range(schedule.steps)]
+
+
+@pytest.mark.parametrize("rule", [recipe(1_000, 300, 400), recipe(1_000, 300, 400, "paper")])
+def test_without_a_change_a_schedule_is_the_recipe(rule: Recipe) -> None:
+    assert rates(hyperrule.Schedule(rule)) == [rule.learning_rate(step) for step in range(rule.steps)]
+
+
+def test_what_is_left_of_a_staircase_is_spread_over_the_steps_that_are_left() -> None:
+    # Warm-up to 4, a tenth after 8, 12, 16. After 6 steps, 14 are left of the recipe and have to be done in 7: two at a time.
+    rule = Recipe(
+        steps=20, batch_size=8, resize=9, crop=8, base_learning_rate=1.0, warmup=4, decays=(8, 12, 16), variant=""
+    )
+    fewer = hyperrule.Schedule(rule).changed(6, 13)
+    assert [fewer.position(step) for step in range(14)] == [0, 1, 2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 18, 20]
+    assert rates(fewer) == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.001])
+    # From step 8 of these, at position 10, the other 10 are done in 20.
+    more = fewer.changed(8, 28)
+    assert more.steps == 28 and more.position(28) == 20
+    assert rates(more)[:9] == rates(fewer)[:9]
+    assert rates(more)[8:] == pytest.approx([0.1] * 5 + [0.01] * 8 + [0.001] * 7)
+
+
+def test_a_warm_up_and_a_cosine_go_on_from_where_they_are() -> None:
+    rule = hyperrule.upstream(1_000, 2, batch_size=100, schedule="cosine", warmup=10, learning_rate=1.0)
+    assert rule.steps == 20
+    slower = hyperrule.Schedule(rule).changed(4, 36)  # half a step of the recipe at a time
+    assert rates(slower)[:16] == pytest.approx([0, 0.1, 0.2, 0.3, *(0.4 + 0.05 * k for k in range(12))])
+    assert rates(slower)[26] == pytest.approx(0.5), "position 15, half of the cosine"
+    assert rates(slower)[16:] == sorted(rates(slower)[16:], reverse=True)
+    ended = slower.changed(30, 30)
+    assert ended.steps == 30 and rates(ended) == rates(slower)[:30]
+    with pytest.raises(ValueError, match=r"outside 0\.\.29"):
+        ended.learning_rate(30)
+
+
+@pytest.mark.parametrize("change", [(0, 10), (4, 10), (3, 2), (20, 30), (21, 30)])
+def test_changes_come_one_after_the_other_and_before_the_end(change: tuple[int, int]) -> None:
+    rule = Recipe(steps=20, batch_size=8, resize=9, crop=8)
+    schedule = hyperrule.Schedule(rule)
+    if change[0] == 4:
+        schedule = schedule.changed(4, 20)
+    with pytest.raises(ValueError, match="cannot follow"):
+        schedule.changed(*change)

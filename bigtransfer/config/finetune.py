@@ -113,7 +113,7 @@ class FinetuneConfig(Config):
 
     # --- Progress
     eval_every: PositiveInt | None = None
-    """Validate after every so many steps. Default: ten times per run."""
+    """Validate after every so many steps; less often where that would take too much of a --budget. Default: ten times per run."""
     checkpoint_every: Span = "5m"
     """Save what a resume needs at least this often, and whenever the run is interrupted."""
     tensorboard: bool = False

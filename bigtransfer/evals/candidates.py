@@ -24,6 +24,11 @@ class View:
     def sees_all_of_one_size(self) -> bool:
         return self.readout is not None and self.readout.maxima and len(self.readout.sizes) < 2
 
+    def passes(self, size: int) -> float:
+        """The cost of looking at an image so, in forward passes at `size` px: a convolution's cost goes with the image's area."""
+        sizes, mirrored = (self.readout.sizes, self.readout.mirrored) if self.readout else ((), False)
+        return (1 + mirrored) * sum((one / size) ** 2 for one in sizes or (self.size,))
+
     def __str__(self) -> str:
         if self.readout is None:
             return f"the last map at {self.size} px"

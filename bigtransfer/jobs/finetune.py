@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import math
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,8 @@ from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import choice, closed, training
+from bigtransfer.jobs import best, choice, closed, training
+from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.evaluate import measure
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2, joined
@@ -58,6 +60,9 @@ a hundred times as many."""
 
 CLOSED = 0.2
 """Share of a budget that may go into computing the closed form's features."""
+
+FINISHING = 2.0
+"""Seconds of a budget for what comes after the last image: model, report, the end of the process; a tenth of it at most."""
 
 JUDGING = 10
 """Training images per class from which on some are held out to choose the best of several classifiers by. Fewer cannot be spared, and
@@ -144,6 +149,7 @@ def finetune(config: FinetuneConfig) -> Finetuned:
 
     Raises BitError for everything the user can mend; nothing is trained before the data and the model have been checked.
     """
+    since = time.monotonic()
     folder = run_folder(config.out, config.data, config.model)
     begun = recall(folder, "finetune", config, FinetunePlan)
     results = (folder / "evaluation.json", folder / "model.safetensors")
@@ -179,9 +185,12 @@ def finetune(config: FinetuneConfig) -> Finetuned:
         model = _as_planned(model, plan)
 
         if plan.recipe.steps:
-            outcome = _train(config, run, model, parts, plan)
+            outcome = _train(config, run, model, parts, plan, since)
             if not outcome.finished:
                 return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
+            if outcome.best is not None:
+                best.load(folder, model)
+                print(f"best:   the weights after step {outcome.best.step}, by the validation images")
             if plan.choose:
                 model = _choose(run, model, parts, plan)
             else:
@@ -210,6 +219,7 @@ def finetune(config: FinetuneConfig) -> Finetuned:
         weights.save(folder / "model.safetensors", model)
         report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
         checkpoint.remove(folder)
+        best.remove(folder)
         (folder / CLOSED_MODEL).unlink(missing_ok=True)
     return Finetuned(folder=folder, recipe=plan.recipe, metrics=measured)
 
@@ -610,19 +620,22 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
 
 
 def _train(
-    config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan
+    config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan, since: float
 ) -> training.Outcome:
-    """The steps of the recipe, resumed from a checkpoint where there is one."""
+    """The steps of the recipe, resumed from a checkpoint where there is one. since: when this process began (`time.monotonic`)."""
     if plan.choose:
         _start(run, model, parts.train, plan)
     linear_only = plan.linear == "sgd"
     trained = model.head if linear_only else model
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
     state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=trained.parameters())
+    watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
+    clock = _clock(config, run, parts, plan, len(watched or ()), since)
     if training.resume(run, state, plan):
         print(f"        resumed after step {state.step}", flush=True)
-        if state.step == recipe.steps:  # stopped between its last step and its end
-            return training.Outcome(finished=True)
+        outcome = training.ended(run, state, plan, clock)
+        if outcome is not None:  # stopped between its last step and its end
+            return outcome
     loader: TrainLoader | FeatureLoader
     if linear_only:
         features, labels = linear.extract_features(
@@ -639,7 +652,6 @@ def _train(
             workers=training.spare_workers() if config.workers is None else config.workers,
             progress=True,
         )
-    watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
     return training.train(
         run,
         state,
@@ -649,6 +661,38 @@ def _train(
         validate=training.validation(state, watched, plan.input, device, dtype) if watched else None,
         checkpoint_seconds=seconds(config.checkpoint_every),
         tensorboard=config.tensorboard,
+        keep_best=clock is not None,
+        clock=clock,
+    )
+
+
+def _clock(
+    config: FinetuneConfig, run: runs.Run, parts: Splits, plan: FinetunePlan, watched: int, since: float
+) -> Clock | None:
+    """What keeps the budget; None where there is none, or the steps are set by the user."""
+    if config.budget is None or config.steps is not None:
+        return None
+    budget = seconds(config.budget)
+    afterwards, passes = len((parts.test if parts.test is not None else parts.val) or ()), 1.0
+    if plan.choose:
+        most = hyperrule.most_tuning_steps(plan.images, plan.recipe.batch_size)
+        afterwards += min(len(parts.val or ()), WATCHED)
+        # By the closed form and the fine-tuned network: what is measured in the end may be both.
+        found = _solved(run)
+        tuned = Readout(blocks=(0,), mirrored=plan.augmentation.flip)
+        views = [View(size=plan.input.size, readout=tuned), *([found.view] if found else [])]
+        passes = sum(view.passes(plan.input.size) for view in views)
+    else:
+        most = hyperrule.recipe(plan.images, *plan.native_size, config.variant).steps
+    return Clock(
+        run.folder,
+        budget,
+        most=max(most, plan.recipe.steps),
+        reserve=min(FINISHING, 0.1 * budget),
+        watched=watched,
+        afterwards=afterwards,
+        passes=passes,
+        since=since,
     )
 
 

@@ -7,7 +7,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
@@ -24,6 +24,9 @@ from bigtransfer.errors import ConfigError, DataError, TrainingError
 from bigtransfer.evals import multilabel
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import EvalBatch, FeatureLoader, TrainLoader, eval_batches
+from bigtransfer.jobs import best as best_weights
+from bigtransfer.jobs.best import Best
+from bigtransfer.jobs.clock import Clock, Course, Logged
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.machine import usable_cores
 from bigtransfer.ops.peak import matmul_flops
@@ -35,6 +38,9 @@ def spare_workers() -> int:
     """Decoding processes that leave a core for the training process."""
     return max(1, min(16, usable_cores() - 1))
 
+
+HELD = 2**28
+"""Bytes of validation images that are kept ready in memory rather than decoded for every validation."""
 
 KEPT_PROBABILITIES = 2**27
 """Of images with several labels, the most probabilities (images times classes) that are kept to measure more than the precision at 1:
@@ -57,6 +63,15 @@ class Outcome:
     finished: bool
     """False: a signal asked it to stop; the checkpoint is written."""
     signal: int | None = None
+    best: Best | None = None
+    """Of the validations; its weights are in the run's folder (`best.load`)."""
+
+
+def ended(run: runs.Run, state: loop.State, plan: Plan, clock: Clock | None = None) -> Outcome | None:
+    """How `train` ended that has taken its last step already, as its checkpoint and its record say; None if there are steps to take."""
+    if state.step < Course(plan, state.step, clock).steps:
+        return None
+    return Outcome(finished=True, best=best_weights.read(run.folder))
 
 
 def train(
@@ -70,7 +85,9 @@ def train(
     checkpoint_seconds: float,
     tensorboard: bool = False,
     keep: int = 1,
+    keep_best: bool = False,
     max_bad: float = 0.0,
+    clock: Clock | None = None,
     world: World | None = None,
     sync: parallel.Sync | None = None,
     lesson: Lesson | None = None,
@@ -78,16 +95,23 @@ def train(
     """Take the steps from `state.step` to the end of the plan's recipe, logging each to `run`, and leave a checkpoint of the last one
     taken.
 
+    clock: if there is one, the recipe's schedule is spread over more or fewer steps on the way as the time that is left demands, and
+    what is left of the time is given back where nothing is left to learn. Without it the recipe is followed to the letter.
+
     forward: the part of the model that is trained, on a batch's images, or a compiled form of it. world, sync, lesson: see `loop.steps`; of
     several processes, all call this, and the main one prints and logs. validate: called every `plan.eval_every` steps and after the
-    last one; its numbers are logged. keep: how many checkpoints. SIGINT and SIGTERM stop after the step at hand.
+    last one; its numbers are logged. keep: how many checkpoints. keep_best: keep the weights of the best validation too. SIGINT and
+    SIGTERM stop after the step at hand.
     max_bad: share of the images seen, or of an epoch's if that is more, that the loader may leave out; DataError beyond.
 
     Logged too is the model FLOP utilisation, where the whole network is trained ("mfu": three times the forward pass's operations,
     since the backward pass takes twice as many, over what the devices can do at most).
     """
     world = World() if world is None else world
+    assert world.size == 1 or not (clock or keep_best), "other processes are not asked"
     outcome = Outcome(finished=True)
+    best = best_weights.Keeper(run.folder) if keep_best else None
+    course = Course(plan, state.step, clock, run.metrics_with("step", Logged) if clock else ())
     recipe, device = plan.recipe, plan.torch_device
     peak = world.size * matmul_flops(device, plan.torch_dtype) if plan.forward_flops(plan.input.size) else 0.0
     # Counted by one and told to all, who are to agree on when it is too many.
@@ -116,7 +140,7 @@ def train(
         stop = stack.enter_context(loop.stop_on_signals())
         bar = stack.enter_context(
             tqdm(
-                total=recipe.steps,
+                total=course.steps,
                 initial=state.step,
                 desc="training",
                 unit="step",
@@ -126,7 +150,8 @@ def train(
             )
         )
         # Closed also when an error ends the loop: they hold worker processes and a thread.
-        batches = stack.enter_context(contextlib.closing(loader.batches(state.step, recipe.steps)))
+        most = clock.most if clock else recipe.steps
+        batches = stack.enter_context(contextlib.closing(loader.batches(state.step, most)))
         taken = stack.enter_context(
             contextlib.closing(
                 loop.steps(
@@ -140,12 +165,14 @@ def train(
                     aim=plan.aim,
                     lesson=lesson,
                     ema_decay=plan.ema,
+                    learning_rate=lambda step: course.schedule.learning_rate(step),
                     world=world,
                     sync=sync,
                 )
             )
         )
         saved_at = time.monotonic()
+        course.go_on()
         for step in _pointing_to_checkpoints(taken, run.folder):
             numbers: dict[str, Any] = {
                 "loss": step.loss,
@@ -157,7 +184,7 @@ def train(
             }
             if flops := plan.forward_flops(step.side):
                 numbers["mfu"] = round(3 * flops * step.rate / peak, 4)
-            last = state.step == recipe.steps
+            course.stepped(step.loss)
             # What one process knows and all must act on together: a signal to it, torchrun's death, rank 0's clock, an image it could
             # not read.
             due = world.is_main and time.monotonic() - saved_at >= checkpoint_seconds
@@ -171,17 +198,28 @@ def train(
             log(step.number, numbers)
             bar.set_postfix_str(_seen_at_a_glance(numbers), refresh=False)
             bar.update()
-            if validate is not None and (last or state.step % plan.eval_every == 0):
+            if validate is not None and course.validates(state.step):
                 measured = validate()
+                course.validated(measured)
                 log(step.number, measured)
+                if best is not None:
+                    best.show(state, measured)
                 if world.is_main:
                     bar.write(
                         f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in measured.items()),
                         file=sys.stderr,
                     )
+            if (decision := course.decide(state.step)) is not None:
+                bar.total = course.steps
+                bar.write(_in_words(decision), file=sys.stderr)
+            last = state.step == course.steps
             if last or stopping or saving:
+                if best is not None:
+                    best.write()
                 checkpoint.save(run.folder, state, plan.facts(), world=world, keep=keep)
                 saved_at = time.monotonic()
+                if clock is not None:
+                    clock.note()
             if errors:
                 left_out += errors
                 seen = max(state.step * recipe.batch_size, len(loader.labels))
@@ -193,8 +231,18 @@ def train(
                     )
             if stopping and not last:
                 outcome.finished, outcome.signal = False, stop.signal or signal.SIGTERM
+            if stopping or last:
                 break
+            course.go_on()
+    outcome.best = best.best if best else None
     return outcome
+
+
+def _in_words(decision: runs.Replanned) -> str:
+    """A change of the plan, for the terminal."""
+    if decision.reason == "learnt":
+        return f"step {decision.step}: nothing is left to learn; the rest of the budget is given back"
+    return f"step {decision.step}: {decision.steps:,} steps in all now, to keep the budget"
 
 
 def _seen_at_a_glance(numbers: Mapping[str, Any]) -> str:
@@ -243,10 +291,22 @@ def validation(
     def logits(batch: torch.Tensor) -> torch.Tensor:
         return state.model(normalize(batch.to(device), dtype))[:, classes].cpu()
 
+    hold = world.size == 1 and len(part) * images.channels * spec.size**2 <= HELD
+    held: dict[int, list[EvalBatch]] = {}  # by their size
+
+    def prepared() -> Iterable[EvalBatch]:
+        # What fits with its activations for the backward pass fits without.
+        size = state.micro_batch
+        if not hold:
+            return eval_batches(part, spec, size)
+        if size not in held:
+            held.clear()
+            held[size] = list(eval_batches(part, spec, size))
+        return held[size]
+
     def batches() -> Iterator[EvalBatch]:
         done = 0
-        # What fits with its activations for the backward pass fits without.
-        for batch in eval_batches(part, spec, state.micro_batch):
+        for batch in prepared():
             done += 1
             yield batch._replace(indices=batch.indices + places.start)
         for _ in range(passes - done):

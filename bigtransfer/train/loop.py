@@ -204,6 +204,7 @@ def steps(
     aim: objective.Aim | None = None,
     lesson: Lesson | None = None,
     ema_decay: float | None = None,
+    learning_rate: Callable[[int], float] | None = None,
     world: World | None = None,
     sync: parallel.Sync | None = None,
 ) -> Generator[Step, None, None]:
@@ -215,8 +216,9 @@ def steps(
     forward: batch of images -> logits, by `state.model` unless given: a compiled form of it, or its head where `batches` are of features.
     aim: what is minimized; softmax cross-entropy over all classes unless given. lesson: the teacher's, whose classes are the last ones of
     the head, for batches that hold its crops.
-    ema_decay: of the moving average, if `state` keeps one. world: whose part of each batch `batches` hold; `forward` and `sync` are then
-    those of `parallel.distribute`. MixUp needs the whole batch and therefore a world of one.
+    ema_decay: of the moving average, if `state` keeps one. learning_rate: of each step; the recipe's unless given.
+    world: whose part of each batch `batches` hold; `forward` and `sync` are then those of `parallel.distribute`. MixUp needs the whole
+    batch and therefore a world of one.
     Raises TrainingError when loss or gradient are not finite or one image does not fit; the state is then the one before that step.
     """
     world = World() if world is None else world
@@ -290,7 +292,7 @@ def steps(
                 f"diverged{f'; up to step {state.step - 1} all was finite' if state.step else ''}. Start a new run (another --out) "
                 "with a lower --learning-rate, or with --precision fp32."
             )
-        rate = recipe.learning_rate(state.step)
+        rate = (learning_rate or recipe.learning_rate)(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         state.optimizer.step()
