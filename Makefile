@@ -8,7 +8,7 @@ DEV := $(VENV)/.installed-dev
 
 .PHONY: help setup demo test test-all check format bench hostile docs lock clean
 help:
-	@echo "make demo      see it work: fine-tune the bundled network on handwritten digits (offline, minutes)"
+	@echo "make demo      see it work: the bundled network learns kinds of emoji, and shows its report (offline, minutes)"
 	@echo "make test      the tests, but for the slow ones; make test-all: all"
 	@echo "make check     formatting, lint, types, layering"
 	@echo "make format    repair formatting and what lint can repair"
