@@ -112,13 +112,13 @@ def test_the_whole_demonstration(
         # The last two were trained by the same recipe, apart from the words about it.
         recipes = [
             json.loads((tmp_path / "demo" / name / "config.json").read_text())["recipe"]
-            for name in ("fine-tuned", "random")
+            for name in ("budget", "random")
         ]
         assert {**recipes[0], "notes": None} == {**recipes[1], "notes": None}
         title = next(number for number, line in enumerate(lines) if line.startswith("Correct on the 45 pictures"))
         shares = [float(line.split("%")[0].split()[-1]) for line in lines[title + 1 : title + 5]]
         assert all(0 <= share <= 100 for share in shares)
-        for name in ("closed-form", "fine-tuned", "random"):
+        for name in ("closed-form", "budget", "random"):
             assert (tmp_path / "demo" / name / "report.html").is_file()
 
 

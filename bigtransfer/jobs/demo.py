@@ -51,7 +51,7 @@ def run(config: DemoConfig) -> int:
 
     asked = FinetuneConfig(data=str(pictures), out=str(out / "closed-form"), linear="closed", seed=config.seed)
     closed = _finetune(asked)
-    asked = dataclasses.replace(asked, out=str(out / "fine-tuned"), linear="none", budget=config.budget)
+    asked = dataclasses.replace(asked, out=str(out / "budget"), linear="none", budget=config.budget)
     tuned = _finetune(asked)
     asked = dataclasses.replace(asked, out=str(out / "random"), pretrained=False)
     if recipe := tuned.recipe.steps and tuned.recipe:
@@ -100,7 +100,7 @@ def _fresh(out: Path) -> Path:
     """The demo's folder, without what an earlier demo left; RunError if it holds anything else."""
     if out.exists() and not (out / MARKER).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"{out} exists and is not from an earlier demo. Choose another folder with --out.")
-    for name in ("pictures", "closed-form", "fine-tuned", "random"):
+    for name in ("pictures", "closed-form", "budget", "random"):
         shutil.rmtree(out / name, ignore_errors=True)
     out.mkdir(parents=True, exist_ok=True)
     (out / MARKER).write_text(f"`bit demo` made this folder and overwrites it.\n{CREDIT}\n", encoding="utf-8")
