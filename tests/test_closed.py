@@ -253,7 +253,9 @@ def test_every_image_counts_whichever_view_is_chosen(pictures: data.ImageSet, mo
     for losses in ([0.3, 0.2, 0.1, 0.0], [0.0, 0.1, 0.2, 0.3], [0.005, 0.3, 0.0, 0.3]):
         fits = []
 
-        def fit(features: Tensor, labels: Tensor, classes: int, fits=fits, losses=losses) -> linear.Probe:
+        def fit(
+            features: Tensor, labels: Tensor, classes: int, *, balanced: bool, fits=fits, losses=losses
+        ) -> linear.Probe:
             fits.append((features, labels))
             head = nn.Linear(features.shape[1], classes)
             return linear.Probe(head, 1.0, 1.0, 0.5, losses[min(len(fits), 4) - 1])
@@ -349,6 +351,25 @@ def test_the_best_of_three(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPa
         if wanted == "average":
             assert network.card.architecture.beside is not None
             assert chosen.candidates[2].loss < min(one.loss for one in chosen.candidates[:2]) - choice.TIE
+
+
+def test_the_best_where_each_class_counts_the_same(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One network knows the large class only, the other the small ones and half of the large one."""
+    images = pictures.subset([0, 1, 2, 3, 4, 5, 6, 11])
+    labels = torch.from_numpy(images.labels)
+    assert torch.bincount(labels).tolist() == [6, 1, 1]
+    places = torch.arange(8)
+    logits = [(made(labels, right, 2.0), labels) for right in (places < 6, places > 2)]
+    for balanced, wanted in ((False, "closed form"), (True, "fine-tuned")):
+        given = iter(logits)
+        with monkeypatch.context() as patch:
+            patch.setattr(choice, "_logits", lambda *_, given=given: next(given))
+            patch.setattr(choice, "TIE", 9.0)
+            _, chosen = choice.choose(
+                classifier(1, 16), classifier(2, 16), images,
+                device=CPU, dtype=torch.float32, batch_size=8, balanced=balanced,
+            )  # fmt: skip
+        assert chosen.delivered == wanted
 
 
 def test_the_logits_compared_are_those_of_the_networks(pictures: data.ImageSet) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from bigtransfer.catalog import InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import open_dataset, splits
 from bigtransfer.evals import linear
+from bigtransfer.evals.candidates import View
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import finetune, plan, training
 from bigtransfer.model import ResNetV2
@@ -480,8 +482,12 @@ def short(data: Path, tiny: Path, tmp_path: Path) -> list[str]:
     return [*map(str, given), "--crop", "32", "--batch-size", "6", "--workers", "0"]
 
 
+def config_of(run: Path) -> dict:
+    return json.loads((run / "config.json").read_text())
+
+
 def card_and_config(run: Path) -> tuple[ModelCard, dict]:
-    return weights.describe(run / "model.safetensors"), json.loads((run / "config.json").read_text())
+    return weights.describe(run / "model.safetensors"), config_of(run)
 
 
 def test_linear_closed(short: list[str], data: Path, tiny: Path, tmp_path: Path) -> None:
@@ -527,6 +533,93 @@ def test_linear_sgd(short: list[str], tiny: Path, tmp_path: Path) -> None:
     assert notes[
         1
     ] == "The network stays as it is: its features are taken of images at 32 px." and "cropped" not in str(notes)
+
+
+@pytest.fixture(scope="module")
+def lopsided(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten to twenty images of one colour for each of the others."""
+    root = tmp_path_factory.mktemp("lopsided")
+    write_images(root / "train", 20, 0)
+    write_images(root / "test", 2, 1)
+    for name, left in (("blue", 1), ("green", 2)):
+        for path in sorted((root / "train" / name).iterdir())[left:]:
+            path.unlink()
+    return root
+
+
+def test_balance(short: list[str], lopsided: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every class counts the same in the closed form and is shown as often in training, of the head or of the whole network."""
+    short[1] = str(lopsided)
+    images = bigtransfer.data.open_dataset(lopsided).train
+    loaders = []
+
+    def train(_run: Any, _state: Any, loader: Any, *_: Any, **__: Any) -> None:
+        loaders.append(loader)
+        raise SystemExit
+
+    monkeypatch.setattr(finetune.training, "train", train)
+    for name, more in (("head", ["--linear", "sgd", "--balance"]), ("all", ["--balance"]), ("plain", [])):
+        short[short.index("--out") + 1] = str(tmp_path / name)
+        with pytest.raises(SystemExit):
+            in_process([*short, "--steps", "3", *more])
+        assert config_of(tmp_path / name)["resolved"]["balance"] == bool(more)
+    counts = [torch.bincount(torch.cat([batch.labels for batch in each.batches(0, 3)])).tolist() for each in loaders]
+    assert min(counts[0]) >= 5 and counts[1] == counts[0] and counts[2][2] >= 14
+    short = [one for one in short if one not in ("--batch-size", "6")]
+    short[short.index("--out") + 1] = str(tmp_path / "closed")
+    monkeypatch.setattr(finetune.closed, "views", lambda *_, **__: (View(size=32, readout=None),))
+    assert in_process([*short, "--linear", "closed", "--balance"]) == 0
+    predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
+    features = torch.from_numpy(predictor.features([images.read(i) for i in range(len(images))]))
+    expected = linear.fit(features, torch.from_numpy(images.labels), 3, balanced=True).head
+    torch.testing.assert_close(weights.load(tmp_path / "closed").head.weight, expected.weight, rtol=1e-3, atol=1e-5)
+
+
+def noise(folder: Path, counts: dict[str, int], seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    for name, count in counts.items():
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.fromarray(rng.integers(0, 255, (24, 20, 3), dtype=np.uint8)).save(folder / name / f"{i}.png")
+
+
+def test_labels_that_say_nothing_and_classes_of_very_different_size_are_told(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [one for one in short if one not in ("--batch-size", "6")] + ["--linear", "closed"]
+    noise(tmp_path / "noise" / "train", {"dog": 30, "cat": 3}, 0)
+    noise(tmp_path / "noise" / "test", {"dog": 12, "cat": 12}, 1)
+    short[1] = str(tmp_path / "noise")
+    assert in_process(short) == 0
+    shown = capsys.readouterr()
+    assert "imbalanced: 30 images of 'dog', 3 of 'cat'; what counts is the mean per class" in shown.out
+    assert "% mean per class" in shown.out and "with --balance each class counts the same" in shown.out
+    assert "warning: This is no better than chance: " in shown.err and "if 'dog' were the answer always" in shown.err
+    notes = json.loads((tmp_path / "run" / "evaluation.json").read_text())["notes"]
+    assert len(notes) == 2 and all(f"note: {note}" in shown.err for note in notes)
+    assert "The classes are imbalanced" in notes[0] and "With --balance" in notes[0]
+    assert notes[1].startswith("This is no better than chance: ") and "of 24 images" in notes[1]
+    assert json.loads((tmp_path / "run" / "closed.json").read_text())["counted"] == [3, 30]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count("This is no better than chance") == 2, "of the evaluation, and of the closed form"
+
+
+def test_test_images_of_another_kind_are_told(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [one for one in short if one not in ("--batch-size", "6")] + ["--linear", "closed"]
+    root = tmp_path / "moved"
+    write_images(root / "train", 12, 0)
+    write_images(root / "test", 12, 1)
+    shutil.rmtree(root / "test" / "red")
+    for path in (root / "test" / "green").iterdir():
+        Image.open(path).convert("L").save(path)
+    short[1] = str(root)
+    assert in_process([*short]) == 0
+    told = capsys.readouterr().err
+    assert "note: There is no test image of red: nothing is known of what the model makes of such." in told
+    assert "each judged by the others, 100.0% are right, of the test images " in told and "another kind" in told
+    assert "imbalanced" not in told and "chance" not in told
 
 
 def test_from_random_weights(short: list[str], tiny: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
+from torch import nn
 
 from bigtransfer.errors import DataError
 from bigtransfer.evals import Classification, linear
@@ -56,6 +57,65 @@ def test_leave_one_out_is_what_refitting_without_each_image_gives(n, d):
     grid = np.geomspace(probe.temperature / 3, probe.temperature * 3, 2001)
     best = grid[np.argmin([error(temperature) for temperature in grid])]
     assert probe.temperature == pytest.approx(best, rel=2e-3)
+
+
+def lopsided(d, seed=0):
+    """Two classes of 4 images, one of 20, and one that has none."""
+    labels = torch.tensor([0] * 20 + [1] * 4 + [3] * 4)
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(4, d, generator=generator)
+    return 2 + centres[labels] + 0.7 * d**0.5 * torch.randn(len(labels), d, generator=generator), labels
+
+
+@pytest.mark.parametrize("d", [6, 60])
+def test_a_balanced_classifier_is_that_of_a_set_whose_small_classes_are_repeated(d):
+    features, labels = lopsided(d)
+    repeats = torch.tensor([1, 5, 0, 5])[labels]
+    balanced = linear.fit(features, labels, 4, penalty=5.0, balanced=True)
+    # All weights together are as much as there are images: 28 instead of 60.
+    repeated = linear.fit(
+        features.repeat_interleave(repeats, dim=0), labels.repeat_interleave(repeats), 4, penalty=5.0 * 60 / 28
+    )
+    for name in ("weight", "bias"):
+        mine, theirs = (getattr(probe.head, name) * probe.temperature for probe in (balanced, repeated))
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("decomposed", [3000, 5])
+@pytest.mark.parametrize("d", [6, 60])
+def test_balanced_leave_one_out_is_what_weighted_refitting_without_each_image_gives(monkeypatch, d, decomposed):
+    monkeypatch.setattr(linear, "_DECOMPOSED", decomposed)
+    features, labels = lopsided(d)
+    n = len(labels)
+    weights = n / (3 * np.bincount(labels)[labels])
+    x, targets = features.double().numpy(), np.eye(4)[labels]
+    mean = weights @ x / n
+    x = (x - mean) / np.sqrt(weights @ (x - mean) ** 2 / n)
+    scores = np.empty((n, 4))
+    for i in range(n):
+        others = np.arange(n) != i
+        ridge = Ridge(alpha=3.0).fit(x[others], targets[others], sample_weight=weights[others])
+        scores[i] = ridge.predict(x[i : i + 1])[0]
+    probe = linear.fit(features, labels, 4, penalty=3.0, balanced=True)
+    right = scores.argmax(1) == labels.numpy()
+    assert probe.right == tuple(np.bincount(labels[right], minlength=4)) and probe.judged == (20, 4, 0, 4)
+    assert 0 < sum(probe.right) < n and probe.leave_one_out_top1 == right.mean()
+    z = scores / probe.temperature
+    z = z - np.log(np.exp(z).sum(1, keepdims=True))
+    target = targets * (1 - 1 / (n + 2)) + 1 / (4 * (n + 2))
+    assert probe.leave_one_out_loss == pytest.approx(weights @ -(target * z).sum(1) / n, rel=1e-6)
+
+
+def test_weights_count_in_the_temperature_like_repetitions():
+    labels = torch.arange(9) % 3
+    noise = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    # The smoothing depends on the number of images: of so many it hardly matters.
+    scores, labels = (nn.functional.one_hot(labels, 3) + noise).repeat(1000, 1), labels.repeat(1000)
+    repeats = torch.tensor([1, 1, 3] * 3000)
+    weighted = linear.best_temperature(scores, labels, repeats.double())
+    repeated = linear.best_temperature(scores.repeat_interleave(repeats, dim=0), labels.repeat_interleave(repeats))
+    assert weighted == pytest.approx(repeated, rel=1e-3)
+    assert weighted[0] != pytest.approx(linear.best_temperature(scores, labels)[0], rel=1e-2)
 
 
 def big_visions_scores(features, labels, classes, new, penalty):

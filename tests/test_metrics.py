@@ -9,7 +9,7 @@ import torch
 from sklearn import metrics as sk
 
 from bigtransfer.errors import DataError, WeightsError
-from bigtransfer.evals import Classification, describe, evaluate
+from bigtransfer.evals import Classification, describe, evaluate, metrics
 
 
 def sample(n=997, classes=7, seed=0):
@@ -219,3 +219,46 @@ def test_the_text_for_a_terminal_line_by_line():
     assert not any(
         "confused" in line for line in describe(state(torch.eye(6), torch.arange(6)), list("abcdef")).splitlines()
     )
+
+
+def told(right: list[int], images: list[int]) -> bool | None:
+    return metrics.beyond_chance(np.array(right), np.array(images))
+
+
+def test_better_than_chance() -> None:
+    assert told([40, 42], [50, 50]) is True
+    assert told([25, 26], [50, 50]) is False and told([30, 28], [50, 50]) is False, "58 of 100 may be luck"
+    assert told([31, 30], [50, 50]) is True
+    # Always the commonest class: 99 % are right.
+    assert told([300, 0], [300, 3]) is False and told([300, 3], [300, 3]) is True
+    # Fewer than 99 % are, and yet the small class is known.
+    assert told([270, 27], [300, 30]) is True
+    assert told([20, 0, 4], [20, 0, 4]) is True, "classes without images do not count"
+    assert told([90, 90] + [0] * 8, [100, 100] + [1] * 8) is True, "two large classes are told apart"
+
+
+def test_too_few_images_to_tell_from_chance() -> None:
+    for right, images in (([1, 1], [1, 1]), ([0, 0], [1, 1]), ([7, 0], [9, 0]), ([0, 0], [0, 0]), ([], [])):
+        assert told(right, images) is None
+    assert told([2, 2], [2, 2]) is True and told([2, 0], [2, 2]) is False
+
+
+def test_guesses_are_seldom_taken_for_knowledge() -> None:
+    """With labels that the answers do not depend on: in one case of twenty at most, for either reason one of forty."""
+    rng = np.random.default_rng(0)
+    for images in ([40, 40], [200, 10, 10], [3] * 20):
+        cases = np.array([[rng.binomial(n, 1 / len(images)) for n in images] for _ in range(400)])
+        assert np.mean([told(case.tolist(), images) for case in cases]) < 0.05
+
+
+def test_the_sentence_about_chance() -> None:
+    note = metrics.chance_note(np.array([4, 5]), np.array([10, 10]), ["cat", "d\x1bg"])
+    assert note is not None and note.startswith(
+        "This is no better than chance: 45.0% of 20 images are right (95% interval 25.8% to 65.8%), and 50.0% would be if 'cat' were"
+    )
+    assert "if the commonest class were" in str(metrics.chance_note(np.array([4, 5]), np.array([10, 10]), None))
+    assert metrics.chance_note(np.array([10, 10]), np.array([10, 10]), ["cat", "dog"]) is None
+    result = Classification(3)
+    labels = torch.arange(30) % 3
+    result.update(torch.nn.functional.one_hot(labels[torch.arange(29, -1, -1)], 3).float(), labels)
+    assert "33.3% of 30 images" in str(result.chance_note("abc"))

@@ -10,7 +10,7 @@ import pytest
 
 from bigtransfer.feed import order
 from bigtransfer.feed.loader import share
-from bigtransfer.feed.order import FullShuffle, LaneOrder, order_of, permuted
+from bigtransfer.feed.order import BalancedOrder, FullShuffle, LaneOrder, order_of, permuted
 
 
 def bounds(*sizes: int) -> np.ndarray:
@@ -235,3 +235,29 @@ def test_huge_batches_have_more_lanes() -> None:
     lanes = LaneOrder(bounds(*[500] * 100), 4096, seed=0)
     assert lanes.lanes == 512 and lanes.block == 32
     assert LaneOrder(bounds(50), 8, seed=0).lanes == 8
+
+
+def test_every_class_comes_equally_often() -> None:
+    """The images of a class take turns, and seed and step alone decide which of them it is."""
+    labels = np.random.default_rng(0).permutation(np.repeat([0, 1, 3], [50, 5, 1]))  # no image of class 2
+    one, same, other = (BalancedOrder(labels, 7, seed) for seed in (4, 4, 5))
+    batches = [one.indices(step) for step in range(150)]
+    for batch in batches:
+        counts = np.bincount(labels[batch], minlength=4)
+        assert counts[2] == 0 and counts[[0, 1, 3]].min() >= 1 and counts.max() <= 3 and counts.sum() == 7
+    seen = np.bincount(np.concatenate(batches), minlength=len(labels))
+    for label in (0, 1, 3):
+        of_class = seen[labels == label]
+        assert of_class.max() - of_class.min() <= 1 and abs(of_class.sum() - 350) <= 2
+    for step in (149, 3, 77):
+        assert np.array_equal(same.indices(step), batches[step]) and not np.array_equal(
+            other.indices(step), batches[step]
+        )
+
+
+def test_many_classes_at_a_time() -> None:
+    """Only those that a batch has images of are gone into."""
+    calls, asked = BalancedOrder(np.arange(5000), 32, 0), []
+    for stream in calls._classes._streams:
+        stream.at = lambda samples: asked.append(len(samples)) or np.zeros_like(samples)
+    assert len(np.unique([calls.indices(step) for step in range(3)])) == 96 == sum(asked) and 0 not in asked

@@ -868,7 +868,9 @@ def test_whatever_others_wrote_is_text_in_every_section(folder: Path, evaluation
     write(folder, "evaluation.json", evaluation)
     sections = {name for name in SECTIONS if computed(folder, name) is not None}
     assert sections == set(SECTIONS) - (
-        {"labels"} if evaluation is EVALUATION else {"classes", "confusion", "mistakes", "uncertain", "calibration"}
+        {"labels", "candidates"}
+        if evaluation is EVALUATION
+        else {"classes", "confusion", "mistakes", "uncertain", "calibration", "candidates"}  # which holds numbers only
     )
     for name in ("config.json", "evaluation.json", "unreadable.json", "copies.json"):
         write(folder, name, poisoned(json.loads((folder / name).read_text())))

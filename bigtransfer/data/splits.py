@@ -14,17 +14,57 @@ import msgspec
 import numpy as np
 
 from bigtransfer import records
-from bigtransfer.data.layout import listed
+from bigtransfer.data.layout import listed, quoted
 from bigtransfer.data.sources import ImageSet, Splits
 from bigtransfer.errors import ConfigError, DataError
 from bigtransfer.runs import write_json
+
+IMBALANCED = 10
+"""Classes of which one has at least so many times the images of another are said to be imbalanced."""
+
+SPARED = 3
+"""Images of a class from which on one of them can be held out to know anything of the class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imbalance:
+    """Classes of very different size, both with images."""
+
+    largest: str
+    most: int
+    """Images of it."""
+    smallest: str
+    fewest: int
+
+    def __str__(self) -> str:
+        return f"{self.most:,} images of {quoted(self.largest)}, {self.fewest:,} of {quoted(self.smallest)}"
+
+
+def imbalance(images: ImageSet) -> Imbalance | None:
+    """Of a set of one label each, the most and the fewest images of a class, if the classes are imbalanced (`IMBALANCED`)."""
+    if images.labels is None or images.several:
+        return None
+    counts = images.class_counts()
+    present = np.flatnonzero(counts)
+    largest, smallest = present[counts[present].argmax()], present[counts[present].argmin()]
+    if counts[largest] < IMBALANCED * counts[smallest]:
+        return None
+    return Imbalance(
+        largest=images.class_names[largest],
+        most=int(counts[largest]),
+        smallest=images.class_names[smallest],
+        fewest=int(counts[smallest]),
+    )
 
 
 def hold_out(images: ImageSet, fraction: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """(train, val): `fraction` of the images, drawn class by class in proportion, are held out for validation.
 
-    `val` has `round(fraction * len(images))` images (at least 1), but never the last of a class: every class stays in `train`. The
-    set must be labelled. Of images with several labels they are drawn without regard to class, and at least one stays in `train`.
+    `val` has `round(fraction * len(images))` images (at least 1), but never the last of a class: every class stays in `train`. Where the
+    classes are imbalanced it has one at least of each class of `SPARED` images: a model that never answers with a small class would look
+    perfect otherwise. The set must be labelled.
+
+    Of images with several labels they are drawn without regard to class, and at least one stays in `train`.
     ConfigError if `fraction` is not within (0, 1); DataError if no class has two images.
     """
     if not 0 < fraction < 1:
@@ -49,6 +89,8 @@ def hold_out(images: ImageSet, fraction: float, seed: int = 0) -> tuple[ImageSet
     order = order[np.argsort(-(exact - take)[order], kind="stable")]
     open_classes = order[take[order] < room[order]]
     take[open_classes[: max(0, wanted - int(take.sum()))]] += 1
+    if imbalance(images) is not None:
+        take[(take == 0) & (counts >= SPARED)] = 1
     chosen = np.concatenate([rows[:count] for rows, count in zip(members, take, strict=True)])
     rest = np.setdiff1d(np.arange(len(images)), chosen)
     return images.subset(rest), images.subset(np.sort(chosen))

@@ -1,7 +1,7 @@
 """Measuring a model: `evaluate` and its `Classification`, how to show and keep it, and the linear probe on frozen features."""
 
 from bigtransfer.evals import multilabel
-from bigtransfer.evals.metrics import Classification, describe, evaluate
+from bigtransfer.evals.metrics import Classification, describe, evaluate, wilson
 from bigtransfer.evals.record import (
     Evaluation,
     LabelsEvaluation,
@@ -21,5 +21,6 @@ __all__ = [
     "labels_record",
     "multilabel",
     "read_record",
+    "wilson",
     "write_record",
 ]

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
+import numpy as np
 
 from bigtransfer.catalog import Readout
+from bigtransfer.evals.metrics import chance_note
+from bigtransfer.evals.record import Count
 from bigtransfer.records import Natural, NotNegative, Pixels, Share
 
 
@@ -61,6 +65,22 @@ class Closed:
     """From the first image to the solution."""
     top1: Share | None
     """Accuracy on its own images when each is judged by the classifier fitted without it; None where no class has two images."""
+    right: tuple[Count, ...] = ()
+    """Of each class, how many images were judged correctly so; empty if an earlier version did not count them."""
+    counted: tuple[Count, ...] = ()
+    """Of each class, how many were judged."""
+
+    def chance_note(self, class_names: Sequence[str] | None) -> str | None:
+        """A sentence if that is no better than chance. class_names: None if they are not known."""
+        if len(self.right) != len(self.counted) or (class_names is not None and len(class_names) != len(self.counted)):
+            return None
+        return chance_note(np.array(self.right), np.array(self.counted), class_names)
+
+    @property
+    def mean_per_class(self) -> float | None:
+        """Mean share of the classes that is judged correctly, each counted alike."""
+        shares = [right / count for right, count in zip(self.right, self.counted, strict=False) if count]
+        return sum(shares) / len(shares) if shares else None
 
 
 Kind = Literal["closed form", "fine-tuned", "average"]

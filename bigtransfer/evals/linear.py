@@ -57,7 +57,12 @@ class Probe:
     """Accuracy on the training images when each is judged by the classifier fitted without it; NaN if it cannot be known
     because no class has two images."""
     leave_one_out_loss: float
-    """Their mean negative log-likelihood, nats, with the smoothed targets that penalty and temperature are chosen by; NaN likewise."""
+    """Their mean negative log-likelihood, nats, with the smoothed targets that penalty and temperature are chosen by; NaN likewise. Of a
+    balanced classifier the mean over classes, each counted alike."""
+    right: tuple[int, ...] = ()
+    """Of each class, how many images were judged correctly so."""
+    judged: tuple[int, ...] = ()
+    """Of each class, how many were judged."""
 
 
 def extract_features(
@@ -86,7 +91,9 @@ def extract_features(
 
 
 @torch.no_grad()
-def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | None = None) -> Probe:
+def fit(
+    features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | None = None, balanced: bool = False
+) -> Probe:
     """Ridge regression of one-hot targets on standardized features, with a free intercept; all sums in float64.
 
     features float `(n, d)`, labels int `(n,)` in 0..num_classes-1, for any n and d; O(n d min(n, d)) operations and O(d min(n, d))
@@ -102,19 +109,32 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     scores do not ask for infinite confidence. Leave-one-out (each image judged without itself) is exact in closed form, but
     for the standardization, which keeps using all images. Only images of classes with at least two can be judged so; where
     there are none, both values are conventions.
+
+    balanced: every class counts the same, however many images it has: weighted least squares, in which the n images of a class weigh in
+    inverse proportion to n, and all together as much as without weights; means, standard deviations and the negative
+    log-likelihood are weighted alike. Leave-one-out is exact for these weights, which stay when an image is left out.
     """
     n, d = features.shape
     _check(labels, num_classes)
     labels = labels.to(features.device)
     counts = torch.bincount(labels, minlength=num_classes)
-    prior = counts.double() / n  # the mean of the targets
-    mean, scale = standardization(features)
+    weights = torch.ones(n, dtype=torch.float64, device=features.device)
+    if balanced:
+        weights = (n / (counts.count_nonzero() * counts.double()))[labels]
+    roots = weights.sqrt()[:, None]
+    prior = torch.bincount(labels, weights, num_classes) / n  # the mean of the targets
+    mean, scale = standardization(features, weights if balanced else None)
     if penalty is None and min(n, d) > _DECOMPOSED:
         part = _spread(labels, _DECOMPOSED)
-        penalty = fit(features[part], labels[part], num_classes).penalty
+        penalty = fit(features[part], labels[part], num_classes, balanced=balanced).penalty
 
+    # Least squares of rows that are multiplied by the roots of their weights.
     def standardized(rows: slice | Tensor) -> Tensor:
-        return (features[rows].double() - mean) * scale
+        x = (features[rows].double() - mean) * scale
+        return x * roots[rows] if balanced else x
+
+    def centred(rows: slice | Tensor) -> Tensor:
+        return (nn.functional.one_hot(labels[rows], num_classes).double() - prior) * roots[rows]
 
     # X^T Y, and the smaller of the two Gram matrices.
     cross = torch.zeros(d, num_classes, dtype=torch.float64, device=features.device)
@@ -122,7 +142,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     for start in range(0, n, _ROWS):
         span = slice(start, start + _ROWS)
         x = standardized(span)
-        cross += x.T @ (nn.functional.one_hot(labels[span], num_classes).double() - prior)
+        cross += x.T @ centred(span)
         if n > d:
             gram += x.T @ x
     if n <= d:
@@ -135,7 +155,8 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     x = standardized(judged)
     own = nn.functional.one_hot(labels[judged], num_classes).double()
 
-    # For a penalty: the solution W `(d, classes)`; and of each judged image its scores X W and its leverage, both without the intercept.
+    # For a penalty: the solution W `(d, classes)`; and of each judged image (its row times the root of its weight) its scores X W and its
+    # leverage, both without the intercept.
     squares = gram.diagonal()
     if penalty is None or len(gram) <= _DECOMPOSED:
         # X = U S V^T; `basis` = V / S, so that U = X basis and W = basis (S W').
@@ -158,8 +179,7 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
             leverage = torch.linalg.solve_triangular(factor, x.T, upper=False).square().sum(0)
         else:
             inverse = torch.cholesky_inverse(factor)
-            targets = nn.functional.one_hot(labels, num_classes).double() - prior
-            solution = standardized(slice(None)).T @ (inverse @ targets)
+            solution = standardized(slice(None)).T @ (inverse @ centred(slice(None)))
             leverage = 1 - penalty * inverse.diagonal()[judged]
 
         def solve(penalty: float) -> Tensor:
@@ -170,17 +190,17 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
 
     # The mean squared singular value; with a single image, or all alike, there is none.
     unit = float(squares.mean()) if len(squares) else 1.0
-    temperature, right, best = _ONE_SHOT_TEMPERATURE, math.nan, math.nan
+    temperature, best, answers = _ONE_SHOT_TEMPERATURE, math.nan, labels[judged]
     if len(judged):
         best = math.inf
         for candidate in (unit * _GRID).tolist() if penalty is None else [penalty]:
             predicted, leverage = judge(candidate)
             # Leave-one-out: residual / (1 - leverage).
-            scores = own - (own - prior - predicted) / (1 - leverage - 1 / n).clamp_min(1e-9)[:, None]
-            fitted, error = best_temperature(scores, labels[judged])
+            rest = (1 - leverage - weights[judged] / n).clamp_min(1e-9)[:, None]
+            scores = own - (own - prior - predicted / roots[judged]) / rest
+            fitted, error = best_temperature(scores, labels[judged], weights[judged] if balanced else None)
             if error < best:
-                best, penalty, temperature = error, candidate, fitted
-                right = float((scores.argmax(1) == labels[judged]).double().mean())
+                best, penalty, temperature, answers = error, candidate, fitted, scores.argmax(1)
     elif penalty is None:
         penalty = unit
     assert penalty is not None
@@ -189,7 +209,16 @@ def fit(features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | 
     head = nn.Linear(d, num_classes, device=features.device, dtype=torch.float32)
     head.weight.copy_(weight.T)
     head.bias.copy_(prior / temperature - mean @ weight)
-    return Probe(head, float(penalty), temperature, right, best)
+    hits = answers == labels[judged]
+    return Probe(
+        head,
+        float(penalty),
+        temperature,
+        float(hits.double().mean()) if len(judged) else math.nan,
+        best,
+        right=tuple(torch.bincount(labels[judged][hits], minlength=num_classes).tolist()),
+        judged=tuple(torch.bincount(labels[judged], minlength=num_classes).tolist()),
+    )
 
 
 class FewshotClassifier(nn.Module):
@@ -248,33 +277,39 @@ def _spread(labels: Tensor, count: int) -> Tensor:
     return by_class[places].sort().values
 
 
-def standardization(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and 1 / standard deviation (population, at least `_FLOOR`) of each feature, float64 `(d,)`."""
+def standardization(features: Tensor, weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / standard deviation (population, at least `_FLOOR`) of each feature, float64 `(d,)`; weights float64 `(n,)`, of sum n."""
     chunks = features.split(_ROWS)
-    mean = torch.stack([chunk.double().sum(0) for chunk in chunks]).sum(0) / len(features)
-    variance = torch.stack([(chunk.double() - mean).square().sum(0) for chunk in chunks]).sum(0) / len(features)
+    shares = torch.ones(len(features)) if weights is None else weights
+    parts = [share.double() for share in shares.to(features.device).split(_ROWS)]
+    mean = torch.stack([part @ chunk.double() for part, chunk in zip(parts, chunks, strict=True)]).sum(0) / len(
+        features
+    )
+    squares = [part @ (chunk.double() - mean).square() for part, chunk in zip(parts, chunks, strict=True)]
+    variance = torch.stack(squares).sum(0) / len(features)
     # Images that are all alike differ by rounding only, which must not be scaled up either.
     floor = torch.maximum(_FLOOR * variance.mean().sqrt(), torch.finfo(torch.float32).eps * mean.square().mean().sqrt())
     std = torch.maximum(variance.sqrt(), floor)
     return mean, 1 / torch.where(std > 0, std, 1.0)
 
 
-def best_temperature(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+def best_temperature(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
     """The temperature, 1e-4 to 100, at which softmax(scores / temperature) has the least cross-entropy with the labels, and that
     cross-entropy, nats. scores float `(n, classes)`, labels int `(n,)`, smoothed as in Platt (1999): of n images the true class gets
-    1 - 1 / (n + 2).
+    1 - 1 / (n + 2). weights float `(n,)`: how much each image counts; None: all the same.
 
     In b = 1 / temperature the cross-entropy is convex: its slope, mean of (expected - target score), has one root."""
     smooth = 1 / (len(labels) + 2)
+    shares = torch.full_like(scores[:, 0], 1 / len(labels)) if weights is None else weights / weights.sum()
     target = (1 - smooth) * scores.gather(1, labels[:, None])[:, 0] + smooth * scores.mean(1)
     low, high = 1e-2, 1e4
     middle = 1.0
     for _ in range(24):
         expected = ((middle * scores).softmax(1) * scores).sum(1)
-        if float((expected - target).mean()) < 0:
+        if float(shares @ (expected - target)) < 0:
             low = middle
         else:
             high = middle
         middle = math.sqrt(low * high)
     error = torch.logsumexp(middle * scores, 1) - middle * target
-    return 1 / middle, float(error.mean())
+    return 1 / middle, float(shares @ error)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigtransfer.data.layout import quoted
 from bigtransfer.dist import World
 from bigtransfer.errors import DataError, WeightsError
 from bigtransfer.terminal import line
@@ -204,6 +205,13 @@ class Classification:
         order = np.argsort(-counts, kind="stable")
         return [(int(pairs[i, 0]), int(pairs[i, 1]), int(counts[i])) for i in order]
 
+    def chance_note(self, class_names: Sequence[str]) -> str | None:
+        """See `chance_note`."""
+        records = self.records
+        right = records["true"][records["rank"] == 0]
+        hits, images = (np.bincount(labels, minlength=self.num_classes) for labels in (right, records["true"]))
+        return chance_note(hits, images, class_names)
+
     def named(self, prefix: str) -> dict[str, float]:
         """The headline numbers as `{"<prefix>/top1": ..., ...}`, for `metrics.jsonl` and a model card; without top-5 where there are five
         classes or fewer."""
@@ -221,6 +229,43 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     centre = (share + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 / (1 + Z95**2 / n) * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def beyond_chance(right: np.ndarray, images: np.ndarray) -> bool | None:
+    """Whether answers say anything about the classes: whether more of them are right than if the commonest class were the answer always, or
+    more on the mean over classes, each counted alike, than 1 / classes; and by more than chance would do in one case of forty.
+
+    right, images: int `(classes,)`: of each class the correct answers and the images. None if so few images cannot tell whatever the
+    answers are, as where there is one class only.
+    """
+    present = images > 0
+    right, images = right[present], images[present]
+    total, classes = int(images.sum()), len(images)
+
+    def told(hits: np.ndarray) -> bool:
+        share = 1 / classes
+        # The standard error of the mean recall of guesses; as in `wilson`, that of the hypothesis and not of the observation.
+        error = math.sqrt(share * (1 - share) * float((1 / images).sum())) / classes
+        common = wilson(float(hits.sum() / total), total)[0] > images.max() / total
+        return bool(common or float((hits / images).mean()) > share + Z95 * error)
+
+    if classes < 2 or not told(images):
+        return None
+    return told(right)
+
+
+def chance_note(right: np.ndarray, images: np.ndarray, class_names: Sequence[str] | None) -> str | None:
+    """A sentence for answers that are no better than chance (`beyond_chance`); else None. class_names: None if they are not known."""
+    if beyond_chance(right, images) is not False:
+        return None
+    total, commonest = int(images.sum()), int(images.argmax())
+    name = "the commonest class" if class_names is None else quoted(class_names[commonest])
+    low, high = wilson(float(right.sum() / total), total)
+    return (
+        f"This is no better than chance: {right.sum() / total:.1%} of {total:,} images are right (95% interval {low:.1%} to {high:.1%}), "
+        f"and {images[commonest] / total:.1%} would be if {name} were the answer always. "
+        "Are the labels right, and can the classes be told apart in the images?"
+    )
 
 
 def evaluate(

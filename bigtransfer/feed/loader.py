@@ -289,10 +289,18 @@ class FeatureLoader:
     """Like `TrainLoader`, for a head on a frozen network: batches of features (n, d) that were computed once, without augmentation."""
 
     def __init__(
-        self, features: Tensor, labels: Tensor, *, batch_size: int, seed: int, rank: int = 0, ranks: int = 1
+        self,
+        features: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        ranks: int = 1,
+        order: Order | None = None,
     ) -> None:
         self.features, self.labels, self.seed = features, labels, seed
-        self.order = FullShuffle(len(labels), batch_size, seed)
+        self.order = FullShuffle(len(labels), batch_size, seed) if order is None else order
         self._share = share(batch_size, rank, ranks)
 
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:

@@ -171,14 +171,28 @@ class MixedOrder:
         samples = np.arange(first, first + self.batch_size, dtype=np.uint64)
         inner = np.array(self._borders[1:-1], dtype=np.uint64)
         which = np.searchsorted(inner, samples * np.uint64(_GOLDEN), side="right")  # modulo 2**64
-        before = [_below(first, border) for border in self._borders]
         result = np.empty(self.batch_size, dtype=np.int64)
-        for number, (stream, start) in enumerate(zip(self._streams, self._starts, strict=True)):
+        for number in np.unique(which).tolist():
             places = np.flatnonzero(which == number)
-            if len(places):
-                had = before[number + 1] - before[number]
-                result[places] = start + stream.at(np.arange(had, had + len(places)))
+            had = _below(first, self._borders[number + 1]) - _below(first, self._borders[number])
+            result[places] = self._starts[number] + self._streams[number].at(np.arange(had, had + len(places)))
         return result
+
+
+class BalancedOrder:
+    """Every class as often as every other, however many images it has; those of a class each once before any of them again."""
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
+        """labels: int (n,), of each image its class."""
+        counts = np.bincount(labels)
+        present = counts[counts > 0].tolist()
+        self.batch_size = batch_size
+        self._images = np.argsort(labels, kind="stable")
+        self._classes = MixedOrder([(count, None) for count in present], [1.0] * len(present), batch_size, seed)
+
+    def indices(self, step: int) -> np.ndarray:
+        """Indices of the images of batch `step`, int64 (batch_size,)."""
+        return self._images[self._classes.indices(step)]
 
 
 def _below(count: int, border: int) -> int:

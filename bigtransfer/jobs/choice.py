@@ -25,21 +25,24 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int,
+    balanced: bool = False,
 ) -> tuple[ResNetV2, Choice]:
     """The best of both networks and their average on labelled images that neither has learnt from, and how it was chosen.
 
     Both are on `device`; their cards state the size of their input. Each gets the temperature at which its probabilities fit the images
     best; the average is that of the logits at these temperatures. The one with the least loss is taken, which is steadier than the
     accuracy of few images; the average, which costs both networks' time, only if it is better than either by more than `TIE`.
+    balanced: each class of the images counts the same, however many it has, in temperatures and losses.
     """
     logits: dict[Kind, Tensor] = {}
     labels = torch.empty(0)
     networks: dict[Kind, ResNetV2] = {"closed form": closed, "fine-tuned": tuned}
     for name, network in networks.items():
         logits[name], labels = _logits(network, images, device, dtype, batch_size)
-    temperatures = {name: linear.best_temperature(scores, labels)[0] for name, scores in logits.items()}
+    weights = 1 / torch.bincount(labels)[labels].double() if balanced else None
+    temperatures = {name: linear.best_temperature(scores, labels, weights)[0] for name, scores in logits.items()}
     logits["average"] = torch.stack([scores / temperatures[name] for name, scores in logits.items()]).mean(0)
-    found = {name: linear.best_temperature(scores, labels) for name, scores in logits.items()}
+    found = {name: linear.best_temperature(scores, labels, weights) for name, scores in logits.items()}
     candidates = tuple(
         Candidate(kind=name, top1=float((scores.argmax(1) == labels).double().mean()), loss=max(0.0, found[name][1]))
         for name, scores in logits.items()

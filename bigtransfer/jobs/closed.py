@@ -55,6 +55,8 @@ class Solved:
             images=self.images,
             seconds=self.seconds,
             top1=_known(self.probe.leave_one_out_top1),
+            right=self.probe.right,
+            counted=self.probe.judged,
         )
 
 
@@ -85,8 +87,9 @@ def solve(
     dtype: torch.dtype,
     batch_size: int,
     seed: int,
+    balanced: bool = False,
 ) -> Solved:
-    """The classifier of `images` (one label each) on the view of `choice` that leave-one-out finds best.
+    """The classifier of `images` (one label each) on the view of `choice` that leave-one-out finds best; balanced: see `linear.fit`.
 
     network: on `device`; stays as it is. spec: how images become the input, but for the size. dtype: of the network's computation.
     Leave-one-out cannot judge where no class has two images; the last view, which sees most, is taken then.
@@ -102,14 +105,14 @@ def solve(
     if len(choice) > 1:
         sample = splits.evenly(images, CHOSEN_BY, seed)
         seen = features_of(sample, view)
-        view, judged = choose(choice, *seen, classes, network.architecture.width)
+        view, judged = choose(choice, *seen, classes, network.architecture.width, balanced=balanced)
         if view == choice[-1]:
             rest = images.subset(np.flatnonzero(~np.isin(images.rows, sample.rows)))
         else:
             seen = None
     parts = ([] if seen is None else [seen]) + ([features_of(rest, view)] if len(rest) else [])
     seen, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    probe = linear.fit(seen, labels, classes)
+    probe = linear.fit(seen, labels, classes, balanced=balanced)
     model = joined(network, view.readout)
     model.reset_classifier(classes)
     model.head = probe.head.to(device, next(model.parameters()).dtype)
@@ -190,13 +193,13 @@ def plain_head(head: nn.Module) -> nn.Linear:
 
 
 def choose(
-    choice: Sequence[View], features: Tensor, labels: Tensor, classes: int, width: int
+    choice: Sequence[View], features: Tensor, labels: Tensor, classes: int, width: int, *, balanced: bool = False
 ) -> tuple[View, tuple[Judged, ...]]:
     """The view that leave-one-out finds best, and how good each is. features `(n, d)`: those of the last view, which has all of them, of a
     network of this width; labels `(n,)`."""
     judged = []
     for one in choice:
-        probe = linear.fit(features[:, columns(choice[-1], one, width)], labels, classes)
+        probe = linear.fit(features[:, columns(choice[-1], one, width)], labels, classes, balanced=balanced)
         judged.append(Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss)))
     losses = [one.loss for one in judged if one.loss is not None]
     best = [one.view for one in judged if one.loss is not None and one.loss <= min(losses) + TIE]

@@ -99,7 +99,8 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
                 "The model may give an image several classes, and these images have one each: what else it gives counts as wrong.",
             )
     else:
-        thresholds, notes = None, (*splits.notes, *doubts(matched, result))
+        chance = result.chance_note(images.class_names)
+        thresholds, notes = None, (*splits.notes, *doubts(matched, result), *((chance,) if chance else ()))
     if config.json is not None or config.out is not None:
         about: dict[str, Any] = {
             "split": split,

@@ -30,6 +30,7 @@ from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
+from bigtransfer.feed.order import BalancedOrder
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import best, choice, closed, training
 from bigtransfer.jobs.clock import Clock
@@ -37,6 +38,7 @@ from bigtransfer.jobs.evaluate import measure
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2, joined
 from bigtransfer.predictor import Predictor, choose_device
+from bigtransfer.terminal import line
 from bigtransfer.train import checkpoint, loop
 
 OWN_VALIDATION = 0.1
@@ -108,6 +110,8 @@ class FinetunePlan(Plan):
 
     augmentation: SquareCrop
     linear: Literal["none", "closed", "sgd"]
+    balance: bool = False
+    """Whether each class counts the same, however many images it has."""
     choose: bool = False
     """Whether the training starts from the closed form, and the best of that, the fine-tuned network and their average is delivered, by the
     validation images."""
@@ -214,7 +218,7 @@ def finetune(config: FinetuneConfig) -> Finetuned:
         )
         if parts.train.several:
             model.card = dataclasses.replace(model.card, thresholds=_thresholds(config, model, parts))
-        measured = _measure(config, folder, model, parts)
+        measured = _measure(config, folder, model, parts, baseline if plan.choose or not plan.recipe.steps else None)
         model.card = dataclasses.replace(model.card, metrics=measured)
         weights.save(folder / "model.safetensors", model)
         report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
@@ -297,6 +301,10 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
     if parts.train.several and config.linear == "closed":
         raise ConfigError(
             f"--linear closed solves for one class per image; those of {config.data} have several. Use --linear sgd, or none."
+        )
+    if parts.train.several and config.balance:
+        raise ConfigError(
+            f"--balance is for one class per image; those of {config.data} have several, each learnt by itself."
         )
     split_file = resumed / "split.json" if resumed else config.split_file
     if split_file is not None:
@@ -446,6 +454,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
             antialias=config.antialias,
         ),
         linear=config.linear,
+        balance=config.balance,
         choose=_chooses(config, facts) and recipe.steps > 0,
         native_size=facts.native_size,
     )
@@ -594,6 +603,12 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
     print(f"classes: {in_short(parts.train.class_names)}")
     if parts.train.several:
         print("        an image may have several of them: each class is learnt by itself (sigmoid loss)")
+    if uneven := splits.imbalance(parts.train):
+        print(f"        imbalanced: {uneven}; what counts is the mean per class, not the share of all images")
+        if config.balance:
+            print("        --balance: each class counts the same in all that is learnt and chosen")
+        else:
+            print("        with --balance each class counts the same in all that is learnt and chosen")
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
     if found is not None:
         solved = (
@@ -601,7 +616,11 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
         )
         if found.top1 is not None:  # no image is left to judge by where a class has only one
             solved += f"; each image judged by the others: {found.top1:.1%} correct"
+            if uneven and found.mean_per_class is not None:
+                solved += f", {found.mean_per_class:.1%} mean per class"
         print(solved)
+        if note := found.chance_note(parts.train.class_names):
+            print(f"warning: {note}", file=sys.stderr)
     if not recipe.steps:
         for note in recipe.notes:
             print(f"        {note}")
@@ -636,12 +655,16 @@ def _train(
         outcome = training.ended(run, state, plan, clock)
         if outcome is not None:  # stopped between its last step and its end
             return outcome
+    order = None
+    if plan.balance:
+        assert parts.train.labels is not None
+        order = BalancedOrder(parts.train.labels, recipe.batch_size, plan.seed)
     loader: TrainLoader | FeatureLoader
     if linear_only:
         features, labels = linear.extract_features(
             model, eval_batches(parts.train, plan.input, state.micro_batch), device, dtype
         )
-        loader = FeatureLoader(features, labels, batch_size=recipe.batch_size, seed=plan.seed)
+        loader = FeatureLoader(features, labels, batch_size=recipe.batch_size, seed=plan.seed, order=order)
     else:
         loader = TrainLoader(
             parts.train,
@@ -651,6 +674,7 @@ def _train(
             cache=config.cache,
             workers=training.spare_workers() if config.workers is None else config.workers,
             progress=True,
+            order=order,
         )
     return training.train(
         run,
@@ -717,6 +741,7 @@ def _solve(config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits
         dtype=dtype,
         batch_size=facts.fitting(views[-1].size, hyperrule.BATCH_SIZE),
         seed=config.seed,
+        balanced=config.balance,
     )
     network = solved.model
     network.card = dataclasses.replace(
@@ -777,7 +802,7 @@ def _start(run: runs.Run, model: ResNetV2, train: ImageSet, plan: FinetunePlan) 
             dtype=plan.torch_dtype,
             batch_size=plan.micro_batch,
         )
-    probe = linear.fit(*seen, plan.classes)
+    probe = linear.fit(*seen, plan.classes, balanced=plan.balance)
     head = closed.trainable_head(probe.head, seen[0], plan.recipe.base_learning_rate)
     model.head = head.to(plan.torch_device)
 
@@ -798,6 +823,7 @@ def _choose(run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan) -
         device=plan.torch_device,
         dtype=plan.torch_dtype,
         batch_size=plan.micro_batch,
+        balanced=plan.balance,
     )
     runs.write_json(run.folder / "choice.json", dataclasses.asdict(chosen))
     shown = ", ".join(f"{one.kind} {one.top1:.1%}" for one in chosen.candidates)
@@ -815,7 +841,47 @@ def _thresholds(config: FinetuneConfig, model: ResNetV2, parts: Splits) -> tuple
     return tuple(result.best_thresholds().tolist())
 
 
-def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, parts: Splits) -> dict[str, float]:
+def _remarks(
+    config: FinetuneConfig, parts: Splits, split: str, result: evals.Classification, expected: Closed | None
+) -> tuple[str, ...]:
+    """What is to be known about a measurement. expected: the closed form, if the model is at least as good."""
+    names = parts.train.class_names
+    notes = []
+    if uneven := splits.imbalance(parts.train):
+        notes.append(
+            f"The classes are imbalanced (for training, {uneven}): what counts is the mean per class, {result.mean_per_class:.1%}, in "
+            + (
+                "which each counts the same, as it does with --balance in all that is learnt and chosen."
+                if config.balance
+                else "which each counts the same. With --balance it does so in all that is learnt and chosen."
+            )
+        )
+    missing = [name for name, count in zip(names, result.per_class().support, strict=True) if not count]
+    if missing:
+        notes.append(
+            f"There is no {split} image of {in_short(missing)}: nothing is known of what the model makes of such."
+        )
+    # Where the classes are imbalanced, another mix of them would be seen as another kind of images.
+    known = expected is not None and uneven is None and expected.chance_note(names) is None
+    if expected is not None and known and result.top1_interval[1] < _least(expected):
+        notes.append(
+            f"Of the training images, each judged by the others, {sum(expected.right) / sum(expected.counted):.1%} are right, of the "
+            f"{split} images {result.top1:.1%} only: these are of another kind, or there are near-copies among the training images."
+        )
+    elif chance := result.chance_note(names):
+        notes.append(chance)
+    return tuple(notes)
+
+
+def _least(found: Closed) -> float:
+    """The lower end of the 95% interval of the closed form's accuracy on its own images, each judged by the others; 0 if none was."""
+    count = sum(found.counted)
+    return evals.wilson(sum(found.right) / count if count else 0.0, count)[0]
+
+
+def _measure(
+    config: FinetuneConfig, folder: Path, model: ResNetV2, parts: Splits, expected: Closed | None
+) -> dict[str, float]:
     """The model as it will be used, on the test part, else the validation part; writes evaluation.json."""
     split, images = ("test", parts.test) if parts.test is not None else ("val", parts.val)
     if images is None:
@@ -832,8 +898,12 @@ def _measure(config: FinetuneConfig, folder: Path, model: ResNetV2, parts: Split
         shown = f"mean average precision {result.mean_average_precision:.1%}, F1 {numbers.get(f'{split}/micro_f1', math.nan):.1%}"
         print(f"{split}:   {shown} of {len(images):,} images" + (" that chose the thresholds" if chosen_here else ""))
     else:
-        evaluation, numbers = evals.as_record(result, images, **about), result.named(split)
+        notes = _remarks(config, parts, split, result, expected)
+        evaluation, numbers = evals.as_record(result, images, notes=notes, **about), result.named(split)
         low, high = result.top1_interval
-        print(f"{split}:   top-1 {result.top1:.1%} of {len(images):,} images (95% interval {low:.1%} to {high:.1%})")
+        shown = "1 image" if len(images) == 1 else f"{len(images):,} images"
+        print(f"{split}:   top-1 {result.top1:.1%} of {shown} (95% interval {low:.1%} to {high:.1%})")
+        for note in notes:
+            print(f"note: {line(note)}", file=sys.stderr)
     evals.write_record(folder / "evaluation.json", evaluation)
     return {key.replace("/", "_"): value for key, value in numbers.items()}

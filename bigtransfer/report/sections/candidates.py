@@ -18,6 +18,8 @@ class Candidates:
     seconds: float
     top1: float | None
     """Of the closed form on its own images, each judged by the others, 0 to 1; None if that cannot be known."""
+    doubt: str | None
+    """Said where that is no better than chance."""
     views: Sequence[tuple[str, Judged]]
     """What else it could have seen, in words and as judged; empty without a choice."""
     chosen: str
@@ -34,6 +36,7 @@ def compute(run: Contents) -> Candidates | None:
         images=closed.images,
         seconds=closed.seconds,
         top1=closed.top1,
+        doubt=closed.chance_note(run.evaluation.class_names if run.evaluation else None),
         views=[(str(judged.view), judged) for judged in closed.judged],
         chosen=choice.delivered if choice else "",
         choice=choice,
