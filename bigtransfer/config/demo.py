@@ -11,14 +11,14 @@ from bigtransfer.config.fields import Config, PositiveInt, Seed, Span
 class DemoConfig(Config):
     """See it work: the bundled network learns to tell kinds of things apart from a few pictures of each, offline, within minutes.
 
-    Writes emoji into one folder per kind, learns them by the closed form (seconds) and within a budget, and compares both, on pictures
-    that none has seen, with the same network from random weights and with a linear classifier on the pixels.
+    Writes emoji into one folder per kind, learns them by the closed form, which takes seconds, and compares it, on pictures that it has
+    not seen, with the same network trained from random weights and with a linear classifier on the pixels.
     """
 
     out: str = "demo"
     """Folder for the pictures and the runs."""
     budget: Span = "45s"
-    """Time to fine-tune in; training from random weights takes as long."""
+    """Time to train the network from random weights."""
     examples_per_class: PositiveInt = 15
     """Pictures of each kind to learn from."""
     seed: Seed = 0
