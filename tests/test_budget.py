@@ -204,7 +204,8 @@ def test_validations_that_cost_too_much_are_fewer(tmp_path: Path) -> None:
 
 def test_never_more_steps_than_the_rule_and_one_at_least(tmp_path: Path) -> None:
     state, _ = run_on(Machine(lambda _: 0.01), tmp_path / "fast", most=50)
-    assert state.step == 50
+    assert state.step == 50 and changes(tmp_path / "fast")[-1][1] == 50
+    assert checkpoint.steps(tmp_path / "fast") == [50], "it has ended in order, with all that belongs to a last step"
     state, _ = run_on(Machine(lambda _: 100.0), tmp_path / "slow")
     assert changes(tmp_path / "slow")[-1] == (state.step - 1, state.step) and state.step <= 5
 
