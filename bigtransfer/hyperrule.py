@@ -319,10 +319,9 @@ def within_budget(
     images_per_second: Speed,
     *,
     trained_at: int | None = None,
-    spent: float = 0.0,
     fixed: Collection[str] = (),
 ) -> Recipe:
-    """What can be kept of `rule` in `seconds`, of which some are `spent`, on a machine with this speed; `rule` itself if all of it fits.
+    """What can be kept of `rule` in `seconds` of training on a machine with this speed; `rule` itself if all of it fits.
 
     images_per_second: (crop, batch) -> measured speed of training steps, called at most twice. trained_at: size of the images that the
     network was pre-trained on, px: the resolution is not lowered below it. fixed: names of fields of `rule` that the user chose
@@ -335,7 +334,6 @@ def within_budget(
     The area under the learning rate's curve is kept too, up to `HIGHEST_LEARNING_RATE`: a quarter of the images is seen at four times
     the rate. Otherwise a short training would not move the weights anywhere.
     """
-    budget, seconds = seconds, max(seconds - spent, 0.1 * seconds)
     smallest = rule.crop if "crop" in fixed else min(rule.crop, max(SMALLEST_CROP, trained_at or 0))
     crops = [rule.crop, *(crop for crop in _CROPS if smallest <= crop < rule.crop)]
     if crops[-1] > smallest:
@@ -364,9 +362,9 @@ def within_budget(
         if now != before
     ]
     note = (
-        f"The full rule fits into {_span(budget)} at the {speed:.0f} images/s just measured."
+        f"The full rule fits into {_span(seconds)} at the {speed:.0f} images/s just measured."
         if not given_up
-        else f"To fit into {_span(budget)} at the {speed:.0f} images/s just measured, given up: "
+        else f"To fit into {_span(seconds)} at the {speed:.0f} images/s just measured, given up: "
         + ", ".join(given_up)
         + f". The learning rate is {boost:.3g} times what the batch alone would ask for, to make up for fewer images."
     )

@@ -7,14 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
-from bigtransfer.catalog import InputSpec, Readout
+from bigtransfer.catalog import Readout
 from bigtransfer.data import ImageSet
 from bigtransfer.evals import linear
-from bigtransfer.evals.candidates import Candidate, Choice, Kind
-from bigtransfer.feed.augment import normalize
-from bigtransfer.feed.loader import eval_batches
-from bigtransfer.jobs.closed import TIE
-from bigtransfer.model import ResNetV2, fold, joined
+from bigtransfer.evals.candidates import Candidate, Choice, Kind, View
+from bigtransfer.jobs.closed import TIE, features
+from bigtransfer.model import ResNetV2, joined
 
 
 def choose(
@@ -98,11 +96,8 @@ def _logits(
     network: ResNetV2, images: ImageSet, device: torch.device, dtype: torch.dtype, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Logits float64 `(n, classes)` and labels `(n,)`, on the CPU."""
-    folded = fold(network, dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    spec: InputSpec = network.card.input
-    logits, labels = [], []
-    with torch.inference_mode():
-        for batch in eval_batches(images, spec, batch_size):
-            logits.append(folded(normalize(batch.images.to(device), dtype)).double().cpu())
-            labels.append(batch.labels)
-    return torch.cat(logits).clone(), torch.cat(labels)
+    spec = network.card.input
+    view = View(size=spec.size, readout=network.architecture.readout)
+    seen, labels = features(network, images, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
+    with torch.no_grad():
+        return network.head(seen.to(device)).double().cpu(), labels

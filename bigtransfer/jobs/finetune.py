@@ -20,7 +20,7 @@ from typing import Any, Literal
 import torch
 
 from bigtransfer import data, evals, hyperrule, records, report, runs, weights
-from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard, Readout
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, checks, splits
 from bigtransfer.data.layout import in_short
@@ -189,7 +189,7 @@ def finetune(config: FinetuneConfig) -> Finetuned:
         model = _as_planned(model, plan)
 
         if plan.recipe.steps:
-            outcome = _train(config, run, model, parts, plan, since)
+            outcome = _train(config, run, model, parts, plan, baseline, since)
             if not outcome.finished:
                 return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
             if outcome.best is not None:
@@ -497,9 +497,8 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
             "With --steps instead of --budget the network is fine-tuned all the same."
         )
         return dataclasses.replace(recipe, notes=(*recipe.notes, note))
-    arch = facts.architecture
-    known = (name for name, one in ARCHITECTURES.items() if (one.units, one.width) == (arch.units, arch.width))
-    recipe = hyperrule.recipe(facts.images, *facts.native_size, config.variant, architecture=next(known, ""))
+    name = facts.architecture.name
+    recipe = hyperrule.recipe(facts.images, *facts.native_size, config.variant, architecture=name)
     if config.linear != "none":
         # Frozen features are at their best at the size they were trained at.
         crop = config.crop or facts.trained_at
@@ -639,7 +638,13 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
 
 
 def _train(
-    config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan, since: float
+    config: FinetuneConfig,
+    run: runs.Run,
+    model: ResNetV2,
+    parts: Splits,
+    plan: FinetunePlan,
+    baseline: Closed | None,
+    since: float,
 ) -> training.Outcome:
     """The steps of the recipe, resumed from a checkpoint where there is one. since: when this process began (`time.monotonic`)."""
     if plan.choose:
@@ -649,7 +654,7 @@ def _train(
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
     state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=trained.parameters())
     watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
-    clock = _clock(config, run, parts, plan, len(watched or ()), since)
+    clock = _clock(config, run, parts, plan, baseline, len(watched or ()), since)
     if training.resume(run, state, plan):
         print(f"        resumed after step {state.step}", flush=True)
         outcome = training.ended(run, state, plan, clock)
@@ -691,7 +696,13 @@ def _train(
 
 
 def _clock(
-    config: FinetuneConfig, run: runs.Run, parts: Splits, plan: FinetunePlan, watched: int, since: float
+    config: FinetuneConfig,
+    run: runs.Run,
+    parts: Splits,
+    plan: FinetunePlan,
+    baseline: Closed | None,
+    watched: int,
+    since: float,
 ) -> Clock | None:
     """What keeps the budget; None where there is none, or the steps are set by the user."""
     if config.budget is None or config.steps is not None:
@@ -702,9 +713,8 @@ def _clock(
         most = hyperrule.most_tuning_steps(plan.images, plan.recipe.batch_size)
         afterwards += min(len(parts.val or ()), WATCHED)
         # By the closed form and the fine-tuned network: what is measured in the end may be both.
-        found = _solved(run)
         tuned = Readout(blocks=(0,), mirrored=plan.augmentation.flip)
-        views = [View(size=plan.input.size, readout=tuned), *([found.view] if found else [])]
+        views = [View(size=plan.input.size, readout=tuned), *([baseline.view] if baseline else [])]
         passes = sum(view.passes(plan.input.size) for view in views)
     else:
         most = hyperrule.recipe(plan.images, *plan.native_size, config.variant).steps

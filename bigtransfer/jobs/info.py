@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtransfer import catalog, fetch, hyperrule, settings
-from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard, Readout
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.config import InfoConfig
 from bigtransfer.terminal import json_line, line
 
@@ -84,9 +84,7 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
 
 
 def _architecture(arch: Architecture) -> str:
-    known = next(
-        (name for name, other in ARCHITECTURES.items() if (other.units, other.width) == (arch.units, arch.width)), ""
-    )
+    known = arch.name
     norm = {"gn": "GroupNorm", "bn": "BatchNorm"}[arch.norm]
     standardized = "with" if arch.weight_standardization else "without"
     return (

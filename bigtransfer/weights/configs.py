@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import msgspec
 
 from bigtransfer import records
-from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard
 from bigtransfer.errors import WeightsError
 from bigtransfer.runs import write_json
 
@@ -192,10 +192,8 @@ def _sides(size: int | _Edges | None) -> int | None:
 
 def timm_name(architecture: Architecture) -> str | None:
     """timm's name of a published architecture, such as "resnetv2_50x1_bit"; None for others."""
-    for name, known in ARCHITECTURES.items():
-        if (known.units, known.width) == (architecture.units, architecture.width) and name != "r26x1":
-            return f"resnetv2_{name[1:]}_bit"
-    return None
+    name = architecture.name
+    return f"resnetv2_{name[1:]}_bit" if name not in ("", "r26x1") else None
 
 
 def write_timm(folder: Path, card: ModelCard) -> None:
