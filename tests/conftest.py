@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,3 +23,20 @@ def shared_data() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("needs the real images in ../shared/data, which is not here")
     return SHARED_DATA
+
+
+@contextlib.contextmanager
+def dying_at_a_checkpoint() -> Iterator[None]:
+    """Within, a training ends right after it has written a checkpoint, like a process that is killed; it must get that far."""
+    from bigtransfer.train import checkpoint  # loads torch, not before the threads are set
+
+    original = checkpoint.save
+
+    def die(*arguments: Any, **options: Any) -> None:
+        original(*arguments, **options)
+        raise SystemExit(9)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", die)
+        with pytest.raises(SystemExit):
+            yield

@@ -24,9 +24,10 @@ from bigtransfer.feed.loader import TrainLoader
 from bigtransfer.feed.order import LaneOrder, MixedOrder, order_of
 from bigtransfer.jobs import pretrain as job
 from bigtransfer.jobs import training
-from bigtransfer.train import checkpoint, objective
+from bigtransfer.train import objective
 from bigtransfer.train.objective import Aim, Mix
 from bigtransfer.train.teacher import Teacher, open_teacher
+from tests.conftest import dying_at_a_checkpoint
 
 CPU = torch.device("cpu")
 EVERYTHING = slice(0, 6)
@@ -397,7 +398,7 @@ def log(run: Path) -> list[dict[str, Any]]:
 
 
 def test_several_sets_and_a_teacher_and_the_resumption(
-    sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    sets: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     more = ["--schedule", "cosine", "--set-weights", "3", "1", "--teacher", "bit-t-r26x1", "--teacher-size", "32"]
     more += ["--mixup-alpha", "1", "--teacher-weight", "0.5", "--teacher-temperature", "2", "--eval-every", "2"]
@@ -405,16 +406,8 @@ def test_several_sets_and_a_teacher_and_the_resumption(
     said = capsys.readouterr().out
     assert "colours: 8 images of 2 classes, 75.0% of those drawn" in said
     assert "teacher: bit-t-r26x1 at 32 px, 200 classes" in said
-    original = checkpoint.save
-
-    def die(*arguments: Any, **options: Any) -> None:
-        original(*arguments, **options)
-        raise SystemExit(9)
-
-    monkeypatch.setattr(checkpoint, "save", die)
-    with pytest.raises(SystemExit):
+    with dying_at_a_checkpoint():
         cli.main(flags("pretrain", sets, tmp_path / "run", *more))
-    monkeypatch.setattr(checkpoint, "save", original)
     assert cli.main(flags("pretrain", sets, tmp_path / "run", *more)) == 0
     assert "from step 1" in capsys.readouterr().out
     assert log(tmp_path / "run") == log(tmp_path / "whole")

@@ -23,6 +23,7 @@ import bigtransfer
 from bigtransfer import cli
 from bigtransfer.jobs import training
 from bigtransfer.train import checkpoint
+from tests.conftest import dying_at_a_checkpoint
 
 COLOURS = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 
@@ -72,25 +73,15 @@ def digest(run: Path) -> str:
     return parts.hexdigest()
 
 
-def test_a_run_and_its_resumption(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_and_its_resumption(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With everything that has a state: moving averages, growing crops, an image that cannot be read."""
     more = ["--ema", "0.9", "--crop-from", "16", "--max-bad-images", "0.1", "--probe", str(data), "--eval-every", "1"]
     bad = data / "train" / "red" / "bad.png"
     bad.write_bytes(b"x")
     try:
         assert bit(flags(data, tmp_path / "whole", *more)) == 0
-        original = checkpoint.save
-
-        def die(*arguments: Any, **options: Any) -> None:
-            original(*arguments, **options)
-            raise SystemExit(9)
-
-        monkeypatch.setattr(checkpoint, "save", die)
-        with pytest.raises(SystemExit):
+        with dying_at_a_checkpoint():
             bit(flags(data, tmp_path / "run", *more))
-        monkeypatch.setattr(checkpoint, "save", original)
         capsys.readouterr()
         assert bit(flags(data, tmp_path / "run", *more, "--name", "better")) == 0
     finally:
