@@ -114,6 +114,14 @@ class Predictor:
         """uint8 `(n, channels, size, size)` -> float32 `(n, classes)` on the CPU."""
         return self._forward(images)[1]
 
+    def pooled(self, images: Tensor) -> Tensor:
+        """uint8 `(n, channels, size, size)` -> pooled features float32 `(n, features)` on the CPU."""
+        return self._forward(images)[0]
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that compute: with standardized kernels, in the type of the computation."""
+        return self._model.state_dict()
+
     def features(
         self, images: Any, *, batch_size: int | None = None, value_range: tuple[float, float] | None = None
     ) -> np.ndarray:

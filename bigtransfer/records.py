@@ -42,6 +42,16 @@ def read(path: str | os.PathLike[str], form: type[T], error: type[BitError]) -> 
     return decode(content, form, str(path), error)
 
 
+def lines(path: str | os.PathLike[str], error: type[BitError]) -> list[bytes]:
+    """The lines of a file of JSON lines, as they are; `error` where it cannot be read, as where there is none."""
+    try:
+        return files.read(path, "record_bytes").splitlines()
+    except FileNotFoundError as failed:
+        raise error(f"There is no file {path}.") from failed
+    except OSError as failed:
+        raise error(f"Cannot read {path}: {failed.strerror}.") from failed
+
+
 def decode(content: str | bytes, form: type[T], where: str, error: type[BitError]) -> T:
     """The record in JSON text (bytes: UTF-8); `error`, which begins with `where` and names the field, if it has not the form.
 

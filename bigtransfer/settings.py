@@ -1,4 +1,4 @@
-"""What environment variables decide for every command: `$BIT_CACHE`, `$BIT_SHARD_CACHE` and `$BIT_OFFLINE`."""
+"""What environment variables decide for every command: `$BIT_CACHE`, `$BIT_BENCHMARKS`, `$BIT_SHARD_CACHE` and `$BIT_OFFLINE`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,25 @@ def cache_folder() -> Path:
 
     ConfigError where there is no such home folder.
     """
-    folder = os.environ.get("BIT_CACHE") or "~/.cache/bigtransfer"
+    return _folder("BIT_CACHE", "~/.cache/bigtransfer")
+
+
+def benchmarks_folder() -> Path:
+    """Where the images of benchmarks are looked for: `$BIT_BENCHMARKS`, else "benchmarks" in the cache folder; it need not exist.
+
+    ConfigError where there is no such home folder.
+    """
+    return _folder("BIT_BENCHMARKS", None) if os.environ.get("BIT_BENCHMARKS") else cache_folder() / "benchmarks"
+
+
+def _folder(variable: str, default: str | None) -> Path:
+    folder = os.environ.get(variable) or default
+    assert folder is not None
     try:
         return Path(folder).expanduser()
     except RuntimeError as error:
         raise ConfigError(
-            f"{folder} cannot be found: there is no such home folder. Set BIT_CACHE to a folder."
+            f"{folder} cannot be found: there is no such home folder. Set {variable} to a folder."
         ) from error
 
 

@@ -311,7 +311,8 @@ def test_every_command_has_its_job() -> None:
 def test_every_knob_is_asked_for_by_the_job(command: str) -> None:
     """No flag is taken and then forgotten; what each does is tested with the job."""
     package = REPOSITORY / "bigtransfer"
-    files = [package / "jobs" / f"{command}.py", *([package / "data" / "writer.py"] if command == "shard" else [])]
+    others = {"shard": ("data/writer.py",), "evaluate": ("jobs/suite.py",)}
+    files = [package / "jobs" / f"{command}.py", *(package / other for other in others.get(command, ()))]
     asked = {
         node.attr
         for file in files

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Batch, Config, Positional, Threads
+from bigtransfer.config.fields import Batch, Config, Positional, Seed, Threads, forbid
+from bigtransfer.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,12 +15,13 @@ class EvaluateConfig(Config):
 
     Prints accuracy with its 95% interval, precision and recall of the classes, what is confused with what, and how far the
     model's probabilities can be trusted. Images and model are matched by the names of their classes.
+    With --suite: by the exact protocol of a published benchmark, each number one line of a results file.
     """
 
     model: Positional[str]
     """A model file, a run folder, or a name from `bit models`."""
-    data: Positional[str]
-    """Labelled images in any form that `bit finetune` reads."""
+    data: Positional[str | None] = None
+    """Labelled images in any form that `bit finetune` reads; not with --suite."""
     split: Literal["auto", "train", "val", "test"] = "auto"
     """Which part of the data; auto takes the test part, else the validation part, else all images."""
     subset: bool = False
@@ -34,6 +36,18 @@ class EvaluateConfig(Config):
     """Column of a table that holds the class. Default: found by its usual names."""
     label_separator: str | None = None
     """What stands between an image's labels in a table of text, such as |; the images may then have several."""
+
+    # --- Benchmarks
+    suite: tuple[str, ...] = ()
+    """Published benchmarks by name, each by its exact protocol; `bit results` lists them and shows what came out."""
+    task: tuple[str, ...] = ()
+    """Only these tasks of the suites; * and ? stand for any text. Variants of a protocol run only if they are named so."""
+    root: str | None = None
+    """Folder that holds the benchmarks' images. Default: $BIT_BENCHMARKS, else a folder of the cache."""
+    results: str | None = None
+    """File to which results are added, a JSON line each. Default: results.jsonl."""
+    seed: Seed | None = None
+    """Of what a protocol draws at random: few-shot subsets, batches. Default: 0."""
 
     # --- Output
     json: str | None = None
@@ -50,3 +64,28 @@ class EvaluateConfig(Config):
     """Images computed at a time. Default: by their size."""
     workers: Threads | None = None
     """Threads that read and decode images. Default: one for each core."""
+
+    def check(self) -> None:
+        if self.suite:
+            forbid(self, _OF_IMAGES, "is for images of your own, not for --suite")
+        else:
+            forbid(self, _OF_SUITES, "is for --suite")
+            if self.data is None:
+                raise ConfigError(
+                    "Name the images to measure on (bit evaluate MODEL DATA), or a benchmark with --suite."
+                )
+
+
+_OF_IMAGES = (
+    "data",
+    "split",
+    "subset",
+    "class_names",
+    "skip_bad_images",
+    "image_column",
+    "label_column",
+    "label_separator",
+    "json",
+    "out",
+)
+_OF_SUITES = ("task", "root", "results", "seed")

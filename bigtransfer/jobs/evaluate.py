@@ -22,6 +22,7 @@ from bigtransfer.errors import DataError, ImageError, RunError
 from bigtransfer.evals import multilabel
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.loader import EvalBatch, eval_batches
+from bigtransfer.jobs import suite
 from bigtransfer.jobs.plan import environment
 from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.predictor import Predictor
@@ -48,7 +49,9 @@ class Evaluated:
 
 
 def run(config: EvaluateConfig) -> int:
-    """`bit evaluate`. Exit status 1 if images could not be read and that was not expected."""
+    """`bit evaluate`. Exit status 1 if images could not be read and that was not expected, or a benchmark's are not here."""
+    if config.suite:
+        return suite.evaluate(config)
     done = evaluate(config, progress=True)
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
@@ -70,6 +73,7 @@ def run(config: EvaluateConfig) -> int:
 
 def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     """Measure as `config` asks, and write the files it asks for. Images that cannot be read are left out and listed."""
+    assert config.data is not None
     if config.out is not None:
         _refuse_run(Path(config.out))
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision)

@@ -222,7 +222,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """Versions and hardware, for the record."""
     return {
         "bigtransfer": bigtransfer.__version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": torch.cuda.get_device_name(device)

@@ -1,0 +1,211 @@
+"""`bit evaluate --suite`: published benchmarks, each by its protocol; what comes out is added to a file of results."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import fnmatch
+import functools
+import hashlib
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from bigtransfer import outputs, settings
+from bigtransfer.config import EvaluateConfig
+from bigtransfer.data import ImageSet
+from bigtransfer.errors import ConfigError, ImageError, UnreadableImages
+from bigtransfer.feed.loader import eval_batches
+from bigtransfer.jobs.plan import environment
+from bigtransfer.predictor import Predictor
+from bigtransfer.suites import results
+from bigtransfer.suites.benchmark import MissingData, index_digest
+from bigtransfer.suites.protocol import Bench, Measurement, Preparation
+from bigtransfer.suites.registry import find
+from bigtransfer.suites.results import Result
+from bigtransfer.suites.suite import Suite, Task
+
+
+def evaluate(config: EvaluateConfig) -> int:
+    """`bit evaluate --suite`: every task of the suites. Exit status 1 if the images of one are not here."""
+    missing = 0
+    for suite, task, outcome in measured(config, progress=True):
+        if isinstance(outcome, MissingData):
+            missing += 1
+            print(f"{suite.name}: {task.name}: not run. {outcome}", file=sys.stderr)
+        else:
+            for one in outcome:
+                print(f"{suite.name}: {task.name}: {described(one)}", flush=True)
+    print(f"\nresults: {config.results or DEFAULT_RESULTS}; beside what others published: bit results")
+    return 1 if missing else 0
+
+
+DEFAULT_RESULTS = "results.jsonl"
+
+
+def measured(
+    config: EvaluateConfig, *, progress: bool = False
+) -> Iterator[tuple[Suite, Task, list[Result] | MissingData]]:
+    """Run the tasks one after another; each one's results are in the file before the next begins.
+
+    Raises BitError where a benchmark is there but not as it was published, or the model does not fit.
+    """
+    tasks = [(suite, task) for suite in map(find, config.suite) for task in chosen(suite, config.task)]
+    root = settings.benchmarks_folder() if config.root is None else Path(config.root)
+    predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
+    for suite, task in tasks:
+        started = time.perf_counter()
+        try:
+            parts = task.benchmark.open(root, task.protocol.needs)
+        except MissingData as error:
+            yield suite, task, error
+            continue
+        bench = Workbench(
+            predictor,
+            parts,
+            seed=config.seed or 0,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            progress=progress,
+        )
+        numbers = task.protocol.measure(bench)
+        found = _results(suite, task, bench, numbers, time.perf_counter() - started)
+        results.append(config.results or DEFAULT_RESULTS, found)
+        yield suite, task, found
+
+
+def chosen(suite: Suite, wanted: Sequence[str]) -> list[Task]:
+    """The suite's tasks whose names fit one of `wanted`; all, without its extra ones, if that is empty."""
+    if not wanted:
+        return list(suite.tasks)
+    names = [task.name for task in (*suite.tasks, *suite.extra)]
+    for pattern in wanted:
+        if not fnmatch.filter(names, pattern):
+            raise ConfigError(f"--task {pattern}: {suite.name} has {', '.join(names)}.")
+    return [suite.task(name) for name in names if any(fnmatch.fnmatchcase(name, pattern) for pattern in wanted)]
+
+
+class Workbench(Bench):
+    """The model at work on the images."""
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        parts: Mapping[str, ImageSet],
+        *,
+        seed: int,
+        batch_size: int | None = None,
+        workers: int | None = None,
+        progress: bool = False,
+    ) -> None:
+        self._predictor, self._batch_size, self._workers, self._progress = predictor, batch_size, workers, progress
+        self.card, self.device, self.seed, self.parts = predictor.card, predictor.device, seed, parts
+        self.used: Preparation | None = None
+        """The last preparation that images were seen in."""
+
+    @property
+    def predictor(self) -> Predictor:
+        return self._predictor
+
+    def logits(self, images: ImageSet, preparation: Preparation) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch in self._batches(images, preparation):
+            yield self._predictor.logits(batch.images), batch.labels, batch.indices
+
+    def features(self, images: ImageSet, preparation: Preparation) -> tuple[Tensor, Tensor]:
+        spec = preparation.spec(self.card)
+        content = repr((weights_digest(self._predictor), str(self._predictor.dtype), spec, index_digest(images)))
+        content += hashlib.sha256(
+            "\0".join(map(images.name, range(len(images)))).encode("utf-8", "surrogateescape")
+        ).hexdigest()
+        file = settings.cache_folder() / "features" / f"{hashlib.sha256(content.encode()).hexdigest()}.safetensors"
+        try:
+            kept = load_file(file)["features"]
+        except (OSError, SafetensorError, KeyError):
+            kept = None
+        if kept is None or len(kept) != len(images):
+            rows = [self._predictor.pooled(batch.images) for batch in self._batches(images, preparation)]
+            kept = torch.cat(rows)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with outputs.atomic_write(file) as new:
+                save_file({"features": kept}, new)
+        assert images.labels is not None
+        self.used = preparation
+        return kept, torch.from_numpy(np.asarray(images.labels).astype(np.int64))
+
+    def _batches(self, images: ImageSet, preparation: Preparation) -> Iterator[Any]:
+        self.used = preparation
+        spec = preparation.spec(self.card)
+        size = self._batch_size or self._predictor.batch_size
+        seen = np.zeros(len(images), dtype=bool)
+        with tqdm(total=len(images), unit="img", disable=None if self._progress else True, leave=False) as bar:
+            for batch in eval_batches(images, spec, size, workers=self._workers, skip_bad=True):
+                seen[batch.indices.numpy()] = True
+                yield batch
+                bar.update(len(batch.labels))
+        if not seen.all():
+            raise UnreadableImages([_reason(images, int(i)) for i in np.flatnonzero(~seen)], len(images))
+
+
+def _reason(images: ImageSet, index: int) -> ImageError:
+    try:
+        images.read(index)
+    except ImageError as error:
+        return error
+    return ImageError(images.name(index), "it could not be read a moment ago")
+
+
+@functools.lru_cache(maxsize=4)
+def weights_digest(predictor: Predictor) -> str:
+    """SHA-256 of the model's tensors: names, types, shapes and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(predictor.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode(errors="surrogateescape"))
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _results(
+    suite: Suite, task: Task, bench: Workbench, numbers: Sequence[Measurement], seconds: float
+) -> list[Result]:
+    seen = bench.used or Preparation()
+    return [
+        Result(
+            suite=suite.name,
+            task=task.name,
+            benchmark=task.benchmark.name,
+            revision=task.benchmark.revision,
+            fingerprint=" ".join(index_digest(images) for images in bench.parts.values()),
+            protocol=task.protocol.name,
+            parameters=task.protocol.parameters(),
+            metric=one.metric,
+            value=one.value,
+            interval=one.interval,
+            images=one.images,
+            note=one.note,
+            model=bench.card.name,
+            weights=weights_digest(bench.predictor),
+            architecture=bench.card.architecture.name,
+            input=dataclasses.asdict(seen.spec(bench.card)),
+            precision=str(bench.predictor.dtype).removeprefix("torch."),
+            seed=bench.seed,
+            seconds=seconds,
+            environment=environment(bench.device),
+            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        )
+        for one in numbers
+    ]
+
+
+def described(result: Result) -> str:
+    """One number as a line."""
+    between = "" if result.interval is None else f" ({result.interval[0]:.2%} to {result.interval[1]:.2%})"
+    return f"{result.metric} {result.value:.2%}{between}, {result.images:,} images{'; ' + result.note if result.note else ''}"

@@ -1,0 +1,100 @@
+"""A set of images as its authors published it, and whether what lies here is that."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from bigtransfer.data import ImageSet
+from bigtransfer.errors import DataError
+
+
+class MissingData(DataError):
+    """A benchmark's images are not here: the message says what to get, where, how large it is, and where to put it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One published set of labelled images. `open` gives its parts, or says why they are not what was published."""
+
+    name: str
+    """As it stands in results: "imagenet-a"."""
+    title: str
+    revision: str
+    """Which edition of the images and lists this is: "1.0", a date, a commit."""
+    parts: Mapping[str, int]
+    """Name of each part ("train", "val", "test", ...) -> images in it, as published."""
+    classes: int
+    licence: str
+    obtain: str
+    """What to get and from where, as one would tell a colleague."""
+    gigabytes: float
+    """Of the download, roughly."""
+    folders: tuple[str, ...]
+    """Names under the root of all benchmarks at which it is looked for; the first is the one that is recommended."""
+    read: Callable[[Path, Iterable[str]], Mapping[str, ImageSet]]
+    """(folder, parts that are needed) -> those parts, labels numbered as the protocol numbers them. Raises DataError naming the file that
+    is not as it should be; a part that is not there at all may be left out."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Of parts whose lists are known: `index_digest`. Renamed, moved or relabelled images are noticed by it."""
+    trainable: bool = True
+    """Whether its licence allows to train on it."""
+
+    def place(self, root: Path) -> Path | None:
+        """Where it lies under `root`, if it does."""
+        return next((root / name for name in self.folders if (root / name).exists()), None)
+
+    def missing(self, root: Path) -> MissingData:
+        """What to tell someone who has not got it."""
+        size = f"{self.gigabytes:,.1f} GB" if self.gigabytes >= 0.1 else f"{self.gigabytes * 1000:,.0f} MB"
+        return MissingData(
+            f"{self.title} is not here. Get {self.obtain} ({size}; {self.licence}), and put it at {root / self.folders[0]}"
+        )
+
+    def open(self, root: Path, needed: Iterable[str] | None = None) -> dict[str, ImageSet]:
+        """The parts `needed` (None: all) below `root`.
+
+        Raises MissingData where there is nothing, and DataError naming the numbers where there is something else than was published:
+        part of it, other labels, another edition.
+        """
+        names = list(self.parts if needed is None else needed)
+        folder = self.place(root)
+        if folder is None:
+            raise self.missing(root)
+        found = self.read(folder, names)
+        for name in names:
+            if name not in found:
+                raise DataError(
+                    f"{self.title} in {folder} has no {name} part. Expected: {self.parts[name]:,} images. Get {self.obtain}"
+                )
+            images, expected = found[name], self.parts[name]
+            if len(images) != expected:
+                raise DataError(
+                    f"The {name} part of {self.title} in {folder} has {len(images):,} images, but {expected:,} were published: is the "
+                    "copy complete, and nothing added?"
+                )
+            if len(images.class_names) != self.classes:
+                raise DataError(
+                    f"{self.title} in {folder} has {len(images.class_names):,} classes, but {self.classes:,} were published."
+                )
+            if name in self.digests and index_digest(images) != self.digests[name]:
+                raise DataError(
+                    f"The {name} part of {self.title} in {folder} has as many images as were published, but other names or labels: are the "
+                    "lists or folders of another edition, or mixed up?"
+                )
+        return {name: found[name] for name in names}
+
+
+def index_digest(images: ImageSet) -> str:
+    """SHA-256 of which images a set holds under which label numbers, whatever their order and folders: file names without folder and ending
+    where there are such, each with its labels."""
+    assert images.labels is not None
+    lines = []
+    for i, label in enumerate(np.asarray(images.labels).tolist()):
+        stem = PurePosixPath(images.name(i)).stem
+        lines.append(f"{stem}\t{label}".encode("utf-8", "surrogateescape"))
+    return hashlib.sha256(b"\n".join(sorted(lines))).hexdigest()

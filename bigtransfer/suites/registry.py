@@ -1,0 +1,19 @@
+"""Every suite by its name."""
+
+from __future__ import annotations
+
+import difflib
+
+from bigtransfer.errors import ConfigError
+from bigtransfer.suites.suite import Suite
+
+SUITES: dict[str, Suite] = {}
+
+
+def find(name: str) -> Suite:
+    """The suite of that name; ConfigError listing those there are."""
+    if name not in SUITES:
+        near = difflib.get_close_matches(name, SUITES, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"There is no suite {name!r}.{hint} Suites: {', '.join(SUITES)}.")
+    return SUITES[name]

@@ -1,0 +1,80 @@
+"""What came out: one JSON line for each number, and which lines may stand side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from bigtransfer import outputs, records
+from bigtransfer.errors import RunError
+
+Value = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """One number, and everything it rests on."""
+
+    format: Literal[1] = 1
+    suite: str
+    task: str
+    benchmark: str
+    revision: str
+    fingerprint: str
+    """Of the images and labels it was measured on: `benchmark.index_digest` of each part, joined."""
+    protocol: str
+    parameters: dict[str, Any]
+    """Of the protocol: everything that would change the number."""
+    metric: str
+    value: Value
+    interval: tuple[Value, Value] | None = None
+    images: records.Whole
+    note: str = ""
+    model: str
+    weights: str
+    """SHA-256 of the model's tensors."""
+    architecture: str
+    input: dict[str, Any]
+    """What the preparation came to for this model: the fields of `InputSpec`."""
+    precision: str
+    seed: records.Whole
+    seconds: records.NotNegative
+    environment: dict[str, Any]
+    """Versions, hardware, command."""
+    date: str
+    """UTC, ISO 8601."""
+
+    @property
+    def key(self) -> str:
+        """Results are comparable if and only if their keys are equal: same benchmark and edition, same images and labels, same protocol
+        in every detail, same metric. Computed, never written."""
+        content = [self.benchmark, self.revision, self.fingerprint, self.protocol, self.parameters, self.metric]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read(paths: Iterable[str | os.PathLike[str]]) -> list[Result]:
+    """The results in these files, in their order. RunError naming file and line where one is not of the form."""
+    found = []
+    for path in paths:
+        lines = records.lines(path, RunError)
+        found += [
+            records.decode(line, Result, f"{path}, line {number}", RunError)
+            for number, line in enumerate(lines, 1)
+            if line.strip()
+        ]
+    return found
+
+
+def append(path: str | os.PathLike[str], results: Sequence[Result]) -> None:
+    """Add results to a file (made if need be): all of them or none, whatever happens meanwhile."""
+    path = Path(path)
+    before = b"\n".join(records.lines(path, RunError)) if path.exists() else b""
+    if before and not before.endswith(b"\n"):
+        before += b"\n"
+    with outputs.atomic_write(path) as new:
+        new.write_bytes(before + b"".join(msgspec.json.encode(result) + b"\n" for result in results))
