@@ -304,3 +304,31 @@ def test_the_limit_of_an_inputs_side_can_be_raised(monkeypatch: pytest.MonkeyPat
 
 def test_what_is_too_long_for_a_file_is_no_model() -> None:
     assert catalog.meant("x" * 5000) is None and catalog.meant("a\0b") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "giga"),
+    [
+        ("r50x1", 448, 16.6),
+        ("r101x1", 448, 31.7),
+        ("r50x3", 448, 145.7),
+        ("r152x2", 448, 185.0),
+        ("r101x3", 448, 280.3),
+        ("r152x4", 480, 844.8),
+    ],
+)
+def test_operations_are_about_those_that_timm_publishes(name: str, size: int, giga: float) -> None:
+    """GMACs of the table of results in huggingface/pytorch-image-models, which count norms as well."""
+    assert 0.975 * giga < ARCHITECTURES[name].forward_flops(size, 1000) / 2e9 < giga
+
+
+def test_operations_at_an_odd_size_are_counted_by_the_layers() -> None:
+    """33 px: 17 after the root's convolution, 9 after its pooling, then 9, 5, 3, 2."""
+    assert Architecture(units=(1, 1, 1, 1), width=1).forward_flops(33, 10) == 2 * (
+        3 * 49 * 64 * 17**2
+        + (64 * 256 + 64 * 64 + 64 * 64 * 9 + 64 * 256) * 9**2
+        + (256 * 512 + 128 * 128 * 9 + 128 * 512) * 5**2 + 256 * 128 * 9**2
+        + (512 * 1024 + 256 * 256 * 9 + 256 * 1024) * 3**2 + 512 * 256 * 5**2
+        + (1024 * 2048 + 512 * 512 * 9 + 512 * 2048) * 2**2 + 1024 * 512 * 3**2
+        + 2048 * 10
+    )  # fmt: skip

@@ -117,6 +117,14 @@ def test_upstream_is_the_papers() -> None:
     assert rule.learning_rate(rule.steps - 1) == pytest.approx(0.00048)
 
 
+def test_upstream_is_the_callers_where_he_says_so() -> None:
+    asked = {"batch_size": 100, "crop": 96, "warmup": 7, "weight_decay": 3e-5, "mixup_alpha": 0.2}
+    rule = hyperrule.upstream(1_000, 10, **asked, learning_rate=0.5, schedule="cosine")
+    assert {name: getattr(rule, name) for name in asked} == asked
+    assert (rule.steps, rule.resize, rule.base_learning_rate, rule.schedule) == (100, 96, 0.5, "cosine")
+    assert hyperrule.upstream(1_000, 90, batch_size=100, decay_epochs=(5.0, 8.0)).decays == (50, 80)
+
+
 def test_cosine_falls_to_nothing() -> None:
     rule = hyperrule.upstream(1_000, 10, batch_size=100, schedule="cosine", warmup=10, learning_rate=1.0)
     rates = [rule.learning_rate(step) for step in range(rule.steps)]

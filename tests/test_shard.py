@@ -189,6 +189,8 @@ def test_a_model_can_give_the_class_names(photos: Path, tmp_path: Path) -> None:
     train = open_dataset(tmp_path / "shards", class_names=["dog", "emu", "cat"]).train
     assert train.class_names == ("dog", "emu", "cat")
     assert train.labels.tolist() == [[2, 0][label] for label in own.labels]
+    with pytest.raises(DataError, match="not in the list of classes: cat"):
+        open_dataset(tmp_path / "shards", class_names=["dog"])
     with pytest.raises(DataError, match="not in the list of classes: dog"):
         open_dataset(tmp_path / "shards", class_names=["cat"])
 
@@ -588,3 +590,16 @@ def test_shards_can_be_sharded_again(photos: Path, tmp_path: Path) -> None:
     make(tmp_path / "a", tmp_path / "b", shard_images=100)
     one, other = open_dataset(tmp_path / "a").train, open_dataset(tmp_path / "b").train
     assert sorted(one.data(i) for i in range(13)) == sorted(other.data(i) for i in range(13))
+
+
+@pytest.mark.parametrize("spare", [0, 512, 1024, 4096])
+def test_an_archive_ends_with_two_empty_blocks_in_a_whole_record(spare: int) -> None:
+    """However much room its last member leaves in the record of 10,240 bytes (POSIX, pax)."""
+    file = io.BytesIO()
+    archive = writer._Tar(file)
+    archive.add("a.bin", b"\1" * (tarfile.RECORDSIZE - 512 - spare))
+    archive.close()
+    content = file.getvalue()
+    assert len(content) % tarfile.RECORDSIZE == 0
+    assert content.endswith(bytes(1024)) and len(content) == archive.size
+    assert [member.size for member in tarfile.open(fileobj=io.BytesIO(content))] == [tarfile.RECORDSIZE - 512 - spare]

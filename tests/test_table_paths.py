@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from bigtransfer.data import checks, open_dataset
+from bigtransfer.data.tables import embedded
 from bigtransfer.errors import DataError, ImageError
 
 from .data_makers import encoded, pattern, table, write
@@ -191,6 +192,13 @@ def test_images_as_base64(tmp_path: Path, address: str) -> None:
             part.read(2)
         with pytest.raises(ImageError, match="t/000003"):
             part.read(3)
+
+
+def test_text_is_an_image_from_sixty_characters_on() -> None:
+    """No image file is smaller, and shorter names of files may look like Base64."""
+    smallest = base64.b64encode(b"\xff\xd8\xff" + bytes(42)).decode()
+    assert len(smallest) == 60 and embedded.is_embedded(smallest)
+    assert not embedded.is_embedded(smallest[:59])
 
 
 def test_an_empty_cell_before_the_images(tmp_path: Path) -> None:

@@ -1072,6 +1072,24 @@ def test_what_a_foreign_description_may_leave_out_or_say_more(tmp_path: Path) ->
         assert ((read.input.size if read.input else None), read.class_names) == (size, class_names)
 
 
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"crop_pct": 0.95, "interpolation": "bilinear"}, InputSpec(size=64, mode="aspect", crop_pct=0.95)),
+        ({"crop_pct": 1.0}, InputSpec(size=64, mode="aspect", crop_pct=1.0, interpolation="bicubic")),
+        ({"crop_pct": 1.2}, InputSpec(size=64, mode="aspect", crop_pct=1.0, interpolation="bicubic")),
+        ({}, InputSpec(size=64, mode="aspect", crop_pct=0.875, interpolation="bicubic")),
+        ({"crop_mode": "squash", "crop_pct": 0.5}, InputSpec(size=64, interpolation="bicubic")),
+        ({"crop_mode": "center"}, InputSpec(size=64, mode="aspect", crop_pct=0.875, interpolation="bicubic")),
+    ],
+)
+def test_the_input_that_timm_describes(tmp_path: Path, config: dict[str, Any], expected: InputSpec) -> None:
+    """timm: no crop_pct is 0.875, squash resizes both sides to the size, and an image is never enlarged past the crop."""
+    described = {"architecture": "resnetv2_50x1_bit", "pretrained_cfg": {"input_size": [3, 64, 64], **config}}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert configs.read(tmp_path).input == expected
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "x/" * 3000, "a\0b"])
 def test_names_that_no_file_can_have(name: str) -> None:
     assert catalog.meant(name) is None

@@ -90,6 +90,8 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, lines)) < 130
     assert sum("vtab-TASK" in line for line in lines) == 5
     assert "309 models, licence apache-2.0" in out
+    vtab = next(line for line in lines if line.startswith("bit-m-r50x1-vtab-TASK-runN "))
+    assert re.split(r" {2,}", vtab)[1:4] == ["23.7 M", "2-397", "128-384 px"]
     row = next(line for line in lines if line.startswith("bit-m-r152x4-ilsvrc2012 "))
     assert row.split() == [
         "bit-m-r152x4-ilsvrc2012",

@@ -347,12 +347,11 @@ def stop_on_signals() -> Iterator[StopRequest]:
         for each, handler in previous.items():
             signal.signal(each, handler)
 
-    try:
+    # ValueError outside of the main thread (a notebook's executor, a server): signals stay as they are.
+    with contextlib.suppress(ValueError):
         for each in STOPPING:
             if not (each == getattr(signal, "SIGHUP", None) and signal.getsignal(each) == signal.SIG_IGN):
                 previous[each] = signal.signal(each, note)
-    except ValueError:  # not the main thread (a notebook's executor, a server): signals stay as they are
-        previous.clear()
     try:
         yield request
     finally:
