@@ -602,4 +602,5 @@ def test_an_archive_ends_with_two_empty_blocks_in_a_whole_record(spare: int) -> 
     content = file.getvalue()
     assert len(content) % tarfile.RECORDSIZE == 0
     assert content.endswith(bytes(1024)) and len(content) == archive.size
-    assert [member.size for member in tarfile.open(fileobj=io.BytesIO(content))] == [tarfile.RECORDSIZE - 512 - spare]
+    with tarfile.open(fileobj=io.BytesIO(content)) as read:
+        assert [member.size for member in read] == [tarfile.RECORDSIZE - 512 - spare]
