@@ -9,7 +9,8 @@ left out because it is the same as all. A method sees those images; what it has 
 
 One line of JSON is appended to --out when a cell is done, and cells that are there are not measured again: the same command goes on after a
 stop, and --names, --counts, --seeds and --methods say which cells of the whole are wanted now. --as tells two versions of a method apart:
-`--methods closed --as "closed form 0.9"`. Several processes may write to one file if they are asked for different cells.
+`--methods closed --as "closed form 0.9"`; --model does the same for other networks to start from: a file or a name, and --size for the
+size of images that they are taken to be trained at. Several processes may write to one file if they are asked for different cells.
 
 Methods through the package's own door (`bigtransfer.finetune` with every default):
     closed                      --linear closed
@@ -80,6 +81,19 @@ DISTRIBUTIONS = (
     "efficientnet-lite-pytorch",
 )
 """Whose versions belong to a result, where they are installed."""
+
+
+@dataclass
+class Start:
+    """The network that all methods but the foreign ones start from."""
+
+    model: str = FinetuneConfig.model
+    size: int | None = None
+    """px of the images that it was trained at; None: as its card says."""
+
+
+start = Start()
+"""What --model and --size say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,15 +169,15 @@ def _collected(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
 
 
 def _last_features(images: ImageSet) -> tuple[Tensor, Tensor]:
-    model = weights.load(FinetuneConfig.model)
+    model = weights.load(start.model)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     batches = eval_batches(images, model.card.input, 64)
     return linear.extract_features(model, batches, "cpu", compute_dtype("auto", torch.device("cpu")))
 
 
 def _all_features(images: ImageSet) -> tuple[Tensor, Tensor]:
-    model = weights.load(FinetuneConfig.model)
-    widest = closed.views(model, model.card.input.size, mirrored=True)[-1]
+    model = weights.load(start.model)
+    widest = closed.views(model, start.size or model.card.input.size, mirrored=True)[-1]
     dtype = compute_dtype("auto", torch.device("cpu"))
     folded = fold(joined(model, widest.readout), dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     batches = eval_batches(images, dataclasses.replace(model.card.input, size=widest.size), 64)
@@ -172,8 +186,8 @@ def _all_features(images: ImageSet) -> tuple[Tensor, Tensor]:
 
 def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
     """Predicted classes of `test` by the closed form on the view that it chooses."""
-    model = weights.load(FinetuneConfig.model)
-    choice = closed.views(model, model.card.input.size, mirrored=True)
+    model = weights.load(start.model)
+    choice = closed.views(model, start.size or model.card.input.size, mirrored=True)
     ranks = torch.zeros_like(labels)
     for label in range(classes):
         members = (labels == label).nonzero()[:, 0]
@@ -186,9 +200,9 @@ def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> T
 
 
 def _tensors() -> str:
-    """Digest of the network that `bit finetune` starts from."""
-    digest = hashlib.sha256()
-    for tensor in weights.load(FinetuneConfig.model).state_dict().values():
+    """Digest of the network that is started from, and how it is used."""
+    digest = hashlib.sha256(str(start.size).encode())
+    for tensor in weights.load(start.model).state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
 
@@ -286,7 +300,7 @@ class Bench:
         """`top1` on the test images and what else the method tells."""
         how = METHODS[method]
         if how.features is None:
-            return _finetuned(few, seed, few.folder.parent, **how.options)
+            return _finetuned(few, seed, few.folder.parent, model=start.model, **how.options)
         train, labels, test, truth = self._features(few.name, method)
         predicted = how.classify(train[few.rows], labels[few.rows], test, len(few.train.class_names))
         return {"top1": float((predicted == truth).double().mean())}
@@ -301,9 +315,10 @@ class Bench:
     @functools.lru_cache(maxsize=2)  # noqa: B019
     def _features(self, name: str, method: str) -> tuple[Tensor, ...]:
         """Features and labels of the training and of the test images, in their order."""
-        path = self.work / "features" / f"{name}-{method}.npz"
+        state = METHODS[method].state()
+        path = self.work / "features" / f"{name}-{method}{state and '-' + state[:12]}.npz"
         parts = self._opened(name)
-        names = np.array([METHODS[method].state(), *(images.name(i) for images in parts for i in range(len(images)))])
+        names = np.array([state, *(images.name(i) for images in parts for i in range(len(images)))])
         if path.is_file():
             with np.load(path, allow_pickle=False) as kept:
                 if np.array_equal(kept["names"], names):
@@ -347,6 +362,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """`run`: measures the asked cells that are not there; 1 if one failed."""
+    start.model, start.size = chosen.model, chosen.size
     bench = Bench(chosen.sets, chosen.work)
     names = chosen.names or sorted(path.name for path in chosen.sets.iterdir() if (path / "train").is_dir())
     failed = 0
@@ -388,6 +404,7 @@ def _measured(bench: Bench, few: Few, method: str, cell: Cell) -> dict[str, Any]
     return {
         "cell": dataclasses.asdict(cell),
         "by": method,
+        **({} if start == Start() else {"start": dataclasses.asdict(start)}),
         **result,
         "seconds": round(time.perf_counter() - started, 2),
         "cpu_seconds": round(time.process_time() - busy, 2),
@@ -571,6 +588,8 @@ def main() -> int:
     one.add_argument("--seeds", nargs="+", type=int, default=range(5))
     one.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     one.add_argument("--as", dest="called", help="what the tables call the method")
+    one.add_argument("--model", default=start.model, help="to start from")
+    one.add_argument("--size", type=int, help="px of the images that it was trained at; default: as it says")
     other = commands.add_parser("table", help="write a results file")
     other.set_defaults(command=table)
     other.add_argument("--cells", nargs="+", type=Path, required=True)
@@ -582,6 +601,8 @@ def main() -> int:
     chosen = parser.parse_args()
     if getattr(chosen, "called", None) and len(chosen.methods) != 1:
         parser.error("--as is for one method")
+    if chosen.command is run and (chosen.model, chosen.size) != (Start.model, None) and not chosen.called:
+        parser.error("with another network to start from, say with --as what its cells are called")
     return chosen.command(chosen)
 
 

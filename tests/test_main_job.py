@@ -23,6 +23,7 @@ def sets(tmp_path):
 def asked(sets, **options):
     where = {"sets": sets, "work": sets.parent / "work", "out": sets.parent / "cells.jsonl"}
     wanted = {"names": None, "counts": ("5", "100", "all"), "seeds": range(2), "methods": ["pixels"], "called": None}
+    wanted |= {"model": main_job.Start.model, "size": None}
     return Namespace(**{**where, **wanted, **options})
 
 
