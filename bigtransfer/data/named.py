@@ -154,13 +154,14 @@ def _stl10(folder: Path) -> None:
 
 def _svhn(folder: Path) -> None:
     for split in ("train", "test"):
-        content = _matlab(folder / _RAW / f"{split}_32x32.mat")
+        content = matlab(folder / _RAW / f"{split}_32x32.mat")
         # 10 means 0
         _save(folder, split, content["X"].transpose(3, 0, 1, 2), content["y"].reshape(-1).astype(np.int64) % 10)
     _save_class_names(folder, map(str, range(10)))
 
 
-def _matlab(file: Path) -> dict[str, np.ndarray]:
+def matlab(file: Path) -> dict[str, np.ndarray]:
+    """The variables of a Matlab file by name. Raises DataError without scipy, ValueError if the file is damaged."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -193,8 +194,8 @@ def _flowers(folder: Path) -> Found:
     import torchvision
 
     base = folder / "flowers-102"
-    labels = _matlab(base / "imagelabels.mat")["labels"].reshape(-1)
-    splits = _matlab(base / "setid.mat")
+    labels = matlab(base / "imagelabels.mat")["labels"].reshape(-1)
+    splits = matlab(base / "setid.mat")
     # The class names are an addition of newer torchvision versions; the set itself only has numbers.
     names: list[str] = getattr(torchvision.datasets.Flowers102, "classes", None) or [
         str(number) for number in range(1, 103)
