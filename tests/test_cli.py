@@ -473,3 +473,12 @@ importlib.import_module = lambda name: os.kill(os.getpid(), signal.SIGINT)
 cli.main(["models"])
 """
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGINT
+
+
+@pytest.mark.parametrize("command", ["finetune", "pretrain", "distill", "evaluate", "demo"])
+@pytest.mark.parametrize("folder", ["-", ""])
+def test_a_folder_is_no_stream(command: str, folder: str) -> None:
+    (out,) = (field for field in config.fields_of(config.of_command(command)) if field.name == "out")
+    with pytest.raises(ConfigError, match="name of a folder"):
+        out.accept(folder)
+    assert out.accept("./-") == "./-"

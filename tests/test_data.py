@@ -357,6 +357,13 @@ def test_given_class_names_number_the_labels(tmp_path: Path) -> None:
     assert open_dataset(tmp_path / "only", class_names=("cat", "dog")).train.labels.tolist() == [0, 0]
 
 
+def test_classes_that_are_one_number_are_remarked_on(tmp_path: Path) -> None:
+    class_folders(tmp_path, {"1": 1, "01": 1, "1.0": 1, "2": 1, "x1": 1})
+    (note,) = open_dataset(tmp_path).notes
+    assert "one number written in several ways" in note and all(repr(name) in note for name in ("1", "01", "1.0"))
+    assert "2" not in note and "x1" not in note
+
+
 def test_grey(tmp_path: Path) -> None:
     class_folders(tmp_path, {"cat": 1, "dog": 1})
     assert open_dataset(tmp_path, channels=1).train.read(0).shape == (12, 16, 1)

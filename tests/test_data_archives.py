@@ -514,3 +514,23 @@ def test_zeros_behind_an_archive_are_not_read_for_ever(tmp_path: Path) -> None:
 
     assert archives._beyond(Counted(), 0, 1 << 30) is None
     assert sum(read) <= 65 << 20
+
+
+def test_a_table_in_an_archive_is_named_where_its_images_have_no_folders(tmp_path: Path) -> None:
+    image = encoded(pattern(8, 8))
+    for name, members in {
+        "one": {"images/0.png": image, "images/1.png": image, "labels.csv": b"file,label"},
+        "none": {"0.png": image, "1.png": image, "labels.csv": b"file,label"},
+    }.items():
+        with zipfile.ZipFile(tmp_path / f"{name}.zip", "w") as archive:
+            for member, content in members.items():
+                archive.writestr(member, content)
+    with pytest.raises(DataError, match=r"table labels\.csv: unpack it"):
+        open_dataset(tmp_path / "one.zip")
+    assert "table labels.csv: unpack it" in open_dataset(tmp_path / "none.zip").notes[-1]
+    with zipfile.ZipFile(tmp_path / "folders.zip", "w") as archive:
+        for member in ("a/0.png", "b/1.png"):
+            archive.writestr(member, image)
+        archive.writestr("list.csv", "x")
+    folders = open_dataset(tmp_path / "folders.zip")
+    assert folders.train.class_names == ("a", "b") and not any("unpack" in note for note in folders.notes)

@@ -256,3 +256,26 @@ def test_a_file_of_class_names(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(DataError, match="pipe"):
         readable_names(("0",), str(tmp_path / "pipe"))
+
+
+def test_images_that_the_model_was_trained_on_are_said(data, model, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(model.read_bytes())
+    (run / "config.json").write_text(json.dumps({"command": "finetune", "asked": {"data": str(data)}}))
+    train, test = (open_dataset(data).parts()[part] for part in ("train", "test"))
+    learnt = [train.name(i) for i in range(len(train))]
+    (run / "split.json").write_text(json.dumps({"train": learnt[1:], "test": [test.name(0)]}))
+
+    def said(*arguments):
+        assert cli.main(["evaluate", *map(str, arguments)]) == 0
+        return capsys.readouterr().err
+
+    for named in (run, run / "model.safetensors"):
+        assert f"{len(learnt) - 1} of these {len(learnt)} images are those that" in said(
+            named, data, "--split", "train"
+        )
+    assert "trained on" not in said(run, data)
+    assert "trained on" not in said(model, data, "--split", "train")
+    (run / "config.json").write_text(json.dumps({"command": "finetune", "asked": {"data": str(tmp_path)}}))
+    assert "trained on" not in said(run, data, "--split", "train")

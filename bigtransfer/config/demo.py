@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bigtransfer.config.fields import Config, PositiveInt, Seed, Span
+from bigtransfer.config.fields import Config, Folder, PositiveInt, Seed, Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class DemoConfig(Config):
     not seen, with the same network trained from random weights and with a linear classifier on the pixels.
     """
 
-    out: str = "demo"
+    out: Folder = "demo"
     """Folder for the pictures and the runs."""
     budget: Span = "45s"
     """Time to train the network from random weights."""

@@ -9,6 +9,7 @@ from bigtransfer.config.fields import (
     Batch,
     Config,
     Count,
+    Folder,
     NotNegative,
     Positional,
     Positive,
@@ -42,7 +43,7 @@ class DistillConfig(Config):
     """Start from this model (a file or a name) instead of from random weights."""
     name: str | None = None
     """Name of the resulting model, written into its file. Default: the run folder's."""
-    out: str | None = None
+    out: Folder | None = None
     """Folder of the run. Default: runs/DATA-MODEL."""
 
     # --- Recipe

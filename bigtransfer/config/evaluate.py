@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Batch, Config, Positional, Seed, Threads, forbid
+from bigtransfer.config.fields import Batch, Config, Folder, Positional, Seed, Threads, forbid
 from bigtransfer.errors import ConfigError
 
 
@@ -52,7 +52,7 @@ class EvaluateConfig(Config):
     # --- Output
     json: str | None = None
     """File for all numbers as JSON: with the confusion matrix and the prediction for each image."""
-    out: str | None = None
+    out: Folder | None = None
     """Folder for the same as evaluation.json, and report.html to look at."""
 
     # --- Machine

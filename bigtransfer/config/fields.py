@@ -78,6 +78,10 @@ Workers = Annotated[int, Must("0 or more", lambda value: value >= 0), _at_most(1
 Positive = Annotated[float, Must("more than 0", lambda value: value > 0), _at_most(LARGEST)]
 NotNegative = Annotated[float, Must("0 or more", lambda value: value >= 0), _at_most(LARGEST)]
 Share = Annotated[float, Must("0 or more and less than 1", lambda value: 0 <= value < 1)]
+Folder = Annotated[
+    str, Must('the name of a folder, which "-" and "" are not (./- is)', lambda value: value not in ("", "-"), "FOLDER")
+]
+"""Where several files will be written."""
 Span = Annotated[
     str,
     Must("a span of time such as 90s, 10m or 1h30m", lambda value: bool(re.fullmatch(_SPAN, value.strip())), "TIME"),

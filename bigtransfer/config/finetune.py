@@ -8,6 +8,7 @@ from typing import Literal
 from bigtransfer.config.fields import (
     Batch,
     Config,
+    Folder,
     NotNegative,
     Positional,
     Positive,
@@ -37,7 +38,7 @@ class FinetuneConfig(Config):
     model: str = "bit-t-r26x1"
     """The network to start from: a name from `bit models`, a model file, a run folder, or an architecture (r50x1) together
     with --no-pretrained."""
-    out: str | None = None
+    out: Folder | None = None
     """Folder of the run: model, numbers, report. Default: runs/DATA-MODEL."""
 
     # --- Data

@@ -9,6 +9,7 @@ from bigtransfer.config.fields import (
     Batch,
     Config,
     Count,
+    Folder,
     NotNegative,
     Positional,
     Positive,
@@ -43,7 +44,7 @@ class PretrainConfig(Config):
     keeps what it knows of them; others start anew."""
     name: str | None = None
     """Name of the resulting model, written into its file. Default: the run folder's."""
-    out: str | None = None
+    out: Folder | None = None
     """Folder of the run; of several machines, one that all see. Default: runs/DATA-MODEL."""
     class_names: tuple[str, ...] | None = None
     """Tab-separated files of folder name and readable class name, one class a line. Of several sets, those without any class in them

@@ -223,7 +223,18 @@ def _alike(found: Found, names: Sequence[str]) -> tuple[str, ...]:
         notes.append(
             f"Classes that differ only in case or blanks: {listed(map(repr, alike))}. Are they meant to be two?"
         )
+    numbers: dict[float, list[str]] = {}
+    for name in names:
+        if _NUMBER.fullmatch(name):
+            numbers.setdefault(float(name), []).append(name)
+    if alike := [one for same in numbers.values() if len(same) > 1 for one in same]:
+        notes.append(
+            f"Classes that are one number written in several ways: {listed(map(repr, alike))}. Are they meant to be two?"
+        )
     return tuple(notes)
+
+
+_NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,15})?")
 
 
 # --- Folders

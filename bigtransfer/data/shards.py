@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 import os
 import re
@@ -15,7 +16,7 @@ from typing import BinaryIO
 import numpy as np
 
 from bigtransfer import files, records, terminal
-from bigtransfer.data import archives, images, remote
+from bigtransfer.data import archives, images, remote, tables
 from bigtransfer.data.archives import Member
 from bigtransfer.data.kinds import HEAD, Passed
 from bigtransfer.data.layout import Found, Label, Part, from_paths, listed, split_of, split_of_file
@@ -327,7 +328,23 @@ def _packed(shards: Sequence[_Shard], where: str, root: str, notes: Sequence[str
         np.array([member.size for _, _, member in rows], dtype=np.int64),
         Strings(paths),
     )
-    return from_paths(store, paths, (), where, (*passed.remarks(where), *notes))
+    said = f"{_A_TABLE} {table}: unpack it, and give the folder." if (table := _table(shards)) else ""
+    try:
+        found = from_paths(store, paths, (), where, (*passed.remarks(where), *notes))
+    except DataError as error:
+        raise DataError(f"{error} {said}" if said else str(error)) from error
+    if said and not any(part.values for part in found.parts.values()):
+        found.notes = (*found.notes, f"{where} has no folders that could be classes. {said}")
+    return dataclasses.replace(found, hint=said or found.hint)
+
+
+_A_TABLE = "If the labels stand in its table"
+
+
+def _table(shards: Sequence[_Shard]) -> str | None:
+    """The first table of text that lies in the archives."""
+    names = (member.name for shard in shards for member in shard.packed if not _is_hidden(member.name))
+    return next((terminal.line(name) for name in names if name.lower().endswith(tables.TEXT_ENDINGS)), None)
 
 
 def _head(file: BinaryIO, member: Member) -> bytes:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -92,6 +93,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     if progress:
         print(f"classes: {in_short(images.class_names)}", flush=True)
     several = images.several
+    seen = trained_on(config.model, config.data, images)
     images, matched = match_classes(images, card.class_names, card.num_classes, config.subset)
     result, unreadable = measure(
         predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
@@ -105,6 +107,8 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     else:
         chance = result.chance_note(images.class_names)
         thresholds, notes = None, (*splits.notes, *doubts(matched, result), *((chance,) if chance else ()))
+    if seen is not None:
+        notes += (seen,)
     if config.json is not None or config.out is not None:
         about: dict[str, Any] = {
             "split": split,
@@ -138,8 +142,40 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
 
 
 @dataclass(frozen=True)
+class _Asked:
+    data: str | list[str] | None = None
+
+
+@dataclass(frozen=True)
 class _Origin:
     command: str
+    asked: _Asked = _Asked()
+
+
+@dataclass(frozen=True)
+class _Learnt:
+    train: list[str]
+
+
+def trained_on(model: str, data: str, images: ImageSet) -> str | None:
+    """A remark if the model's run learnt from some of these images: what it makes of them says little about others.
+
+    model, data: as they were typed; known only of a model in its run's folder, and of the data set that the run was given.
+    """
+    folder = Path(model) if os.path.isdir(model) else Path(model).parent
+    try:
+        origin = records.read(folder / "config.json", _Origin, RunError)
+        learnt = frozenset(records.read(folder / "split.json", _Learnt, RunError).train)
+    except (FileNotFoundError, RunError):
+        return None
+    same = isinstance(origin.asked.data, str) and os.path.realpath(origin.asked.data) == os.path.realpath(data)
+    count = sum(images.name(i) in learnt for i in range(len(images))) if same else 0
+    if not count:
+        return None
+    return (
+        f"{count:,} of these {len(images):,} images are those that the model was trained on: it does better on them than on new ones. "
+        "Measure on others."
+    )
 
 
 def _refuse_run(folder: Path) -> None:

@@ -144,4 +144,8 @@ def _recipe(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_share(name: str, value: float) -> bool:
-    return 0 <= value <= 1 and any(word in name for word in ("top", "accuracy", "ece", "mean_per_class"))
+    return 0 <= value <= 1 and any(word in name for word in _SHARES)
+
+
+_SHARES = ("top", "accuracy", "ece", "mean_per_class", "map", "f1", "exact", "precision", "recall")
+"""Parts of the names of metrics that are shares."""
