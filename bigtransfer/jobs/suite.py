@@ -191,6 +191,7 @@ def _results(
             interval=one.interval,
             images=one.images,
             note=one.note,
+            drawn=list(one.drawn),
             model=bench.card.name,
             weights=weights_digest(bench.predictor),
             architecture=bench.card.architecture.name,

@@ -60,6 +60,8 @@ class Measurement:
     """95 %, of the choice of images (Wilson's, for shares)."""
     note: str = ""
     """What a reader must know beside the number."""
+    drawn: tuple[int, ...] = ()
+    """Which images of the training part were learnt from, where not all were: their places when all are put in the order of their names."""
 
 
 class Bench:

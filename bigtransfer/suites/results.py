@@ -35,6 +35,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     interval: tuple[Value, Value] | None = None
     images: records.Whole
     note: str = ""
+    drawn: list[records.Whole] = []
+    """Which images of the training part were learnt from, where not all were: their places when all are put in the order of their names."""
     model: str
     weights: str
     """SHA-256 of the model's tensors."""

@@ -1,0 +1,258 @@
+"""CIFAR-10 and CIFAR-100, Oxford-IIIT Pets and Flowers-102: the paper's transfer to whole training sets, and its few-shot curves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from bigtransfer import catalog, files
+from bigtransfer.data import ImageSet, cifar, open_dataset
+from bigtransfer.data.named import matlab
+from bigtransfer.data.sources import Files
+from bigtransfer.errors import DataError
+from bigtransfer.suites.benchmark import Benchmark
+from bigtransfer.suites.learning import ClosedForm, FewShot, FewshotLsr, HyperRule, LinearProbe, Transfer
+from bigtransfer.suites.suite import Suite, Task
+
+# --- CIFAR
+
+
+def _cifar(edition: cifar.Edition, labels: str) -> Callable[..., Mapping[str, ImageSet]]:
+    names = catalog.class_names(labels)
+    assert names is not None
+
+    def read(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
+        found = cifar.parts(folder, edition, names)
+        if not found and (folder / "train").is_dir():
+            found = open_dataset(folder).parts()
+            if found["train"].class_names != names:
+                raise DataError(
+                    f"{folder}: the folders of the classes are {_some(found['train'].class_names)}; published are {_some(names)}."
+                )
+        for part in set(needed) & found.keys():
+            _check_even(folder, part, found[part])
+        return found
+
+    return read
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:3]) + (f", ... ({len(names)})" if len(names) > 3 else "")
+
+
+def _check_even(folder: Path, part: str, images: ImageSet) -> None:
+    """That every class has as many images as every other."""
+    counts = images.class_counts()
+    if (counts != counts.max(initial=0)).any():
+        few, many = int(counts.argmin()), int(counts.argmax())
+        raise DataError(
+            f"{folder}: {counts[few]:,} images of {images.class_names[few]} in the {part} part and {counts[many]:,} of "
+            f"{images.class_names[many]}, but as many of each class were published. Is the copy complete, and are the labels not mixed up?"
+        )
+
+
+_TORONTO = "https://www.cs.toronto.edu/~kriz"
+_RESEARCH = "no licence stated; of Tiny Images, for research"
+
+CIFAR10 = Benchmark(
+    name="cifar-10",
+    title="CIFAR-10",
+    revision="2009",
+    parts={"train": 50_000, "test": 10_000},
+    classes=10,
+    licence=_RESEARCH,
+    obtain=f"cifar-10-binary.tar.gz or cifar-10-python.tar.gz from {_TORONTO}/cifar.html and unpack it; the folder in it",
+    gigabytes=0.17,
+    folders=("cifar-10-batches-bin", "cifar-10-batches-py", "cifar-10", "cifar10"),
+    read=_cifar(cifar.CIFAR10, "cifar10"),
+)
+
+CIFAR100 = Benchmark(
+    name="cifar-100",
+    title="CIFAR-100",
+    revision="2009",
+    parts={"train": 50_000, "test": 10_000},
+    classes=100,
+    licence=_RESEARCH,
+    obtain=f"cifar-100-binary.tar.gz or cifar-100-python.tar.gz from {_TORONTO}/cifar.html and unpack it; the folder in it",
+    gigabytes=0.17,
+    folders=("cifar-100-binary", "cifar-100-python", "cifar-100", "cifar100"),
+    read=_cifar(cifar.CIFAR100, "cifar100"),
+)
+
+# --- Oxford-IIIT Pets
+
+
+def _pets(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
+    names = catalog.class_names("oxford_iiit_pet")
+    assert names is not None
+    found = {}
+    for part, file in (("train", "trainval.txt"), ("test", "test.txt")):
+        path = folder / "annotations" / file
+        if part not in needed or not path.exists():
+            continue
+        paths, labels = [], []
+        for number, row in enumerate(_lines(path), 1):
+            image, label = row.split()[:2] if len(row.split()) >= 2 else ("", "")
+            breed = image.rpartition("_")[0].replace("_", " ").title()
+            if not label.isdecimal() or not 1 <= int(label) <= len(names) or breed != names[int(label) - 1]:
+                expected = names[int(label) - 1] if label.isdecimal() and 1 <= int(label) <= len(names) else "none"
+                raise DataError(
+                    f"{path}, line {number}: {row!r} is no row of this set: class {label or '?'} is {expected}, not {breed or '?'}."
+                )
+            paths.append(f"images/{image}.jpg")
+            labels.append(int(label) - 1)
+        found[part] = _listed(folder, paths, labels, names)
+    return found
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return [
+            line for line in files.read(path, "table_bytes").decode("utf-8", "replace").splitlines() if line.strip()
+        ]
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.") from error
+
+
+def _listed(folder: Path, paths: list[str], labels: Iterable[int], names: tuple[str, ...]) -> ImageSet:
+    """DataError with the number of files that are not there."""
+    gone = [path for path in paths if not (folder / path).is_file()]
+    if gone:
+        raise DataError(
+            f"{folder}: {len(gone):,} of {len(paths):,} listed images are not there, such as {gone[0]}. Unpack the archive anew."
+        )
+    return ImageSet(Files(folder, paths), range(len(paths)), np.asarray(list(labels), dtype=np.int64), names)
+
+
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data"
+
+PETS = Benchmark(
+    name="oxford-iiit-pet",
+    title="Oxford-IIIT Pets",
+    revision="2012",
+    parts={"train": 3_680, "test": 3_669},
+    classes=37,
+    licence="CC BY-SA 4.0",
+    obtain=f"images.tar.gz and annotations.tar.gz from {_OXFORD}/pets/ and unpack both; the folder that holds images/ and annotations/",
+    gigabytes=0.8,
+    folders=("oxford-iiit-pet", "oxford_iiit_pet", "pets"),
+    read=_pets,
+)
+
+# --- Flowers-102
+
+
+def _flowers(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
+    names = catalog.class_names("oxford_flowers102")
+    assert names is not None
+    labels = _numbers(folder / "imagelabels.mat", "labels")
+    if len(labels) and not (1 <= labels.min() and labels.max() <= len(names)):
+        raise DataError(
+            f"{folder / 'imagelabels.mat'}: labels {labels.min()} to {labels.max()}, but 1 to {len(names)} were published."
+        )
+    numbers = {
+        part: _numbers(folder / "setid.mat", key)
+        for part, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid"))
+    }
+    numbers["train+val"] = np.concatenate([numbers["train"], numbers["val"]])
+    found = {}
+    for part in needed:
+        chosen = numbers[part]
+        if len(chosen) and not (1 <= chosen.min() and chosen.max() <= len(labels)):
+            raise DataError(
+                f"{folder / 'setid.mat'}: images {chosen.min()} to {chosen.max()}, of {len(labels)} that have labels."
+            )
+        found[part] = _listed(
+            folder, [f"jpg/image_{number:05d}.jpg" for number in chosen], (labels[chosen - 1] - 1).tolist(), names
+        )
+        if part != "test":
+            _check_even(folder, part, found[part])
+    return found
+
+
+def _numbers(path: Path, key: str) -> np.ndarray:
+    """int64 (n,) under that name in a Matlab file."""
+    try:
+        return np.asarray(matlab(path)[key]).reshape(-1).astype(np.int64)
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    except (KeyError, ValueError, TypeError) as error:
+        raise DataError(f"{path} holds no numbers called {key} ({error}). Get it anew.") from error
+
+
+FLOWERS = Benchmark(
+    name="flowers-102",
+    title="Oxford Flowers-102",
+    revision="2008",
+    parts={"train": 1_020, "val": 1_020, "test": 6_149, "train+val": 2_040},
+    classes=102,
+    licence="no licence stated; for research",
+    obtain=f"102flowers.tgz, imagelabels.mat and setid.mat from {_OXFORD}/flowers/102/ and unpack the first; the folder that holds jpg/ and both",
+    gigabytes=0.35,
+    folders=("flowers-102", "flowers102"),
+    read=_flowers,
+)
+
+# --- Suites
+
+_SETS = {"cifar-10": CIFAR10, "cifar-100": CIFAR100, "pets": PETS, "flowers-102": FLOWERS}
+_CHEAP = (ClosedForm(), LinearProbe(), FewshotLsr())
+
+TRANSFER = Suite(
+    name="transfer",
+    title="CIFAR-10, CIFAR-100, Pets, Flowers-102: the whole training sets",
+    tasks=tuple(Task(name=name, benchmark=one, protocol=Transfer()) for name, one in _SETS.items()),
+    extra=(
+        *(
+            Task(name=f"{name}/code", benchmark=one, protocol=Transfer(learner=HyperRule(variant="code")))
+            for name, one in _SETS.items()
+        ),
+        Task(name="flowers-102/train+val", benchmark=FLOWERS, protocol=Transfer(train="train+val")),
+        *(
+            Task(name=f"{name}/{learner.kind}", benchmark=one, protocol=Transfer(learner=learner))
+            for learner in _CHEAP
+            for name, one in _SETS.items()
+        ),
+    ),
+)
+
+SHOTS = {
+    "cifar-10": (1, 5, 10, 25, 100),
+    "cifar-100": (1, 5, 10, 25, 100),
+    "pets": (1, 5, 10, 25),
+    "flowers-102": (1, 5),
+}
+"""Images of each class, besides all: those of figures 1 and 2 that the sets have. All of Flowers-102 are 10."""
+
+
+def _curve(name: str, learner: HyperRule | ClosedForm | LinearProbe | FewshotLsr, ending: str = "") -> tuple[Task, ...]:
+    subsets = 3 if isinstance(learner, FewshotLsr) else 5
+    one = _SETS[name]
+    return (
+        *(
+            Task(
+                name=f"{name}/{shots}-shot{ending}",
+                benchmark=one,
+                protocol=FewShot(learner=learner, shots=shots, subsets=subsets),
+            )
+            for shots in SHOTS[name]
+        ),
+        Task(name=f"{name}/full{ending}", benchmark=one, protocol=Transfer(learner=learner)),
+    )
+
+
+FEW_SHOT = Suite(
+    name="few-shot",
+    title="1, 5, 10, 25, 100 images of each class, and all: medians of five draws",
+    tasks=tuple(task for name in _SETS for task in _curve(name, HyperRule())),
+    extra=(
+        *(task for name in _SETS for task in _curve(name, HyperRule(variant="code"), "/code")),
+        *(task for learner in _CHEAP for name in _SETS for task in _curve(name, learner, f"/{learner.kind}")),
+    ),
+)
+
+SUITES = (TRANSFER, FEW_SHOT)
