@@ -10,16 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.transfer_makers import (
-    PixelBench,
-    cifar_arrays,
-    make_cifar_binary,
-    make_cifar_pickled,
-    make_flowers,
-    make_pets,
-    names_at,
-    rearranged,
-)
 
 from bigtransfer.catalog import class_names
 from bigtransfer.data import cifar
@@ -37,6 +27,16 @@ from bigtransfer.suites.learning import (
     OnFeatures,
     Transfer,
     drawn,
+)
+from tests.transfer_makers import (
+    PixelBench,
+    cifar_arrays,
+    make_cifar_binary,
+    make_cifar_pickled,
+    make_flowers,
+    make_pets,
+    names_at,
+    rearranged,
 )
 
 EACH = {"train": 2, "val": 2, "test": 1, "train+val": 4}

@@ -93,7 +93,7 @@ def make_flowers(folder: Path, each: Mapping[str, int]) -> None:
     labels = np.random.default_rng(0).permutation(np.repeat(np.arange(1, classes + 1), sum(counts.values())))
     numbers: dict[str, list[int]] = {key: [] for key in counts}
     for label in range(1, classes + 1):
-        own = list(np.flatnonzero(labels == label) + 1)
+        own = (np.flatnonzero(labels == label) + 1).tolist()
         for key, count in counts.items():
             numbers[key] += [own.pop() for _ in range(count)]
     for number, label in enumerate(labels, 1):

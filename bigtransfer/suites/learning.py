@@ -1,4 +1,4 @@
-"""Protocols in which the model learns from the training part and is measured on the test part: from all of it, or from k images of each class.
+"""Protocols in which the model learns from the training part, all of it or k images of each class, and is measured on the test part.
 
 How it learns is a `Learner`: the rule of the paper, or a linear classifier on the frozen network, which takes minutes on a CPU.
 """
@@ -71,8 +71,8 @@ class HyperRule(_FineTuned):
 
     kind: ClassVar[str] = "hyperrule"
     source: ClassVar[str] = (
-        "Kolesnikov et al., arXiv 1912.11370v3, section 3.3. Variant `code` is that of the released code, which warms up and sees images at "
-        "512/480 px instead of 448/384."
+        "Kolesnikov et al., arXiv 1912.11370v3, section 3.3. Variant `code` is that of the released code, which warms up and sees images "
+        "at 512/480 px instead of 448/384."
     )
 
     variant: Literal["paper", "code"] = "paper"
@@ -230,8 +230,8 @@ def drawn(images: ImageSet, shots: int, seed: int) -> np.ndarray:
     """Indices into `images` of `shots` of each class, class after class; those of fewer shots are among those of more.
 
     Drawn as big_vision does: of each class, in the order of the labels, the first of a permutation of its images, all from one
-    `numpy.random.default_rng(seed)`. The images of a class stand in the order of their names, so that it does not matter in which order they
-    were listed. DataError where a class has fewer images than that.
+    `numpy.random.default_rng(seed)`. The images of a class stand in the order of their names, so that the order in which they were listed
+    does not matter. DataError where a class has fewer images than that.
     """
     assert images.labels is not None
     order = _order(images)

@@ -150,7 +150,7 @@ def _flowers(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
     names = catalog.class_names("oxford_flowers102")
     assert names is not None
     labels = _numbers(folder / "imagelabels.mat", "labels")
-    if len(labels) and not (1 <= labels.min() and labels.max() <= len(names)):
+    if len(labels) and not (labels.min() >= 1 and labels.max() <= len(names)):
         raise DataError(
             f"{folder / 'imagelabels.mat'}: labels {labels.min()} to {labels.max()}, but 1 to {len(names)} were published."
         )
@@ -162,7 +162,7 @@ def _flowers(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
     found = {}
     for part in needed:
         chosen = numbers[part]
-        if len(chosen) and not (1 <= chosen.min() and chosen.max() <= len(labels)):
+        if len(chosen) and not (chosen.min() >= 1 and chosen.max() <= len(labels)):
             raise DataError(
                 f"{folder / 'setid.mat'}: images {chosen.min()} to {chosen.max()}, of {len(labels)} that have labels."
             )
@@ -191,7 +191,7 @@ FLOWERS = Benchmark(
     parts={"train": 1_020, "val": 1_020, "test": 6_149, "train+val": 2_040},
     classes=102,
     licence="no licence stated; for research",
-    obtain=f"102flowers.tgz, imagelabels.mat and setid.mat from {_OXFORD}/flowers/102/ and unpack the first; the folder that holds jpg/ and both",
+    obtain=f"102flowers.tgz, imagelabels.mat and setid.mat from {_OXFORD}/flowers/102/ and unpack the first; the folder with jpg/ and both",
     gigabytes=0.35,
     folders=("flowers-102", "flowers102"),
     read=_flowers,
