@@ -126,3 +126,18 @@ def test_transfer_is_worth_it(tmp_path: Path) -> None:
     demo.write_pictures(tmp_path / "pictures", demo.kinds(), per_class=15, seed=0)
     asked = FinetuneConfig(data=str(tmp_path / "pictures"), out=str(tmp_path / "run"), linear="closed")
     assert finetune.finetune(asked).metrics["test_top1"] > demo.linear_on_pixels(tmp_path / "pictures") + 0.1
+
+
+def test_the_demo_takes_an_empty_folder_or_its_own_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for place in (tmp_path / "new", tmp_path / "empty"):
+        assert demo._fresh(place) == place
+        (place / "closed-form").mkdir()
+        (place / "notes.txt").write_text("mine")
+        demo._fresh(place)
+        assert not (place / "closed-form").exists() and (place / "notes.txt").exists()
+    (tmp_path / "new" / demo.MARKER).unlink()
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "new", tmp_path / "file"):
+        with pytest.raises(RunError, match="is not from an earlier demo"):
+            demo._fresh(place)
