@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -32,8 +33,8 @@ class Benchmark:
     licence: str
     obtain: str
     """What to get and from where, as one would tell a colleague."""
-    gigabytes: float
-    """Of the download, roughly."""
+    gigabytes: float | None
+    """Of the download, roughly; None where nobody states it."""
     folders: tuple[str, ...]
     """Names under the root of all benchmarks at which it is looked for; the first is the one that is recommended."""
     read: Callable[[Path, Iterable[str]], Mapping[str, ImageSet]]
@@ -41,6 +42,11 @@ class Benchmark:
     is not as it should be; a part that is not there at all may be left out."""
     digests: Mapping[str, str] = field(default_factory=dict)
     """Of parts whose lists are known: `index_digest`. Renamed, moved or relabelled images are noticed by it."""
+    published_names: str = ""
+    """Regular expression of an image's published name without ending, where copies are in use whose images have others, such as shards with
+    running numbers: to those `digests` cannot apply."""
+    per_class: Mapping[str, int] = field(default_factory=dict)
+    """Of parts of which every class has equally many images: how many."""
     trainable: bool = True
     """Whether its licence allows to train on it."""
 
@@ -50,9 +56,11 @@ class Benchmark:
 
     def missing(self, root: Path) -> MissingData:
         """What to tell someone who has not got it."""
-        size = f"{self.gigabytes:,.1f} GB" if self.gigabytes >= 0.1 else f"{self.gigabytes * 1000:,.0f} MB"
+        size = ""
+        if self.gigabytes is not None:
+            size = f"{self.gigabytes:,.1f} GB; " if self.gigabytes >= 0.1 else f"{self.gigabytes * 1000:,.0f} MB; "
         return MissingData(
-            f"{self.title} is not here. Get {self.obtain} ({size}; {self.licence}), and put it at {root / self.folders[0]}"
+            f"{self.title} is not here. Get {self.obtain} ({size}{self.licence}), and put it at {root / self.folders[0]}"
         )
 
     def open(self, root: Path, needed: Iterable[str] | None = None) -> dict[str, ImageSet]:
@@ -81,12 +89,24 @@ class Benchmark:
                 raise DataError(
                     f"{self.title} in {folder} has {len(images.class_names):,} classes, but {self.classes:,} were published."
                 )
-            if name in self.digests and index_digest(images) != self.digests[name]:
+            if name in self.per_class:
+                counts, each = images.class_counts(), self.per_class[name]
+                for odd in np.flatnonzero(counts != each)[:1].tolist():
+                    raise DataError(
+                        f"The {name} part of {self.title} in {folder} has {counts[odd]:,} images of the class "
+                        f"{images.class_names[odd]}, but {each:,} of each were published: are the labels or folders mixed up?"
+                    )
+            if name in self.digests and self._as_published(images) and index_digest(images) != self.digests[name]:
                 raise DataError(
                     f"The {name} part of {self.title} in {folder} has as many images as were published, but other names or labels: are the "
                     "lists or folders of another edition, or mixed up?"
                 )
         return {name: found[name] for name in names}
+
+    def _as_published(self, images: ImageSet) -> bool:
+        """Whether images bear their published names; one is enough, as others may have been changed."""
+        stems = (PurePosixPath(images.name(i)).stem for i in range(len(images)))
+        return not self.published_names or any(re.fullmatch(self.published_names, stem) for stem in stems)
 
 
 def index_digest(images: ImageSet) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import difflib
 
 from bigtransfer.errors import ConfigError
-from bigtransfer.suites import transfer, vtab
+from bigtransfer.suites import imagenet, objectnet, transfer, vtab
 from bigtransfer.suites.suite import Suite
 
-SUITES: dict[str, Suite] = {suite.name: suite for suite in (*transfer.SUITES, *vtab.SUITES)}
+SUITES: dict[str, Suite] = {
+    suite.name: suite for suite in (imagenet.SUITE, objectnet.SUITE, *transfer.SUITES, *vtab.SUITES)
+}
 
 
 def find(name: str) -> Suite:
