@@ -1,10 +1,10 @@
 """Few-shot curves of a model on CIFAR-10 and CIFAR-100 beside those of random weights of the same network, by protocols that a CPU can do.
 
-    python -m benchmarks.few_shot random.safetensors bit-t-r26x1     writes the same network with random weights
-    for model in bit-t-r26x1 random.safetensors; do
-      bit evaluate $model --suite few-shot --task 'cifar-10*/linear-probe' --root IMAGES --results few-shot.jsonl
-    done
-    bit results few-shot.jsonl --out few-shot.html
+python -m benchmarks.few_shot random.safetensors bit-t-r26x1     writes the same network with random weights
+for model in bit-t-r26x1 random.safetensors; do
+  bit evaluate $model --suite few-shot --task 'cifar-10*/linear-probe' --root IMAGES --results few-shot.jsonl
+done
+bit results few-shot.jsonl --out few-shot.html
 """
 
 from __future__ import annotations
