@@ -67,6 +67,11 @@ class Recipe:
     momentum: Share = MOMENTUM
     weight_decay: NotNegative = 0.0
     """L2 penalty on kernels and the head's weights, added to their gradients; biases and norms have none."""
+    dropout: Share = 0.0
+    """Share of the features before the head that are left out at random, image by image; the others make up for it."""
+    l2_sp: NotNegative = 0.0
+    """Decay of all weights but the head's towards those that the training starts from (L2-SP, arXiv 1802.01483): this much of the
+    difference is added to the gradient. The head has no such weights."""
     variant: str = "code"
     size_class: str = ""
     notes: tuple[str, ...] = ()

@@ -263,6 +263,7 @@ def test_a_budget_does_not_shrink_the_crop_below_what_the_model_was_trained_at()
     "change",
     [
         {"steps": 8}, {"batch_size": 4}, {"learning_rate": 0.1}, {"crop": 32, "resize": 40}, {"mixup_alpha": 0.3},
+        {"dropout": 0.3}, {"l2_sp": 0.3},
         {"seed": 1}, {"flip": False}, {"random_crop": False}, {"antialias": False}, {"linear": "sgd"},
     ],
 )  # fmt: skip
@@ -273,6 +274,8 @@ def test_whatever_decides_the_numbers_is_among_the_facts_of_a_checkpoint(change:
 
 def test_where_it_is_computed_is_not_among_the_facts_of_a_checkpoint() -> None:
     plan = decide(FinetuneConfig(data="photos", steps=7), FACTS)
+    # What earlier versions knew nothing of: their checkpoints go on being good.
+    assert not {"dropout", "l2_sp"} & set(plan.facts()["recipe"])
     moved = dataclasses.replace(plan, device="cuda:1", micro_batch=2, eval_every=3)
     assert moved.facts() == plan.facts()
     for changed in ({"images": 31}, {"classes": 4}, {"dtype": "bfloat16"}, {"loss": "sigmoid"}, {"ema": 0.9}):

@@ -25,7 +25,7 @@ from bigtransfer.jobs import training
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop
-from bigtransfer.train.objective import Mix, loss_sum
+from bigtransfer.train.objective import Mix, dropout, loss_sum
 
 CPU = torch.device("cpu")
 CLASSES, COUNT = 3, 5
@@ -60,6 +60,7 @@ def by_hand(model: ResNetV2, recipe: Recipe) -> tuple[dict[str, Tensor], list[fl
     """The weights after the recipe's steps and each step's loss: one image at a time, soft labels, SGD with momentum, in float64."""
     model = copy.deepcopy(model).double()
     weights = dict(model.named_parameters())
+    origin = {name: weight.detach().clone() for name, weight in weights.items()}
     momentum = {name: torch.zeros_like(weight) for name, weight in weights.items()}
     losses = []
     for step, (_, pixels, labels, *_) in enumerate(batches(0, recipe.steps)):
@@ -73,12 +74,20 @@ def by_hand(model: ResNetV2, recipe: Recipe) -> tuple[dict[str, Tensor], list[fl
             targets = lam * targets + (1 - lam) * targets[partner]
         gradient = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         loss = 0.0
-        for image, target in zip(images, targets, strict=True):
-            own = -(target * model(image[None])[0].log_softmax(0)).sum()
+        left = np.random.default_rng((4, 4, step)).random((COUNT, model.num_features), np.float32) >= recipe.dropout
+        for image, target, kept in zip(images, targets, left, strict=True):
+            features = model.features(image[None]) * torch.from_numpy(kept) / (1 - recipe.dropout)
+            own = -(target * model.head(features)[0].log_softmax(0)).sum()
             loss += own.item() / COUNT
             for name, part in zip(weights, torch.autograd.grad(own, list(weights.values())), strict=True):
                 gradient[name] += part / COUNT
         losses.append(loss)
+        if recipe.l2_sp:
+            pulled = {name: weight for name, weight in weights.items() if not name.startswith("head.")}
+            penalty = recipe.l2_sp / 2 * sum((weight - origin[name]).square().sum() for name, weight in pulled.items())
+            assert isinstance(penalty, Tensor)
+            for name, part in zip(pulled, torch.autograd.grad(penalty, list(pulled.values())), strict=True):
+                gradient[name] += part
         with torch.no_grad():
             for name, weight in weights.items():
                 if name == "head.weight" or "conv" in name or "proj" in name or name == "root.weight":
@@ -113,6 +122,46 @@ def test_steps_are_sgd_with_momentum_for_any_split(alpha: float) -> None:
     assert distance(state.model, expected, network()) < 5e-3
     assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-4)
     assert state.step == recipe.steps
+
+
+@pytest.mark.parametrize("micro_batch", [COUNT, 2])
+@pytest.mark.parametrize(
+    "change", [{"l2_sp": 0.8}, {"dropout": 0.4}, {"l2_sp": 0.3, "dropout": 0.2, "mixup_alpha": 0.4}]
+)
+def test_l2_sp_and_dropout_are_those_of_the_formulas_for_any_split(change: dict[str, float], micro_batch: int) -> None:
+    recipe = dataclasses.replace(RECIPE, **change)
+    expected, losses = by_hand(network(), recipe)
+    state, steps = take(network().double(), recipe, micro_batch=micro_batch, dtype=torch.float64)
+    assert distance(state.model, expected, network()) < 2e-6
+    assert [step.loss for step in steps] == pytest.approx(losses, rel=1e-6)
+    without, _ = by_hand(network(), RECIPE)
+    assert distance(state.model, without, network()) > 1e-2
+
+
+def test_l2_sp_pulls_back_to_the_beginning_and_leaves_the_head() -> None:
+    start = network()
+    state, _ = take(network(), dataclasses.replace(RECIPE, l2_sp=5.0))
+    moved = {name: (parameter - start.state_dict()[name]).norm() for name, parameter in state.model.named_parameters()}
+    free, _ = take(network(), RECIPE)
+    for name, parameter in free.model.named_parameters():
+        plain = (parameter - start.state_dict()[name]).norm()
+        assert moved[name] > 0.5 * plain if name.startswith("head.") else moved[name] < plain
+
+
+def test_dropout_is_for_training_alone_and_keeps_the_mean() -> None:
+    model = network()
+    features = torch.ones(200, model.num_features)
+    seen: list[Tensor] = []
+    keep = model.head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    with dropout(model.head, 0.25, 0, 7, 200, slice(0, 200)):
+        model.head(features)
+        model.head.eval()(features)
+    model.head.train()(features)
+    keep.remove()
+    dropped, measured, after = seen
+    assert dropped.unique().tolist() == pytest.approx([0, 4 / 3])
+    assert float((dropped == 0).double().mean()) == pytest.approx(0.25, abs=0.01)
+    assert torch.equal(measured, features) and torch.equal(after, features)
 
 
 def test_the_momentum_is_the_recipes() -> None:
@@ -510,7 +559,7 @@ class Source:
 
 
 def train(run: runs.Run, state: loop.State, source: Source, **options) -> training.Outcome:
-    plan = dataclasses.replace(PLAN, eval_every=options.pop("eval_every", PLAN.eval_every))
+    plan = dataclasses.replace(options.pop("plan", PLAN), eval_every=options.pop("eval_every", PLAN.eval_every))
     options = {"validate": None, "checkpoint_seconds": 1e9, "forward": state.model, **options}
     return training.train(run, state, source, plan, **options)
 
@@ -537,12 +586,15 @@ def test_a_run_logs_validates_and_saves(tmp_path: Path, capsys: pytest.CaptureFi
     assert "step 2: val/top1 0.25" in error and "training: 100%" in error
 
 
-def test_an_interrupted_run_repeats_the_uninterrupted_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [{}, {"l2_sp": 0.5, "dropout": 0.3}])
+def test_an_interrupted_run_repeats_the_uninterrupted_one(tmp_path: Path, change: dict[str, float]) -> None:
+    recipe = dataclasses.replace(RECIPE, **change)
+    plan = dataclasses.replace(PLAN, recipe=recipe)
     whole = runs.Run(tmp_path / "whole")
-    expected = loop.new_state(network(), RECIPE, micro_batch=2)
-    train(whole, expected, Source())
+    expected = loop.new_state(network(), recipe, micro_batch=2)
+    train(whole, expected, Source(), plan=plan)
     run, source = runs.Run(tmp_path / "run"), Source()
-    state = loop.new_state(network(), RECIPE, micro_batch=2)
+    state = loop.new_state(network(), recipe, micro_batch=2)
 
     def interrupted(images: Tensor) -> Tensor:
         if state.step == 1:
@@ -553,15 +605,16 @@ def test_an_interrupted_run_repeats_the_uninterrupted_one(tmp_path: Path) -> Non
 
     usual = signal.getsignal(signal.SIGTERM)
     try:
-        outcome = train(run, state, source, forward=interrupted)
+        outcome = train(run, state, source, plan=plan, forward=interrupted)
     finally:
         signal.signal(signal.SIGTERM, usual)
     assert not outcome.finished and outcome.signal == signal.SIGTERM and state.step == 2 and source.closed
     run.log(7, loss=0.0)  # what a process logs after its last checkpoint
-    again = loop.new_state(network(seed=5), RECIPE, micro_batch=4)
-    assert training.resume(run, again, PLAN)
+    # What is restored is not what is pulled back to, which was the same then as now.
+    again = loop.new_state(network(seed=0 if recipe.l2_sp else 5), recipe, micro_batch=4)
+    assert training.resume(run, again, plan)
     assert again.step == 2 and [line["step"] for line in run.metrics()] == [0, 1]
-    assert train(run, again, Source()).finished
+    assert train(run, again, Source(), plan=plan).finished
     assert all(torch.equal(a, b) for a, b in zip(again.model.parameters(), expected.model.parameters(), strict=True))
     for one, other in zip(run.metrics(), whole.metrics(), strict=True):
         assert all(one[key] == other[key] for key in ("step", "loss", "lr"))

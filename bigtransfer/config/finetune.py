@@ -83,6 +83,10 @@ class FinetuneConfig(Config):
     """Side of the random crop in pixels, and the size at which the model is used afterwards."""
     mixup_alpha: NotNegative | None = None
     """Strength of MixUp, the blending of pairs of training images; 0 turns it off."""
+    dropout: Share | None = None
+    """Share of the features before the head that is left out at random in training. Default: none."""
+    l2_sp: NotNegative | None = None
+    """Strength of the decay of all weights but the head's towards the pre-trained ones (L2-SP). Default: none."""
     random_crop: bool = True
     """Crop at random places in training. Turn it off if the place of things decides the class."""
     flip: bool = True
@@ -135,14 +139,25 @@ class FinetuneConfig(Config):
         if self.linear == "closed":
             forbid(
                 self,
-                ("steps", "batch_size", "learning_rate", "mixup_alpha", "eval_every"),
+                ("steps", "batch_size", "learning_rate", "mixup_alpha", "dropout", "eval_every"),
                 "has no effect with --linear closed, which solves the classifier without steps",
             )
         if self.linear != "none":
             forbid(
                 self,
-                ("budget", "resize", "random_crop", "micro_batch", *(("flip",) if self.linear == "sgd" else ())),
+                (
+                    "budget",
+                    "resize",
+                    "random_crop",
+                    "l2_sp",
+                    "micro_batch",
+                    *(("flip",) if self.linear == "sgd" else ()),
+                ),
                 "has no effect with --linear, which computes the features of each image once, without augmentation",
             )
+        if not self.pretrained:
+            forbid(self, ("l2_sp",), "pulls towards the pre-trained weights, which --no-pretrained leaves out")
+        if self.compile:
+            forbid(self, ("dropout",), "is not for --compile: what is left out changes with every step")
         if self.linear != "none" and not self.pretrained:
             raise ConfigError("--linear needs the pre-trained weights; leave out --no-pretrained.")

@@ -23,7 +23,6 @@ from bigtransfer.errors import DataError, ImageError, RunError
 from bigtransfer.evals import multilabel
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.loader import EvalBatch, eval_batches
-from bigtransfer.jobs import suite
 from bigtransfer.jobs.plan import environment
 from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.predictor import Predictor
@@ -52,6 +51,8 @@ class Evaluated:
 def run(config: EvaluateConfig) -> int:
     """`bit evaluate`. Exit status 1 if images could not be read and that was not expected, or a benchmark's are not here."""
     if config.suite:
+        from bigtransfer.jobs import suite  # which fine-tunes, and that measures by this module
+
         return suite.evaluate(config)
     done = evaluate(config, progress=True)
     for note in done.notes:

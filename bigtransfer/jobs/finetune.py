@@ -148,8 +148,11 @@ class Facts:
     """The closed form, if it was solved."""
 
 
-def finetune(config: FinetuneConfig) -> Finetuned:
+def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
     """Adapt a model to a data set as `config` asks, in its run folder; resumes an interrupted run, returns a finished one's result.
+
+    images: instead of what lies at `config.data`, which is then only what they are called: a set that is used as it is. Nothing is held
+    out of it unless asked for, classes may be without images, no closed form is solved that was not asked for, and there is no report.
 
     Raises BitError for everything the user can mend; nothing is trained before the data and the model have been checked.
     """
@@ -158,13 +161,13 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     begun = recall(folder, "finetune", config, FinetunePlan)
     results = (folder / "evaluation.json", folder / "model.safetensors")
     if begun is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
-        return _finished(config, folder, begun)
+        return _finished(config, folder, begun, images)
     if begun is not None:
         same_threads(begun.threads)
     device = choose_device(config.device)
     channels = _channels(config)
-    opened = _opened(config, channels)
-    parts, unreadable = _open(config, opened, folder if begun else None)
+    opened = _opened(config, channels) if images is None else images
+    parts, unreadable = _open(config, opened, folder if begun else None, as_it_is=images is not None)
     model = _load(config, len(parts.train.class_names), channels)
     card = model.card
     model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
@@ -173,11 +176,13 @@ def finetune(config: FinetuneConfig) -> Finetuned:
     with run.hold():
         if begun is None:
             facts = _facts(config, model, card, parts, device)
-            baseline = _solve(config, run, model, parts, facts)
+            wanted = images is None or config.linear == "closed" or config.budget is not None
+            baseline = _solve(config, run, model, parts, facts) if wanted else None
             plan = decide(config, dataclasses.replace(facts, closed=baseline))
             splits.save_split(run.folder / "split.json", parts)
             runs.write_json(run.folder / "unreadable.json", unreadable)
-            copies = [[dataclasses.asdict(one) for one in group] for group in _copies(parts)]
+            found = _copies(parts) if images is None else []
+            copies = [[dataclasses.asdict(one) for one in group] for group in found]
             runs.write_json(run.folder / "copies.json", copies)
             record(run, "finetune", config, plan, _counted(config, parts) | _state_of(opened))
         else:
@@ -221,7 +226,8 @@ def finetune(config: FinetuneConfig) -> Finetuned:
         measured = _measure(config, folder, model, parts, baseline if plan.choose or not plan.recipe.steps else None)
         model.card = dataclasses.replace(model.card, metrics=measured)
         weights.save(folder / "model.safetensors", model)
-        report.write(folder, [images for images in (parts.test, parts.val) if images is not None])
+        if images is None:
+            report.write(folder, [part for part in (parts.test, parts.val) if part is not None])
         checkpoint.remove(folder)
         best.remove(folder)
         (folder / CLOSED_MODEL).unlink(missing_ok=True)
@@ -273,11 +279,13 @@ def _changed(opened: Splits, then: Mapping[str, Any]) -> bool:
     return "fingerprint" in then and checks.fingerprint(opened) != then["fingerprint"]
 
 
-def _finished(config: FinetuneConfig, folder: Path, begun: Begun[FinetunePlan]) -> Finetuned:
+def _finished(
+    config: FinetuneConfig, folder: Path, begun: Begun[FinetunePlan], images: Splits | None = None
+) -> Finetuned:
     """The result of a finished run; RunError if its images have changed since, which it would leave out."""
     card = weights.describe(folder / "model.safetensors")
     try:
-        opened = _opened(config, card.architecture.in_chans)
+        opened = _opened(config, card.architecture.in_chans) if images is None else images
     except DataError:
         opened = None  # somebody cleared the images away; the result is as good as it was
     if opened is not None and _changed(opened, begun.data):
@@ -287,13 +295,16 @@ def _finished(config: FinetuneConfig, folder: Path, begun: Begun[FinetunePlan]) 
             "other contents or classes. Choose another --out to train on them as they are now, or remove the folder."
         )
     print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
-    if not (folder / "report.html").is_file():  # the process died between the model and its report
+    if images is None and not (folder / "report.html").is_file():  # the process died between the model and its report
         report.write(folder, [] if opened is None else list(opened.parts().values()))
     return Finetuned(folder=folder, recipe=begun.plan.recipe, metrics=dict(card.metrics))
 
 
-def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[Splits, list[dict[str, str]]]:
-    """The images to train, validate and test on, all of them readable, and names and reasons of the ones that are not."""
+def _open(
+    config: FinetuneConfig, parts: Splits, resumed: Path | None, *, as_it_is: bool = False
+) -> tuple[Splits, list[dict[str, str]]]:
+    """The images to train, validate and test on, all of them readable, and names and reasons of the ones that are not. as_it_is: nothing
+    is held out unless asked for, and classes may be without images."""
     if parts.train.labels is None:
         raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
     for note in parts.notes:
@@ -335,7 +346,7 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
     if unreadable:
         print(f"note: {len(unreadable)} unreadable images are left out; the report lists them", file=sys.stderr)
     if split_file is None:
-        fraction = config.val_fraction
+        fraction = 0.0 if as_it_is and config.val_fraction is None else config.val_fraction
         if fraction is None:
             judged = config.budget is not None and config.pretrained and len(train) >= JUDGING * len(train.class_names)
             wanted = val is None and (test is None or train.several or judged)
@@ -347,7 +358,7 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
         if fraction > 0:
             train, val = splits.hold_out(train, fraction, config.seed)
     counts = train.class_counts()
-    if config.examples_per_class is None and counts.max() == 1 and len(counts) > 10:
+    if not as_it_is and config.examples_per_class is None and counts.max() == 1 and len(counts) > 10:
         print(
             f"warning: each of the {len(train):,} training images is a class of its own; is what was taken for the classes something else, "
             "such as a number or a caption?",
@@ -358,7 +369,7 @@ def _open(config: FinetuneConfig, parts: Splits, resumed: Path | None) -> tuple[
             f"{config.data} has one class only ({', '.join(train.class_names)}): there is nothing to tell apart."
         )
     empty = [name for name, count in zip(train.class_names, train.class_counts(), strict=True) if count == 0]
-    if empty:
+    if empty and not as_it_is:
         raise DataError(f"No training image of {', '.join(empty[:10])}. Add some, or remove the class.")
     return Splits(train=train, val=val, test=test, notes=parts.notes), unreadable
 
@@ -508,6 +519,7 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
         recipe = _tuning(config, facts)
     if config.mixup_alpha is not None:
         recipe = dataclasses.replace(recipe, mixup_alpha=config.mixup_alpha)
+    recipe = dataclasses.replace(recipe, dropout=config.dropout or 0.0, l2_sp=config.l2_sp or 0.0)
     crop, resize = config.crop, config.resize
     if crop is not None or resize is not None:
         # One of the two given: the other keeps the rule's proportion.
@@ -535,7 +547,7 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
         recipe = dataclasses.replace(recipe, resize=recipe.crop)
     chosen = [
         f"{name.replace('_', ' ')} {value:,}"
-        for name in ("steps", "batch_size", "learning_rate", "resize", "crop", "mixup_alpha")
+        for name in ("steps", "batch_size", "learning_rate", "resize", "crop", "mixup_alpha", "dropout", "l2_sp")
         if (value := getattr(config, name)) is not None
     ]
     if not config.random_crop:

@@ -83,12 +83,19 @@ class Plan:
         for name in ("device", "micro_batch", "eval_every", "input"):
             del everything[name]
         del everything["recipe"]["notes"]
+        for name in _LATER:
+            # Checkpoints of earlier versions, which knew nothing of them, go on being good.
+            if not everything["recipe"][name]:
+                del everything["recipe"][name]
         return everything
 
     def forward_flops(self, side: int) -> float | None:
         """Floating-point operations of the network on one image of `side` x `side` px; None if not all of it is trained."""
         return self.architecture.forward_flops(side, self.classes)
 
+
+_LATER = ("dropout", "l2_sp")
+"""Of a recipe: what earlier versions did not have, and 0 where nothing is asked."""
 
 P = TypeVar("P", bound=Plan)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import fnmatch
 import functools
 import hashlib
+import io
+import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +24,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from bigtransfer import outputs, settings
-from bigtransfer.config import EvaluateConfig
-from bigtransfer.data import ImageSet
+from bigtransfer.catalog import InputSpec
+from bigtransfer.config import EvaluateConfig, FinetuneConfig
+from bigtransfer.data import ImageSet, Splits
 from bigtransfer.errors import ConfigError, ImageError, UnreadableImages
 from bigtransfer.feed.loader import eval_batches
+from bigtransfer.jobs.finetune import finetune
 from bigtransfer.jobs.plan import environment
 from bigtransfer.predictor import Predictor
 from bigtransfer.suites import results
@@ -72,6 +77,9 @@ def measured(
         bench = Workbench(
             predictor,
             parts,
+            model=config.model,
+            name=task.benchmark.name,
+            place=place(config.results or DEFAULT_RESULTS, suite, task),
             seed=config.seed or 0,
             batch_size=config.batch_size,
             workers=config.workers,
@@ -81,6 +89,12 @@ def measured(
         found = _results(suite, task, bench, numbers, time.perf_counter() - started)
         results.append(config.results or DEFAULT_RESULTS, found)
         yield suite, task, found
+
+
+def place(results: str | os.PathLike[str], suite: Suite, task: Task) -> Path:
+    """Beside a file of results, the folder of what a task's measurements with any model have to keep."""
+    file = Path(results)
+    return file.with_name(f"{file.stem}.runs") / suite.name / task.name.replace("/", "-")
 
 
 def chosen(suite: Suite, wanted: Sequence[str]) -> list[Task]:
@@ -103,14 +117,21 @@ class Workbench(Bench):
         parts: Mapping[str, ImageSet],
         *,
         seed: int,
+        model: str = "",
+        name: str = "",
+        place: Path | None = None,
         batch_size: int | None = None,
         workers: int | None = None,
         progress: bool = False,
     ) -> None:
+        """model: what the predictor was loaded from; name: of the images; place: where fine-tunings are kept. Only `finetuned` and `folder`
+        need them."""
+        self._model, self._name, self._place = model, name, place
+        self._parent: Workbench | None = None
         self._predictor, self._batch_size, self._workers, self._progress = predictor, batch_size, workers, progress
         self.card, self.device, self.seed, self.parts = predictor.card, predictor.device, seed, parts
-        self.used: Preparation | None = None
-        """The last preparation that images were seen in."""
+        self.used: InputSpec | None = None
+        """How images were last seen, by this model or what was made from it."""
 
     @property
     def predictor(self) -> Predictor:
@@ -138,12 +159,52 @@ class Workbench(Bench):
             with outputs.atomic_write(file) as new:
                 save_file({"features": kept}, new)
         assert images.labels is not None
-        self.used = preparation
+        self._see(spec)
         return kept, torch.from_numpy(np.asarray(images.labels).astype(np.int64))
 
+    def folder(self) -> Path:
+        assert self._place is not None
+        return self._place / f"{weights_digest(self._predictor)[:12]}-{self.seed}"
+
+    def finetuned(self, train: ImageSet, **settings: Any) -> Bench:
+        seed = settings.pop("seed", self.seed)
+        content = repr((sorted(settings.items()), seed, index_digest(train), str(self._predictor.dtype)))
+        config = FinetuneConfig(
+            data=self._name,
+            model=self._model,
+            out=str(self.folder() / hashlib.sha256(content.encode()).hexdigest()[:12]),
+            seed=seed,
+            device=str(self.device),
+            precision="bf16" if self._predictor.dtype == torch.bfloat16 else "fp32",
+            **settings,
+        )
+        # What a fine-tuning tells is not the suite's result.
+        with contextlib.redirect_stdout(sys.stderr if self._progress else io.StringIO()):
+            done = finetune(config, Splits(train))
+        if done.stopped_by is not None:
+            raise KeyboardInterrupt
+        made = Workbench(
+            Predictor.load(config.out, device=config.device, precision=config.precision),
+            self.parts,
+            model=str(done.model),
+            name=self._name,
+            place=self.folder(),
+            seed=self.seed,
+            batch_size=self._batch_size,
+            workers=self._workers,
+            progress=self._progress,
+        )
+        made._parent = self
+        return made
+
+    def _see(self, spec: InputSpec) -> None:
+        self.used = spec
+        if self._parent is not None:
+            self._parent._see(spec)
+
     def _batches(self, images: ImageSet, preparation: Preparation) -> Iterator[Any]:
-        self.used = preparation
         spec = preparation.spec(self.card)
+        self._see(spec)
         size = self._batch_size or self._predictor.batch_size
         seen = np.zeros(len(images), dtype=bool)
         with tqdm(total=len(images), unit="img", disable=None if self._progress else True, leave=False) as bar:
@@ -176,7 +237,7 @@ def weights_digest(predictor: Predictor) -> str:
 def _results(
     suite: Suite, task: Task, bench: Workbench, numbers: Sequence[Measurement], seconds: float
 ) -> list[Result]:
-    seen = bench.used or Preparation()
+    seen = bench.used or bench.card.input
     return [
         Result(
             suite=suite.name,
@@ -195,7 +256,7 @@ def _results(
             model=bench.card.name,
             weights=weights_digest(bench.predictor),
             architecture=bench.card.architecture.name,
-            input=dataclasses.asdict(seen.spec(bench.card)),
+            input=dataclasses.asdict(seen),
             precision=str(bench.predictor.dtype).removeprefix("torch."),
             seed=bench.seed,
             seconds=seconds,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -84,7 +85,12 @@ class Bench:
         raise NotImplementedError
 
     def finetuned(self, train: ImageSet, **settings: Any) -> Bench:
-        """A bench whose model was fine-tuned by the rule on `train`, with these flags of `bit finetune` (by their field names)."""
+        """A bench whose model was fine-tuned by the rule on all of `train`, with these flags of `bit finetune` (by their field names;
+        "seed" among them, if it is to be another than this bench's). An interrupted training goes on at the next call, and a finished one is not repeated."""
+        raise NotImplementedError
+
+    def folder(self) -> Path:
+        """Where this measurement may keep what it needs to go on after an interruption: its own by suite, task, seed and weights."""
         raise NotImplementedError
 
 

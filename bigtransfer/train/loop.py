@@ -8,7 +8,7 @@ import math
 import re
 import signal
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ class State:
     """Images computed at a time. Halved for good when memory runs out, and saved with the rest: it decides how sums are rounded."""
     step: int = 0
     """Optimizer steps taken so far: the number of the next step."""
+    origin: Sequence[tuple[nn.Parameter, Tensor]] = ()
+    """Parameters that are pulled back (`Recipe.l2_sp`), each with where it began."""
     ema: dict[str, Tensor] | None = None
     """Moving averages of the parameters by name, float32, if they are kept (`track_average`)."""
 
@@ -80,7 +82,7 @@ class Step:
     loss: float
     """Mean over the batch, nats."""
     gradient_norm: float
-    """Euclidean length of the whole gradient, without weight decay."""
+    """Euclidean length of the whole gradient, without weight decay and L2-SP."""
     learning_rate: float
     images: int
     """Of all processes; those left out as unreadable included."""
@@ -128,7 +130,10 @@ def _cpu_has_bf16() -> bool:
 def new_state(
     model: ResNetV2, recipe: Recipe, *, micro_batch: int, parameters: Iterable[nn.Parameter] | None = None
 ) -> State:
-    """A state at step 0 that trains `parameters` (default: all) with plain SGD and momentum (not Nesterov)."""
+    """A state at step 0 that trains `parameters` (default: all) with plain SGD and momentum (not Nesterov).
+
+    With L2-SP it is the parameters as they are now that the training is pulled back to; a checkpoint is restored after this.
+    """
     chosen = list(model.parameters() if parameters is None else parameters)
     # Weight decay is for kernels and the head's matrix; biases and norms, the one-dimensional ones, have none.
     groups = [
@@ -137,7 +142,12 @@ def new_state(
     ]
     # torch has the one-kernel form for plain tensors only, not for sharded ones (DTensor).
     fused = not parallel.divided(chosen)
-    return State(model, torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=fused), micro_batch)
+    origin = []
+    if recipe.l2_sp:
+        head = {id(parameter) for parameter in model.head.parameters()}
+        origin = [(parameter, parameter.detach().clone()) for parameter in chosen if id(parameter) not in head]
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=fused)
+    return State(model, optimizer, micro_batch, origin=origin)
 
 
 def track_average(state: State) -> None:
@@ -251,7 +261,8 @@ def steps(
                         if lesson is not None:  # first, while the student needs no memory for its gradient
                             assert batch.teacher_images is not None
                             known = lesson.answers(batch.teacher_images, part, mix)
-                        logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
+                        with objective.dropout(model.head, recipe.dropout, seed, state.step, count, part):
+                            logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
                         losses = objective.losses(aim, logits, batch.labels, part, mix, known, batch.readable)
                         # The gradient is averaged over the processes, so each one's share counts as often as there are processes.
                         share = recipe.batch_size / world.size
@@ -295,6 +306,7 @@ def steps(
         rate = (learning_rate or recipe.learning_rate)(state.step)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
+        _pull_back(state, recipe.l2_sp)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         state.step += 1
@@ -312,6 +324,15 @@ def steps(
             data_seconds=waited,
             parts={name: (world.total(value) / world.size).item() for name, value in parts.items()},
         )
+
+
+@torch.no_grad()
+def _pull_back(state: State, strength: float) -> None:
+    """Add to the gradients those of strength / 2 times the squared distance of the parameters from where they began."""
+    pairs = [(parameter, start) for parameter, start in state.origin if parameter.grad is not None]
+    if pairs:
+        away = torch._foreach_sub([parameter.detach() for parameter, _ in pairs], [start for _, start in pairs])
+        torch._foreach_add_([parameter.grad for parameter, _ in pairs], away, alpha=strength)
 
 
 def _length(gradients: list[Tensor]) -> Tensor:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.labels import multi_hot
@@ -52,6 +53,33 @@ class Mix:
             return None
         rng = np.random.default_rng((seed, _MIXUP, step))
         return cls(float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(count)))
+
+
+_DROPOUT = 4  # the next stream
+
+
+@contextlib.contextmanager
+def dropout(head: nn.Module, share: float, seed: int, step: int, count: int, part: slice) -> Iterator[None]:
+    """Within, the head sees of its features `(m, d)` in training each with the probability 1 - share, and then multiplied by
+    1 / (1 - share); else 0. part: the place of these images in the batch of `count`, for all of which is drawn at once, by seed and step
+    alone, so that the split into micro-batches changes nothing."""
+    if share == 0:
+        yield
+        return
+
+    def drop(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        if not module.training:
+            return inputs
+        features = inputs[0]
+        drawn = np.random.default_rng((seed, _DROPOUT, step)).random((count, features.shape[1]), np.float32)
+        kept = torch.from_numpy(drawn[part] >= share).to(features.device)
+        return (features * kept / (1 - share), *inputs[1:])
+
+    hook = head.register_forward_pre_hook(drop)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 Normalize = Callable[[Tensor, torch.dtype], Tensor]
