@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from bigtransfer import catalog
 from bigtransfer.data import ImageSet
 from bigtransfer.errors import DataError
 from bigtransfer.suites import registry, vtab
@@ -351,6 +352,9 @@ def cifar(tmp_path: Path) -> Path:
         records[:, 2 : 2 + 1024] = np.arange(count)[:, None]
         records[:, 2 + 1024 :] = 200
         records.tofile(folder / f"{split}.bin")
+    names = catalog.class_names("cifar100")
+    assert names is not None
+    (folder / "fine_label_names.txt").write_text("\n".join(names))
     return tmp_path
 
 
@@ -365,7 +369,7 @@ def test_cifar100(cifar: Path) -> None:
     for images in parts.values():
         assert list(images.labels) == [3 * mark for mark in _marks(images)]
         assert images.read(0)[3, 4].tolist()[1:] == [200, 200]
-    assert parts["train1000"].name(0) == f"train/{_marks(parts['train1000'])[0]}"
+    assert parts["train1000"].name(0) == f"train/{_marks(parts['train1000'])[0]:05d}"
 
 
 def test_a_copy_with_other_counts_is_refused_before_anything_is_drawn(cifar: Path) -> None:
@@ -379,10 +383,10 @@ def test_what_is_not_cifar100_is_refused(cifar: Path) -> None:
     content = np.fromfile(file, np.uint8).reshape(12, 3074)
     content[3, 1] = 100
     content.tofile(file)
-    with pytest.raises(DataError, match="beyond 20 coarse and 100 fine"):
+    with pytest.raises(DataError, match="label 100 among 100 classes"):
         _small(_archive("cifar100", *MINI_CIFAR), train800=4).open(cifar)
     file.write_bytes(b"12345")
-    with pytest.raises(DataError, match="does not hold what was published"):
+    with pytest.raises(DataError, match="is no whole number of records"):
         _small(_archive("cifar100", *MINI_CIFAR), train800=4).open(cifar)
 
 

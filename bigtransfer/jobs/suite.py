@@ -184,7 +184,7 @@ class Workbench(Bench):
         if done.stopped_by is not None:
             raise KeyboardInterrupt
         made = Workbench(
-            Predictor.load(config.out, device=config.device, precision=config.precision),
+            Predictor.load(done.folder, device=config.device, precision=config.precision),
             self.parts,
             model=str(done.model),
             name=self._name,

@@ -86,7 +86,8 @@ class Bench:
 
     def finetuned(self, train: ImageSet, **settings: Any) -> Bench:
         """A bench whose model was fine-tuned by the rule on all of `train`, with these flags of `bit finetune` (by their field names;
-        "seed" among them, if it is to be another than this bench's). An interrupted training goes on at the next call, and a finished one is not repeated."""
+        "seed" among them, if it is to be another than this bench's). An interrupted training goes on at the next call, and a finished one
+        is not repeated."""
         raise NotImplementedError
 
     def folder(self) -> Path:

@@ -329,10 +329,14 @@ def steps(
 @torch.no_grad()
 def _pull_back(state: State, strength: float) -> None:
     """Add to the gradients those of strength / 2 times the squared distance of the parameters from where they began."""
-    pairs = [(parameter, start) for parameter, start in state.origin if parameter.grad is not None]
-    if pairs:
-        away = torch._foreach_sub([parameter.detach() for parameter, _ in pairs], [start for _, start in pairs])
-        torch._foreach_add_([parameter.grad for parameter, _ in pairs], away, alpha=strength)
+    gradients, parameters, starts = [], [], []
+    for parameter, start in state.origin:
+        if parameter.grad is not None:
+            gradients.append(parameter.grad)
+            parameters.append(parameter.detach())
+            starts.append(start)
+    if gradients:
+        torch._foreach_add_(gradients, torch._foreach_sub(parameters, starts), alpha=strength)
 
 
 def _length(gradients: list[Tensor]) -> Tensor:

@@ -20,7 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from bigtransfer.data import ImageSet, images
+from bigtransfer import catalog
+from bigtransfer.data import ImageSet, cifar, images
 from bigtransfer.data.named import matlab
 from bigtransfer.data.sources import Files, Pixels, Store, Strings
 from bigtransfer.errors import DataError, ImageError
@@ -250,26 +251,26 @@ def _array_pool(split: str, pixels: np.ndarray, labelled: np.ndarray, names: Seq
     def store(places: np.ndarray) -> Store:
         # In the array's order, which a file is read fastest in.
         ascending, back = np.unique(places, return_inverse=True)
-        return Rows(np.asarray(pixels[ascending])[back], [f"{split}/{place}" for place in places.tolist()])
+        return Rows(np.asarray(pixels[ascending])[back], [f"{split}/{place:05d}" for place in places.tolist()])
 
     return Pool(keys=keys, labels=labelled, images=store)
 
 
 def cifar100(folder: Path) -> dict[str, Pool]:
-    """`train.bin` and `test.bin` of the binary form: a coarse label, a fine one (which counts) and 3 x 32 x 32 pixels for each image."""
-    found = {}
-    for split in ("train", "test"):
-        pool = _named(folder, split)
-        if pool is None:
-            records = np.memmap(folder / f"{split}.bin", np.uint8, "r").reshape(-1, 2 + 3072)
-            if int(records[:, 0].max()) > 19 or int(records[:, 1].max()) > 99:
-                raise ValueError(
-                    f"{split}.bin has labels beyond 20 coarse and 100 fine ones; is it CIFAR-100's binary form?"
-                )
-            pixels = records[:, 2:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            pool = _array_pool(split, pixels, np.array(records[:, 1]))
-        found[split] = pool
-    return found
+    """The binary form, or the pickles (data/cifar.py); fine labels."""
+    if (pool := _named(folder, "train")) is not None:
+        other = _named(folder, "test")
+        return {"train": pool} if other is None else {"train": pool, "test": other}
+    names = catalog.class_names("cifar100")
+    assert names is not None
+    return {
+        split: Pool(
+            keys=range(len(images)),
+            labels=np.asarray(images.labels),
+            images=lambda places, images=images: _Following([images.subset(places)]),
+        )
+        for split, images in cifar.parts(folder, cifar.CIFAR100, names).items()
+    }
 
 
 def svhn(folder: Path) -> dict[str, Pool]:

@@ -147,11 +147,11 @@ TASKS: tuple[VtabTask, ...] = (
         native=(32, 32),
         folders=("cifar", "cifar100"),
         archive=Archive(
-            folders=("cifar-100-binary", "cifar100"),
+            folders=("cifar-100-binary", "cifar-100-python", "cifar100"),
             pools={"train": 50_000, "test": 10_000},
             parts=_slices(45_000),
             read=sources.cifar100,
-            obtain="cifar-100-binary.tar.gz (cs.toronto.edu/~kriz/cifar.html), unpacked",
+            obtain="cifar-100-binary.tar.gz or cifar-100-python.tar.gz (cs.toronto.edu/~kriz/cifar.html), unpacked",
             gigabytes=0.16,
             licence="none stated; for research",
         ),
