@@ -10,6 +10,7 @@ import functools
 import hashlib
 import io
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -128,6 +129,7 @@ class Workbench(Bench):
         need them."""
         self._model, self._name, self._place = model, name, place
         self._parent: Workbench | None = None
+        self._run: Path | None = None
         self._predictor, self._batch_size, self._workers, self._progress = predictor, batch_size, workers, progress
         self.card, self.device, self.seed, self.parts = predictor.card, predictor.device, seed, parts
         self.used: InputSpec | None = None
@@ -194,8 +196,12 @@ class Workbench(Bench):
             workers=self._workers,
             progress=self._progress,
         )
-        made._parent = self
+        made._parent, made._run = self, done.folder
         return made
+
+    def forget(self) -> None:
+        assert self._run is not None
+        shutil.rmtree(self._run)
 
     def _see(self, spec: InputSpec) -> None:
         self.used = spec

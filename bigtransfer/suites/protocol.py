@@ -90,6 +90,10 @@ class Bench:
         is not repeated."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Remove what the fine-tuning that made this bench's model has left on the disk; the next call would repeat it."""
+        raise NotImplementedError
+
     def folder(self) -> Path:
         """Where this measurement may keep what it needs to go on after an interruption: its own by suite, task, seed and weights."""
         raise NotImplementedError

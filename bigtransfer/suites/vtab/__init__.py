@@ -18,6 +18,7 @@ from statistics import fmean
 from bigtransfer.suites.protocol import Protocol
 from bigtransfer.suites.suite import Suite, Task
 from bigtransfer.suites.vtab.protocols import Budget, Closed, HyperRule, Probe, parameters_of
+from bigtransfer.suites.vtab.search import SMALL_SPACE, Search
 from bigtransfer.suites.vtab.tasks import TASKS, VtabTask
 
 GROUPS = {
@@ -69,6 +70,10 @@ def _rule(task: VtabTask) -> HyperRule:
     return HyperRule(**parameters_of(task))
 
 
+def _search(task: VtabTask) -> Search:
+    return Search(flip=task.flip, crop=task.crop)
+
+
 SUITES = (
     _suite(
         "vtab-1k",
@@ -78,6 +83,17 @@ SUITES = (
             "paper-schedule": lambda task: dataclasses.replace(_rule(task), schedule="paper"),
             "code-resolution": lambda task: dataclasses.replace(_rule(task), resolution="code"),
         },
+    ),
+    _suite(
+        "vtab-1k-search",
+        "VTAB-1k by a search for each task",
+        _search,
+        {"50-trials": lambda task: dataclasses.replace(_search(task), trials=50)},
+    ),
+    _suite(
+        "vtab-1k-search-budget",
+        "VTAB-1k by a search among small settings (not the paper's)",
+        lambda task: dataclasses.replace(_search(task), trials=10, space=SMALL_SPACE, batch_size=64),
     ),
     _suite(
         "vtab-1k-budget",
