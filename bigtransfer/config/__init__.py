@@ -39,6 +39,7 @@ from bigtransfer.config.models import ModelsConfig
 from bigtransfer.config.predict import PredictConfig
 from bigtransfer.config.pretrain import PretrainConfig
 from bigtransfer.config.report import ReportConfig
+from bigtransfer.config.results import ResultsConfig
 from bigtransfer.config.shard import ShardConfig
 
 __all__ = [
@@ -61,6 +62,7 @@ __all__ = [
     "PredictConfig",
     "PretrainConfig",
     "ReportConfig",
+    "ResultsConfig",
     "Seed",
     "ShardConfig",
     "Share",

@@ -51,11 +51,8 @@ def evaluate(config: EvaluateConfig) -> int:
         else:
             for one in outcome:
                 print(f"{suite.name}: {task.name}: {described(one)}", flush=True)
-    print(f"\nresults: {config.results or DEFAULT_RESULTS}; beside what others published: bit results")
+    print(f"\nresults: {config.results or results.DEFAULT_FILE}; beside what others published: bit results")
     return 1 if missing else 0
-
-
-DEFAULT_RESULTS = "results.jsonl"
 
 
 def measured(
@@ -88,7 +85,7 @@ def measured(
         )
         numbers = task.protocol.measure(bench)
         found = _results(suite, task, bench, numbers, time.perf_counter() - started)
-        results.append(config.results or DEFAULT_RESULTS, found)
+        results.append(config.results or results.DEFAULT_FILE, found)
         yield suite, task, found
 
 

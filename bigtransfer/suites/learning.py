@@ -76,9 +76,13 @@ class HyperRule(_FineTuned):
     )
 
     variant: Literal["paper", "code"] = "paper"
+    batch_size: int | None = None
+    """None: the rule's, 512."""
+    learning_rate: float | None = None
+    """None: the rule's, 0.003."""
 
     def settings(self) -> dict[str, Any]:
-        return {"variant": self.variant}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,9 @@ import msgspec
 from bigtransfer import outputs, records
 from bigtransfer.errors import RunError
 
+DEFAULT_FILE = "results.jsonl"
+"""Where results go, and are looked for, if nobody says otherwise."""
+
 Value = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 

@@ -200,6 +200,11 @@ FLOWERS = Benchmark(
 # --- Suites
 
 _SETS = {"cifar-10": CIFAR10, "cifar-100": CIFAR100, "pets": PETS, "flowers-102": FLOWERS}
+_VARIANTS = {
+    "code": HyperRule(variant="code"),
+    "readme": HyperRule(variant="code", batch_size=128, learning_rate=0.001),
+}
+"""The released code as it is, and with the batch and learning rate that its README measured CIFAR with."""
 _CHEAP = (ClosedForm(), LinearProbe(), FewshotLsr())
 
 TRANSFER = Suite(
@@ -208,7 +213,8 @@ TRANSFER = Suite(
     tasks=tuple(Task(name=name, benchmark=one, protocol=Transfer()) for name, one in _SETS.items()),
     extra=(
         *(
-            Task(name=f"{name}/code", benchmark=one, protocol=Transfer(learner=HyperRule(variant="code")))
+            Task(name=f"{name}/{variant}", benchmark=one, protocol=Transfer(learner=learner))
+            for variant, learner in _VARIANTS.items()
             for name, one in _SETS.items()
         ),
         Task(name="flowers-102/train+val", benchmark=FLOWERS, protocol=Transfer(train="train+val")),
@@ -250,7 +256,12 @@ FEW_SHOT = Suite(
     title="1, 5, 10, 25, 100 images of each class, and all: medians of five draws",
     tasks=tuple(task for name in _SETS for task in _curve(name, HyperRule())),
     extra=(
-        *(task for name in _SETS for task in _curve(name, HyperRule(variant="code"), "/code")),
+        *(
+            task
+            for variant, learner in _VARIANTS.items()
+            for name in _SETS
+            for task in _curve(name, learner, f"/{variant}")
+        ),
         *(task for learner in _CHEAP for name in _SETS for task in _curve(name, learner, f"/{learner.kind}")),
     ),
 )
