@@ -63,7 +63,9 @@ def test_every_well_known_number_has_a_row_with_what_to_do(tmp_path: Path) -> No
     assert [row.published for row in rows] == HEADLINES
     assert {row.verdict for row in rows} == {"not run"}
     assert all(row.remark and row.difference is None for row in rows)
-    row = next(row for row in rows if row.published == BIT_M)
+    again = next(row for row in rows if row.published == BIT_M)
+    assert "CIFAR-10 is not here (as above)" in again.remark
+    (row,) = published.rows([], [BIT_M], tmp_path)
     for part in (
         str(tmp_path / "cifar-10-batches-bin"),
         "0.2 GB",

@@ -153,23 +153,28 @@ def test_labels_that_are_not_spread_evenly_are_refused(tmp_path: Path) -> None:
         _small(transfer.CIFAR10).open(tmp_path, ["test"])
 
 
-def test_cifar_as_folders_of_image_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize("benchmark", [transfer.CIFAR10, transfer.CIFAR100])
+def test_cifar_as_folders_of_image_files(benchmark: Benchmark, tmp_path: Path) -> None:
     from PIL import Image
 
-    names = class_names("cifar10")
+    names = class_names(benchmark.name.replace("-", ""))
     assert names is not None
+    base = tmp_path / benchmark.name
     for part in ("train", "test"):
-        pixels, labels = cifar_arrays(10, EACH[part], 0)
+        pixels, labels = cifar_arrays(benchmark.classes, EACH[part], 0)
         for i, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-            folder = tmp_path / "cifar-10" / part / names[label]
+            folder = base / part / names[label]
             folder.mkdir(parents=True, exist_ok=True)
             Image.fromarray(image).save(folder / f"{i}.png")
-    parts = _small(transfer.CIFAR10).open(tmp_path)
-    assert {name: len(images) for name, images in parts.items()} == {"train": 20, "test": 10}
+    parts = _small(benchmark).open(tmp_path)
+    assert {name: len(images) for name, images in parts.items()} == {
+        "train": 2 * benchmark.classes,
+        "test": benchmark.classes,
+    }
     for part in ("train", "test"):
-        (tmp_path / "cifar-10" / part / "bird").rename(tmp_path / "cifar-10" / part / "aaa")
-    with pytest.raises(DataError, match="folders of the classes are aaa, airplane"):
-        _small(transfer.CIFAR10).open(tmp_path)
+        (base / part / names[2]).rename(base / part / "aaa")
+    with pytest.raises(DataError, match="folders of the classes are aaa, "):
+        _small(benchmark).open(tmp_path)
 
 
 def test_pets_whose_class_numbers_do_not_fit_their_breeds_are_refused(tmp_path: Path) -> None:
@@ -314,7 +319,7 @@ def test_what_changes_the_numbers_stands_in_the_parameters() -> None:
 def test_the_suites_have_every_set_and_curve() -> None:
     assert [task.name for task in registry.find("transfer").tasks] == ["cifar-10", "cifar-100", "pets", "flowers-102"]
     few = registry.find("few-shot")
-    for name in ("cifar-10", "cifar-100"):
+    for name in ("ilsvrc-2012", "cifar-10", "cifar-100"):
         for shots in ("1-shot", "5-shot", "10-shot", "25-shot", "100-shot", "full"):
             for ending in ("", "/closed-form", "/linear-probe", "/fewshot-lsr", "/code"):
                 few.task(f"{name}/{shots}{ending}")

@@ -66,12 +66,12 @@ def parts(folder: Path, edition: Edition, names: tuple[str, ...]) -> dict[str, I
 
     Raises DataError naming the file that is damaged, or whose classes are not those.
     """
-    binary = any((folder / file).exists() for file in edition.binary["test"])
+    binary = any((folder / file).is_file() for file in edition.binary["test"])
     listed = edition.binary if binary else edition.pickled
     found = {}
     for part, members in listed.items():
         paths = tuple(folder / member for member in members)
-        if not any(path.exists() for path in paths):
+        if not any(path.is_file() for path in paths):  # folders of images may bear these names
             continue
         _check_names(folder, edition, binary, names)
         store = Records(paths, edition, part, pickled=not binary)

@@ -77,7 +77,7 @@ def measured(
             parts,
             model=config.model,
             name=task.benchmark.name,
-            place=place(config.results or DEFAULT_RESULTS, suite, task),
+            place=place(config.results or results.DEFAULT_FILE, suite, task),
             seed=config.seed or 0,
             batch_size=config.batch_size,
             workers=config.workers,

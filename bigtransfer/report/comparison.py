@@ -41,18 +41,27 @@ def tables(results: Sequence[Result]) -> dict[tuple[str, str], list[Result]]:
 
 def page_of(rows: Sequence[Row], results: Sequence[Result]) -> str:
     """The HTML page."""
-    sections: dict[str, object] = {"comparison": Comparison(rows=rows, verdicts=Counter(row.verdict for row in rows))}
+    sections: dict[str, object] = {}
     figures = [*few_shot(results), *groups(results, rows), *objectnet(results)]
     if figures:
         sections["figures"] = Figures(figures=figures)
     if results:
         sections["measured"] = Measured(tables=tables(results))
+    # What is measured comes first, and what there is to measure after it.
+    shown = sorted(rows, key=lambda row: row.verdict == "not run")
+    summary = Summary(rows=len(rows), verdicts=Counter(row.verdict for row in rows))
+    sections = {"results": summary, **sections, "comparison": Comparison(rows=shown)}
     return page.render("Results on published benchmarks", sections)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
     rows: Sequence[Row]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    rows: int
     verdicts: Mapping[str, int]
     """How many rows have each."""
 

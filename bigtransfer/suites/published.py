@@ -291,10 +291,10 @@ class Row:
 
 def rows(results: Sequence[Result], chosen: Iterable[Published], root: Path) -> list[Row]:
     """Every published number of `chosen` with every result of ours for it: one row at least. root: where benchmarks' images lie."""
-    found = []
+    found, told = [], set[str]()
     for one in chosen:
         own = _beside(one, results)
-        found += own if any(row.verdict != "not comparable" for row in own) else [_not_run(one, root, results), *own]
+        found += own if any(row.verdict != "not comparable" for row in own) else [_not_run(one, root, told), *own]
     return found
 
 
@@ -403,7 +403,9 @@ def latest(results: Sequence[Result]) -> list[Result]:
     return list(kept.values())
 
 
-def _not_run(one: Published, root: Path, results: Sequence[Result]) -> Row:
+def _not_run(one: Published, root: Path, told: set[str]) -> Row:
+    """told: benchmarks of which a row above says how to get them."""
+
     def row(remark: str) -> Row:
         return Row(published=one, verdict="not run", remark=remark)
 
@@ -418,7 +420,9 @@ def _not_run(one: Published, root: Path, results: Sequence[Result]) -> Row:
     tasks = [task] if task is not None else list(suite.tasks)
     absent = [each for each in tasks if each.benchmark.place(root) is None]
     if absent:
-        reasons.append(str(absent[0].benchmark.missing(root)))
+        first = absent[0].benchmark
+        reasons.append(f"{first.title} is not here (as above)" if first.title in told else str(first.missing(root)))
+        told.add(first.title)
         if len(absent) > 1:
             reasons.append(
                 f"{len(absent) - 1} more of its {len(tasks)} tasks: bit results --suite {suite.name} tells what they need"

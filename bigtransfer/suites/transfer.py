@@ -13,7 +13,8 @@ from bigtransfer.data.named import matlab
 from bigtransfer.data.sources import Files
 from bigtransfer.errors import DataError
 from bigtransfer.suites.benchmark import Benchmark
-from bigtransfer.suites.learning import ClosedForm, FewShot, FewshotLsr, HyperRule, LinearProbe, Transfer
+from bigtransfer.suites.ilsvrc import ILSVRC2012
+from bigtransfer.suites.learning import ClosedForm, FewShot, FewshotLsr, HyperRule, Learner, LinearProbe, Transfer
 from bigtransfer.suites.suite import Suite, Task
 
 # --- CIFAR
@@ -226,43 +227,42 @@ TRANSFER = Suite(
     ),
 )
 
-SHOTS = {
-    "cifar-10": (1, 5, 10, 25, 100),
-    "cifar-100": (1, 5, 10, 25, 100),
-    "pets": (1, 5, 10, 25),
-    "flowers-102": (1, 5),
+_CURVES = {
+    "ilsvrc-2012": (ILSVRC2012, "val", (1, 5, 10, 25, 100)),
+    "cifar-10": (CIFAR10, "test", (1, 5, 10, 25, 100)),
+    "cifar-100": (CIFAR100, "test", (1, 5, 10, 25, 100)),
+    "pets": (PETS, "test", (1, 5, 10, 25)),
+    "flowers-102": (FLOWERS, "test", (1, 5)),
 }
-"""Images of each class, besides all: those of figures 1 and 2 that the sets have. All of Flowers-102 are 10."""
+"""Of each set the part that is measured on, and how many images of each class, besides all: those of figures 1 and 2 that it has. All of
+Flowers-102 are 10."""
 
 
-def _curve(name: str, learner: HyperRule | ClosedForm | LinearProbe | FewshotLsr, ending: str = "") -> tuple[Task, ...]:
+def _curve(name: str, learner: Learner, ending: str = "") -> tuple[Task, ...]:
     subsets = 3 if isinstance(learner, FewshotLsr) else 5
-    one = _SETS[name]
+    benchmark, test, few = _CURVES[name]
     return (
         *(
             Task(
                 name=f"{name}/{shots}-shot{ending}",
-                benchmark=one,
-                protocol=FewShot(learner=learner, shots=shots, subsets=subsets),
+                benchmark=benchmark,
+                protocol=FewShot(learner=learner, shots=shots, subsets=subsets, test=test),
             )
-            for shots in SHOTS[name]
+            for shots in few
         ),
-        Task(name=f"{name}/full{ending}", benchmark=one, protocol=Transfer(learner=learner)),
+        Task(name=f"{name}/full{ending}", benchmark=benchmark, protocol=Transfer(learner=learner, test=test)),
     )
 
 
 FEW_SHOT = Suite(
     name="few-shot",
     title="1, 5, 10, 25, 100 images of each class, and all: medians of five draws",
-    tasks=tuple(task for name in _SETS for task in _curve(name, HyperRule())),
-    extra=(
-        *(
-            task
-            for variant, learner in _VARIANTS.items()
-            for name in _SETS
-            for task in _curve(name, learner, f"/{variant}")
-        ),
-        *(task for learner in _CHEAP for name in _SETS for task in _curve(name, learner, f"/{learner.kind}")),
+    tasks=tuple(task for name in _CURVES for task in _curve(name, HyperRule())),
+    extra=tuple(
+        task
+        for ending, learner in (*_VARIANTS.items(), *((learner.kind, learner) for learner in _CHEAP))
+        for name in _CURVES
+        for task in _curve(name, learner, f"/{ending}")
     ),
 )
 
