@@ -64,7 +64,7 @@ from bigtransfer.data import ImageSet, splits
 from bigtransfer.errors import BitError
 from bigtransfer.evals import linear
 from bigtransfer.feed.loader import eval_batches
-from bigtransfer.jobs import closed
+from bigtransfer.jobs.finetune import closed
 from bigtransfer.model import fold, joined
 from bigtransfer.train.loop import compute_dtype
 

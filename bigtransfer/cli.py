@@ -32,7 +32,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Upstream": ("pretrain", "distill", "shard"),
     "Try it": ("demo",),
 }
-"""Every command, as the help shows them. `finetune` is `config/finetune.py` and `jobs/finetune.py`, and so on."""
+"""Every command, as the help shows them. `predict` is `config/predict.py` and `jobs/predict.py`, and so on."""
 
 _START = """\
 Getting started:

@@ -18,7 +18,7 @@ from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import View
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import eval_batches
-from bigtransfer.jobs import choice, closed
+from bigtransfer.jobs.finetune import choice, closed
 from bigtransfer.model import JoinedResNetV2, ResNetV2
 from tests.data_makers import class_folders
 
@@ -350,7 +350,7 @@ def test_the_best_of_three(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPa
                 torch.testing.assert_close(network.head.weight, kept / temperature)
         if wanted == "average":
             assert network.card.architecture.beside is not None
-            assert chosen.candidates[2].loss < min(one.loss for one in chosen.candidates[:2]) - choice.TIE
+            assert chosen.candidates[2].loss < min(one.loss for one in chosen.candidates[:2]) - closed.TIE
 
 
 def test_the_best_where_each_class_counts_the_same(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +364,7 @@ def test_the_best_where_each_class_counts_the_same(pictures: data.ImageSet, monk
         given = iter(logits)
         with monkeypatch.context() as patch:
             patch.setattr(choice, "_logits", lambda *_, given=given: next(given))
-            patch.setattr(choice, "TIE", 9.0)
+            patch.setattr(closed, "TIE", 9.0)
             _, chosen = choice.choose(
                 classifier(1, 16), classifier(2, 16), images,
                 device=CPU, dtype=torch.float32, batch_size=8, balanced=balanced,

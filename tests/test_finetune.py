@@ -33,7 +33,7 @@ from bigtransfer.evals.candidates import View
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import finetune, plan, training
 from bigtransfer.model import ResNetV2
-from bigtransfer.train import checkpoint
+from bigtransfer.train import checkpoint, loop
 
 CLASSES = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 STEPS = 10
@@ -415,7 +415,7 @@ def test_a_resume_computes_in_the_numbers_that_the_run_began_with(
         seen.append(given[3].torch_dtype)
         raise SystemExit(9)
 
-    monkeypatch.setattr(finetune.training, "train", train)
+    monkeypatch.setattr(training, "train", train)
     same = flags(data, tiny, tmp_path / "run")
     with pytest.raises(SystemExit):
         in_process(same)
@@ -449,7 +449,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "loss": 3}\n{"step": 1, "lo')
     (tmp_path / "run" / ".config.json.1234.tmp").write_text("{")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        patch.setattr(training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
         with pytest.raises(SystemExit):
             in_process(same)
     assert not (tmp_path / "run" / ".config.json.1234.tmp").exists()
@@ -463,11 +463,11 @@ def test_a_run_killed_after_its_last_step_only_measures(
 ) -> None:
     same = flags(data, tiny, tmp_path / "run", "--val-fraction", "0.2", "--eval-every", 4)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "measure", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        patch.setattr(finetune.measuring, "measure", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
         with pytest.raises(SystemExit):
             in_process(same)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune, "TrainLoader", None)  # no image is decoded for training any more
+        patch.setattr(finetune.tuning, "TrainLoader", None)  # no image is decoded for training any more
         assert in_process(same) == 0
     assert digest(tmp_path / "run") == digest(finished[0]) and numbers(tmp_path / "run") == numbers(finished[0])
 
@@ -557,7 +557,7 @@ def test_balance(short: list[str], lopsided: Path, tiny: Path, tmp_path: Path, m
         loaders.append(loader)
         raise SystemExit
 
-    monkeypatch.setattr(finetune.training, "train", train)
+    monkeypatch.setattr(training, "train", train)
     for name, more in (("head", ["--linear", "sgd", "--balance"]), ("all", ["--balance"]), ("plain", [])):
         short[short.index("--out") + 1] = str(tmp_path / name)
         with pytest.raises(SystemExit):
@@ -567,7 +567,7 @@ def test_balance(short: list[str], lopsided: Path, tiny: Path, tmp_path: Path, m
     assert min(counts[0]) >= 5 and counts[1] == counts[0] and counts[2][2] >= 14
     short = [one for one in short if one not in ("--batch-size", "6")]
     short[short.index("--out") + 1] = str(tmp_path / "closed")
-    monkeypatch.setattr(finetune.closed, "views", lambda *_, **__: (View(size=32, readout=None),))
+    monkeypatch.setattr(finetune.baseline.closed, "views", lambda *_, **__: (View(size=32, readout=None),))
     assert in_process([*short, "--linear", "closed", "--balance"]) == 0
     predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
     features = torch.from_numpy(predictor.features([images.read(i) for i in range(len(images))]))
@@ -692,7 +692,7 @@ def test_within_a_budget_the_best_is_delivered(
             "fine-tuned",
             "average",
         ]
-        assert record["images"] == 3 and not (run / finetune.CLOSED_MODEL).exists()
+        assert record["images"] == 3 and not (run / finetune.baseline.MODEL).exists()
         assert f"chosen: {kind}, by 3 validation images" in capsys.readouterr().out
         assert kind.removesuffix(" form") in (run / "report.html").read_text()
 
@@ -722,7 +722,7 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
             architecture=network.architecture,
             device=device,
         )
-        count, choice = finetune._seen(FinetuneConfig(data="d", **asked), facts, network)
+        count, choice = finetune.baseline._seen(FinetuneConfig(data="d", **asked), facts, network)
         return count, tuple(map(str, choice))
 
     def passes(*sizes: int) -> float:
@@ -736,13 +736,13 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     count, choice = seen(budget="60s")
     assert count == int(0.2 * 60 * 3 * 100 / (2 * passes(32, 64))) and len(choice) == every
     assert seen(budget="60s", flip=False)[0] == int(0.2 * 60 * 3 * 100 / passes(32, 64))
-    assert seen(budget="1h")[0] == finetune.BASELINE and seen(200, budget="1h")[0] == 200
+    assert seen(budget="1h")[0] == finetune.baseline.BASELINE and seen(200, budget="1h")[0] == 200
     assert seen(budget="60s", speed=2.0) == (int(0.2 * 60 * 3 * 2 / 2), single)
     assert seen(budget="60s", speed=0.9) == (int(0.2 * 60 * 3 * 0.9), ("the last map at 32 px", "all blocks at 32 px"))
     assert seen(budget="60s", speed=0.1)[0] == 30, "ten of each class, whatever it takes"
     # Without a budget the operations count.
-    assert seen()[0] == finetune.BASELINE and len(seen()[1]) == every
-    most = int(finetune.OPERATIONS / network.architecture.forward_flops(32, 0) / (2 * passes(32, 64)))
+    assert seen()[0] == finetune.baseline.BASELINE and len(seen()[1]) == every
+    most = int(finetune.baseline.OPERATIONS / network.architecture.forward_flops(32, 0) / (2 * passes(32, 64)))
     assert seen(most, linear="closed")[0] == most and len(seen(most, linear="closed")[1]) == every
     assert seen(most + 1, linear="closed") == (most + 1, single)
     assert len(seen(most + 1, linear="closed", device="cuda")[1]) == every
@@ -755,13 +755,11 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
 
 def test_the_speed_of_the_machine_is_the_mean_of_several_steps(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = [9.0, 1.0, 3.0, 2.0, 2.0, 2.0, 50.0]
-    monkeypatch.setattr(
-        finetune.loop, "steps", lambda *_a, **_k: (types.SimpleNamespace(seconds=taken) for taken in seconds)
-    )
+    monkeypatch.setattr(loop, "steps", lambda *_a, **_k: (types.SimpleNamespace(seconds=taken) for taken in seconds))
     network = weights.load(tiny)
 
     def measured(span: float) -> float:
-        return finetune.images_per_second(network, 32, 4, torch.device("cpu"), torch.float32, span)
+        return finetune.decision.images_per_second(network, 32, 4, torch.device("cpu"), torch.float32, span)
 
     assert measured(0.1) == 4 * 3 / 6  # at least three after the first
     assert measured(9) == 4 * 5 / 10
@@ -770,7 +768,7 @@ def test_the_speed_of_the_machine_is_the_mean_of_several_steps(tiny: Path, monke
 def test_measuring_the_speed_does_not_train_the_network(tiny: Path) -> None:
     network = weights.load(tiny)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    assert finetune.images_per_second(network, 32, 4, torch.device("cpu"), torch.float32, 0.0) > 0
+    assert finetune.decision.images_per_second(network, 32, 4, torch.device("cpu"), torch.float32, 0.0) > 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
     assert all(parameter.grad is None for parameter in network.parameters())
 
@@ -781,16 +779,14 @@ def test_a_run_goes_on_in_the_numbers_that_it_began_with(
     """Where another machine would choose another number format."""
     same = [one for one in short if one not in ("--precision", "fp32")] + ["--steps", "2", "--seed", "5"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finetune.loop, "compute_dtype", lambda *_: torch.bfloat16)
-        patch.setattr(finetune.training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        patch.setattr(loop, "compute_dtype", lambda *_: torch.bfloat16)
+        patch.setattr(training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
         with pytest.raises(SystemExit):
             in_process(same)
     used = []
-    steps = finetune.loop.steps
-    monkeypatch.setattr(finetune.loop, "compute_dtype", lambda *_: torch.float32)
-    monkeypatch.setattr(
-        finetune.loop, "steps", lambda *a, **k: (used.append((k["dtype"], k["seed"])), steps(*a, **k))[1]
-    )
+    steps = loop.steps
+    monkeypatch.setattr(loop, "compute_dtype", lambda *_: torch.float32)
+    monkeypatch.setattr(loop, "steps", lambda *a, **k: (used.append((k["dtype"], k["seed"])), steps(*a, **k))[1])
     capsys.readouterr()
     assert in_process(same) == 0
     assert used == [(torch.bfloat16, 5)] and "bfloat16 on cpu" in capsys.readouterr().out
@@ -871,7 +867,7 @@ def test_unreadable_images_stop_or_are_left_out(
     assert "1 of 12 images cannot be read" in error and "--skip-bad-images" in error
     assert not (tmp_path / "run").exists()
     with pytest.MonkeyPatch.context() as patch:  # and a resume does not ask again
-        patch.setattr(finetune, "measure", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        patch.setattr(finetune.measuring, "measure", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
         with pytest.raises(SystemExit):
             in_process([*short, "--steps", "2", "--skip-bad-images"])
     assert in_process([*short, "--steps", "2", "--skip-bad-images"]) == 0

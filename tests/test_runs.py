@@ -21,7 +21,7 @@ from bigtransfer.config import FinetuneConfig, PretrainConfig
 from bigtransfer.errors import BitError, RunError
 from bigtransfer.feed.augment import Growth, InceptionCrop
 from bigtransfer.jobs import training
-from bigtransfer.jobs.finetune import Facts, FinetunePlan, decide
+from bigtransfer.jobs.finetune.decision import Facts, FinetunePlan, decide
 from bigtransfer.jobs.plan import recall, record, run_folder
 from bigtransfer.jobs.pretrain import Facts as PretrainFacts
 from bigtransfer.jobs.pretrain import PretrainPlan

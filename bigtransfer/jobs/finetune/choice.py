@@ -7,16 +7,42 @@ import dataclasses
 import torch
 from torch import Tensor, nn
 
+from bigtransfer import runs, weights
 from bigtransfer.catalog import Readout
-from bigtransfer.data import ImageSet
+from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import Candidate, Choice, Kind, View
-from bigtransfer.jobs.closed import TIE, features
+from bigtransfer.jobs.finetune import baseline, closed, tuning
+from bigtransfer.jobs.finetune.decision import FinetunePlan
 from bigtransfer.model import ResNetV2, joined
 
 
+def deliver(run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan) -> ResNetV2:
+    """The best of the closed form, the fine-tuned network and their average, on record in the run's folder."""
+    assert parts.val is not None
+    solved = weights.load(run.folder / baseline.MODEL).to(plan.torch_device)
+    readout = model.architecture.readout
+    assert readout is not None
+    tuned = joined(model, dataclasses.replace(readout, mirrored=plan.augmentation.flip))
+    tuned.head = closed.plain_head(model.head)
+    tuned.card = dataclasses.replace(tuned.card, input=plan.input)
+    network, chosen = choose(
+        solved,
+        tuned,
+        splits.evenly(parts.val, tuning.WATCHED, plan.seed),
+        device=plan.torch_device,
+        dtype=plan.torch_dtype,
+        batch_size=plan.micro_batch,
+        balanced=plan.balance,
+    )
+    runs.write_json(run.folder / "choice.json", dataclasses.asdict(chosen))
+    shown = ", ".join(f"{one.kind} {one.top1:.1%}" for one in chosen.candidates)
+    print(f"chosen: {chosen.delivered}, by {chosen.images:,} validation images ({shown})")
+    return network
+
+
 def choose(
-    closed: ResNetV2,
+    solved: ResNetV2,
     tuned: ResNetV2,
     images: ImageSet,
     *,
@@ -29,47 +55,47 @@ def choose(
 
     Both are on `device`; their cards state the size of their input. Each gets the temperature at which its probabilities fit the images
     best; the average is that of the logits at these temperatures. The one with the least loss is taken, which is steadier than the
-    accuracy of few images; the average, which costs both networks' time, only if it is better than either by more than `TIE`.
+    accuracy of few images; the average, which costs both networks' time, only if it is better than either by more than `closed.TIE`.
     balanced: each class of the images counts the same, however many it has, in temperatures and losses.
     """
     logits: dict[Kind, Tensor] = {}
     labels = torch.empty(0)
-    networks: dict[Kind, ResNetV2] = {"closed form": closed, "fine-tuned": tuned}
+    networks: dict[Kind, ResNetV2] = {"closed form": solved, "fine-tuned": tuned}
     for name, network in networks.items():
         logits[name], labels = _logits(network, images, device, dtype, batch_size)
-    weights = 1 / torch.bincount(labels)[labels].double() if balanced else None
-    temperatures = {name: linear.best_temperature(scores, labels, weights)[0] for name, scores in logits.items()}
+    shares = 1 / torch.bincount(labels)[labels].double() if balanced else None
+    temperatures = {name: linear.best_temperature(scores, labels, shares)[0] for name, scores in logits.items()}
     logits["average"] = torch.stack([scores / temperatures[name] for name, scores in logits.items()]).mean(0)
-    found = {name: linear.best_temperature(scores, labels, weights) for name, scores in logits.items()}
+    found = {name: linear.best_temperature(scores, labels, shares) for name, scores in logits.items()}
     candidates = tuple(
         Candidate(kind=name, top1=float((scores.argmax(1) == labels).double().mean()), loss=max(0.0, found[name][1]))
         for name, scores in logits.items()
     )
     alone = min(candidates[:2], key=lambda one: one.loss)
-    best = candidates[2] if candidates[2].loss < alone.loss - TIE else alone
+    best = candidates[2] if candidates[2].loss < alone.loss - closed.TIE else alone
     if best.kind == "average":
         scale = 2 * found["average"][0]
-        network = average(closed, tuned, temperatures["closed form"] * scale, temperatures["fine-tuned"] * scale)
+        network = average(solved, tuned, temperatures["closed form"] * scale, temperatures["fine-tuned"] * scale)
     else:
         network = networks[best.kind]
         _divide(network, temperatures[best.kind])
     return network, Choice(delivered=best.kind, candidates=candidates, images=len(images))
 
 
-def average(closed: ResNetV2, tuned: ResNetV2, by_closed: float, by_tuned: float) -> ResNetV2:
-    """One network whose logits are those of `tuned` / `by_tuned` plus those of `closed` / `by_closed`. It shares their layers."""
+def average(solved: ResNetV2, tuned: ResNetV2, by_closed: float, by_tuned: float) -> ResNetV2:
+    """One network whose logits are those of `tuned` / `by_tuned` plus those of `solved` / `by_closed`. It shares their layers."""
     size = tuned.card.input.size
-    beside = joined(closed, _at(closed.architecture.readout, len(closed.blocks), closed.card.input.size))
+    beside = joined(solved, _at(solved.architecture.readout, len(solved.blocks), solved.card.input.size))
     network = joined(tuned, _at(tuned.architecture.readout, len(tuned.blocks), size), beside)
     network.reset_classifier(tuned.num_classes)
-    heads = [(tuned.head, by_tuned), (closed.head, by_closed)]
+    heads = [(tuned.head, by_tuned), (solved.head, by_closed)]
     with torch.no_grad():
-        weights, biases = zip(
+        kernels, biases = zip(
             *((_linear(head).weight / by, _linear(head).bias / by) for head, by in heads), strict=True
         )
-        _linear(network.head).weight.copy_(torch.cat(weights, dim=1))
+        _linear(network.head).weight.copy_(torch.cat(kernels, dim=1))
         _linear(network.head).bias.copy_(torch.stack(biases).sum(0))
-    spec = dataclasses.replace(tuned.card.input, size=max(size, closed.card.input.size))
+    spec = dataclasses.replace(tuned.card.input, size=max(size, solved.card.input.size))
     network.card = dataclasses.replace(network.card, input=spec)
     return network.to(_linear(tuned.head).weight.device).eval()
 
@@ -98,6 +124,6 @@ def _logits(
     """Logits float64 `(n, classes)` and labels `(n,)`, on the CPU."""
     spec = network.card.input
     view = View(size=spec.size, readout=network.architecture.readout)
-    seen, labels = features(network, images, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
+    seen, labels = closed.features(network, images, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
     with torch.no_grad():
         return network.head(seen.to(device)).double().cpu(), labels

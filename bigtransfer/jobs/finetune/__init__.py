@@ -1,0 +1,224 @@
+"""`bit finetune`: from somebody's images to a classifier.
+
+`finetune` reads as the whole story: open the data, load the network, solve the closed form, decide, train, choose, measure, save, report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from bigtransfer import report, runs, weights
+from bigtransfer.catalog import ModelCard
+from bigtransfer.config import FinetuneConfig
+from bigtransfer.data import Splits, splits
+from bigtransfer.data.layout import in_short
+from bigtransfer.errors import DataError, RunError
+from bigtransfer.evals.candidates import Closed
+from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs import best
+from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measuring, tuning
+from bigtransfer.jobs.finetune.decision import FinetunePlan
+from bigtransfer.jobs.plan import Begun, recall, record, run_folder, same_threads
+from bigtransfer.model import ResNetV2, joined
+from bigtransfer.predictor import choose_device
+from bigtransfer.train import checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetuned:
+    """What a fine-tuning run left behind."""
+
+    folder: Path
+    """The run's folder: model.safetensors, report.html, metrics.jsonl, config.json, split.json."""
+    recipe: Recipe
+    metrics: dict[str, float]
+    """`test_top1`, `test_ece`, ... or, without a test part, `val_top1`, ...; empty if the run was stopped or has nothing to be
+    measured on."""
+    stopped_by: int | None = None
+    """The signal that interrupted the run; the same call goes on from its checkpoint."""
+
+    @property
+    def model(self) -> Path:
+        """The model file."""
+        return self.folder / "model.safetensors"
+
+
+def run(config: FinetuneConfig) -> int:
+    """`bit finetune`; 0 when done, 128 + signal when stopped by one."""
+    done = finetune(config)
+    if done.stopped_by is not None:
+        print("\nStopped; everything so far is saved. The same command goes on from here.")
+        return 128 + done.stopped_by
+    print(f"\nmodel:  {done.model}\nreport: {done.folder / 'report.html'}")
+    print(f"next:   bit predict {done.folder} IMAGES")
+    return 0
+
+
+def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
+    """Adapt a model to a data set as `config` asks, in its run folder; resumes an interrupted run, returns a finished one's result.
+
+    images: instead of what lies at `config.data`, which is then only what they are called: a set that is used as it is. Nothing is held
+    out of it unless asked for, classes may be without images, no closed form is solved that was not asked for, and there is no report.
+
+    Raises BitError for everything the user can mend; nothing is trained before the data and the model have been checked.
+    """
+    since = time.monotonic()
+    folder = run_folder(config.out, config.data, config.model)
+    begun = recall(folder, "finetune", config, FinetunePlan)
+    results = (folder / "evaluation.json", folder / "model.safetensors")
+    if begun is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
+        return _finished(config, folder, begun, images)
+    if begun is not None:
+        same_threads(begun.threads)
+    device = choose_device(config.device)
+    channels = dataset.channels(config)
+    opened = dataset.opened(config, channels) if images is None else images
+    parts, unreadable = dataset.usable(config, opened, folder if begun else None, as_it_is=images is not None)
+    model = _load(config, len(parts.train.class_names), channels)
+    card = model.card
+    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+
+    run = runs.Run(folder)
+    with run.hold():
+        if begun is None:
+            facts = decision.find_facts(config, model, card, parts, device)
+            wanted = images is None or config.linear == "closed" or config.budget is not None
+            found = baseline.solve(config, run, model, parts, facts) if wanted else None
+            plan = decision.decide(config, dataclasses.replace(facts, closed=found))
+            splits.save_split(run.folder / "split.json", parts)
+            runs.write_json(run.folder / "unreadable.json", unreadable)
+            groups = dataset.find_copies(parts) if images is None else []
+            copies = [[dataclasses.asdict(one) for one in group] for group in groups]
+            runs.write_json(run.folder / "copies.json", copies)
+            record(run, "finetune", config, plan, dataset.counted(config, parts) | dataset.state(opened))
+        else:
+            plan = dataclasses.replace(begun.plan, device=str(device))
+            found = baseline.recall(run)
+            if dataset.changed(opened, begun.data):
+                print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
+        _tell(config, card, parts, plan, found)
+        model = tuning.as_planned(model, plan)
+
+        if plan.recipe.steps:
+            outcome = tuning.train(config, run, model, parts, plan, found, since)
+            if not outcome.finished:
+                return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
+            if outcome.best is not None:
+                best.load(folder, model)
+                print(f"best:   the weights after step {outcome.best.step}, by the validation images")
+            if plan.choose:
+                model = choice.deliver(run, model, parts, plan)
+            else:
+                model.card = dataclasses.replace(model.card, input=plan.input)
+        else:
+            model = weights.load(folder / baseline.MODEL)
+        trained_on = Path(config.data).name or config.data
+        model.card = ModelCard(
+            name=folder.resolve().name,
+            architecture=model.architecture,
+            num_classes=plan.classes,
+            input=model.card.input,
+            class_names=parts.train.class_names,
+            upstream="; ".join(filter(None, (card.upstream, f"fine-tuned on {trained_on}")))
+            if config.pretrained
+            else trained_on,
+            licence=card.licence if config.pretrained else "",
+            source="bit finetune",
+            recipe=plan.recipe.to_dict(),
+            multi_label=parts.train.several,
+        )
+        if parts.train.several:
+            model.card = dataclasses.replace(model.card, thresholds=measuring.thresholds(config, model, parts))
+        expected = found if plan.choose or not plan.recipe.steps else None
+        measured = measuring.evaluate(config, folder, model, parts, expected)
+        model.card = dataclasses.replace(model.card, metrics=measured)
+        weights.save(folder / "model.safetensors", model)
+        if images is None:
+            report.write(folder, [part for part in (parts.test, parts.val) if part is not None])
+        checkpoint.remove(folder)
+        best.remove(folder)
+        (folder / baseline.MODEL).unlink(missing_ok=True)
+    return Finetuned(folder=folder, recipe=plan.recipe, metrics=measured)
+
+
+def _finished(
+    config: FinetuneConfig, folder: Path, begun: Begun[FinetunePlan], images: Splits | None = None
+) -> Finetuned:
+    """The result of a finished run; RunError if its images have changed since, which it would leave out."""
+    card = weights.describe(folder / "model.safetensors")
+    try:
+        opened = dataset.opened(config, card.architecture.in_chans) if images is None else images
+    except DataError:
+        opened = None  # somebody cleared the images away; the result is as good as it was
+    if opened is not None and dataset.changed(opened, begun.data):
+        now, then = sum(map(len, opened.parts().values())), begun.data.get("found")
+        raise RunError(
+            f"{folder} is finished, but the images of {config.data} have changed since: {now:,} are there now, {then:,} then, or some have "
+            "other contents or classes. Choose another --out to train on them as they are now, or remove the folder."
+        )
+    print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
+    if images is None and not (folder / "report.html").is_file():  # the process died between the model and its report
+        report.write(folder, [] if opened is None else list(opened.parts().values()))
+    return Finetuned(folder=folder, recipe=begun.plan.recipe, metrics=dict(card.metrics))
+
+
+def _load(config: FinetuneConfig, num_classes: int, channels: int) -> ResNetV2:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)  # random weights, where there are any
+        model = weights.load(config.model, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained)
+        # What the head saw of the network was chosen for other images, and so is a head of as many classes, which was kept: the rule
+        # starts from the last map and zero.
+        if model.architecture.readout is not None or model.architecture.beside is not None:
+            model = joined(model, None)
+        model.reset_classifier(num_classes)
+    return model
+
+
+def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan, found: Closed | None) -> None:
+    """Print what will be done and why."""
+    recipe = plan.recipe
+    sizes = [
+        f"{len(images):,} {part}"
+        for part, images in (("train", parts.train), ("val", parts.val), ("test", parts.test))
+        if images
+    ]
+    print(f"data:   {config.data}: {', '.join(sizes)} images of {len(parts.train.class_names)} classes")
+    print(f"classes: {in_short(parts.train.class_names)}")
+    if parts.train.several:
+        print("        an image may have several of them: each class is learnt by itself (sigmoid loss)")
+    if uneven := splits.imbalance(parts.train):
+        print(f"        imbalanced: {uneven}; what counts is the mean per class, not the share of all images")
+        if config.balance:
+            print("        --balance: each class counts the same in all that is learnt and chosen")
+        else:
+            print("        with --balance each class counts the same in all that is learnt and chosen")
+    print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
+    if found is not None:
+        solved = (
+            f"closed: a linear classifier on {found.view} of {found.images:,} images, solved in {found.seconds:.0f} s"
+        )
+        if found.top1 is not None:  # no image is left to judge by where a class has only one
+            solved += f"; each image judged by the others: {found.top1:.1%} correct"
+            if uneven and found.mean_per_class is not None:
+                solved += f", {found.mean_per_class:.1%} mean per class"
+        print(solved)
+        if note := found.chance_note(parts.train.class_names):
+            print(f"warning: {note}", file=sys.stderr)
+    if not recipe.steps:
+        for note in recipe.notes:
+            print(f"        {note}")
+        return
+    print(
+        f"rule:   {recipe.steps:,} steps of {recipe.batch_size} images, {recipe.resize} -> {recipe.crop} px, learning rate "
+        f"{recipe.base_learning_rate:.3g}, {'MixUp ' + str(recipe.mixup_alpha) if recipe.mixup_alpha else 'no MixUp'}, "
+        f"{plan.dtype} on {plan.device}"
+    )
+    for note in recipe.notes:
+        print(f"        {note}")
+    sys.stdout.flush()

@@ -1,0 +1,174 @@
+"""The images of a fine-tuning: opened, checked, held out, and compared for copies."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from bigtransfer import data, weights
+from bigtransfer.config import FinetuneConfig
+from bigtransfer.data import ImageSet, Splits, checks, splits
+from bigtransfer.errors import ConfigError, DataError, DownloadError
+from bigtransfer.jobs import training
+
+OWN_VALIDATION = 0.1
+"""Share of the training images held out where the data set brings neither validation nor test images."""
+
+COMPARED = 50_000
+"""Validation and test sets of at most this many images are searched for copies of training images."""
+
+JUDGING = 10
+"""Training images per class from which on some are held out to choose the best of several classifiers by. Fewer cannot be spared, and
+would not tell them apart."""
+
+JUDGES, MOST_JUDGES = 100, 0.2
+"""So many images are held out for that at least, but no larger share than this."""
+
+
+def channels(config: FinetuneConfig) -> int:
+    """Channels of the images that the model takes; 3 if it has still to be downloaded, which comes after the data are checked."""
+    if config.pretrained:
+        with contextlib.suppress(DownloadError):
+            return weights.describe(config.model).architecture.in_chans
+    return 3
+
+
+def opened(config: FinetuneConfig, channels: int) -> Splits:
+    """The data set as it lies there; lists of labels that all hold one are labels."""
+    there = data.open_dataset(
+        config.data,
+        multi_label=True,
+        image_column=config.image_column,
+        label_column=config.label_column,
+        label_separator=config.label_separator,
+        channels=channels,
+    )
+    labelled = [part for part in there.parts().values() if part.several]
+    if config.label_separator is None and all(part.labels is None or part.labels.shape[1] == 1 for part in labelled):
+        single = {
+            name: dataclasses.replace(part, labels=None if part.labels is None else part.labels[:, 0])
+            for name, part in there.parts().items()
+            if part.several
+        }
+        there = dataclasses.replace(there, **single)
+    return there
+
+
+def counted(config: FinetuneConfig, parts: Splits) -> dict[str, Any]:
+    """What of the data is used, for the record."""
+    return {
+        "name": config.data,
+        "train": len(parts.train),
+        "val": len(parts.val) if parts.val else 0,
+        "test": len(parts.test) if parts.test else 0,
+        "classes": len(parts.train.class_names),
+    }
+
+
+def state(opened: Splits) -> dict[str, Any]:
+    """What is in the data set, for the record: to notice when that changes."""
+    return {"found": sum(map(len, opened.parts().values())), "fingerprint": checks.fingerprint(opened)}
+
+
+def changed(opened: Splits, then: Mapping[str, Any]) -> bool:
+    """Whether the data set holds other images, or other classes of them, than on the record of an earlier start."""
+    return "fingerprint" in then and checks.fingerprint(opened) != then["fingerprint"]
+
+
+def usable(
+    config: FinetuneConfig, parts: Splits, resumed: Path | None, *, as_it_is: bool = False
+) -> tuple[Splits, list[dict[str, str]]]:
+    """The images to train, validate and test on, all of them readable, and names and reasons of the ones that are not. as_it_is: nothing
+    is held out unless asked for, and classes may be without images."""
+    if parts.train.labels is None:
+        raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
+    for note in parts.notes:
+        print(f"note: {note}", file=sys.stderr)
+    if parts.train.several and config.linear == "closed":
+        raise ConfigError(
+            f"--linear closed solves for one class per image; those of {config.data} have several. Use --linear sgd, or none."
+        )
+    if parts.train.several and config.balance:
+        raise ConfigError(
+            f"--balance is for one class per image; those of {config.data} have several, each learnt by itself."
+        )
+    split_file = resumed / "split.json" if resumed else config.split_file
+    if split_file is not None:
+        # What the split names was readable when it was made, so that resuming does not decode everything again.
+        parts = splits.load_split(split_file, parts)
+        if resumed:
+            return parts, []
+    unreadable: list[dict[str, str]] = []
+
+    def readable(images: ImageSet | None) -> ImageSet | None:
+        if images is None:
+            return None
+        if images.labels is None:
+            print(
+                f"note: {len(images)} images for validation or test have no classes; they are not used", file=sys.stderr
+            )
+            return None
+        kept, bad = training.readable(images, config.skip_bad_images)
+        unreadable.extend(bad)
+        return kept
+
+    train = parts.train
+    if config.examples_per_class is not None:
+        # Drawn before the check: thousands of images need not be decoded to train on ten.
+        train = splits.per_class(train, config.examples_per_class, config.seed)
+    train, val, test = readable(train), readable(parts.val), readable(parts.test)
+    assert train is not None
+    if unreadable:
+        print(f"note: {len(unreadable)} unreadable images are left out; the report lists them", file=sys.stderr)
+    if split_file is None:
+        fraction = 0.0 if as_it_is and config.val_fraction is None else config.val_fraction
+        if fraction is None:
+            judged = config.budget is not None and config.pretrained and len(train) >= JUDGING * len(train.class_names)
+            wanted = val is None and (test is None or train.several or judged)
+            fraction = OWN_VALIDATION if wanted and train.class_counts().max() > 1 else 0.0
+            if fraction and judged:
+                fraction = min(MOST_JUDGES, max(fraction, JUDGES / len(train)))
+        elif fraction > 0 and val is not None:
+            raise ConfigError("--val-fraction has no effect: the data set has a validation part of its own.")
+        if fraction > 0:
+            train, val = splits.hold_out(train, fraction, config.seed)
+    counts = train.class_counts()
+    if not as_it_is and config.examples_per_class is None and counts.max() == 1 and len(counts) > 10:
+        print(
+            f"warning: each of the {len(train):,} training images is a class of its own; is what was taken for the classes something else, "
+            "such as a number or a caption?",
+            file=sys.stderr,
+        )
+    if len(train.class_names) < 2:
+        raise DataError(
+            f"{config.data} has one class only ({', '.join(train.class_names)}): there is nothing to tell apart."
+        )
+    empty = [name for name, count in zip(train.class_names, train.class_counts(), strict=True) if count == 0]
+    if empty and not as_it_is:
+        raise DataError(f"No training image of {', '.join(empty[:10])}. Add some, or remove the class.")
+    return Splits(train=train, val=val, test=test, notes=parts.notes), unreadable
+
+
+def find_copies(parts: Splits) -> list[list[checks.Copy]]:
+    """Images that are there more than once, told and returned."""
+    compared = {part: images for part, images in parts.parts().items() if part == "train" or len(images) <= COMPARED}
+    if len(compared) == 1 and len(parts.train) > COMPARED:
+        return []
+    copies = checks.find_copies(compared)
+    kinds = {
+        "are in several parts of the data; accuracy will look better than it is": list(filter(checks.leaked, copies)),
+        "stand under different classes, of which only one can be right": list(filter(checks.contradictory, copies)),
+    }
+    for what, groups in kinds.items():
+        if groups:
+            shown = "; ".join(" = ".join(one.name for one in group[:3]) for group in groups[:5])
+            more = f"; and {len(groups) - 5:,} more" if len(groups) > 5 else ""
+            print(f"warning: {len(groups):,} pictures {what}: {shown}{more}. The report lists them.", file=sys.stderr)
+    repeated = sum(not checks.leaked(group) and not checks.contradictory(group) for group in copies)
+    if repeated:
+        print(f"note: {repeated:,} pictures are there more than once; the report lists them", file=sys.stderr)
+    return copies

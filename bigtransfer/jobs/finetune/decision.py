@@ -1,0 +1,246 @@
+"""What is decided about a fine-tuning before its first step: `decide`, a pure function of what was asked and the `Facts`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from bigtransfer import data, hyperrule
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
+from bigtransfer.config import FinetuneConfig, seconds
+from bigtransfer.data import Splits
+from bigtransfer.evals.candidates import Closed
+from bigtransfer.feed.augment import SquareCrop
+from bigtransfer.feed.loader import Batch
+from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs.plan import Plan, dtype_name
+from bigtransfer.model import ResNetV2
+from bigtransfer.train import loop
+
+TIMED = 0.05
+"""Share of a budget that may go into measuring the machine's speed, which is done at most twice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunePlan(Plan):
+    """One fine-tuning."""
+
+    augmentation: SquareCrop
+    linear: Literal["none", "closed", "sgd"]
+    balance: bool = False
+    """Whether each class counts the same, however many images it has."""
+    choose: bool = False
+    """Whether the training starts from the closed form, and the best of that, the fine-tuned network and their average is delivered, by the
+    validation images."""
+    native_size: tuple[int, int]
+    """Typical height and width of the images, px, which the rule looks at."""
+
+    def forward_flops(self, side: int) -> float | None:
+        return super().forward_flops(side) if self.linear == "none" else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What a fine-tuning's plan depends on, besides what was asked."""
+
+    images: int
+    """To learn from."""
+    classes: int
+    several: bool
+    """Whether an image may have several of the classes."""
+    native_size: tuple[int, int]
+    """Typical height and width, px."""
+    architecture: Architecture
+    trained_at: int
+    """Size of the images that the network to start from takes, px."""
+    device: str
+    dtype: str
+    speed: hyperrule.Speed
+    """(crop, batch size) -> images per second of training steps; asked only under a budget."""
+    fitting: Callable[[int, int], int]
+    """(crop, batch size) -> how many images at a time fit into memory."""
+    judges: int = 0
+    """Validation images to choose by."""
+    closed: Closed | None = None
+    """The closed form, if it was solved."""
+
+
+def find_facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, parts: Splits, device: torch.device) -> Facts:
+    train = parts.train
+    dtype = loop.compute_dtype(config.precision, device)
+    timed = TIMED / 2 * seconds(config.budget) if config.budget is not None else 0.0
+
+    @functools.cache
+    def speed(crop: int, batch: int) -> float:
+        return images_per_second(model, crop, batch, device, dtype, timed)
+
+    return Facts(
+        images=len(train),
+        classes=len(train.class_names),
+        several=train.several,
+        native_size=data.native_size(train),
+        architecture=model.architecture,
+        trained_at=card.input.size,
+        device=str(device),
+        dtype=dtype_name(dtype),
+        speed=speed,
+        fitting=lambda crop, batch: loop.fitting_micro_batch(model, crop, dtype, device, batch),
+        judges=len(parts.val or ()),
+    )
+
+
+def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
+    """All that is decided about a fine-tuning, from what was asked and what was found; nothing is looked up here."""
+    recipe = _recipe(config, facts)
+    return FinetunePlan(
+        recipe=recipe,
+        architecture=_architecture(config, facts) if recipe.steps else facts.architecture,
+        images=facts.images,
+        classes=facts.classes,
+        input=input_spec(config, recipe.crop),
+        seed=config.seed,
+        loss="sigmoid" if facts.several else "softmax",
+        eval_every=config.eval_every or max(1, recipe.steps // 10),
+        device=facts.device,
+        dtype=facts.dtype,
+        micro_batch=config.micro_batch or facts.fitting(recipe.crop, recipe.batch_size or hyperrule.BATCH_SIZE),
+        augmentation=SquareCrop(
+            resize=recipe.resize,
+            crop=recipe.crop,
+            random_crop=config.random_crop,
+            flip=config.flip,
+            antialias=config.antialias,
+        ),
+        linear=config.linear,
+        balance=config.balance,
+        choose=_chooses(config, facts) and recipe.steps > 0,
+        native_size=facts.native_size,
+    )
+
+
+def input_spec(config: FinetuneConfig, size: int) -> InputSpec:
+    return InputSpec(size=size, antialias=config.antialias)
+
+
+def _architecture(config: FinetuneConfig, facts: Facts) -> Architecture:
+    """Of the network that is trained: one that starts from the closed form reads out all blocks."""
+    if not _chooses(config, facts):
+        return facts.architecture
+    every = tuple(range(len(facts.architecture.units)))
+    return dataclasses.replace(facts.architecture, readout=Readout(blocks=every))
+
+
+def _chooses(config: FinetuneConfig, facts: Facts) -> bool:
+    """Whether the best of several classifiers is to be delivered instead of the one that was asked for."""
+    return config.budget is not None and facts.closed is not None and config.linear == "none"
+
+
+def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
+    """The rule's recipe for these facts, with what the user fixed, fitted to the budget if there is one."""
+    if facts.closed is not None and (config.linear == "closed" or (_chooses(config, facts) and not facts.judges)):
+        recipe = hyperrule.without_steps(facts.closed.view.size)
+        if config.linear == "closed":
+            return recipe
+        note = (
+            f"{facts.images} images of {facts.classes} classes are too few to hold some out that could tell whether fine-tuning helps. "
+            "With --steps instead of --budget the network is fine-tuned all the same."
+        )
+        return dataclasses.replace(recipe, notes=(*recipe.notes, note))
+    name = facts.architecture.name
+    recipe = hyperrule.recipe(facts.images, *facts.native_size, config.variant, architecture=name)
+    if config.linear != "none":
+        # Frozen features are at their best at the size they were trained at.
+        crop = config.crop or facts.trained_at
+        note = f"The network stays as it is: its features are taken of images at {crop} px."
+        recipe = dataclasses.replace(recipe, resize=crop, crop=crop, notes=(recipe.notes[0], note))
+    if _chooses(config, facts):
+        recipe = _tuning(config, facts)
+    if config.mixup_alpha is not None:
+        recipe = dataclasses.replace(recipe, mixup_alpha=config.mixup_alpha)
+    recipe = dataclasses.replace(recipe, dropout=config.dropout or 0.0, l2_sp=config.l2_sp or 0.0)
+    crop, resize = config.crop, config.resize
+    if crop is not None or resize is not None:
+        # One of the two given: the other keeps the rule's proportion.
+        crop = crop or max(1, round((resize or 0) * recipe.crop / recipe.resize))
+        resize = resize or round(crop * recipe.resize / recipe.crop)
+        recipe = dataclasses.replace(recipe, crop=crop, resize=resize)
+    if config.steps is not None and not _chooses(config, facts):
+        recipe = hyperrule.with_steps(recipe, config.steps)
+    if config.batch_size is not None and not _chooses(config, facts):
+        recipe = hyperrule.with_batch_size(recipe, config.batch_size)
+    if config.budget is not None and not _chooses(config, facts):
+        fixed = {name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None}
+        if config.resize is not None:  # which decided the crop
+            fixed.add("crop")
+        recipe = hyperrule.within_budget(
+            recipe,
+            seconds(config.budget),
+            facts.speed,
+            trained_at=facts.trained_at if config.pretrained else None,
+            fixed=fixed,
+        )
+    if config.learning_rate is not None:
+        recipe = dataclasses.replace(recipe, base_learning_rate=config.learning_rate)
+    if not config.random_crop:
+        recipe = dataclasses.replace(recipe, resize=recipe.crop)
+    chosen = [
+        f"{name.replace('_', ' ')} {value:,}"
+        for name in ("steps", "batch_size", "learning_rate", "resize", "crop", "mixup_alpha", "dropout", "l2_sp")
+        if (value := getattr(config, name)) is not None
+    ]
+    if not config.random_crop:
+        chosen.append(f"no random crop, so that images are resized to {recipe.crop} px")
+    if chosen:
+        recipe = dataclasses.replace(recipe, notes=(*recipe.notes, f"Set by you instead: {', '.join(chosen)}."))
+    return recipe
+
+
+def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
+    """The recipe of a training that starts from the closed form, within a budget."""
+    assert config.budget is not None and facts.closed is not None
+    small = facts.trained_at
+    crops = [small]
+    losses = {
+        judged.view.size: judged.loss
+        for judged in facts.closed.judged
+        if judged.view.sees_all_of_one_size and judged.loss is not None
+    }
+    if len(losses) > 1 and losses[2 * small] < losses[small]:
+        # Half as large again in area, and four times as large, where the closed form saw more of larger images.
+        crops += [round(small * 4 / 3 / 16) * 16, 2 * small]
+    fixed = {name: value for name in ("steps", "batch_size", "crop") if (value := getattr(config, name)) is not None}
+    if config.resize is not None and config.crop is None:
+        fixed["crop"] = max(1, round(config.resize / hyperrule.TUNING_RATIO))
+    return hyperrule.tuning(
+        facts.images, seconds(config.budget), facts.speed, crops, spent=facts.closed.seconds, fixed=fixed
+    )
+
+
+def images_per_second(
+    model: ResNetV2, crop: int, batch: int, device: torch.device, dtype: torch.dtype, span: float
+) -> float:
+    """The speed of training steps at this size on this machine: the mean of at least three steps, and of `span` seconds, of a copy of
+    the network on random pixels."""
+    trial = copy.deepcopy(model)
+    micro = loop.fitting_micro_batch(model, crop, dtype, device, batch)
+    count = min(batch, micro)
+    recipe = Recipe(steps=1000, batch_size=count, resize=crop, crop=crop)
+    pixels = torch.randint(0, 256, (count, crop, crop, model.architecture.in_chans), dtype=torch.uint8).permute(
+        0, 3, 1, 2
+    )
+    labels = torch.randint(0, model.num_classes, (count,))
+    state = loop.new_state(trial, recipe, micro_batch=micro)
+    batches = (Batch(step, pixels, labels) for step in range(recipe.steps))
+    steps, taken = loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype), 0.0
+    next(steps)  # allocates
+    for timed, step in enumerate(steps, start=1):
+        taken += step.seconds
+        if timed >= 3 and taken >= span:
+            return count * timed / taken
+    return count * (recipe.steps - 1) / taken

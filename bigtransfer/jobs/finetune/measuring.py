@@ -1,0 +1,96 @@
+"""How good the model is that a fine-tuning delivers, and what is to be known about that."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+from bigtransfer import evals, runs
+from bigtransfer.config import FinetuneConfig
+from bigtransfer.data import Splits, splits
+from bigtransfer.data.layout import in_short
+from bigtransfer.evals.candidates import Closed
+from bigtransfer.evals.multilabel import MultiLabel
+from bigtransfer.jobs.evaluate import measure
+from bigtransfer.model import ResNetV2
+from bigtransfer.predictor import Predictor
+from bigtransfer.terminal import line
+
+
+def thresholds(config: FinetuneConfig, model: ResNetV2, parts: Splits) -> tuple[float, ...] | None:
+    """The probability from which on each class is best given, chosen by the validation images; None if there are none."""
+    if parts.val is None:
+        return None
+    predictor = Predictor(model, device=config.device, precision=config.precision)
+    result, _ = measure(predictor, parts.val, progress=True)
+    assert isinstance(result, MultiLabel)
+    return tuple(result.best_thresholds().tolist())
+
+
+def evaluate(
+    config: FinetuneConfig, folder: Path, model: ResNetV2, parts: Splits, expected: Closed | None
+) -> dict[str, float]:
+    """The model as it will be used, on the test part, else the validation part; writes evaluation.json."""
+    split, images = ("test", parts.test) if parts.test is not None else ("val", parts.val)
+    if images is None:
+        runs.write_json(folder / "evaluation.json", {})
+        return {}
+    predictor = Predictor(model, device=config.device, precision=config.precision)
+    result, unreadable = measure(predictor, images, progress=True)
+    about = {"split": split, "model": model.card.name, "data": config.data, "unreadable": unreadable}
+    if isinstance(result, MultiLabel):
+        assert predictor.thresholds is not None
+        chosen_here = images is parts.val and model.card.thresholds is not None
+        evaluation = evals.labels_record(result, images, predictor.thresholds, chosen_here=chosen_here, **about)
+        numbers = result.named(split, predictor.thresholds)
+        shown = f"mean average precision {result.mean_average_precision:.1%}, F1 {numbers.get(f'{split}/micro_f1', math.nan):.1%}"
+        print(f"{split}:   {shown} of {len(images):,} images" + (" that chose the thresholds" if chosen_here else ""))
+    else:
+        notes = _remarks(config, parts, split, result, expected)
+        evaluation, numbers = evals.as_record(result, images, notes=notes, **about), result.named(split)
+        low, high = result.top1_interval
+        shown = "1 image" if len(images) == 1 else f"{len(images):,} images"
+        print(f"{split}:   top-1 {result.top1:.1%} of {shown} (95% interval {low:.1%} to {high:.1%})")
+        for note in notes:
+            print(f"note: {line(note)}", file=sys.stderr)
+    evals.write_record(folder / "evaluation.json", evaluation)
+    return {key.replace("/", "_"): value for key, value in numbers.items()}
+
+
+def _remarks(
+    config: FinetuneConfig, parts: Splits, split: str, result: evals.Classification, expected: Closed | None
+) -> tuple[str, ...]:
+    """What is to be known about a measurement. expected: the closed form, if the model is at least as good."""
+    names = parts.train.class_names
+    notes = []
+    if uneven := splits.imbalance(parts.train):
+        notes.append(
+            f"The classes are imbalanced (for training, {uneven}): what counts is the mean per class, {result.mean_per_class:.1%}, in "
+            + (
+                "which each counts the same, as it does with --balance in all that is learnt and chosen."
+                if config.balance
+                else "which each counts the same. With --balance it does so in all that is learnt and chosen."
+            )
+        )
+    missing = [name for name, count in zip(names, result.per_class().support, strict=True) if not count]
+    if missing:
+        notes.append(
+            f"There is no {split} image of {in_short(missing)}: nothing is known of what the model makes of such."
+        )
+    # Where the classes are imbalanced, another mix of them would be seen as another kind of images.
+    known = expected is not None and uneven is None and expected.chance_note(names) is None
+    if expected is not None and known and result.top1_interval[1] < _least(expected):
+        notes.append(
+            f"Of the training images, each judged by the others, {sum(expected.right) / sum(expected.counted):.1%} are right, of the "
+            f"{split} images {result.top1:.1%} only: these are of another kind, or there are near-copies among the training images."
+        )
+    elif chance := result.chance_note(names):
+        notes.append(chance)
+    return tuple(notes)
+
+
+def _least(found: Closed) -> float:
+    """The lower end of the 95% interval of the closed form's accuracy on its own images, each judged by the others; 0 if none was."""
+    count = sum(found.counted)
+    return evals.wilson(sum(found.right) / count if count else 0.0, count)[0]
