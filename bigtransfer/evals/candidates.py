@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
@@ -9,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 
-from bigtransfer.catalog import Readout
+from bigtransfer.catalog import Architecture, Readout
 from bigtransfer.evals.metrics import chance_note
 from bigtransfer.evals.record import Count
 from bigtransfer.records import Natural, NotNegative, Pixels, Share
@@ -28,10 +29,12 @@ class View:
     def sees_all_of_one_size(self) -> bool:
         return self.readout is not None and self.readout.maxima and len(self.readout.sizes) < 2
 
-    def passes(self, size: int) -> float:
-        """The cost of looking at an image so, in forward passes at `size` px: a convolution's cost goes with the image's area."""
-        sizes, mirrored = (self.readout.sizes, self.readout.mirrored) if self.readout else ((), False)
-        return (1 + mirrored) * sum((one / size) ** 2 for one in sizes or (self.size,))
+    def passes(self, architecture: Architecture, size: int) -> float:
+        """The cost of looking at an image so with a network of this architecture, in plain forward passes of it at `size` px."""
+        plain = dataclasses.replace(architecture, readout=None)
+        return dataclasses.replace(plain, readout=self.readout).forward_flops(self.size, 0) / plain.forward_flops(
+            size, 0
+        )
 
     def __str__(self) -> str:
         if self.readout is None:

@@ -76,13 +76,12 @@ def _seen(config: FinetuneConfig, facts: Facts, network: ResNetV2) -> tuple[int,
 
 def _affordable(config: FinetuneConfig, facts: Facts, widest: View) -> int:
     """Images whose features can be computed in `CLOSED` of the budget, or without one with `OPERATIONS`."""
-    arch = dataclasses.replace(facts.architecture, readout=widest.readout)
-    operations = arch.forward_flops(widest.size, 0)
+    passes = widest.passes(facts.architecture, facts.trained_at)
     if config.budget is None:
+        operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
         return int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
     # A forward pass costs a third of a training step.
     speed = 3 * facts.speed(facts.trained_at, hyperrule.SMALLEST_BATCH)
-    passes = operations / facts.architecture.forward_flops(facts.trained_at, 0)
     return int(CLOSED * seconds(config.budget) * speed / passes)
 
 

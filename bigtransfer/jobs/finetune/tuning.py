@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 
 from bigtransfer import hyperrule, runs
-from bigtransfer.catalog import Readout
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import linear
@@ -112,9 +113,10 @@ def _clock(
         most = hyperrule.most_tuning_steps(plan.images, plan.recipe.batch_size)
         afterwards += min(len(parts.val or ()), WATCHED)
         # By the closed form and the fine-tuned network: what is measured in the end may be both.
-        tuned = Readout(blocks=(0,), mirrored=plan.augmentation.flip)
+        assert plan.architecture.readout is not None
+        tuned = dataclasses.replace(plan.architecture.readout, mirrored=plan.augmentation.flip)
         views = [View(size=plan.input.size, readout=tuned), *([baseline.view] if baseline else [])]
-        passes = sum(view.passes(plan.input.size) for view in views)
+        passes = sum(view.passes(plan.architecture, plan.input.size) for view in views)
     else:
         most = hyperrule.recipe(plan.images, *plan.native_size, config.variant).steps
     return Clock(
