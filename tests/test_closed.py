@@ -7,18 +7,19 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from bigtransfer import data, model, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.data import splits
-from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.errors import BitError, ConfigError, RunError, WeightsError
 from bigtransfer.evals import linear
-from bigtransfer.evals.candidates import View
+from bigtransfer.evals.candidates import Closed, View, Whole
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import eval_batches
-from bigtransfer.jobs.finetune import choice, closed
+from bigtransfer.jobs.finetune import baseline, choice, closed
 from bigtransfer.model import JoinedResNetV2, ResNetV2
 from tests.data_makers import class_folders
 
@@ -141,6 +142,16 @@ def test_a_readout_of_a_block_that_is_not_there() -> None:
     network = model.build(dataclasses.replace(SMALL, readout=Readout(blocks=(1,))), 2)
     with pytest.raises(ConfigError, match="states how it pools"):
         network.reset_classifier(2, "max")
+
+
+def test_what_a_view_costs() -> None:
+    """In plain passes, whatever the network reads out itself: at 32 px 4 times those at 16 px, but for rounded sides of the last maps."""
+    arch = dataclasses.replace(SMALL, readout=Readout(blocks=(0, 3), sizes=(500,), mirrored=True))
+    assert View(size=32, readout=None).passes(arch, 32) == 1
+    large = View(size=64, readout=None).passes(arch, 32)
+    assert large == pytest.approx(4, rel=0.01) == pytest.approx(SMALL.forward_flops(64, 0) / SMALL.forward_flops(32, 0))
+    both = View(size=64, readout=Readout(blocks=(0, 3), sizes=(32, 64), mirrored=True))
+    assert both.passes(arch, 32) == pytest.approx(2 * (1 + large))
 
 
 def test_the_operations_of_a_readout_are_counted() -> None:
@@ -338,7 +349,8 @@ def test_the_best_of_three(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPa
         given = iter(logits.values())
         with monkeypatch.context() as patch:
             patch.setattr(choice, "_logits", lambda *_, given=given: next(given))
-            network, chosen = choice.choose(frozen, tuned, pictures, device=CPU, dtype=torch.float32, batch_size=8)
+            found = choice.choose(frozen, tuned, pictures, device=CPU, dtype=torch.float32, batch_size=8)
+        network, chosen = found.network(frozen, tuned), found.choice
         assert chosen.delivered == wanted and chosen.images == 15
         scores = {"closed form": logits["a"][0], "fine-tuned": logits["b"][0]}
         for candidate in chosen.candidates[:2]:
@@ -365,11 +377,36 @@ def test_the_best_where_each_class_counts_the_same(pictures: data.ImageSet, monk
         with monkeypatch.context() as patch:
             patch.setattr(choice, "_logits", lambda *_, given=given: next(given))
             patch.setattr(closed, "TIE", 9.0)
-            _, chosen = choice.choose(
+            found = choice.choose(
                 classifier(1, 16), classifier(2, 16), images,
                 device=CPU, dtype=torch.float32, batch_size=8, balanced=balanced,
             )  # fmt: skip
-        assert chosen.delivered == wanted
+        assert found.choice.delivered == wanted
+
+
+def test_the_heads_of_a_run_folder(tmp_path: Path) -> None:
+    """That which was judged, and that which had those images as well; what else there may be is named."""
+    network, other = classifier(1, 16), classifier(2, 16)
+    weights.save(tmp_path / baseline.MODEL, network)
+    found = Closed(view=View(size=16, readout=None), judged=(), images=9, seconds=1.0, top1=None)
+    judged, delivered = baseline.load(tmp_path, found, CPU)
+    assert judged is delivered and torch.equal(judged.head.weight, network.head.weight)
+    found = dataclasses.replace(found, whole=Whole(images=12, top1=None))
+    with pytest.raises(BitError, match=r"There is no file .*closed-whole"):
+        baseline.load(tmp_path, found, CPU)
+    safetensors.torch.save_file(other.head.state_dict(), tmp_path / baseline.WHOLE)
+    judged, delivered = baseline.load(tmp_path, found, CPU)
+    assert torch.equal(judged.head.weight, network.head.weight) and delivered.card == judged.card
+    assert torch.equal(delivered.head.weight, other.head.weight) and delivered.root is judged.root
+    kept = (tmp_path / baseline.WHOLE).read_bytes()
+    (tmp_path / baseline.WHOLE).write_bytes(kept[:100])
+    with pytest.raises(BitError, match=r"closed-whole\.safetensors is damaged or incomplete"):
+        baseline.load(tmp_path, found, CPU)
+    safetensors.torch.save_file({"weight": torch.zeros(3, 4), "bias": torch.zeros(3)}, tmp_path / baseline.WHOLE)
+    with pytest.raises(RunError, match="is not the head of this run's closed form"):
+        baseline.load(tmp_path, found, CPU)
+    baseline.remove(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_logits_compared_are_those_of_the_networks(pictures: data.ImageSet) -> None:

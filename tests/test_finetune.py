@@ -34,6 +34,7 @@ from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import finetune, plan, training
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop
+from tests.conftest import dying_at_a_checkpoint
 
 CLASSES = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 STEPS = 10
@@ -665,10 +666,8 @@ def test_within_a_budget_the_best_is_delivered(
     real = finetune.choice.choose
 
     def choose(closed: ResNetV2, tuned: ResNetV2, *rest: Any, **more: Any) -> Any:
-        _, found = real(closed, tuned, *rest, **more)
-        network = {"closed form": closed, "fine-tuned": tuned}.get(wanted[0])
-        network = finetune.choice.average(closed, tuned, 1.0, 1.0) if network is None else network
-        return network, dataclasses.replace(found, delivered=wanted[0])
+        found = real(closed, tuned, *rest, **more)
+        return dataclasses.replace(found, choice=dataclasses.replace(found.choice, delivered=wanted[0]))
 
     monkeypatch.setattr(finetune.choice, "choose", choose)
     for kind, out in (("closed form", "a"), ("fine-tuned", "b"), ("average", "c")):
@@ -695,6 +694,132 @@ def test_within_a_budget_the_best_is_delivered(
         assert record["images"] == 3 and not (run / finetune.baseline.MODEL).exists()
         assert f"chosen: {kind}, by 3 validation images" in capsys.readouterr().out
         assert kind.removesuffix(" form") in (run / "report.html").read_text()
+
+
+# --- Images that were held out, learnt from in the end
+
+
+def head_of(tiny: Path, *parts: bigtransfer.data.ImageSet) -> tuple[linear.Probe, torch.nn.Linear]:
+    """The classifier of these images on the last map, and its head."""
+    predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
+    features = [torch.from_numpy(predictor.features([one.read(i) for i in range(len(one))])) for one in parts]
+    labels = [torch.from_numpy(np.asarray(one.labels)) for one in parts]
+    probe = linear.fit(torch.cat(features), torch.cat(labels), len(CLASSES))
+    return probe, probe.head
+
+
+@pytest.fixture
+def last_map(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The closed form has no choice of features."""
+    monkeypatch.setattr(finetune.baseline.closed, "views", lambda *_, **__: (View(size=32, readout=None),))
+
+
+@pytest.fixture(scope="module")
+def enough(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve images a class: as many as it takes to hold some out under a budget."""
+    root = tmp_path_factory.mktemp("enough") / "colours"
+    write_images(root / "train", 12, 0)
+    write_images(root / "test", 4, 1)
+    return root
+
+
+@pytest.mark.usefixtures("last_map")
+def test_the_closed_form_learns_from_the_images_that_measured_it(
+    short: list[str], data: Path, tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [one for one in short if one not in ("--batch-size", "6")] + ["--linear", "closed"]
+    short[1] = str(data / "train")
+    assert in_process(short) == 0
+    run = tmp_path / "run"
+    parts = splits.load_split(run / "split.json", bigtransfer.data.open_dataset(data / "train"))
+    assert parts.val is not None and (len(parts.train), len(parts.val)) == (13, 2)
+    probe, head = head_of(tiny, parts.train, parts.val)
+    torch.testing.assert_close(weights.load(run).head.weight, head.weight, rtol=1e-3, atol=1e-5)
+    record = json.loads((run / "closed.json").read_text())
+    assert record["images"] == 13 and record["whole"] == {"images": 15, "top1": probe.leave_one_out_top1}
+    # What was measured is the one that had not seen them.
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
+    seen = torch.from_numpy(predictor.features([parts.val.read(i) for i in range(2)]))
+    with torch.no_grad():
+        before, after = (
+            torch.nn.functional.cross_entropy(one(seen), torch.from_numpy(parts.val.labels)).item()
+            for one in (head_of(tiny, parts.train)[1], head)
+        )
+    assert evaluation["nll"] == pytest.approx(before, rel=1e-2) != pytest.approx(after, rel=2e-2)
+    assert evaluation["notes"][0].startswith("Measured before these images") and "15 images" in evaluation["notes"][0]
+    assert evaluation["notes"][0] in capsys.readouterr().err
+    assert "solved once more, on all <b>15</b> images" in (run / "report.html").read_text()
+    assert not list(run.glob("closed*.safetensors"))
+
+
+@pytest.mark.usefixtures("last_map")
+@pytest.mark.parametrize("why", ["a share", "a part", "a split", "fine-tuning"])
+def test_images_that_are_to_stay_unseen_do(short: list[str], data: Path, tiny: Path, tmp_path: Path, why: str) -> None:
+    """Those that somebody wants to be held out, and where the closed form is not what is delivered."""
+    closed = [*(one for one in short if one not in ("--batch-size", "6")), "--linear", "closed"]
+    closed[1] = str(data / "train")
+    if why == "a share":
+        closed += ["--val-fraction", "0.2"]
+    elif why == "a part":
+        shutil.copytree(data / "train", tmp_path / "parts" / "train")
+        shutil.copytree(data / "test", tmp_path / "parts" / "val")
+        closed[1] = str(tmp_path / "parts")
+    elif why == "a split":
+        parts = bigtransfer.data.open_dataset(data / "train")
+        train, val = splits.hold_out(parts.train, 0.2, 0)
+        splits.save_split(tmp_path / "split.json", splits.Splits(train=train, val=val, test=None))
+        closed += ["--split-file", str(tmp_path / "split.json")]
+    else:
+        closed = [*short, "--steps", "1"]
+        closed[1] = str(data / "train")
+    assert in_process(closed) == 0
+    record = json.loads((tmp_path / "run" / "closed.json").read_text())
+    assert record["whole"] is None and config_of(tmp_path / "run")["data"]["val"] > 0
+    assert "Measured before" not in (tmp_path / "run" / "report.html").read_text()
+
+
+@pytest.mark.usefixtures("last_map")
+@pytest.mark.parametrize("kind", ["closed form", "average", "fine-tuned"])
+def test_what_is_delivered_learns_from_the_images_that_chose_it(
+    short: list[str], enough: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The closed form in it, that is; the same bit for bit if the run was killed on the way."""
+    made: list[Any] = []
+    real = finetune.choice.choose
+
+    def choose(*given: Any, **more: Any) -> Any:
+        found = real(*given, **more)
+        made.append(dataclasses.replace(found, choice=dataclasses.replace(found.choice, delivered=kind)))
+        return made[-1]
+
+    monkeypatch.setattr(finetune.choice, "choose", choose)
+    short[1] = str(enough)
+    same = [*short, "--steps", "2", "--budget", "5s"]
+    assert in_process(same) == 0
+    run = tmp_path / "run"
+    parts = splits.load_split(run / "split.json", bigtransfer.data.open_dataset(enough))
+    assert parts.val is not None and len(parts.train) + len(parts.val) == 36
+    network = weights.load(run)
+    head = head_of(tiny, parts.train, parts.val)[1].weight / made[0].by_solved
+    if kind != "fine-tuned":
+        torch.testing.assert_close(network.head.weight[:, -2048:], head, rtol=1e-3, atol=1e-5)
+    # The test images measure what is delivered.
+    again = bigtransfer.evaluate(run, str(enough / "test"), device="cpu", precision="fp32")
+    assert json.loads((run / "evaluation.json").read_text())["nll"] == pytest.approx(again.nll, rel=1e-3)
+    page = (run / "report.html").read_text()
+    assert ("solved once more" in page) == (kind != "fine-tuned") and "Measured before" not in page
+
+    if kind != "average":
+        return
+    same[same.index("--out") + 1] = str(tmp_path / "again")
+    same += ["--checkpoint-every", "0s"]
+    with dying_at_a_checkpoint():
+        in_process(same)
+    assert (tmp_path / "again" / "closed-whole.safetensors").is_file()
+    assert in_process(same) == 0
+    assert digest(tmp_path / "again") == digest(run)
+    assert not list((tmp_path / "again").glob("closed*.safetensors"))
 
 
 def test_too_few_images_to_choose_by(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

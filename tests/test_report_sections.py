@@ -230,6 +230,17 @@ def test_the_candidates_and_which_was_chosen(folder: Path) -> None:
         ["fine-tuned", "70.0%", "0.900"],
         ["average (delivered)", "85.0%", "0.625"],
     ]
+    assert "once more" not in found.text
+    changed(folder, "closed.json", whole={"images": 1220, "top1": 0.7654})
+    text = " ".join(section(folder, "Closed form and fine-tuning").text.split())
+    assert "the closed form in it was solved once more, on all 1,220 images, those held out included: it is" in text
+    assert "right in 76.5% of them" in text
+    changed(folder, "choice.json", delivered="fine-tuned")
+    assert "once more" not in section(folder, "Closed form and fine-tuning").text, "it is no part of the model"
+    changed(folder, "choice.json", delivered="closed form")
+    changed(folder, "closed.json", whole={"images": 1220, "top1": None})
+    text = " ".join(section(folder, "Closed form and fine-tuning").text.split())
+    assert "the closed form was solved once more" in text and "those held out included. This is what" in text
     changed(folder, "closed.json", top1=None, judged=[{**CLOSED["judged"][0], "top1": None, "loss": None}])
     found = section(folder, "Closed form and fine-tuning")
     assert "is right in" not in found.text and rows(found.all("table")[1]) == [["the last map at 48 px", "–", "–"]]

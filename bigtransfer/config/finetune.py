@@ -54,7 +54,8 @@ class FinetuneConfig(Config):
     val_fraction: Share | None = None
     """Share of the training images to hold out for validation, class by class; 0 holds out none. Default: 0.1 if the data set has no
     validation part but needs one: to be measured on if there is no test part either, to choose by under a budget (from ten images per
-    class on), or to choose the thresholds of several labels by; else 0."""
+    class on), or to choose the thresholds of several labels by; else 0. Images held out by default are learnt from in the end, by the
+    closed form; those of a given share are not."""
     balance: bool = False
     """Learn each class as if all had as many images: those of small classes are shown more often, and weigh more in the closed form and in
     what is chosen by validation. Mean accuracy per class gains, that on images as they come may lose."""

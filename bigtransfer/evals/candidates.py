@@ -56,6 +56,16 @@ class Judged:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Whole:
+    """The closed form solved again, on the images that had been held out as well, once nothing is to be chosen by them any more."""
+
+    images: Natural
+    """That it was solved on."""
+    top1: Share | None
+    """Accuracy on them when each is judged by the others, as `Closed.top1`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Closed:
     """closed.json: the closed form."""
 
@@ -72,6 +82,8 @@ class Closed:
     """Of each class, how many images were judged correctly so; empty if an earlier version did not count them."""
     counted: tuple[Count, ...] = ()
     """Of each class, how many were judged."""
+    whole: Whole | None = None
+    """What takes its place in the model that is delivered; None if no images were held out, or they were to stay unseen."""
 
     def chance_note(self, class_names: Sequence[str] | None) -> str | None:
         """A sentence if that is no better than chance. class_names: None if they are not known."""

@@ -88,8 +88,9 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
     with run.hold():
         if begun is None:
             facts = decision.find_facts(config, model, card, parts, device)
+            lent = dataset.lent(config, opened, parts)
             wanted = images is None or config.linear == "closed" or config.budget is not None
-            found = baseline.solve(config, run, model, parts, facts) if wanted else None
+            found = baseline.solve(config, run, model, parts, facts, lent) if wanted else None
             plan = decision.decide(config, dataclasses.replace(facts, closed=found))
             splits.save_split(run.folder / "split.json", parts)
             runs.write_json(run.folder / "unreadable.json", unreadable)
@@ -113,11 +114,12 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
                 best.load(folder, model)
                 print(f"best:   the weights after step {outcome.best.step}, by the validation images")
             if plan.choose:
-                model = choice.deliver(run, model, parts, plan)
+                judged, model = choice.deliver(run, model, parts, plan, found)
             else:
                 model.card = dataclasses.replace(model.card, input=plan.input)
+                judged = model
         else:
-            model = weights.load(folder / baseline.MODEL)
+            judged, model = baseline.load(folder, found, plan.torch_device)
         trained_on = Path(config.data).name or config.data
         model.card = ModelCard(
             name=folder.resolve().name,
@@ -136,14 +138,17 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
         if parts.train.several:
             model.card = dataclasses.replace(model.card, thresholds=measuring.thresholds(config, model, parts))
         expected = found if plan.choose or not plan.recipe.steps else None
-        measured = measuring.evaluate(config, folder, model, parts, expected)
+        judged.card = model.card
+        # Images that the model has learnt from cannot measure it.
+        unseen = model if parts.test is not None else judged
+        measured = measuring.evaluate(config, folder, unseen, parts, expected, surpassed=judged is not model)
         model.card = dataclasses.replace(model.card, metrics=measured)
         weights.save(folder / "model.safetensors", model)
         if images is None:
             report.write(folder, [part for part in (parts.test, parts.val) if part is not None])
         checkpoint.remove(folder)
         best.remove(folder)
-        (folder / baseline.MODEL).unlink(missing_ok=True)
+        baseline.remove(folder)
     return Finetuned(folder=folder, recipe=plan.recipe, metrics=measured)
 
 

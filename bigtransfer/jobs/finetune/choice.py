@@ -3,30 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import runs, weights
+from bigtransfer import runs
 from bigtransfer.catalog import Readout
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import linear
-from bigtransfer.evals.candidates import Candidate, Choice, Kind, View
+from bigtransfer.evals.candidates import Candidate, Choice, Closed, Kind, View
 from bigtransfer.jobs.finetune import baseline, closed, tuning
 from bigtransfer.jobs.finetune.decision import FinetunePlan
 from bigtransfer.model import ResNetV2, joined
 
 
-def deliver(run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan) -> ResNetV2:
-    """The best of the closed form, the fine-tuned network and their average, on record in the run's folder."""
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """Which of the three, and what makes it of the two networks."""
+
+    choice: Choice
+    by_solved: float = 1.0
+    by_tuned: float = 1.0
+    """What the logits of the closed form and of the fine-tuned network are divided by."""
+
+    def network(self, solved: ResNetV2, tuned: ResNetV2) -> ResNetV2:
+        """The one that is delivered; it shares their layers, and may be one of them, changed."""
+        if self.choice.delivered == "average":
+            return average(solved, tuned, self.by_solved, self.by_tuned)
+        network, by = (solved, self.by_solved) if self.choice.delivered == "closed form" else (tuned, self.by_tuned)
+        with torch.no_grad():
+            for parameter in network.head.parameters():
+                parameter /= by
+        return network
+
+
+def deliver(
+    run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan, found: Closed | None
+) -> tuple[ResNetV2, ResNetV2]:
+    """The best of the closed form, the fine-tuned network and their average, on record in the run's folder: as it has been judged, and
+    as it is delivered, which is another one where the closed form was solved again with the images that judged it."""
     assert parts.val is not None
-    solved = weights.load(run.folder / baseline.MODEL).to(plan.torch_device)
+    solved, whole = baseline.load(run.folder, found, plan.torch_device)
     readout = model.architecture.readout
     assert readout is not None
     tuned = joined(model, dataclasses.replace(readout, mirrored=plan.augmentation.flip))
     tuned.head = closed.plain_head(model.head)
     tuned.card = dataclasses.replace(tuned.card, input=plan.input)
-    network, chosen = choose(
+    chosen = choose(
         solved,
         tuned,
         splits.evenly(parts.val, tuning.WATCHED, plan.seed),
@@ -35,10 +59,14 @@ def deliver(run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan) -
         batch_size=plan.micro_batch,
         balanced=plan.balance,
     )
-    runs.write_json(run.folder / "choice.json", dataclasses.asdict(chosen))
-    shown = ", ".join(f"{one.kind} {one.top1:.1%}" for one in chosen.candidates)
-    print(f"chosen: {chosen.delivered}, by {chosen.images:,} validation images ({shown})")
-    return network
+    made = chosen.choice
+    runs.write_json(run.folder / "choice.json", dataclasses.asdict(made))
+    shown = ", ".join(f"{one.kind} {one.top1:.1%}" for one in made.candidates)
+    print(f"chosen: {made.delivered}, by {made.images:,} validation images ({shown})")
+    judged = chosen.network(solved, tuned)
+    if whole is solved or made.delivered == "fine-tuned":
+        return judged, judged
+    return judged, chosen.network(whole, tuned)
 
 
 def choose(
@@ -50,7 +78,7 @@ def choose(
     dtype: torch.dtype,
     batch_size: int,
     balanced: bool = False,
-) -> tuple[ResNetV2, Choice]:
+) -> Chosen:
     """The best of both networks and their average on labelled images that neither has learnt from, and how it was chosen.
 
     Both are on `device`; their cards state the size of their input. Each gets the temperature at which its probabilities fit the images
@@ -73,13 +101,12 @@ def choose(
     )
     alone = min(candidates[:2], key=lambda one: one.loss)
     best = candidates[2] if candidates[2].loss < alone.loss - closed.TIE else alone
-    if best.kind == "average":
-        scale = 2 * found["average"][0]
-        network = average(solved, tuned, temperatures["closed form"] * scale, temperatures["fine-tuned"] * scale)
-    else:
-        network = networks[best.kind]
-        _divide(network, temperatures[best.kind])
-    return network, Choice(delivered=best.kind, candidates=candidates, images=len(images))
+    scale = 2 * found["average"][0] if best.kind == "average" else 1.0
+    return Chosen(
+        choice=Choice(delivered=best.kind, candidates=candidates, images=len(images)),
+        by_solved=scale * temperatures["closed form"],
+        by_tuned=scale * temperatures["fine-tuned"],
+    )
 
 
 def average(solved: ResNetV2, tuned: ResNetV2, by_closed: float, by_tuned: float) -> ResNetV2:
@@ -105,12 +132,6 @@ def _at(readout: Readout | None, blocks: int, size: int) -> Readout:
     if readout is None:
         return Readout(blocks=(blocks - 1,), sizes=(size,), maxima=False)
     return readout if readout.sizes else dataclasses.replace(readout, sizes=(size,))
-
-
-def _divide(network: ResNetV2, temperature: float) -> None:
-    with torch.no_grad():
-        for parameter in network.head.parameters():
-            parameter /= temperature
 
 
 def _linear(head: nn.Module) -> nn.Linear:

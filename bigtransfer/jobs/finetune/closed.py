@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bigtransfer.catalog import InputSpec, Readout
 from bigtransfer.data import ImageSet, splits
 from bigtransfer.evals import linear
-from bigtransfer.evals.candidates import Closed, Judged, View
+from bigtransfer.evals.candidates import Closed, Judged, View, Whole
 from bigtransfer.evals.linear import Probe
 from bigtransfer.feed.loader import eval_batches
 from bigtransfer.model import ResNetV2, fold, joined
@@ -46,6 +46,10 @@ class Solved:
     images: int
     """That it was solved on."""
     seconds: float
+    whole: Probe | None = None
+    """The same view's classifier of these images and those held out; None without such."""
+    held_out: int = 0
+    """How many they are."""
 
     def record(self) -> Closed:
         """What closed.json holds of it."""
@@ -57,6 +61,9 @@ class Solved:
             top1=_known(self.probe.leave_one_out_top1),
             right=self.probe.right,
             counted=self.probe.judged,
+            whole=None
+            if self.whole is None
+            else Whole(images=self.images + self.held_out, top1=_known(self.whole.leave_one_out_top1)),
         )
 
 
@@ -88,8 +95,10 @@ def solve(
     batch_size: int,
     seed: int,
     balanced: bool = False,
+    held_out: ImageSet | None = None,
 ) -> Solved:
     """The classifier of `images` (one label each) on the view of `choice` that leave-one-out finds best; balanced: see `linear.fit`.
+    held_out: further images, without which it is solved first, so that they can judge it, and then again with them (`Solved.whole`).
 
     network: on `device`; stays as it is. spec: how images become the input, but for the size. dtype: of the network's computation.
     Leave-one-out cannot judge where no class has two images; the last view, which sees most, is taken then.
@@ -113,6 +122,10 @@ def solve(
     parts = ([] if seen is None else [seen]) + ([features_of(rest, view)] if len(rest) else [])
     seen, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     probe = linear.fit(seen, labels, classes, balanced=balanced)
+    whole = None
+    if held_out is not None:
+        more, their_labels = features_of(held_out, view)
+        whole = linear.fit(torch.cat([seen, more]), torch.cat([labels, their_labels]), classes, balanced=balanced)
     model = joined(network, view.readout)
     model.reset_classifier(classes)
     model.head = probe.head.to(device, next(model.parameters()).dtype)
@@ -123,6 +136,8 @@ def solve(
         judged=judged,
         images=len(images),
         seconds=time.perf_counter() - started,
+        whole=whole,
+        held_out=len(held_out or ()),
     )
 
 

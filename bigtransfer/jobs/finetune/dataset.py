@@ -153,6 +153,14 @@ def usable(
     return Splits(train=train, val=val, test=test, notes=parts.notes), unreadable
 
 
+def lent(config: FinetuneConfig, there: Splits, parts: Splits) -> ImageSet | None:
+    """The validation images of `parts` if they were taken from the training images of the data set `there` without anybody's asking: what
+    they have served for, they may be learnt from as well."""
+    asked = config.val_fraction is not None or config.split_file is not None
+    own = there.val is not None and there.val.labels is not None
+    return None if asked or own else parts.val
+
+
 def find_copies(parts: Splits) -> list[list[checks.Copy]]:
     """Images that are there more than once, told and returned."""
     compared = {part: images for part, images in parts.parts().items() if part == "train" or len(images) <= COMPARED}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bigtransfer.evals.candidates import Candidate, Choice, Judged
+from bigtransfer.evals.candidates import Candidate, Choice, Judged, Whole
 from bigtransfer.report.contents import Contents
 
 
@@ -23,6 +23,8 @@ class Candidates:
     views: Sequence[tuple[str, Judged]]
     """What else it could have seen, in words and as judged; empty without a choice."""
     chosen: str
+    whole: Whole | None
+    """Of the closed form solved again on the held-out images as well; None if that is not part of what is delivered."""
     choice: Choice | None
     compared: Sequence[Candidate]
 
@@ -39,6 +41,7 @@ def compute(run: Contents) -> Candidates | None:
         doubt=closed.chance_note(run.evaluation.class_names if run.evaluation else None),
         views=[(str(judged.view), judged) for judged in closed.judged],
         chosen=choice.delivered if choice else "",
+        whole=None if choice and choice.delivered == "fine-tuned" else closed.whole,
         choice=choice,
         compared=choice.candidates if choice else (),
     )
