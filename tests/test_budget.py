@@ -36,6 +36,14 @@ class HeadPlan(Plan):
         return None
 
 
+class BalancedPlan(HeadPlan):
+    """Of a training in which each class counts the same."""
+
+    @property
+    def judged_by(self) -> tuple[str, ...]:
+        return ("val/mean_per_class", *super().judged_by)
+
+
 PLAN = HeadPlan(
     recipe=RECIPE,
     architecture=Architecture(units=(1,)),
@@ -87,6 +95,7 @@ def run_on(
     kill_at: int | None = None,
     plan: Plan = PLAN,
     values: Callable[[int], float] = lambda step: step / 1000,
+    alike: Callable[[int], float] = lambda step: 0.5,
     watched: int = 0,
     afterwards: int = 0,
     passes: float = 1.0,
@@ -111,7 +120,7 @@ def run_on(
     def measure() -> dict[str, float]:
         machine.time += machine.validation
         machine.validated.append(state.step)
-        return {"val/top1": values(state.step), "val/nll": 1.0}
+        return {"val/top1": values(state.step), "val/mean_per_class": alike(state.step), "val/nll": 1.0}
 
     outcome = training.train(
         run,
@@ -329,7 +338,8 @@ def test_a_damaged_record_is_named(tmp_path: Path, content: object, said: str) -
 def test_the_weights_of_the_best_validation_are_kept(tmp_path: Path) -> None:
     scores = {8: 0.5, 16: 0.75, 24: 0.75, 32: 0.625, 40: 0.7}
     state, outcome = run_on(Machine(lambda _: 1.0), tmp_path, values=lambda step: scores[step])
-    assert outcome.best == best.Best(step=24, numbers={"val/top1": 0.75, "val/nll": 1.0}), "of equals the later"
+    numbers = {"val/top1": 0.75, "val/mean_per_class": 0.5, "val/nll": 1.0}
+    assert outcome.best == best.Best(step=24, numbers=numbers), "of equals the later"
     assert best.read(tmp_path) == outcome.best
     # The same steps without a clock, stopped there.
     other = new_state()
@@ -358,9 +368,26 @@ def test_the_best_survives_an_interruption(tmp_path: Path, kill_at: int) -> None
 
 
 def test_the_best_of_several_labels_is_by_mean_average_precision() -> None:
-    assert clock.goodness({"val/map": 0.5, "val/micro_f1": 0.9, "val/precision_at_1": 0.8}) == 0.5
-    assert clock.goodness({"val/precision_at_1": 0.8}) == 0.8
-    assert clock.goodness({"val/top1": math.nan, "probe/top1": 1.0}) is None
+    named = PLAN.judged_by
+    assert clock.goodness({"val/map": 0.5, "val/micro_f1": 0.9, "val/precision_at_1": 0.8}, named) == 0.5
+    assert clock.goodness({"val/precision_at_1": 0.8, "val/mean_per_class": 0.9}, named) == 0.8
+    assert clock.goodness({"val/top1": math.nan, "probe/top1": 1.0}, named) is None
+
+
+BALANCED = BalancedPlan(**{field.name: getattr(PLAN, field.name) for field in dataclasses.fields(PLAN)})
+
+
+@pytest.mark.parametrize("kill_at", [None, 17, 34])
+def test_the_best_where_each_class_counts_the_same(tmp_path: Path, kill_at: int | None) -> None:
+    """The mean per class decides, not the share of all images, which a large class can raise alone."""
+    shares = {8: 0.5, 16: 0.6, 24: 0.7, 32: 0.8, 40: 0.9}
+    alike = {8: 0.5, 16: 0.75, 24: 0.7, 32: 0.625, 40: 0.7}
+    for kill in [kill_at, None][kill_at is None :]:
+        _, outcome = run_on(
+            Machine(lambda _: 1.0), tmp_path, plan=BALANCED, values=lambda step: shares[step],
+            alike=lambda step: alike[step], kill_at=kill,
+        )  # fmt: skip
+    assert outcome.finished and outcome.best is not None and outcome.best.step == 16
 
 
 def test_a_training_that_has_ended_says_so_again(tmp_path: Path) -> None:
@@ -416,6 +443,21 @@ def test_as_long_as_validations_improve_it_goes_on(tmp_path: Path) -> None:
     scores = {8: 0.5, 16: 0.5, 24: 0.6, 32: 0.6, 40: 0.5}
     state, _ = run_on(Machine(lambda _: 1.0), tmp_path, values=lambda step: scores[step])
     assert state.step == 40
+
+
+@pytest.mark.usefixtures("learnt_at_once")
+@pytest.mark.parametrize("kill_at", [None, 20])
+def test_it_ends_where_the_mean_per_class_does_not_improve(tmp_path: Path, kill_at: int | None) -> None:
+    """With --balance; and goes on where that alone does. Also where the validations are of an earlier start."""
+    for name, falling, steps in (("a", True, 24), ("b", False, 40)):
+        folder = tmp_path / name
+        for kill in [kill_at, None][kill_at is None :]:
+            state, _ = run_on(
+                Machine(lambda _: 1.0), folder, plan=BALANCED, kill_at=kill,
+                values=lambda step, falling=falling: step / 100 if falling else 0.5,
+                alike=lambda step, falling=falling: 0.5 if falling else step / 100,
+            )  # fmt: skip
+        assert state.step == steps
 
 
 def test_as_long_as_there_is_something_to_learn_it_goes_on(tmp_path: Path) -> None:

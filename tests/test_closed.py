@@ -382,6 +382,9 @@ def test_the_best_where_each_class_counts_the_same(pictures: data.ImageSet, monk
                 device=CPU, dtype=torch.float32, batch_size=8, balanced=balanced,
             )  # fmt: skip
         assert found.choice.delivered == wanted
+        one, other = found.choice.candidates[:2]
+        assert (one.top1, other.top1) == (0.75, 0.625)
+        assert (one.mean_per_class, other.mean_per_class) == (pytest.approx(1 / 3), pytest.approx(2.5 / 3))
 
 
 def test_the_heads_of_a_run_folder(tmp_path: Path) -> None:

@@ -272,6 +272,13 @@ def test_whatever_decides_the_numbers_is_among_the_facts_of_a_checkpoint(change:
     assert decide(dataclasses.replace(base, **change), FACTS).facts() != decide(base, FACTS).facts()
 
 
+def test_validation_judges_by_the_mean_per_class_where_each_class_counts_the_same() -> None:
+    plain, balanced = (decide(FinetuneConfig(data="photos", balance=balance), FACTS) for balance in (False, True))
+    assert plain.judged_by == ("val/top1", "val/map", "val/precision_at_1")
+    assert balanced.judged_by == ("val/mean_per_class", *plain.judged_by)
+    assert balanced.facts() != plain.facts()
+
+
 def test_where_it_is_computed_is_not_among_the_facts_of_a_checkpoint() -> None:
     plan = decide(FinetuneConfig(data="photos", steps=7), FACTS)
     # What earlier versions knew nothing of: their checkpoints go on being good.

@@ -108,7 +108,10 @@ class Candidate:
     kind: Kind
     top1: Share
     loss: NotNegative
-    """Cross-entropy at its best temperature, nats, with targets smoothed as `linear.best_temperature` does."""
+    """Cross-entropy at its best temperature, nats, with targets smoothed as `linear.best_temperature` does; with --balance the mean over
+    classes, each counted alike."""
+    mean_per_class: Share | None = None
+    """Mean share of the classes that is right, each counted alike; None if an earlier version did not measure it."""
 
 
 @dataclass(frozen=True, kw_only=True)

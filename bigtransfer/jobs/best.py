@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,16 +41,16 @@ class Best:
 class Keeper:
     """Keeps the weights of the best of the validations that it is shown, and goes on from those of an earlier start of the run."""
 
-    def __init__(self, folder: Path) -> None:
-        """RunError if the folder holds such a file that cannot be read."""
-        self._path = folder / FILE
+    def __init__(self, folder: Path, judged_by: Sequence[str]) -> None:
+        """judged_by: see `Plan.judged_by`. RunError if the folder holds such a file that cannot be read."""
+        self._path, self._judged_by = folder / FILE, judged_by
         self.best = read(folder)
         self._unwritten: dict[str, Tensor] | None = None
 
     def show(self, state: loop.State, numbers: Mapping[str, float]) -> None:
         """A validation of the weights of now gave these numbers."""
-        value = goodness(numbers)
-        before = goodness(self.best.numbers) if self.best else None
+        value = goodness(numbers, self._judged_by)
+        before = goodness(self.best.numbers, self._judged_by) if self.best else None
         if value is None or (before is not None and value < before):
             return
         self.best = Best(step=state.step, numbers=dict(numbers))

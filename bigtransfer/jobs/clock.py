@@ -46,19 +46,16 @@ FORWARD = 1 / 3
 AFTERWARDS = 0.25
 """Share of the budget that is kept at most for images to be looked at after the training: there may be any number of them."""
 
-MEASURES = ("val/top1", "val/map", "val/precision_at_1")
-"""What tells how good a model is, by its names in metrics.jsonl: the first that there is."""
 
-
-def goodness(numbers: Mapping[str, object]) -> float | None:
-    """The one number of a validation by which models are compared, higher is better; None if it has none."""
-    values = (numbers.get(name) for name in MEASURES)
+def goodness(numbers: Mapping[str, object], judged_by: Iterable[str]) -> float | None:
+    """The one number of a validation by which models are compared (`Plan.judged_by`), higher is better; None if it has none."""
+    values = (numbers.get(name) for name in judged_by)
     return next((value for value in values if isinstance(value, int | float) and math.isfinite(value)), None)
 
 
 Logged = TypedDict(
     "Logged",
-    {"loss": float, "val/top1": float, "val/map": float, "val/precision_at_1": float},
+    {"loss": float, "val/mean_per_class": float, "val/top1": float, "val/map": float, "val/precision_at_1": float},
     total=False,
 )
 """A line of metrics.jsonl, as far as it tells whether there is something left to learn."""
@@ -187,7 +184,7 @@ class Course:
             self._learnt_by(numbers)
 
     def _learnt_by(self, numbers: Mapping[str, object]) -> None:
-        value = goodness(numbers)
+        value = goodness(numbers, self._plan.judged_by)
         if value is not None:
             self._values.append(value)
             self._mean_loss = sum(self._losses) / len(self._losses) if self._losses else math.inf

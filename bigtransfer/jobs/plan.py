@@ -76,6 +76,11 @@ class Plan:
         """What is minimized."""
         return objective.Aim(self.loss)
 
+    @property
+    def judged_by(self) -> tuple[str, ...]:
+        """What tells how good a model is, by its names in metrics.jsonl: the first that a validation has; higher is better."""
+        return ("val/top1", "val/map", "val/precision_at_1")
+
     def facts(self) -> dict[str, Any]:
         """What a checkpoint belongs to, as JSON has it: all that decides the numbers of the training. Where it is computed may change,
         and the checkpoint says itself how many images at a time."""

@@ -110,7 +110,7 @@ def train(
     world = World() if world is None else world
     assert world.size == 1 or not (clock or keep_best), "other processes are not asked"
     outcome = Outcome(finished=True)
-    best = best_weights.Keeper(run.folder) if keep_best else None
+    best = best_weights.Keeper(run.folder, plan.judged_by) if keep_best else None
     course = Course(plan, state.step, clock, run.metrics_with("step", Logged) if clock else ())
     recipe, device = plan.recipe, plan.torch_device
     peak = world.size * matmul_flops(device, plan.torch_dtype) if plan.forward_flops(plan.input.size) else 0.0

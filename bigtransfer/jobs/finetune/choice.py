@@ -61,7 +61,9 @@ def deliver(
     )
     made = chosen.choice
     runs.write_json(run.folder / "choice.json", dataclasses.asdict(made))
-    shown = ", ".join(f"{one.kind} {one.top1:.1%}" for one in made.candidates)
+    shown = ", ".join(
+        f"{one.kind} {one.mean_per_class if plan.balance else one.top1:.1%}" for one in made.candidates
+    ) + (" mean per class" if plan.balance else "")
     print(f"chosen: {made.delivered}, by {made.images:,} validation images ({shown})")
     judged = chosen.network(solved, tuned)
     if whole is solved or made.delivered == "fine-tuned":
@@ -91,13 +93,20 @@ def choose(
     networks: dict[Kind, ResNetV2] = {"closed form": solved, "fine-tuned": tuned}
     for name, network in networks.items():
         logits[name], labels = _logits(network, images, device, dtype, batch_size)
-    shares = 1 / torch.bincount(labels)[labels].double() if balanced else None
+    alike = 1 / torch.bincount(labels)[labels].double()
+    shares = alike if balanced else None
     temperatures = {name: linear.best_temperature(scores, labels, shares)[0] for name, scores in logits.items()}
     logits["average"] = torch.stack([scores / temperatures[name] for name, scores in logits.items()]).mean(0)
     found = {name: linear.best_temperature(scores, labels, shares) for name, scores in logits.items()}
+    right = {name: (scores.argmax(1) == labels).double() for name, scores in logits.items()}
     candidates = tuple(
-        Candidate(kind=name, top1=float((scores.argmax(1) == labels).double().mean()), loss=max(0.0, found[name][1]))
-        for name, scores in logits.items()
+        Candidate(
+            kind=name,
+            top1=float(right[name].mean()),
+            loss=max(0.0, found[name][1]),
+            mean_per_class=float(right[name] @ alike / alike.sum()),
+        )
+        for name in logits
     )
     alone = min(candidates[:2], key=lambda one: one.loss)
     best = candidates[2] if candidates[2].loss < alone.loss - closed.TIE else alone

@@ -41,6 +41,11 @@ class FinetunePlan(Plan):
     native_size: tuple[int, int]
     """Typical height and width of the images, px, which the rule looks at."""
 
+    @property
+    def judged_by(self) -> tuple[str, ...]:
+        named = super().judged_by
+        return ("val/mean_per_class", *named) if self.balance else named
+
     def forward_flops(self, side: int) -> float | None:
         return super().forward_flops(side) if self.linear == "none" else None
 

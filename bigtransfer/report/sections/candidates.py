@@ -27,12 +27,15 @@ class Candidates:
     """Of the closed form solved again on the held-out images as well; None if that is not part of what is delivered."""
     choice: Choice | None
     compared: Sequence[Candidate]
+    alike: bool
+    """Whether each class counted the same in the choice."""
 
 
 def compute(run: Contents) -> Candidates | None:
     closed, choice = run.closed, run.choice
     if closed is None:
         return None
+    compared = choice.candidates if choice else ()
     return Candidates(
         view=str(closed.view),
         images=closed.images,
@@ -43,5 +46,7 @@ def compute(run: Contents) -> Candidates | None:
         chosen=choice.delivered if choice else "",
         whole=None if choice and choice.delivered == "fine-tuned" else closed.whole,
         choice=choice,
-        compared=choice.candidates if choice else (),
+        compared=compared,
+        alike=bool(run.config and run.config.resolved.get("balance"))
+        and all(one.mean_per_class is not None for one in compared),
     )
