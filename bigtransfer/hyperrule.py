@@ -211,6 +211,18 @@ def with_steps(recipe: Recipe, steps: int) -> Recipe:
     )
 
 
+def as_taken(recipe: Recipe, steps: int, best: int | None = None) -> Recipe:
+    """What a training made of the recipe, for the record. steps: that were taken, fewer or more where a budget demanded it. best: after how
+    many of them the weights were best, which are those that count; None: the last."""
+    notes = []
+    if steps != recipe.steps:
+        notes.append(f"Planned were {recipe.steps:,} steps; {steps:,} were taken in the time there was.")
+    if best is not None and best != steps:
+        notes.append(f"The weights are those after step {best:,} of {steps:,}, the best by the validation images.")
+    taken = recipe if steps == recipe.steps else with_steps(recipe, steps)
+    return dataclasses.replace(taken, notes=(*recipe.notes, *notes))
+
+
 def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
     """The same recipe with another batch size; the learning rate is scaled in proportion."""
     return dataclasses.replace(

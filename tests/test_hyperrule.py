@@ -106,6 +106,18 @@ def test_a_recipe_survives_json() -> None:
     assert Recipe.from_dict(json.loads(json.dumps(rule.to_dict()))) == rule
 
 
+def test_the_record_of_a_training_tells_the_steps_taken() -> None:
+    planned = Recipe(steps=100, batch_size=8, resize=40, crop=32, warmup=10, decays=(50, 80), notes=("As told.",))
+    assert hyperrule.as_taken(planned, 100) == planned == hyperrule.as_taken(planned, 100, 100)
+    fewer = hyperrule.as_taken(planned, 40, 24)
+    assert (fewer.steps, fewer.warmup, fewer.decays, fewer.batch_size) == (40, 4, (20, 32), 8)
+    assert fewer.notes == (
+        "As told.",
+        "Planned were 100 steps; 40 were taken in the time there was.",
+        "The weights are those after step 24 of 40, the best by the validation images.",
+    )
+
+
 def test_upstream_is_the_papers() -> None:
     rule = hyperrule.upstream(1_281_167, 90)
     assert rule.base_learning_rate == pytest.approx(0.48)

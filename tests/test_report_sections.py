@@ -448,6 +448,76 @@ def test_curves_are_drawn_at_the_steps_taken(folder: Path) -> None:
     assert accuracy.all("circle")[1].numbers("cy") < accuracy.all("circle")[0].numbers("cy")
 
 
+def test_the_loss_on_validation_images_and_what_happened_on_the_way(folder: Path) -> None:
+    lines = [*METRICS[:2], {"step": 1, "val/top1": 0.75, "val/nll": 1.5, "val/best": 1.0}, *METRICS[3:5]]
+    lines.append({"step": 3, "val/top1": 0.5, "val/nll": 3.0})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    changes = [{"step": 1, "steps": 9, "eval_every": 2, "seconds": 1.0, "reason": "pace"}]
+    changes.append({"step": 4, "steps": 4, "eval_every": 2, "seconds": 2.0, "reason": "learnt"})
+    changes.append({"step": 5, "steps": 6, "eval_every": 2, "seconds": 2.0, "reason": "pace"})  # further than the log
+    write(folder, "budget.json", {"seconds": 9.0, "replanned": changes})
+    found = section(folder, "Training")
+    loss = curve_of(found, "Training loss")
+    assert [one.attributes["class"] for one in loss.all("polyline")] == ["faint", "line", "second"]
+    # At the height of 186 px for 0 to 4.24 nats.
+    assert loss.all("polyline")[2].attributes["points"] == "228.0,134.2 406.0,68.4"
+    assert [one.all("title")[0].text for one in loss.all("circle")] == ["after step 2: 1.5", "after step 4: 3"]
+    assert {one.attributes["class"] for one in loss.all("circle")} == {"dot second"}
+    for title in ("Training loss", "Learning rate", "Length of the gradient", "Validation accuracy"):
+        chart = curve_of(found, title)
+        marked = [one for one in chart.all("line") if one.attributes["class"] != "grid"]
+        assert [(one.attributes["class"], *one.numbers("x1", "x2", "y1", "y2")) for one in marked] == [
+            ("replanned", 139, 139, 14, 200),
+            ("replanned", 406, 406, 14, 200),
+            ("best", 228, 228, 14, 200),
+        ]
+        assert [one.all("title")[0].text for one in marked] == [
+            "after step 1: 9 steps in all, to keep the budget",
+            "after step 4: nothing was left to learn",
+            "after step 2: the weights that were kept",
+        ]
+    assert "step 2, whose weights are kept" in found.text and "Dashed" in found.text
+    assert "on the validation images" in found.text
+    (folder / "budget.json").unlink()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in METRICS))
+    plain = section(folder, "Training")
+    assert "upright" not in plain.text and "Dashed" not in plain.text and "validation images" not in plain.text
+    assert not [one for one in plain.all("line") if one.attributes["class"] != "grid"]
+
+
+def test_a_damaged_budget_is_named(folder: Path) -> None:
+    write(folder, "budget.json", {"seconds": "long"})
+    with pytest.raises(RunError, match=r"budget\.json: seconds.*Repair the file"):
+        Contents.read(folder, Pictures())
+
+
+@pytest.mark.parametrize(
+    ("asked", "steps", "delivered", "said"),
+    [
+        ({}, 4, None, "bit-t-r26x1, fine-tuned on garden"),
+        ({"linear": "sgd"}, 4, None, "bit-t-r26x1, with a linear classifier trained on garden"),
+        ({"linear": "closed"}, 0, None, "bit-t-r26x1, with a linear classifier solved on garden"),
+        ({"budget": "1m"}, 0, None, "bit-t-r26x1, with a linear classifier solved on garden"),
+        ({"budget": "1m"}, 4, "fine-tuned", "bit-t-r26x1, fine-tuned on garden"),
+        ({"budget": "1m"}, 4, "closed form", "bit-t-r26x1, with a linear classifier solved on garden"),
+        (
+            {"budget": "1m"},
+            4,
+            "average",
+            "bit-t-r26x1, fine-tuned and averaged with a linear classifier solved on garden",
+        ),
+        ({"pretrained": False}, 4, None, "bit-t-r26x1, trained from random weights on garden"),
+    ],
+)
+def test_the_subject_is_what_was_delivered(
+    folder: Path, asked: dict, steps: int, delivered: str | None, said: str
+) -> None:
+    changed(folder, "config.json", asked=CONFIG["asked"] | asked, recipe=CONFIG["recipe"] | {"steps": steps})
+    if delivered:
+        write(folder, "choice.json", CHOICE | {"delivered": delivered})
+    assert computed(folder, "headline").subject == said
+
+
 def test_steps_are_whole_numbers(folder: Path) -> None:
     (folder / "metrics.jsonl").write_text('{"step": 0, "val/top1": 0.5}\n')
     (figure,) = section(folder, "Training").all("figure")
@@ -485,7 +555,7 @@ def test_what_cannot_be_drawn_is_left_out(folder: Path) -> None:
 )
 def test_extreme_values_are_drawn_within_the_frame(values: tuple[float, float]) -> None:
     points = list(enumerate(values, start=1))
-    drawn = charts.curve("x", [("line", points)], lambda y, more: f"{y:.{3 + more}g}", values[-1], marks=True)
+    drawn = charts.curve("x", [("line", points)], lambda y, more: f"{y:.{3 + more}g}", values[-1], marks=("line",))
     for x, y in drawn.lines[0][1]:
         assert 50 <= x <= 406 and 14 <= y <= 200
     assert len(drawn.levels) >= 2 and len({level.text for level in drawn.levels}) == len(drawn.levels)

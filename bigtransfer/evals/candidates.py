@@ -114,6 +114,16 @@ class Candidate:
     """Mean share of the classes that is right, each counted alike; None if an earlier version did not measure it."""
 
 
+def in_words(linear: str, steps: int, delivered: Kind | None = None) -> str:
+    """What was done to a pre-trained network, to be followed by "on" and the data. linear: as `bit finetune --linear`; steps: that its
+    recipe has; delivered: what was chosen, if there was a choice."""
+    if linear == "sgd":
+        return "with a linear classifier trained"
+    if not steps or delivered == "closed form":
+        return "with a linear classifier solved"
+    return "fine-tuned and averaged with a linear classifier solved" if delivered == "average" else "fine-tuned"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """choice.json: the candidates and which of them is delivered."""

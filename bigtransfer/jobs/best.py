@@ -47,18 +47,19 @@ class Keeper:
         self.best = read(folder)
         self._unwritten: dict[str, Tensor] | None = None
 
-    def show(self, state: loop.State, numbers: Mapping[str, float]) -> None:
-        """A validation of the weights of now gave these numbers."""
+    def show(self, state: loop.State, numbers: Mapping[str, float]) -> bool:
+        """A validation of the weights of now gave these numbers; whether they are the best so far, and kept."""
         value = goodness(numbers, self._judged_by)
         before = goodness(self.best.numbers, self._judged_by) if self.best else None
         if value is None or (before is not None and value < before):
-            return
+            return False
         self.best = Best(step=state.step, numbers=dict(numbers))
         with torch.no_grad(), state.averaged():
             self._unwritten = {
                 name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
                 for name, tensor in state.model.state_dict().items()
             }
+        return True
 
     def write(self) -> None:
         """Write them, if they have changed."""

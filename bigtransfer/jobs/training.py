@@ -63,6 +63,8 @@ class Outcome:
     finished: bool
     """False: a signal asked it to stop; the checkpoint is written."""
     signal: int | None = None
+    steps: int = 0
+    """Optimizer steps taken in all."""
     best: Best | None = None
     """Of the validations; its weights are in the run's folder (`best.load`)."""
 
@@ -71,7 +73,7 @@ def ended(run: runs.Run, state: loop.State, plan: Plan, clock: Clock | None = No
     """How `train` ended that has taken its last step already, as its checkpoint and its record say; None if there are steps to take."""
     if state.step < Course(plan, state.step, clock).steps:
         return None
-    return Outcome(finished=True, best=best_weights.read(run.folder))
+    return Outcome(finished=True, steps=state.step, best=best_weights.read(run.folder))
 
 
 def train(
@@ -201,9 +203,8 @@ def train(
             if validate is not None and course.validates(state.step):
                 measured = validate()
                 course.validated(measured)
-                log(step.number, measured)
-                if best is not None:
-                    best.show(state, measured)
+                better = best is not None and best.show(state, measured)
+                log(step.number, {**measured, "val/best": 1.0} if better else measured)
                 if world.is_main:
                     bar.write(
                         f"step {state.step}: " + ", ".join(f"{key} {value:.4g}" for key, value in measured.items()),
@@ -234,7 +235,7 @@ def train(
             if stopping or last:
                 break
             course.go_on()
-    outcome.best = best.best if best else None
+    outcome.steps, outcome.best = state.step, best.best if best else None
     return outcome
 
 

@@ -5,10 +5,11 @@ Colours and fonts are the style sheet's, so that they follow light and dark; `te
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from bigtransfer import terminal
@@ -35,6 +36,19 @@ class Mark:
     y: float
     hint: str
     """What is shown under the pointer."""
+    kind: str = ""
+    """CSS class of its curve; empty for the one that the chart is about."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """Something that happened after a step: a line from the top to the bottom of a chart."""
+
+    x: float
+    """As asked for, steps; as placed, the units of the drawing."""
+    kind: str
+    """CSS class."""
+    hint: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +65,7 @@ class Curve:
     lines: Sequence[tuple[str, Sequence[Point]]]
     """CSS class and points."""
     marks: Sequence[Mark]
+    moments: Sequence[Moment] = ()
     width: int = 420
     height: int = 230
     left: int = 50
@@ -66,9 +81,11 @@ def curve(
     label: Callable[[float, int], str],
     headline: float,
     *,
-    marks: bool = False,
+    marks: Collection[str] = (),
+    moments: Sequence[Moment] = (),
 ) -> Curve:
-    """Place a line chart: series of (CSS class, points); `headline` is the value beside the title, `marks` draws the points.
+    """Place a line chart: series of (CSS class, points); `headline` is the value beside the title, `marks` the classes whose points are
+    drawn too. moments: those beyond the steps drawn are left out.
 
     Steps are 1 or more, values finite. label: a value as text, with so many digits more than usual.
     """
@@ -77,7 +94,7 @@ def curve(
     ys = sorted(y for _, points in series for _, y in points)
     x0, x1 = 0.0, max(xs)
     # A few wild first losses must not press the rest flat.
-    y0, y1 = ys[0], max(ys[int(0.98 * (len(ys) - 1))], series[-1][1][-1][1])
+    y0, y1 = ys[0], max(ys[int(0.98 * (len(ys) - 1))], *(points[-1][1] for kind, points in series if kind != "faint"))
     y0 = 0.0 if y0 >= 0 and y0 < 0.5 * y1 else y0
     flat = y1 - y0 <= 1e-6 * abs(y1)
     pad = (0.05 * abs(y1) or 1.0) if flat else 0.06 * (y1 - y0)
@@ -106,10 +123,16 @@ def curve(
         steps=steps,
         lines=[(kind, [place(*point) for point in thinned(points)]) for kind, points in series],
         marks=[
-            Mark(x=place(x, y)[0], y=place(x, y)[1], hint=f"after step {x:,.0f}: {label(y, 0)}")
-            for _, points in series
-            for x, y in (thinned(points) if marks else ())
+            Mark(
+                x=place(x, y)[0],
+                y=place(x, y)[1],
+                hint=f"after step {x:,.0f}: {label(y, 0)}",
+                kind="" if kind == "line" else kind,
+            )
+            for kind, points in series
+            for x, y in (thinned(points) if kind in marks else ())
         ],
+        moments=[dataclasses.replace(one, x=place(one.x, y0)[0]) for one in moments if x0 < one.x <= x1],
     )
 
 

@@ -42,7 +42,14 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.data.get("train", 0)
 
 
-_KEYS = {"top1": "val/top1", "map": "val/map", "precision_at_1": "val/precision_at_1", "probe": "probe/top1"}
+_KEYS = {
+    "nll": "val/nll",
+    "best": "val/best",
+    "top1": "val/top1",
+    "map": "val/map",
+    "precision_at_1": "val/precision_at_1",
+    "probe": "probe/top1",
+}
 
 
 class Logged(msgspec.Struct, frozen=True, kw_only=True, rename=_KEYS):
@@ -52,6 +59,9 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True, rename=_KEYS):
     loss: float | None = None
     lr: float | None = None
     gradient_norm: float | None = None
+    nll: float | None = None
+    best: float | None = None
+    """There if the validation was the best so far, of a training that keeps the weights of the best."""
     top1: float | None = None
     map: float | None = None
     precision_at_1: float | None = None
@@ -72,6 +82,8 @@ class Contents:
     copies: Sequence[Sequence[Copy]]
     """Images that are the same byte for byte, as `data.checks.find_copies` found them before the training."""
     metrics: Sequence[Logged]
+    replanned: Sequence[runs.Replanned]
+    """Changes of the training's plan on the way, to keep a budget."""
     closed: Closed | None
     """The closed form that a fine-tuning began with."""
     choice: Choice | None
@@ -94,6 +106,9 @@ class Contents:
             unreadable=[*left_out, *(evaluation.unreadable if evaluation else ())],
             copies=_read(folder / "copies.json", lambda path: records.read(path, list[list[Copy]], RunError)) or [],
             metrics=_read(folder / "metrics.jsonl", lambda path: runs.read_metrics(path, Logged)) or [],
+            replanned=(
+                _read(folder / runs.BUDGET, lambda path: runs.read_budget(path.parent)) or runs.Budget()
+            ).replanned,
             closed=_read(folder / "closed.json", lambda path: records.read(path, Closed, RunError)),
             choice=_read(folder / "choice.json", lambda path: records.read(path, Choice, RunError)),
             pictures=pictures,

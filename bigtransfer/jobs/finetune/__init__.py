@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from bigtransfer import report, runs, weights
+from bigtransfer import hyperrule, report, runs, weights
 from bigtransfer.catalog import ModelCard
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import Splits, splits
 from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError, RunError
-from bigtransfer.evals.candidates import Closed
+from bigtransfer.evals.candidates import Closed, in_words
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import best
 from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measuring, tuning
@@ -106,33 +106,41 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
         _tell(config, card, parts, plan, found)
         model = tuning.as_planned(model, plan)
 
+        taken, kind = plan.recipe, None
         if plan.recipe.steps:
             outcome = tuning.train(config, run, model, parts, plan, found, since)
             if not outcome.finished:
                 return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
+            taken = hyperrule.as_taken(taken, outcome.steps, outcome.best and outcome.best.step)
             if outcome.best is not None:
                 best.load(folder, model)
                 print(f"best:   the weights after step {outcome.best.step}, by the validation images")
             if plan.choose:
-                judged, model = choice.deliver(run, model, parts, plan, found)
+                judged, model, made = choice.deliver(run, model, parts, plan, found)
+                kind = made.delivered
             else:
                 model.card = dataclasses.replace(model.card, input=plan.input)
                 judged = model
         else:
             judged, model = baseline.load(folder, found, plan.torch_device)
+        if kind == "closed form":
+            note = "Fine-tuning was tried too; on the validation images the closed form is better."
+            taken = hyperrule.without_steps(model.card.input.size)
+            taken = dataclasses.replace(taken, notes=(*taken.notes, note))
         trained_on = Path(config.data).name or config.data
+        done = in_words(plan.linear, plan.recipe.steps, kind)
         model.card = ModelCard(
             name=folder.resolve().name,
             architecture=model.architecture,
             num_classes=plan.classes,
             input=model.card.input,
             class_names=parts.train.class_names,
-            upstream="; ".join(filter(None, (card.upstream, f"fine-tuned on {trained_on}")))
+            upstream="; ".join(filter(None, (card.upstream, f"{done} on {trained_on}")))
             if config.pretrained
             else trained_on,
             licence=card.licence if config.pretrained else "",
             source="bit finetune",
-            recipe=plan.recipe.to_dict(),
+            recipe=taken.to_dict(),
             multi_label=parts.train.several,
         )
         if parts.train.several:

@@ -40,9 +40,9 @@ class Chosen:
 
 def deliver(
     run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan, found: Closed | None
-) -> tuple[ResNetV2, ResNetV2]:
+) -> tuple[ResNetV2, ResNetV2, Choice]:
     """The best of the closed form, the fine-tuned network and their average, on record in the run's folder: as it has been judged, and
-    as it is delivered, which is another one where the closed form was solved again with the images that judged it."""
+    as it is delivered, which is another one where the closed form was solved again with the images that judged it; and the choice."""
     assert parts.val is not None
     solved, whole = baseline.load(run.folder, found, plan.torch_device)
     readout = model.architecture.readout
@@ -67,8 +67,8 @@ def deliver(
     print(f"chosen: {made.delivered}, by {made.images:,} validation images ({shown})")
     judged = chosen.network(solved, tuned)
     if whole is solved or made.delivered == "fine-tuned":
-        return judged, judged
-    return judged, chosen.network(whole, tuned)
+        return judged, judged, made
+    return judged, chosen.network(whole, tuned), made
 
 
 def choose(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bigtransfer.evals.candidates import in_words
 from bigtransfer.report.contents import Contents
 
 
@@ -75,7 +76,9 @@ def compute(run: Contents) -> Headline:
     data = (found and found.data) or asked.get("data") or ""
     data = data if isinstance(data, str) else ", ".join(data)
     if command == "finetune":
-        start = "fine-tuned" if asked.get("pretrained", True) else "trained from random weights"
+        steps = config.recipe.steps if config and config.recipe else 1
+        done = in_words(asked.get("linear") or "none", steps, run.choice.delivered if run.choice else None)
+        start = done if asked.get("pretrained", True) else "trained from random weights"
         subject = f"{asked.get('model')}, {start} on {data}"
     else:
         subject = " on ".join(filter(None, (run.model, data)))
