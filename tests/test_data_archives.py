@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import archives, open_dataset
 from bigtransfer.errors import DataError
+from bigtransfer.jobs.finetune import finetune
 
 from .data_makers import encoded, pattern
 
@@ -528,6 +530,8 @@ def test_a_table_in_an_archive_is_named_where_its_images_have_no_folders(tmp_pat
     with pytest.raises(DataError, match=r"table labels\.csv: unpack it"):
         open_dataset(tmp_path / "one.zip")
     assert "table labels.csv: unpack it" in open_dataset(tmp_path / "none.zip").notes[-1]
+    with pytest.raises(DataError, match=r"has no classes.*table labels\.csv: unpack it"):
+        finetune(FinetuneConfig(data=str(tmp_path / "none.zip"), out=str(tmp_path / "run")))
     with zipfile.ZipFile(tmp_path / "folders.zip", "w") as archive:
         for member in ("a/0.png", "b/1.png"):
             archive.writestr(member, image)

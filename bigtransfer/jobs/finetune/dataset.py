@@ -85,7 +85,9 @@ def usable(
     """The images to train, validate and test on, all of them readable, and names and reasons of the ones that are not. as_it_is: nothing
     is held out unless asked for, and classes may be without images."""
     if parts.train.labels is None:
-        raise DataError(f"{config.data} has no classes. Put the images into one folder per class.")
+        raise DataError(
+            " ".join([f"{config.data} has no classes. Put the images into one folder per class.", *parts.notes])
+        )
     for note in parts.notes:
         print(f"note: {note}", file=sys.stderr)
     if parts.train.several and config.linear == "closed":
