@@ -301,7 +301,7 @@ def test_evaluate_and_predict_agree_with_it(
     assert in_process(["predict", str(run), str(data / "test" / "red" / "0.png"), *common]) == 0
     assert "0.png" in capsys.readouterr().out
     assert in_process(["evaluate", str(run), str(data), "--out", str(run), *common]) == 2
-    assert "whose own evaluation and report would be replaced" in capsys.readouterr().err
+    assert "whose own results would be replaced" in capsys.readouterr().err
     assert json.loads((run / "evaluation.json").read_text()) == reported
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bigtransfer.config.convert import ConvertConfig
+from bigtransfer.config.dedup import DedupConfig
 from bigtransfer.config.demo import DemoConfig
 from bigtransfer.config.distill import DistillConfig
 from bigtransfer.config.evaluate import EvaluateConfig
@@ -47,6 +48,7 @@ __all__ = [
     "Config",
     "ConvertConfig",
     "Count",
+    "DedupConfig",
     "DemoConfig",
     "DistillConfig",
     "EvaluateConfig",

@@ -28,6 +28,9 @@ class EvaluateConfig(Config):
     """Accept images of only some of the model's classes. The model still chooses among all it knows."""
     class_names: str | None = None
     """Tab-separated file of the data's name of a class (its folder's) and the model's, one class a line. Default: they are the same."""
+    exclude: str | None = None
+    """Images that the model may know from its training, to be measured without them as well: a file with the name of one a line, or the
+    table of `bit dedup`."""
     skip_bad_images: bool = False
     """Take unreadable images as a matter of course; otherwise they are left out as well, but the exit status is 1."""
     image_column: str | None = None
@@ -81,6 +84,7 @@ _OF_IMAGES = (
     "split",
     "subset",
     "class_names",
+    "exclude",
     "skip_bad_images",
     "image_column",
     "label_column",

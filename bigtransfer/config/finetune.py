@@ -61,6 +61,8 @@ class FinetuneConfig(Config):
     what is chosen by validation. Mean accuracy per class gains, that on images as they come may lose."""
     split_file: str | None = None
     """Repeat the split of an earlier run: its split.json."""
+    exclude: str | None = None
+    """Images to leave out: a file with the name of one a line, or the table of `bit dedup`."""
     skip_bad_images: bool = False
     """Leave unreadable images out (they are listed) instead of stopping before the training."""
 

@@ -3,16 +3,19 @@
 from bigtransfer.evals import multilabel
 from bigtransfer.evals.metrics import Classification, describe, evaluate, wilson
 from bigtransfer.evals.record import (
+    Dedup,
     Evaluation,
     LabelsEvaluation,
     as_record,
     labels_record,
     read_record,
+    without,
     write_record,
 )
 
 __all__ = [
     "Classification",
+    "Dedup",
     "Evaluation",
     "LabelsEvaluation",
     "as_record",
@@ -22,5 +25,6 @@ __all__ = [
     "multilabel",
     "read_record",
     "wilson",
+    "without",
     "write_record",
 ]

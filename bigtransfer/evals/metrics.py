@@ -104,6 +104,12 @@ class Classification:
         total._parts = self._parts + other._parts
         return total
 
+    def without(self, indices: np.ndarray) -> Classification:
+        """The state without the images at those places of their set."""
+        rest = Classification(self.num_classes)
+        rest._parts = [part[~np.isin(part["index"], indices)] for part in self._parts]
+        return rest
+
     def gathered(self, world: World) -> Classification:
         """The sum of the states of all processes of `world`, on each of them."""
         records = np.ascontiguousarray(self.records)

@@ -65,6 +65,14 @@ class MultiLabel:
         total._parts = self._parts + other._parts
         return total
 
+    def without(self, indices: np.ndarray) -> MultiLabel:
+        """The state without the images at those places of their set."""
+        rest = MultiLabel(self.num_classes)
+        for places, probabilities, labels in self._parts:
+            kept = ~np.isin(places, indices)
+            rest._parts.append((places[kept], probabilities[kept], labels[kept]))
+        return rest
+
     def gathered(self, world: World) -> MultiLabel:
         """The sum of the states of all processes of `world`, on each of them."""
         parts = [world.gather(torch.from_numpy(np.ascontiguousarray(array))).numpy() for array in self._arrays()]

@@ -76,6 +76,66 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     entropy: Finite
 
 
+class Dedup(msgspec.Struct, frozen=True, kw_only=True):
+    """The result with and without images that the model may know from its training; numbers that are undefined are None."""
+
+    excluded: Count
+    """Images left out."""
+    images: Count
+    """That are left."""
+    full: Share | None
+    """Top-1, or of a multi-label model the mean average precision, of all."""
+    dedup: Share | None
+    """The same of what is left."""
+    interval: tuple[Share, Share] | None = None
+    """95%, of top-1 of what is left."""
+    by: str = ""
+    """The file that named the images."""
+    metric: str = "top-1"
+
+    def __str__(self) -> str:
+        rows = (
+            ("Full", self.full, f"of {self.images + self.excluded:,} images"),
+            ("Dedup", self.dedup, f"of {self.images:,} images{self._range()}"),
+        )
+        lines = [f"{name:<7} {self.metric} {_percent(value):>7} {rest}" for name, value, rest in rows]
+        return "\n".join([*lines, f"dropped {self.excluded:,}, named by {self.by}"])
+
+    def _range(self) -> str:
+        return "" if self.interval is None else f" (95% interval {self.interval[0]:.2%} to {self.interval[1]:.2%})"
+
+    def sentence(self) -> str:
+        """The same as a remark."""
+        return (
+            f"Without the {self.excluded:,} images that {self.by} names, {self.metric} is {_percent(self.dedup)} of {self.images:,} images"
+            f"{self._range()}, and {_percent(self.full)} with them."
+        )
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2%}"
+
+
+def without(result: Classification | MultiLabel, indices: np.ndarray, by: str) -> Dedup:
+    """What a result is without the images at those indices of its set; `by`: who says which."""
+    rest = result.without(indices)
+    if isinstance(result, MultiLabel):
+        assert isinstance(rest, MultiLabel)
+        full, dedup, interval, metric = result.mean_average_precision, rest.mean_average_precision, None, "mAP"
+    else:
+        assert isinstance(rest, Classification)
+        full, dedup, interval, metric = result.top1, rest.top1, rest.top1_interval if len(rest) else None, "top-1"
+    return Dedup(
+        excluded=len(result) - len(rest),
+        images=len(rest),
+        full=_defined(full),
+        dedup=_defined(dedup),
+        interval=interval,
+        by=by,
+        metric=metric,
+    )
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about an evaluation; numbers that are undefined are None."""
 
@@ -98,6 +158,7 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     unreadable: list[LeftOut] = []
     notes: list[str] = []
     """What the numbers rest on and a reader should know, such as how classes were matched."""
+    dedup: Dedup | None = None
     confusion: list[list[Count]] | None = None
     """Row the true class, column the answer; None beyond `_DENSE_CLASSES` classes."""
     predictions: list[Prediction]
@@ -161,6 +222,7 @@ class LabelsEvaluation(msgspec.Struct, frozen=True, kw_only=True):
     per_class: list[LabelRow]
     unreadable: list[LeftOut] = []
     notes: list[str] = []
+    dedup: Dedup | None = None
     predictions: list[LabelsPrediction]
 
     def __post_init__(self) -> None:
@@ -188,6 +250,7 @@ def labels_record(
     data: str = "",
     unreadable: Iterable[ImageError] = (),
     notes: Iterable[str] = (),
+    dedup: Dedup | None = None,
 ) -> LabelsEvaluation:
     """Everything about an evaluation of a multi-label model on `images`, with these thresholds `(classes,)`."""
     scores, precision, support = result.at(thresholds), result.average_precision(), result.support
@@ -229,6 +292,7 @@ def labels_record(
         per_class=rows,
         unreadable=[LeftOut(name=error.name, reason=error.reason) for error in unreadable],
         notes=list(notes),
+        dedup=dedup,
         predictions=predictions,
     )
 
@@ -242,6 +306,7 @@ def as_record(
     data: str = "",
     unreadable: Iterable[ImageError] = (),
     notes: Iterable[str] = (),
+    dedup: Dedup | None = None,
 ) -> Evaluation:
     """Everything about an evaluation.
 
@@ -254,6 +319,7 @@ def as_record(
         data=data,
         split=split,
         notes=list(notes),
+        dedup=dedup,
         images=len(result),
         class_names=list(images.class_names),
         top1=_defined(result.top1),
@@ -305,6 +371,8 @@ def write_record(path: str | os.PathLike[str], record: Evaluation | LabelsEvalua
     fields: dict[str, Any] = msgspec.to_builtins(record)
     if isinstance(record, Evaluation) and record.confusion is None:
         del fields["confusion"]
+    if record.dedup is None:
+        del fields["dedup"]
     for key, value in fields.items():
         text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value and isinstance(value[0], (dict, list)):

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from bigtransfer import evals, records, report, runs
 from bigtransfer.config import EvaluateConfig
-from bigtransfer.data import ImageSet, Splits, classes, open_dataset
+from bigtransfer.data import ImageSet, Splits, classes, exclusions, open_dataset
 from bigtransfer.data.classes import Match
 from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError, ImageError, RunError
@@ -42,6 +42,8 @@ class Evaluated:
     """Images that are left out of the result because they cannot be read."""
     model: str
     """The model's name."""
+    dedup: evals.Dedup | None
+    """The same without the images that --exclude names."""
     thresholds: np.ndarray | None
     """Of a multi-label model: the probabilities from which on its classes are given."""
     notes: tuple[str, ...]
@@ -61,6 +63,8 @@ def run(config: EvaluateConfig) -> int:
         f"{done.model} on {config.data} ({done.split}): {len(done.images)} images of {len(done.images.class_names)} classes"
     )
     print(f"\n{_described(done)}")
+    if done.dedup is not None:
+        print(f"\n{done.dedup}")
     if done.unreadable:
         print(f"\n{len(done.unreadable)} images cannot be read and are left out:")
         print("\n".join(f"  {line(str(error))}" for error in done.unreadable[:10]))
@@ -77,7 +81,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     """Measure as `config` asks, and write the files it asks for. Images that cannot be read are left out and listed."""
     assert config.data is not None
     if config.out is not None:
-        _refuse_run(Path(config.out))
+        refuse_run(Path(config.out))
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
     card = predictor.card
     splits = open_dataset(
@@ -90,6 +94,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         min_classes=1,
     )
     split, images = choose_split(splits, config.split)
+    known = None if config.exclude is None else _known(splits, images, config.exclude)
     images = dataclasses.replace(images, class_names=readable_names(images.class_names, config.class_names))
     if progress:
         print(f"classes: {in_short(images.class_names)}", flush=True)
@@ -110,6 +115,11 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         thresholds, notes = None, (*splits.notes, *doubts(matched, result), *((chance,) if chance else ()))
     if seen is not None:
         notes += (seen,)
+    dedup = None
+    if known is not None:
+        assert config.exclude is not None
+        dedup = evals.without(result, known, config.exclude)
+        notes += (dedup.sentence(),)
     if config.json is not None or config.out is not None:
         about: dict[str, Any] = {
             "split": split,
@@ -117,6 +127,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
             "data": config.data,
             "unreadable": unreadable,
             "notes": notes,
+            "dedup": dedup,
         }
         if isinstance(result, MultiLabel):
             assert thresholds is not None
@@ -137,6 +148,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         split=split,
         unreadable=unreadable,
         model=card.name,
+        dedup=dedup,
         thresholds=thresholds,
         notes=notes,
     )
@@ -179,15 +191,22 @@ def trained_on(model: str, data: str, images: ImageSet) -> str | None:
     )
 
 
-def _refuse_run(folder: Path) -> None:
-    """RunError if `folder` is a run of another command, whose own evaluation and report would be lost."""
+def refuse_run(folder: Path, command: str = "evaluate") -> None:
+    """RunError if `folder` is a run of another command than `command`, whose own results would be lost."""
     with contextlib.suppress(FileNotFoundError):
         origin = records.read(folder / "config.json", _Origin, RunError)
-        if origin.command != "evaluate":
+        if origin.command != command:
             raise RunError(
-                f"--out {folder} is the folder of a run of `bit {origin.command}`, whose own evaluation and report would be replaced. "
+                f"--out {folder} is the folder of a run of `bit {origin.command}`, whose own results would be replaced. "
                 "Choose another folder."
             )
+
+
+def _known(splits: Splits, images: ImageSet, path: str) -> np.ndarray:
+    """Indices among `images`, one of the parts, of those that the file at `path` names."""
+    found = exclusions.find(splits.parts(), exclusions.read(path, "test"), path)
+    part = next(part for part, candidate in splits.parts().items() if candidate is images)
+    return found[part]
 
 
 def _described(done: Evaluated) -> str:
@@ -197,8 +216,8 @@ def _described(done: Evaluated) -> str:
     return evals.describe(done.result, done.images.class_names)
 
 
-def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:
-    """The part of the data to measure on, and what to call it; DataError if it is not there or has no labels."""
+def choose_part(splits: Splits, asked: str) -> tuple[str, ImageSet]:
+    """The part of the data that is asked for, or of "auto" the one to measure on, and what to call it; DataError if it is not there."""
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
     if asked == "auto":
         name = next((name for name in ("test", "val") if parts[name] is not None), "train")
@@ -209,6 +228,12 @@ def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:
     if chosen is None:
         present = ", ".join(part for part, images in parts.items() if images is not None)
         raise DataError(f"The data set has no {name} part, only {present}. Choose with --split.")
+    return shown, chosen
+
+
+def choose_split(splits: Splits, asked: str) -> tuple[str, ImageSet]:
+    """The same, of images to be measured on; DataError also if they have no labels."""
+    shown, chosen = choose_part(splits, asked)
     if chosen.labels is None:
         raise DataError(
             "These images have no labels to compare with. To see what the model says: bit predict MODEL IMAGES"

@@ -16,7 +16,7 @@ from torch import nn
 from bigtransfer import data, files, hyperrule, records, report, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Vocabulary, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
-from bigtransfer.data import ImageSet, splits
+from bigtransfer.data import ImageSet, exclusions, splits
 from bigtransfer.data.layout import in_short
 from bigtransfer.dist import World, join
 from bigtransfer.errors import ConfigError, DataError, RunError, WeightsError
@@ -96,7 +96,27 @@ class _Set:
     """Of its classes; () if it is not told apart by them."""
 
 
-def _open(config: PretrainConfig) -> list[_Set]:
+def _without(
+    config: PretrainConfig, opened: Sequence[data.Splits], titles: Sequence[str]
+) -> tuple[list[data.Splits], dict[str, int]]:
+    """The sets without the images that --exclude names, and how many of each part of each set those are."""
+    if config.exclude is None:
+        return list(opened), {}
+    parts = {
+        f"{title}/{part}" if len(opened) > 1 else part: images
+        for title, found in zip(titles, opened, strict=True)
+        for part, images in found.parts().items()
+    }
+    where = exclusions.find(parts, exclusions.read(config.exclude, "train"), config.exclude)
+    kept = []
+    for title, found in zip(titles, opened, strict=True):
+        own = {part: where[f"{title}/{part}" if len(opened) > 1 else part] for part in found.parts()}
+        kept.append(exclusions.dropped(found, own, config.exclude))
+    return kept, {part: len(indices) for part, indices in where.items() if len(indices)}
+
+
+def _open(config: PretrainConfig) -> tuple[list[_Set], dict[str, int]]:
+    """The sets, and how many images of each part --exclude leaves out."""
     titles = _titles(config.data)
     opened = [
         data.open_dataset(
@@ -108,12 +128,13 @@ def _open(config: PretrainConfig) -> list[_Set]:
         )
         for spec in config.data
     ]
+    opened, excluded = _without(config, opened, titles)
     if not config.label_weight:
         unlabelled = [dataclasses.replace(found.train, labels=None, class_names=()) for found in opened]
         return [
             _Set(title=title, train=images, val=None, names=())
             for title, images in zip(titles, unlabelled, strict=True)
-        ]
+        ], excluded
     bare = [spec for spec, found in zip(config.data, opened, strict=True) if found.train.labels is None]
     if bare and (config.teacher is None or len(bare) == len(opened)):
         also = " Give --label-weight 0 to learn from the teacher alone." if config.teacher is not None else ""
@@ -124,7 +145,7 @@ def _open(config: PretrainConfig) -> list[_Set]:
         val = found.val or found.test
         val = None if val is None or val.labels is None or not names else val
         sets.append(_Set(title=title, train=found.train, val=val, names=names))
-    return sets
+    return sets, excluded
 
 
 def _titles(specs: Sequence[str]) -> list[str]:
@@ -314,11 +335,13 @@ def run(config: PretrainConfig, teacher: Teacher | None = None) -> int:
             raise ConfigError("--mixup-alpha blends images of one process only: leave it out, or start one process.")
         if config.teacher is not None and teacher is None:
             teacher = open_teacher(config.teacher, config.teacher_size)
-        sets = _open(config)
+        sets, excluded = _open(config)
         if not world.is_main:
-            return _train(config, run, world, device, begun, sets, teacher)
+            return _train(config, run, world, device, begun, sets, teacher, excluded)
+        if config.exclude is not None:
+            print(exclusions.told(excluded, config.exclude), flush=True)
         with run.hold():
-            return _train(config, run, world, device, begun, sets, teacher)
+            return _train(config, run, world, device, begun, sets, teacher, excluded)
 
 
 def _recalled(folder: Path, config: PretrainConfig, world: World) -> Begun[PretrainPlan] | None:
@@ -336,6 +359,7 @@ def _train(
     begun: Begun[PretrainPlan] | None,
     sets: list[_Set],
     teacher: Teacher | None,
+    excluded: Mapping[str, int],
 ) -> int:
     dtype = loop.compute_dtype(config.precision, device)
     if begun is not None:
@@ -381,7 +405,10 @@ def _train(
         plan = dataclasses.replace(plan, device=str(device))
         if world.is_main:
             validated = sum(len(one.val) for one in sets if one.val is not None)
-            record(run, "pretrain", config, plan, {"train": len(together), "val": validated, "classes": len(names)})
+            counted: dict[str, Any] = {"train": len(together), "val": validated, "classes": len(names)}
+            if config.exclude is not None:
+                counted["excluded"] = sum(excluded.values())
+            record(run, "pretrain", config, plan, counted)
     else:
         plan = dataclasses.replace(begun.plan, device=str(device))
         _same_images(run, plan, config, sets, len(names))

@@ -37,18 +37,22 @@ class Pictures:
         """The picture of that name; None if it cannot be had."""
         if name not in self._places:
             return None
-        images, i = self._places[name]
-        try:
-            pixels = images.read(i)
-        except ImageError:
-            return None
-        picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-        tiny = max(picture.size) <= THUMBNAIL // 2
-        picture.thumbnail((THUMBNAIL, THUMBNAIL))
-        data = io.BytesIO()
-        picture.save(data, "PNG" if tiny else "JPEG", quality=80)
-        encoded = base64.b64encode(data.getvalue()).decode("ascii")
-        return Thumbnail(source=f"data:image/{'png' if tiny else 'jpeg'};base64,{encoded}", tiny=tiny)
+        return picture(*self._places[name])
+
+
+def picture(images: ImageSet, i: int) -> Thumbnail | None:
+    """The picture of image `i` of a set; None if it cannot be had."""
+    try:
+        pixels = images.read(i)
+    except ImageError:
+        return None
+    shown = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    tiny = max(shown.size) <= THUMBNAIL // 2
+    shown.thumbnail((THUMBNAIL, THUMBNAIL))
+    data = io.BytesIO()
+    shown.save(data, "PNG" if tiny else "JPEG", quality=80)
+    encoded = base64.b64encode(data.getvalue()).decode("ascii")
+    return Thumbnail(source=f"data:image/{'png' if tiny else 'jpeg'};base64,{encoded}", tiny=tiny)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,134 @@
+"""Images to leave out, by name: the lists and the table that `bit dedup` writes, or a list of one's own."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Collection, Mapping
+from typing import Literal
+
+import numpy as np
+
+from bigtransfer import files
+from bigtransfer.data.layout import listed
+from bigtransfer.data.sources import ImageSet, Splits
+from bigtransfer.errors import DataError
+from bigtransfer.terminal import cell, line
+
+COLUMNS = (
+    "test",
+    "train",
+    "test_part",
+    "train_part",
+    "hash",
+    "cosine",
+    "correlation",
+    "detail",
+    "mirrored",
+    "verdict",
+)
+"""Of the table of `bit dedup`: names of two images, the parts they are in, how alike they are."""
+
+SAME = ("copy", "near")
+"""Verdicts of images that show the same picture; the others are only listed."""
+
+Side = Literal["train", "test"]
+
+
+def read(path: str | os.PathLike[str], side: Side) -> list[str]:
+    """The names in a file: one image a line, or, of a table with `COLUMNS`, those that are the same picture as another one.
+
+    side: whose images are left out. "test": what is in another part too, of the part that is measured on. "train": what is in a part to
+    be measured on too, and what repeats an earlier training image. DataError if the file cannot be read.
+    """
+    try:
+        text = files.read(path, "table_bytes").decode("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"--exclude {path}: {error.strerror}.") from error
+    except ValueError as error:
+        reason = getattr(error, "reason", None) or error
+        raise DataError(f"--exclude {path} is not UTF-8 text ({reason}).") from error
+    first = text.partition("\n")[0].rstrip("\r")
+    if first.split(",")[:2] == list(COLUMNS[:2]):
+        return _of_table(path, text, side)
+    return list(dict.fromkeys(name for row in text.split("\n") if (name := row.rstrip("\r")).strip()))
+
+
+def _of_table(path: str | os.PathLike[str], text: str, side: Side) -> list[str]:
+    names: dict[str, None] = {}
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+    if missing:
+        raise DataError(f"--exclude {path} lacks the column {missing[0]} of a table of `bit dedup`.")
+    try:
+        for row in rows:
+            if row["verdict"] not in (*SAME, "similar") or not row["test"] or not row["train"]:
+                raise DataError(
+                    f"--exclude {path}, line {rows.line_num}: not a row of two images and a verdict ({', '.join(SAME)}, similar)."
+                )
+            across = row["test_part"] != row["train_part"]
+            if row["verdict"] in SAME and (across or (side == "train" and row["train_part"] == "train")):
+                names[row[side]] = None
+    except csv.Error as error:
+        raise DataError(f"--exclude {path}, line {rows.line_num}: {error}.") from error
+    return list(names)
+
+
+def find(parts: Mapping[str, ImageSet], names: Collection[str], path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """Where the named images are: of each part their indices, int64. A name may be written as tables and lists show it, with escapes for
+    what cannot be seen. DataError if a name is in no part."""
+    wanted = set(names)
+    found: dict[str, list[int]] = {part: [] for part in parts}
+    left = set(wanted)
+    for shown in ((), (line, cell)):
+        if not left:
+            break
+        seen: set[str] = set()
+        for part, images in parts.items():
+            for i in range(len(images)):
+                name = images.name(i)
+                written = [form(name) for form in shown] or [name]
+                known = left.intersection(written)
+                if known:
+                    found[part].append(i)
+                    seen |= known
+        left -= seen
+    if left:
+        gone = listed(name for name in names if name in left)
+        raise DataError(
+            f"--exclude {path} names images that the data set does not have: {gone}. Names are relative to the data set's folder, as "
+            "`bit dedup` writes them for the same data set."
+        )
+    return {part: np.unique(np.array(indices, dtype=np.int64)) for part, indices in found.items()}
+
+
+def without(splits: Splits, path: str | os.PathLike[str], side: Side = "train") -> tuple[Splits, dict[str, int]]:
+    """The data set without the images that a file names, and how many of each part those are.
+
+    DataError if a name is in no part, or nothing is left of a part.
+    """
+    parts = splits.parts()
+    found = find(parts, read(path, side), path)
+    return dropped(splits, found, path), {part: len(indices) for part, indices in found.items() if len(indices)}
+
+
+def dropped(splits: Splits, found: Mapping[str, np.ndarray], path: str | os.PathLike[str]) -> Splits:
+    """The data set without the images at those indices of its parts."""
+    kept: dict[str, ImageSet] = {}
+    for part, images in splits.parts().items():
+        if not len(found[part]):
+            kept[part] = images
+            continue
+        rest = np.setdiff1d(np.arange(len(images)), found[part])
+        if not len(rest):
+            raise DataError(f"--exclude {path} leaves no image of the {part} part.")
+        kept[part] = images.subset(rest)
+    return Splits(**kept, notes=splits.notes)
+
+
+def told(counts: Mapping[str, int], path: str | os.PathLike[str]) -> str:
+    """What was left out, in words: "excluded: 12 images (11 of train, 1 of test), by dups.csv"."""
+    total = sum(counts.values())
+    which = f" ({', '.join(f'{count:,} of {part}' for part, count in counts.items())})" if counts else ""
+    return f"excluded: {total:,} image{'' if total == 1 else 's'}{which}, by {path}"
