@@ -122,9 +122,9 @@ class PixelBench(Bench):
         self.calls.append(("features", len(images), preparation))
         codes = self._codes(images)
         noise = np.stack(
-            [np.random.default_rng(list(images.name(i).encode())).normal(size=12) for i in range(len(images))]
+            [np.random.default_rng(list(images.name(i).encode())).normal(size=20) for i in range(len(images))]
         )
-        features = np.eye(12)[codes] + self.noise * noise
+        features = np.eye(20)[codes] + self.noise * noise
         assert images.labels is not None
         return torch.from_numpy(features).float(), torch.from_numpy(np.asarray(images.labels))
 

@@ -27,8 +27,8 @@ class Benchmark:
     title: str
     revision: str
     """Which edition of the images and lists this is: "1.0", a date, a commit."""
-    parts: Mapping[str, int]
-    """Name of each part ("train", "val", "test", ...) -> images in it, as published."""
+    parts: Mapping[str, int | None]
+    """Name of each part ("train", "val", "test", ...) -> images in it, as published; None where that is not known."""
     classes: int
     licence: str
     obtain: str
@@ -76,11 +76,10 @@ class Benchmark:
         found = self.read(folder, names)
         for name in names:
             if name not in found:
-                raise DataError(
-                    f"{self.title} in {folder} has no {name} part. Expected: {self.parts[name]:,} images. Get {self.obtain}"
-                )
+                count = "" if self.parts[name] is None else f" Expected: {self.parts[name]:,} images."
+                raise DataError(f"{self.title} in {folder} has no {name} part.{count} Get {self.obtain}")
             images, expected = found[name], self.parts[name]
-            if len(images) != expected:
+            if expected is not None and len(images) != expected:
                 raise DataError(
                     f"The {name} part of {self.title} in {folder} has {len(images):,} images, but {expected:,} were published: is the "
                     "copy complete, and nothing added?"

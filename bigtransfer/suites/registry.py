@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 
 from bigtransfer.errors import ConfigError
-from bigtransfer.suites import imagenet, objectnet, transfer, vtab
+from bigtransfer.suites import imagenet, objectnet, omnibenchmark, transfer, vtab
 from bigtransfer.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
-    suite.name: suite for suite in (imagenet.SUITE, objectnet.SUITE, *transfer.SUITES, *vtab.SUITES)
+    suite.name: suite
+    for suite in (imagenet.SUITE, objectnet.SUITE, *transfer.SUITES, *omnibenchmark.SUITES, *vtab.SUITES)
 }
 
 

@@ -96,7 +96,7 @@ def _pets(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
         if part not in needed or not path.exists():
             continue
         paths, labels = [], []
-        for number, row in enumerate(_lines(path), 1):
+        for number, row in enumerate(lines_of(path), 1):
             image, label = row.split()[:2] if len(row.split()) >= 2 else ("", "")
             breed = image.rpartition("_")[0].replace("_", " ").title()
             if not label.isdecimal() or not 1 <= int(label) <= len(names) or breed != names[int(label) - 1]:
@@ -106,11 +106,12 @@ def _pets(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
                 )
             paths.append(f"images/{image}.jpg")
             labels.append(int(label) - 1)
-        found[part] = _listed(folder, paths, labels, names)
+        found[part] = listed_files(folder, paths, labels, names)
     return found
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
+    """The lines of a text file that are not empty; DataError if it cannot be read."""
     try:
         return [
             line for line in files.read(path, "table_bytes").decode("utf-8", "replace").splitlines() if line.strip()
@@ -119,8 +120,8 @@ def _lines(path: Path) -> list[str]:
         raise DataError(f"Cannot read {path}: {error.strerror}.") from error
 
 
-def _listed(folder: Path, paths: list[str], labels: Iterable[int], names: tuple[str, ...]) -> ImageSet:
-    """DataError with the number of files that are not there."""
+def listed_files(folder: Path, paths: list[str], labels: Iterable[int], names: tuple[str, ...]) -> ImageSet:
+    """The images of a list, by paths below the folder. DataError with the number of files that are not there."""
     gone = [path for path in paths if not (folder / path).is_file()]
     if gone:
         raise DataError(
@@ -167,7 +168,7 @@ def _flowers(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
             raise DataError(
                 f"{folder / 'setid.mat'}: images {chosen.min()} to {chosen.max()}, of {len(labels)} that have labels."
             )
-        found[part] = _listed(
+        found[part] = listed_files(
             folder, [f"jpg/image_{number:05d}.jpg" for number in chosen], (labels[chosen - 1] - 1).tolist(), names
         )
         if part != "test":
