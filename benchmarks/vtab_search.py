@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=2)
     parser.add_argument("--steps", type=int, nargs="+", default=[10, 20])
     parser.add_argument("--size", type=int, nargs="+", default=[64])
-    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--batch-size", type=int, default=32)
     given = parser.parse_args()
     task = registry.find("vtab-1k-search").task(given.task)
     assert isinstance(task.protocol, Search)

@@ -93,7 +93,7 @@ SUITES = (
     _suite(
         "vtab-1k-search-budget",
         "VTAB-1k by a search among small settings (not the paper's)",
-        lambda task: dataclasses.replace(_search(task), trials=10, space=SMALL_SPACE, batch_size=64),
+        lambda task: dataclasses.replace(_search(task), trials=10, space=SMALL_SPACE, batch_size=32),
     ),
     _suite(
         "vtab-1k-budget",

@@ -89,13 +89,13 @@ class Budget(HyperRule):
 
     name: ClassVar[str] = "hyperrule-budget"
     source: ClassVar[str] = (
-        "This project's: the HyperRule squeezed to 100 steps of 64 images of 64 px, the learning rate of which is four times what the "
-        "batch alone would ask for. What it gives is not what the rule gives."
+        "This project's: the HyperRule squeezed to 100 steps of 32 images of 64 px, at the highest learning rate that a time budget of "
+        "`bit finetune` takes. What it gives is not what the rule gives."
     )
 
     steps: int = 100
-    batch_size: int = 64
-    learning_rate: float = 0.0015
+    batch_size: int = 32
+    learning_rate: float = hyperrule.HIGHEST_LEARNING_RATE
     resize_to: int = 72
     crop_to: int = 64
 
