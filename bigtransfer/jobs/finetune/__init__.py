@@ -16,7 +16,7 @@ import torch
 from bigtransfer import hyperrule, report, runs, weights
 from bigtransfer.catalog import ModelCard
 from bigtransfer.config import FinetuneConfig
-from bigtransfer.data import Splits, splits
+from bigtransfer.data import Splits, exclusions, splits
 from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError, RunError
 from bigtransfer.evals.candidates import Closed, in_words
@@ -78,7 +78,9 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
         same_threads(begun.threads)
     device = choose_device(config.device)
     channels = dataset.channels(config)
-    opened = dataset.opened(config, channels) if images is None else images
+    opened, excluded = dataset.left(config, dataset.opened(config, channels) if images is None else images)
+    if config.exclude is not None:
+        print(exclusions.told(excluded, config.exclude), flush=True)
     parts, unreadable = dataset.usable(config, opened, folder if begun else None, as_it_is=images is not None)
     model = _load(config, len(parts.train.class_names), channels)
     card = model.card
@@ -97,7 +99,10 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
             groups = dataset.find_copies(parts) if images is None else []
             copies = [[dataclasses.asdict(one) for one in group] for group in groups]
             runs.write_json(run.folder / "copies.json", copies)
-            record(run, "finetune", config, plan, dataset.counted(config, parts) | dataset.state(opened))
+            counted = dataset.counted(config, parts) | dataset.state(opened)
+            if config.exclude is not None:
+                counted["excluded"] = sum(excluded.values())
+            record(run, "finetune", config, plan, counted)
         else:
             plan = dataclasses.replace(begun.plan, device=str(device))
             found = baseline.recall(run)
@@ -166,7 +171,8 @@ def _finished(
     """The result of a finished run; RunError if its images have changed since, which it would leave out."""
     card = weights.describe(folder / "model.safetensors")
     try:
-        opened = dataset.opened(config, card.architecture.in_chans) if images is None else images
+        whole = dataset.opened(config, card.architecture.in_chans) if images is None else images
+        opened, _ = dataset.left(config, whole)
     except DataError:
         opened = None  # somebody cleared the images away; the result is as good as it was
     if opened is not None and dataset.changed(opened, begun.data):

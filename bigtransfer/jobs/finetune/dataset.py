@@ -11,7 +11,7 @@ from typing import Any
 
 from bigtransfer import data, weights
 from bigtransfer.config import FinetuneConfig
-from bigtransfer.data import ImageSet, Splits, checks, splits
+from bigtransfer.data import ImageSet, Splits, checks, exclusions, splits
 from bigtransfer.errors import ConfigError, DataError, DownloadError
 from bigtransfer.jobs import training
 
@@ -56,6 +56,11 @@ def opened(config: FinetuneConfig, channels: int) -> Splits:
         }
         there = dataclasses.replace(there, **single)
     return there
+
+
+def left(config: FinetuneConfig, opened: Splits) -> tuple[Splits, dict[str, int]]:
+    """The data set without the images that --exclude names, and how many of each part those are."""
+    return (opened, {}) if config.exclude is None else exclusions.without(opened, config.exclude)
 
 
 def counted(config: FinetuneConfig, parts: Splits) -> dict[str, Any]:
