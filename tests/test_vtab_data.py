@@ -6,11 +6,13 @@ import dataclasses
 import gzip
 import hashlib
 import json
+import pickle
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import numpy as np
 import pytest
 from PIL import Image
@@ -25,6 +27,7 @@ from bigtransfer.suites.vtab import labels, sources
 from bigtransfer.suites.vtab.order import order
 from bigtransfer.suites.vtab.sources import Slice
 from bigtransfer.suites.vtab.tasks import TASKS, VtabTask
+from tests.data_makers import encoded
 
 BY_NAME = {task.name: task for task in TASKS}
 
@@ -717,3 +720,116 @@ def test_kitti(tmp_path: Path) -> None:
         found = [mark // 10 for mark in _marks(parts[part])]
         assert sorted(found) == np.flatnonzero(by_image == split).tolist()
         assert list(parts[part].labels) == [sum(distances[one] > t for t in (8, 20)) for one in found]
+
+
+# --- DMLab's TFRecord files, written by hand
+
+
+def _number(value: int) -> bytes:
+    return bytes([value]) if value < 128 else bytes([value & 127 | 128]) + _number(value >> 7)
+
+
+def _field(number: int, content: bytes | int) -> bytes:
+    if isinstance(content, int):
+        return _number(number << 3) + _number(content)
+    return _number(number << 3 | 2) + _number(len(content)) + content
+
+
+def _tf_example(packed: bool, **features: bytes | int) -> bytes:
+    entries = b""
+    for name, value in features.items():
+        if isinstance(value, bytes):
+            feature = _field(1, _field(1, value))
+        else:
+            feature = _field(3, _field(1, _number(value) if packed else value))
+        entries += _field(1, _field(1, name.encode()) + _field(2, feature))
+    return _field(1, entries)
+
+
+def _tf_record(content: bytes) -> bytes:
+    def checksum(data: bytes) -> bytes:
+        crc = google_crc32c.value(data)
+        return (((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF).to_bytes(4, "little")
+
+    length = len(content).to_bytes(8, "little")
+    return length + checksum(length) + content + checksum(content)
+
+
+def _dmlab(root: Path) -> VtabTask:
+    (root / "dmlab").mkdir(parents=True)
+    for split, count in {"train": 9, "validation": 4, "test": 5}.items():
+        for part in range(2):
+            records = [
+                _tf_record(
+                    _tf_example(
+                        bool(number % 2),
+                        image=encoded(np.full((8, 8, 3), 10 * number, np.uint8), "PNG"),
+                        filename=f"{split}_{number}.jpg".encode(),
+                        label=number % 6,
+                    )
+                )
+                for number in range(count)
+                if number % 2 == part
+            ]
+            (root / "dmlab" / f"dmlab-{split}.tfrecord-0000{part}-of-00002").write_bytes(b"".join(records))
+    slices = {
+        "train800": Slice(split="train", stop=5),
+        "val200": Slice(split="validation", stop=2),
+        "test": Slice(split="test"),
+    }
+    return _archive("dmlab", {"train": 9, "validation": 4, "test": 5}, slices)
+
+
+def test_dmlab(tmp_path: Path) -> None:
+    parts = _small(_dmlab(tmp_path), train1000=7, test=5).open(tmp_path)
+    keys = {
+        split: [f"{split}_{number}.jpg" for number in range(count)]
+        for split, count in (("train", 9), ("validation", 4))
+    }
+    expected = _expected("train", keys["train"], 0, 5) + _expected("validation", keys["validation"], 0, 2)
+    assert [parts["train1000"].name(i) for i in range(7)] == expected
+    numbers = [int(name.partition("_")[2].removesuffix(".jpg")) for name in expected]
+    assert _marks(parts["train1000"]) == [10 * number for number in numbers]
+    assert list(parts["train1000"].labels) == [number % 6 for number in numbers]
+    assert len(pickle.dumps(parts["test"])) < 5_000
+
+
+@pytest.mark.parametrize("damage", ["length", "content", "cut", "missing"])
+def test_damaged_tfrecords(tmp_path: Path, damage: str) -> None:
+    task = _dmlab(tmp_path)
+    file = tmp_path / "dmlab" / "dmlab-train.tfrecord-00000-of-00002"
+    content = bytearray(file.read_bytes())
+    if damage == "missing":
+        for one in (tmp_path / "dmlab").glob("dmlab-train*"):
+            one.unlink()
+    elif damage == "cut":
+        file.write_bytes(content[:-3])
+    else:
+        content[0 if damage == "length" else 40] ^= 255
+        file.write_bytes(content)
+    said = {
+        "length": "damaged, or no TFRecord",
+        "content": "is damaged",
+        "cut": "cut short",
+        "missing": "there is no dmlab-train",
+    }
+    with pytest.raises(DataError, match=said[damage]):
+        _small(task, test=5).open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"\x0a",
+        b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff",
+        b"\x0f",
+        _tf_example(False, filename=b"a", label=1),
+        _tf_example(False, filename=b"a", label=1, image=3),
+        _field(1, _field(1, _field(1, b"label") + _field(2, _field(3, b"")))),
+    ],
+)
+def test_what_is_no_example_of_dmlab(tmp_path: Path, record: bytes) -> None:
+    task = _dmlab(tmp_path)
+    (tmp_path / "dmlab" / "dmlab-train.tfrecord-00000-of-00002").write_bytes(_tf_record(record))
+    with pytest.raises(DataError, match="does not hold what was published"):
+        _small(task, test=5).open(tmp_path)

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+import google_crc32c
 import numpy as np
 
 from bigtransfer import catalog
 from bigtransfer.data import ImageSet, cifar, images
 from bigtransfer.data.named import matlab
-from bigtransfer.data.sources import Files, Pixels, Store, Strings
+from bigtransfer.data.sources import Files, Pixels, Store, Strings, TarFiles
 from bigtransfer.errors import DataError, ImageError
 from bigtransfer.suites.vtab import labels
 from bigtransfer.suites.vtab.order import order
@@ -562,7 +563,8 @@ def clevr_objects(objects: Any) -> int:
 
 def clevr_depth(objects: Any) -> int:
     """Label of a scene by the depth of its closest object."""
-    return labels.clevr_distance(float(one["pixel_coords"][2]) for one in objects)
+    # In the precision in which TFDS holds it.
+    return labels.clevr_distance(float(np.float32(one["pixel_coords"][2])) for one in objects)
 
 
 def kitti(folder: Path) -> dict[str, Pool]:
@@ -579,3 +581,132 @@ def kitti(folder: Path) -> dict[str, Pool]:
         label = labels.kitti_distance((row[0], float(row[13])) for row in rows if row and row[0] != "DontCare")
         listed[part].append((f"{number:06d}.png", f"image_2/{number:06d}.png", label))
     return {split: _file_pool(base, rows) for split, rows in listed.items()}
+
+
+# --- TensorFlow's own form
+
+
+def dmlab(folder: Path) -> dict[str, Pool]:
+    """`dmlab-{train,validation,test}.tfrecord*`: examples of "image" (a JPEG), "filename" and "label", read where they are."""
+    found = {}
+    for split in ("train", "validation", "test"):
+        for base in (folder, folder / "dmlab"):
+            if files := sorted(base.glob(f"dmlab-{split}.tfrecord*")):
+                break
+        else:
+            raise FileNotFoundError(f"there is no dmlab-{split}.tfrecord")
+        names, labelled, offsets, lengths, runs = [], [], [], [], [0]
+        for file in files:
+            for start, record in _tfrecords(file):
+                example = _example(record)
+                try:
+                    name, image, label = example["filename"], example["image"], example["label"]
+                except KeyError as error:
+                    raise ValueError(f"{file.name} has an example without {error}") from None
+                if not isinstance(name, slice) or not isinstance(image, slice) or not isinstance(label, int):
+                    raise ValueError(f"{file.name} has an example of other types than DMLab's")
+                names.append(record[name].decode("utf-8", "surrogateescape"))
+                labelled.append(label)
+                offsets.append(start + image.start)
+                lengths.append(image.stop - image.start)
+            runs.append(len(names))
+        store = TarFiles(files, np.array(runs), np.array(offsets), np.array(lengths), Strings(names))
+        everything = ImageSet(store, range(len(names)), np.array(labelled), ())
+        found[split] = Pool(
+            keys=names,
+            labels=np.array(labelled),
+            images=lambda places, everything=everything: _Following([everything.subset(places)]),
+        )
+    return found
+
+
+def _tfrecords(file: Path) -> Iterator[tuple[int, bytes]]:
+    """Where each record of a TFRecord file begins, and the record: its length in 8 bytes and their checksum in 4, itself, and its own
+    checksum (CRC-32C, turned by 15 bits and moved by a constant)."""
+    size = file.stat().st_size
+    with file.open("rb") as content:
+        while head := content.read(12):
+            length = int.from_bytes(head[:8], "little")
+            if len(head) < 12 or _masked(head[:8]) != int.from_bytes(head[8:], "little"):
+                raise ValueError(f"{file.name} is damaged, or no TFRecord file")
+            start = content.tell()
+            if length > size - start - 4:
+                raise ValueError(f"{file.name} is cut short")
+            record = content.read(length)
+            if _masked(record) != int.from_bytes(content.read(4), "little"):
+                raise ValueError(f"{file.name} is damaged")
+            yield start, record
+
+
+def _masked(data: bytes) -> int:
+    crc = google_crc32c.value(data)
+    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def _example(record: bytes) -> dict[str, slice | int]:
+    """The features of a tf.train.Example by name: the place of the first text, or the first number. ValueError if it is none."""
+    found: dict[str, slice | int] = {}
+    whole = slice(0, len(record))
+    for features in _fields(record, whole, 1):
+        for entry in _fields(record, features, 1):
+            key = next(iter(_fields(record, entry, 1)), None)
+            for feature in _fields(record, entry, 2):
+                for texts in _fields(record, feature, 1):
+                    for text in _fields(record, texts, 1):
+                        found.setdefault(_text(record, key), text)
+                for numbers in _fields(record, feature, 3):
+                    number, _ = _varint(record, next(_values(record, numbers, 1)), numbers.stop)
+                    found.setdefault(_text(record, key), number)
+    return found
+
+
+def _text(record: bytes, place: slice | None) -> str:
+    return "" if place is None else record[place].decode("utf-8", "replace")
+
+
+def _fields(record: bytes, place: slice, wanted: int) -> Iterator[slice]:
+    """Of a protocol buffer's message at that place, the places of the fields of that number that hold bytes."""
+    for number, kind, value in _message(record, place):
+        if number == wanted and kind == 2:
+            yield value
+
+
+def _values(record: bytes, place: slice, wanted: int) -> Iterator[int]:
+    """Where the numbers of a field begin, packed or not."""
+    for number, kind, value in _message(record, place):
+        if number == wanted and kind in (0, 2):
+            yield value.start
+    raise ValueError("an example has a feature without a number")
+
+
+def _message(record: bytes, place: slice) -> Iterator[tuple[int, int, slice]]:
+    """Number, kind (0 number, 1 eight bytes, 2 bytes, 5 four bytes) and place of each field."""
+    at = place.start
+    while at < place.stop:
+        tag, at = _varint(record, at, place.stop)
+        kind, start = tag & 7, at
+        if kind == 0:
+            _, at = _varint(record, at, place.stop)
+        elif kind == 2:
+            length, start = _varint(record, at, place.stop)
+            at = start + length
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"an example has a field of the kind {kind}")
+        if at > place.stop:
+            raise ValueError("an example ends before its fields do")
+        yield tag >> 3, kind, slice(start, at)
+
+
+def _varint(record: bytes, at: int, stop: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and where it ends."""
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= stop:
+            break
+        value |= (record[at] & 127) << shift
+        at += 1
+        if record[at - 1] < 128:
+            return value, at
+    raise ValueError("an example has a number without end")

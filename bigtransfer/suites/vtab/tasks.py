@@ -330,6 +330,15 @@ TASKS: tuple[VtabTask, ...] = (
         test=22_735,
         native=(360, 480),
         folders=("dmlab",),
+        archive=Archive(
+            folders=("dmlab",),
+            pools={"train": 65_550, "validation": 22_628, "test": 22_735},
+            parts=_slices(),
+            read=sources.dmlab,
+            obtain="dmlab.tar.gz (storage.googleapis.com/dmlab-vtab/dmlab.tar.gz), unpacked: dmlab-train.tfrecord and so on",
+            gigabytes=3.1,
+            licence="none stated",
+        ),
         crop=False,
     ),
     VtabTask(
