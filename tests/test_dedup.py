@@ -365,7 +365,8 @@ def test_names_that_others_chose_stay_harmless_and_are_found_again(tmp_path, nam
         (["--split", "{table}"], "would replace"),
     ],
 )
-def test_what_makes_no_sense_is_refused(data, tmp_path, capsys, flags, said):
+def test_what_makes_no_sense_is_refused(data, tmp_path, capsys, flags, said, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text('{"command": "finetune"}')
     table = tmp_path / "t.jsonl"
@@ -428,8 +429,8 @@ def test_what_the_table_leaves_out_depends_on_the_side(tmp_path):
     assert exclusions.read(path, "train") == ["r1", "r6", "r7"]
 
 
-def test_no_file_is_said(data, capsys):
-    assert cli.main(["finetune", str(data), "--exclude", "nothing.txt"]) == 2
+def test_no_file_is_said(data, tmp_path, capsys):
+    assert cli.main(["finetune", str(data), "--exclude", "nothing.txt", "--out", str(tmp_path / "run")]) == 2
     assert "--exclude nothing.txt: No such file" in capsys.readouterr().err
 
 
