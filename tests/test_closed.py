@@ -351,6 +351,7 @@ def test_the_best_of_three(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPa
             patch.setattr(choice, "_logits", lambda *_, given=given: next(given))
             found = choice.choose(frozen, tuned, pictures, device=CPU, dtype=torch.float32, batch_size=8)
         network, chosen = found.network(frozen, tuned), found.choice
+        assert torch.equal(frozen.head.weight, before[0]) and torch.equal(tuned.head.weight, before[1])
         assert chosen.delivered == wanted and chosen.images == 15
         scores = {"closed form": logits["a"][0], "fine-tuned": logits["b"][0]}
         for candidate in chosen.candidates[:2]:

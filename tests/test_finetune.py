@@ -764,9 +764,11 @@ def test_the_closed_form_learns_from_the_images_that_measured_it(
 
 
 @pytest.mark.usefixtures("last_map")
-@pytest.mark.parametrize("why", ["a share", "a part", "a split", "fine-tuning"])
-def test_images_that_are_to_stay_unseen_do(short: list[str], data: Path, tiny: Path, tmp_path: Path, why: str) -> None:
-    """Those that somebody wants to be held out, and where the closed form is not what is delivered."""
+@pytest.mark.parametrize("why", ["a share", "a part", "a split", "fine-tuning", "others"])
+def test_images_that_are_to_stay_unseen_do(
+    short: list[str], data: Path, tmp_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that somebody wants to be held out, and where the closed form is not what is delivered, or left other images out."""
     closed = [*(one for one in short if one not in ("--batch-size", "6")), "--linear", "closed"]
     closed[1] = str(data / "train")
     if why == "a share":
@@ -780,6 +782,8 @@ def test_images_that_are_to_stay_unseen_do(short: list[str], data: Path, tiny: P
         train, val = splits.hold_out(parts.train, 0.2, 0)
         splits.save_split(tmp_path / "split.json", splits.Splits(train=train, val=val, test=None))
         closed += ["--split-file", str(tmp_path / "split.json")]
+    elif why == "others":
+        monkeypatch.setattr(finetune.baseline, "_seen", lambda *_: (10, (View(size=32, readout=None),)))
     else:
         closed = [*short, "--steps", "1"]
         closed[1] = str(data / "train")

@@ -28,14 +28,17 @@ class Chosen:
     """What the logits of the closed form and of the fine-tuned network are divided by."""
 
     def network(self, solved: ResNetV2, tuned: ResNetV2) -> ResNetV2:
-        """The one that is delivered; it shares their layers, and may be one of them, changed."""
+        """The one that is delivered; it shares their layers, not their heads."""
         if self.choice.delivered == "average":
             return average(solved, tuned, self.by_solved, self.by_tuned)
         network, by = (solved, self.by_solved) if self.choice.delivered == "closed form" else (tuned, self.by_tuned)
+        other = joined(network, network.architecture.readout)
+        other.reset_classifier(network.num_classes)
         with torch.no_grad():
-            for parameter in network.head.parameters():
-                parameter /= by
-        return network
+            for own, theirs in zip(other.head.parameters(), network.head.parameters(), strict=True):
+                own.copy_(theirs / by)
+        other.card = network.card
+        return other.to(_linear(network.head).weight.device).eval()
 
 
 def deliver(
