@@ -42,7 +42,8 @@ class EvaluateConfig(Config):
 
     # --- Benchmarks
     suite: tuple[str, ...] = ()
-    """Published benchmarks by name, each by its exact protocol; `bit results` lists them and shows what came out."""
+    """Published benchmarks by name, each by its exact protocol; `bit results` lists them and shows what came out. Or the TOML file of a
+    benchmark of one's own."""
     task: tuple[str, ...] = ()
     """Only these tasks of the suites; * and ? stand for any text. Variants of a protocol run only if they are named so."""
     root: str | None = None

@@ -25,7 +25,7 @@ def run(config: ResultsConfig) -> None:
     files = config.files or ((DEFAULT_FILE,) if Path(DEFAULT_FILE).exists() else ())
     found = results.read(files)
     if suites:
-        found = [result for result in found if result.suite in config.suite]
+        found = [result for result in found if result.suite in {suite.name for suite in suites}]
     rows = published.rows(found, chosen(suites, config.all), root)
     listed = _suites(suites or list(registry.SUITES.values()), root, bool(suites)) if suites or not found else []
     for text in [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 
 from bigtransfer.errors import ConfigError
-from bigtransfer.suites import imagenet, objectnet, omnibenchmark, transfer, vtab
+from bigtransfer.suites import imagenet, objectnet, omnibenchmark, own, transfer, vtab
 from bigtransfer.suites.suite import Suite
 
 SUITES: dict[str, Suite] = {
@@ -15,7 +15,12 @@ SUITES: dict[str, Suite] = {
 
 
 def find(name: str) -> Suite:
-    """The suite of that name; ConfigError listing those there are."""
+    """The suite of that name, or in that TOML file; ConfigError listing those there are."""
+    if name.endswith(".toml"):
+        suite = own.read(name)
+        if suite.name in SUITES:
+            raise ConfigError(f"{name}: name: {suite.name!r} is a published suite; take another name.")
+        return suite
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, n=1)
         hint = f" Did you mean {near[0]}?" if near else ""
