@@ -213,7 +213,9 @@ def test_the_columns_of_each_view_are_its_features(wanted: int, mirrored: bool) 
     torch.testing.assert_close(every[:, columns], alone, rtol=1e-4, atol=1e-5)
 
 
-def solved(images: data.ImageSet, choices: tuple[View, ...], network: ResNetV2 | None = None) -> closed.Solved:
+def solved(
+    images: data.ImageSet, choices: tuple[View, ...], network: ResNetV2 | None = None, **options: Any
+) -> closed.Solved:
     return closed.solve(
         random_network() if network is None else network,
         images,
@@ -223,7 +225,52 @@ def solved(images: data.ImageSet, choices: tuple[View, ...], network: ResNetV2 |
         dtype=torch.float32,
         batch_size=4,
         seed=0,
+        **options,
     )
+
+
+@pytest.fixture
+def ticking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes for every three images that are looked at."""
+    now, original = [0.0], closed.features
+
+    def features(network: ResNetV2, some: data.ImageSet, view: View, **options: Any) -> tuple[Tensor, Tensor]:
+        now[0] += len(some) / 3
+        return original(network, some, view, **options)
+
+    monkeypatch.setattr(closed, "features", features)
+    monkeypatch.setattr(closed.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(closed, "_PIECE", 3)
+
+
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize(
+    ("within", "at_least", "images"),
+    [(100.0, 0, 15), (4.9, 0, 15), (3.9, 0, 12), (1.5, 0, 6), (0.5, 0, 3), (0.5, 7, 9)],
+)
+def test_in_time_it_learns_from_as_many_of_each_class_as_can_be(
+    pictures: data.ImageSet, within: float, at_least: int, images: int
+) -> None:
+    held_out = pictures.subset([0, 7, 14])
+    for part in ([closed.views(random_network(), 16)[0]], closed.views(random_network(), 16)[:2]):
+        found = solved(pictures, tuple(part), within=within, at_least=at_least, held_out=held_out)
+        if len(part) == 1 or found.view == part[-1]:
+            assert found.images == images
+            spread = splits.evenly(pictures, images, 0).class_counts()
+            assert found.probe.judged == tuple(count if count > 1 else 0 for count in spread)
+        assert (found.whole is None) == (found.images < 15 or within < 5)
+
+
+@pytest.mark.usefixtures("ticking")
+def test_time_that_runs_out_between_the_choice_and_the_rest(
+    pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(closed, "CHOSEN_BY", 9)
+    choices = closed.views(random_network(), 16)[1:2] * 2
+    monkeypatch.setattr(closed, "choose", lambda choice, *_, **__: (choice[-1], ()))
+    assert solved(pictures, choices, within=2.5).images == 9
+    assert solved(pictures, choices, within=3.5).images == 12
+    assert solved(pictures, choices).images == 15
 
 
 def features_of(images: data.ImageSet, view: View, network: ResNetV2) -> tuple[Tensor, Tensor]:

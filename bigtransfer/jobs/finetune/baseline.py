@@ -29,6 +29,9 @@ a hundred times as many."""
 CLOSED = 0.2
 """Share of a budget that may go into computing the closed form's features."""
 
+LATEST = 0.35
+"""Share of a budget after which no more images are looked at for it, where the machine turns out to be busier than it was."""
+
 MODEL = "closed.safetensors"
 """In the run's folder: the closed form, for as long as the run may still need it."""
 
@@ -60,6 +63,8 @@ def solve(
         seed=config.seed,
         balanced=config.balance,
         held_out=lent if delivered and count >= len(parts.train) else None,
+        within=None if config.budget is None or config.linear == "closed" else LATEST * seconds(config.budget),
+        at_least=min(count, facts.classes),
     )
     network = solved.model
     network.card = dataclasses.replace(

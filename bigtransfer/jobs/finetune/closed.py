@@ -29,6 +29,9 @@ CHOSEN_BY = 1_000
 LARGEST_VIEW = 448
 """Pixels beyond which images are not enlarged to see more of them: the published networks' largest size of training."""
 
+_PIECE = 128
+"""Images between two looks at the clock."""
+
 TIE = 0.01
 """Nats of leave-one-out loss below which two choices of features count as equally good; the cheaper one is taken."""
 
@@ -96,9 +99,13 @@ def solve(
     seed: int,
     balanced: bool = False,
     held_out: ImageSet | None = None,
+    within: float | None = None,
+    at_least: int = 0,
 ) -> Solved:
     """The classifier of `images` (one label each) on the view of `choice` that leave-one-out finds best; balanced: see `linear.fit`.
     held_out: further images, without which it is solved first, so that they can judge it, and then again with them (`Solved.whole`).
+    within: seconds after which no more images are looked at than these `at_least`; those that were are as many of each class as can be, and
+    nothing is solved with `held_out`. None: however long it takes.
 
     network: on `device`; stays as it is. spec: how images become the input, but for the size. dtype: of the network's computation.
     Leave-one-out cannot judge where no class has two images; the last view, which sees most, is taken then.
@@ -109,21 +116,32 @@ def solve(
     def features_of(some: ImageSet, view: View) -> tuple[Tensor, Tensor]:
         return features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
 
+    def late() -> bool:
+        return within is not None and time.perf_counter() - started > within
+
+    def in_time(some: ImageSet, view: View) -> list[tuple[Tensor, Tensor]]:
+        """In pieces, as far as the time goes."""
+        parts, taken = [], some.subset([])
+        while len(taken) < len(some) and not (late() and parts and len(taken) >= at_least):
+            more = some if within is None else splits.evenly(some, len(taken) + _PIECE, seed)
+            parts.append(features_of(_without(more, taken), view))
+            taken = more
+        return parts
+
     judged: tuple[Judged, ...] = ()
-    view, seen, rest = choice[-1], None, images
+    view, parts, rest = choice[-1], [], images
     if len(choice) > 1:
         sample = splits.evenly(images, CHOSEN_BY, seed)
-        seen = features_of(sample, view)
-        view, judged = choose(choice, *seen, classes, network.architecture.width, balanced=balanced)
+        parts = in_time(sample, view)
+        view, judged = choose(choice, *_joined(parts), classes, network.architecture.width, balanced=balanced)
         if view == choice[-1]:
-            rest = images.subset(np.flatnonzero(~np.isin(images.rows, sample.rows)))
+            rest = images.subset([]) if late() else _without(images, sample)
         else:
-            seen = None
-    parts = ([] if seen is None else [seen]) + ([features_of(rest, view)] if len(rest) else [])
-    seen, labels = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            parts = []
+    seen, labels = _joined([*parts, *in_time(rest, view)])
     probe = linear.fit(seen, labels, classes, balanced=balanced)
     whole = None
-    if held_out is not None:
+    if held_out is not None and len(seen) == len(images) and not late():
         more, their_labels = features_of(held_out, view)
         whole = linear.fit(torch.cat([seen, more]), torch.cat([labels, their_labels]), classes, balanced=balanced)
     model = joined(network, view.readout)
@@ -134,11 +152,21 @@ def solve(
         view=view,
         probe=probe,
         judged=judged,
-        images=len(images),
+        images=len(seen),
         seconds=time.perf_counter() - started,
         whole=whole,
         held_out=len(held_out or ()),
     )
+
+
+def _without(images: ImageSet, others: ImageSet) -> ImageSet:
+    """`others`: some of them."""
+    return images.subset(np.flatnonzero(~np.isin(images.rows, others.rows))) if len(others) else images
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    features, labels = zip(*parts, strict=True)
+    return torch.cat(features), torch.cat(labels)
 
 
 def features(
