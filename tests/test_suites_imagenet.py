@@ -136,6 +136,20 @@ def test_train_is_found_beside_val(tmp_path: Path) -> None:
     assert train.labels is not None and np.asarray(train.labels).tolist() == [3, 999]
 
 
+def test_archives_that_do_not_say_which_part_they_are_are_none(tmp_path: Path) -> None:
+    makers.original_packed(tmp_path / "imagenet")
+    with pytest.raises(DataError, match="has no train part"):
+        SMALL.open(tmp_path)
+
+
+def test_shards_may_lie_in_a_folder_of_their_part(tmp_path: Path) -> None:
+    makers.webdataset(tmp_path / "made")
+    (tmp_path / "imagenet" / "val").mkdir(parents=True)
+    for i, shard in enumerate(sorted((tmp_path / "made").iterdir())):
+        shard.rename(tmp_path / "imagenet" / "val" / f"{i:05d}.tar")
+    assert len(SMALL.open(tmp_path, ["val"])["val"]) == len(VALIDATION)
+
+
 DEVKIT = [ilsvrc.lists()["devkit"][label] for _, label in VALIDATION]
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from bigtransfer import catalog, files
 from bigtransfer.data import ImageSet, open_dataset, open_images
 from bigtransfer.data.archives import ENDINGS
-from bigtransfer.data.layout import listed, split_of_file
+from bigtransfer.data.layout import listed, split_in, split_of
 from bigtransfer.errors import DataError
 from bigtransfer.suites.benchmark import Benchmark, index_digest
 from bigtransfer.suites.stores import Renamed
@@ -120,9 +120,10 @@ def _part(folder: Path, part: str) -> ImageSet | None:
 
 
 def packed(place: Path, part: str, *endings: str) -> list[Path]:
-    """Files with those endings in a folder that are named after the part."""
+    """Files with those endings that are named after the part, or else lie in a folder that is."""
     candidates = [path for path in sorted(place.iterdir()) if path.name.lower().endswith(endings) and path.is_file()]
-    return [path for path in candidates if split_of_file(path) == part and not path.name.startswith(".")]
+    said = [split_in(path.name.partition(".")[0]) or split_of(place.name) for path in candidates]
+    return [path for path, split in zip(candidates, said, strict=True) if split == part]
 
 
 def _folder(place: Path, root: Path, part: str) -> ImageSet:
