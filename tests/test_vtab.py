@@ -68,7 +68,7 @@ def _suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(training, "spare_workers", lambda: 0)
     benchmark = dataclasses.replace(BY_NAME["svhn"].benchmark(), parts=COUNTS)
-    rule = Budget(**vtab.parameters_of(BY_NAME["svhn"]), steps=3, batch_size=4, resize_to=20, crop_to=16)
+    rule = Budget(**vtab.parameters_of(BY_NAME["svhn"]), steps=3, batch_size=4, resize_to=28, crop_to=24)
     protocols = {"budget": rule, "closed": Closed(flip=True), "probe": Probe()}
     tasks = tuple(Task(name=name, benchmark=benchmark, protocol=one) for name, one in protocols.items())
     monkeypatch.setitem(registry.SUITES, "mini", Suite(name="mini", title="Mini", tasks=tasks))
@@ -166,7 +166,7 @@ def test_the_protocols_run_on_a_model(root: Path, model: str, capsys: pytest.Cap
     assert found["closed"].value == found["probe"].value == 1.0
     assert all(one.images == 8 and one.model == "tiny" for one in found.values())
     # How the images were seen by what was measured in the end, not by what it began with.
-    assert found["budget"].input["size"] == 16 and found["budget"].input["mode"] == "square"
+    assert found["budget"].input["size"] == 24 and found["budget"].input["mode"] == "square"
     assert found["budget"].parameters["steps"] == 3
 
 
@@ -176,7 +176,7 @@ def test_what_a_fine_tuning_is_given_and_leaves(root: Path, model: str) -> None:
     assert (run / "model.safetensors").is_file() and not (run / "report.html").exists()
     card = weights.describe(run / "model.safetensors")
     assert card.recipe is not None and (card.num_classes, card.recipe["steps"]) == (10, 3)
-    assert (card.recipe["resize"], card.recipe["crop"]) == (20, 16)
+    assert (card.recipe["resize"], card.recipe["crop"]) == (28, 24)
     kept = (run / "model.safetensors").stat().st_mtime_ns
     assert evaluate(root, model, "budget") == 0  # not trained again
     assert (run / "model.safetensors").stat().st_mtime_ns == kept

@@ -456,14 +456,21 @@ def test_smallnorb(tmp_path: Path, packed: bool) -> None:
         assert parts["test"].read(0).shape == (96, 96, 3)
 
 
-@pytest.mark.parametrize("damage", ["cut", "magic", "empty"])
-def test_damaged_norb_files(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        ("cut", r"dat\.mat is cut short"),
+        ("magic", "not in the format of NORB"),
+        ("empty", "does not hold what was published"),
+    ],
+)
+def test_damaged_norb_files(tmp_path: Path, damage: str, said: str) -> None:
     _smallnorb(tmp_path, 4, packed=False)
     file = tmp_path / "smallnorb" / f"{sources._NORB['train']}-dat.mat"
     content = file.read_bytes()
     file.write_bytes({"cut": content[:-1], "magic": b"1234" + content[4:], "empty": b""}[damage])
     task = _archive("smallnorb_azimuth", {"train": 4, "test": 4}, {"test": Slice(split="test")})
-    with pytest.raises(DataError, match="does not hold what was published"):
+    with pytest.raises(DataError, match=said):
         _small(task, test=4).open(tmp_path)
 
 
@@ -596,6 +603,10 @@ def test_pets(tmp_path: Path) -> None:
     assert [Path(parts["train800"].name(i)).name for i in range(2)] == _expected("train", keys, 0, 2)
     for images in parts.values():
         assert _close(images, list(images.labels))
+    for number in ("0", "38"):
+        (base / "annotations" / "test.txt").write_text(f"beagle_1 {number} 1 1\nAbyssinian_3 1 1 1\n")
+        with pytest.raises(DataError, match=r"labels for test are .* instead of 0 to 36"):
+            _small(_archive("pets", {"train": 3, "test": 2}, slices), train800=2).open(tmp_path)
 
 
 def test_dtd_takes_the_first_fold(tmp_path: Path) -> None:
