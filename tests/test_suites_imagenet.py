@@ -363,6 +363,14 @@ def test_the_head_of_21k_is_wrong_about_teddies_and_says_so(tmp_path: Path) -> N
     assert "no output for class 850" in measured[0].note
 
 
+def test_no_other_output_stands_for_the_class_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers.torchvision(tmp_path / "imagenet")
+    monkeypatch.setattr(CodedBench, "_answer", lambda *_: np.arange(21843, dtype=np.float32)[::-1].copy())
+    bench = CodedBench(SMALL.open(tmp_path, ["val"]), outputs=21843)
+    rows = [values for values, _, _ in imagenet.scores(bench, bench.parts["val"], imagenet.SQUARE)]
+    assert np.isneginf(np.concatenate(rows)[:, 850]).all()
+
+
 def test_answers_that_are_no_numbers_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     makers.torchvision(tmp_path / "imagenet")
     monkeypatch.setattr(CodedBench, "_answer", lambda *_: np.full(1000, np.nan, np.float32))
