@@ -96,7 +96,7 @@ def _features(n: int = 200, classes: int = 4) -> tuple[torch.Tensor, torch.Tenso
 @pytest.mark.parametrize("factor", [0.3, 3.0])
 def test_the_loss_is_the_sum_of_ten_means_and_the_norm_of_the_weights(factor: float) -> None:
     features, labels = _features()
-    *_, (_, classifier) = OmniProbe(steps=300, every=300).fitted(features, labels, 4, factor, seed=0)
+    *_, (_, classifier) = OmniProbe(steps=25, every=25).fitted(features, labels, 4, factor, seed=0)
     weight, bias = (one.detach().double().requires_grad_() for one in (classifier.weight, classifier.bias))
     loss = 10 * nn.functional.cross_entropy(features.double() @ weight.T + bias, labels)
     pull, free = torch.autograd.grad(loss, (weight, bias))
