@@ -1,0 +1,62 @@
+"""The bundled network out of a part of its training: the classes of Tiny-ImageNet alone, and a card that says what it is.
+
+    python recipes/bit-t/bundle.py PART.safetensors bigtransfer/pretrained/bit-t-r26x1.safetensors
+
+The heads of the other sets and of the teacher, 5 MB, are left out: what the network is for is being fine-tuned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import torch
+
+from bigtransfer import weights
+from bigtransfer.catalog import ModelCard
+
+SET = "tiny"
+UPSTREAM = (
+    "Tiny-ImageNet-200, MiniPlaces, mini-ImageNet, Imagenette, cats and dogs (270,000 images, 64 px); "
+    "taught by EfficientNet-Lite0 (ImageNet-1k)"
+)
+
+
+def main(part: str, bundled: str) -> None:
+    network = weights.load(part)
+    card = network.card
+    assert card.class_names is not None and card.vocabularies is not None
+    sizes = {one.name: one.classes for one in card.vocabularies}
+    first = sum(list(sizes.values())[: list(sizes).index(SET)])
+    rows = slice(first, first + sizes[SET])
+    head = network.get_classifier()
+    assert isinstance(head, torch.nn.Linear)
+    weight, bias = head.weight.detach()[rows].clone(), head.bias.detach()[rows].clone()
+    network.reset_classifier(sizes[SET])
+    own = network.get_classifier()
+    assert isinstance(own, torch.nn.Linear)
+    with torch.no_grad():
+        own.weight.copy_(weight)
+        own.bias.copy_(bias)
+    network.card = ModelCard(
+        name="bit-t-r26x1",
+        architecture=card.architecture,
+        num_classes=sizes[SET],
+        class_names=tuple(name.removeprefix(f"{SET}/") for name in card.class_names[rows]),
+        input=card.input,
+        recipe=card.recipe,
+        metrics={
+            name.replace(f"/{SET}/", "/"): value for name, value in card.metrics.items() if f"/{SET}/" in name
+        },
+        upstream=UPSTREAM,
+        licence="apache-2.0",
+        source="recipes/bit-t/README.md",
+    )
+    weights.export(bundled, network, "bit", dtype="float16")
+    same = weights.load(bundled)
+    assert dataclasses.replace(same.card) == network.card
+    print(f"{bundled}: {network.card.num_classes} classes, {network.card.input.size} px, {network.card.metrics}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
