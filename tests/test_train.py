@@ -153,7 +153,7 @@ def test_dropout_is_for_training_alone_and_keeps_the_mean() -> None:
     features = torch.ones(200, model.num_features)
     seen: list[Tensor] = []
     keep = model.head.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
-    with dropout(model.head, 0.25, 0, 7, 200, slice(0, 200)):
+    with dropout(model, 0.25, 0, 7, 200, slice(0, 200)):
         model.head(features)
         model.head.eval()(features)
     model.head.train()(features)

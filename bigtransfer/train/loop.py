@@ -261,7 +261,7 @@ def steps(
                         if lesson is not None:  # first, while the student needs no memory for its gradient
                             assert batch.teacher_images is not None
                             known = lesson.answers(batch.teacher_images, part, mix)
-                        with objective.dropout(model.head, recipe.dropout, seed, state.step, count, part):
+                        with objective.dropout(model, recipe.dropout, seed, state.step, count, part):
                             logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
                         losses = objective.losses(aim, logits, batch.labels, part, mix, known, batch.readable)
                         # The gradient is averaged over the processes, so each one's share counts as often as there are processes.

@@ -59,8 +59,8 @@ _DROPOUT = 4  # the next stream
 
 
 @contextlib.contextmanager
-def dropout(head: nn.Module, share: float, seed: int, step: int, count: int, part: slice) -> Iterator[None]:
-    """Within, the head sees of its features `(m, d)` in training each with the probability 1 - share, and then multiplied by
+def dropout(model: nn.Module, share: float, seed: int, step: int, count: int, part: slice) -> Iterator[None]:
+    """Within, the model's head sees of its features `(m, d)` in training each with the probability 1 - share, and then multiplied by
     1 / (1 - share); else 0. part: the place of these images in the batch of `count`, for all of which is drawn at once, by seed and step
     alone, so that the split into micro-batches changes nothing."""
     if share == 0:
@@ -75,6 +75,8 @@ def dropout(head: nn.Module, share: float, seed: int, step: int, count: int, par
         kept = torch.from_numpy(drawn[part] >= share).to(features.device)
         return (features * kept / (1 - share), *inputs[1:])
 
+    head = model.head
+    assert isinstance(head, nn.Module)
     hook = head.register_forward_pre_hook(drop)
     try:
         yield
