@@ -79,6 +79,44 @@ def text_output(path: str | os.PathLike[str]) -> Iterator[TextIO]:
         yield stream
 
 
+def refuse_unwritable(path: str | os.PathLike[str]) -> None:
+    """RunError if `atomic_write` could not put a file at `path`, or if what is there is no file: before work is done for it. Makes the
+    folders above it."""
+    path = Path(path)
+    place = _place(path)
+    if place is None:
+        raise RunError(f"{path} is not a regular file, and what is added to must be one. Choose another place.")
+    with _workshop(path, place):
+        pass
+
+
+@contextlib.contextmanager
+def alone(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Wait until no other process is within `alone` for the same file, made if need be, and then keep others out: for a file that is read
+    and replaced by `atomic_write`. Where the system has no such locks, nothing is waited for."""
+    path = Path(path)
+    if fcntl is None:
+        yield
+        return
+    with _told(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                with contextlib.suppress(OSError):  # file systems without locks
+                    fcntl.flock(lock, fcntl.LOCK_EX)
+                if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(lock)):
+                    break
+            except BaseException:
+                os.close(lock)
+                raise
+            os.close(lock)  # whoever held it has put a new file there
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
     """Write `value` as indented JSON, atomically."""
     # A file name that is not UTF-8 holds lone surrogates, which this writes as JSON's own escapes.

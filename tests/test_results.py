@@ -167,6 +167,47 @@ def test_two_results_of_other_images_are_two_rows_and_say_so(tmp_path: Path) -> 
     assert "other images" in rows[1].remark
 
 
+def test_of_a_number_measured_again_the_later_date_counts_whatever_the_order_of_the_files(tmp_path: Path) -> None:
+    late = _of(CIFAR10, "transfer", value=0.99, input={"size": 480, "mode": "square"})
+    early = _of(CIFAR10, "transfer", value=0.5, date="2026-11-25T23:00:00+00:00", input={"mode": "square", "size": 480})
+    for mine in ([late, early], [early, late]):
+        (row,) = published.rows(mine, [BIT_M], tmp_path)
+        assert row.value == 0.99
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"weights": "v"}, "other weights of that name"),
+        ({"input": {"size": 224}}, "input size 224"),
+        ({"precision": "bfloat16"}, "computed in bfloat16"),
+        ({"seed": 3}, "seed 3"),
+    ],
+)
+def test_rows_of_one_model_say_in_what_they_differ(changes: dict[str, object], told: str, tmp_path: Path) -> None:
+    mine = [_of(CIFAR10, "transfer"), _of(CIFAR10, "transfer", value=0.5, **changes)]
+    first, second = published.rows(mine, [BIT_M], tmp_path)
+    assert first.remark == ""
+    assert told in second.remark
+    suite = registry.find("vtab-1k")
+    one = _published("BiT-M R152x4", "VTAB-1k (19 tasks)")
+    if "input" not in changes:
+        whole = [_of(task, suite.name, **more) for more in ({}, changes) for task in suite.tasks]
+        assert told in published.rows(whole, [one], tmp_path)[1].remark
+
+
+def test_means_are_of_one_metric(tmp_path: Path) -> None:
+    """Also where the line of that metric was lost, and another one of the task is there."""
+    suite = registry.find("vtab-1k")
+    one = _published("BiT-M R152x4", "VTAB-1k (19 tasks)")
+    mine = [_of(task, suite.name, value=0.7) for task in suite.tasks]
+    other = _changed(mine[0], metric="mean-per-class", value=0.1)
+    (row,) = published.rows([other, *mine], [one], tmp_path)
+    assert row.value == pytest.approx(0.7)
+    (row,) = published.rows([other, *mine[1:]], [one], tmp_path)
+    assert row.verdict == "not run"
+
+
 def test_tables_never_mix_keys() -> None:
     mine = [
         _of(CIFAR10, "transfer"),

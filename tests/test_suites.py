@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from bigtransfer import cli, weights
+from bigtransfer import catalog, cli, records, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import ConfigError, DataError, RunError, UnreadableImages
@@ -252,7 +255,7 @@ def _result(**changes: object) -> results.Result:
         "seed": 0,
         "seconds": 1.0,
         "environment": {},
-        "date": "2026",
+        "date": "2026-11-26T11:00:00+00:00",
     }
     return results.Result(**(values | changes))  # type: ignore[arg-type]
 
@@ -282,6 +285,79 @@ def test_a_results_file_is_added_to_and_read_line_by_line(tmp_path: Path) -> Non
         results.read([file])
     with pytest.raises(RunError, match="no file"):
         results.read([tmp_path / "none"])
+
+
+def test_nothing_that_another_process_adds_meanwhile_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "r.jsonl"
+    results.append(file, [_result()])
+    other = threading.Thread(target=results.append, args=(file, [_result(value=0.25)]))
+    lines = records.lines
+
+    def meanwhile(*arguments: Any) -> list[bytes]:
+        found = lines(*arguments)
+        if not other.ident:
+            other.start()
+            other.join(0.1)
+        return found
+
+    monkeypatch.setattr(records, "lines", meanwhile)
+    results.append(file, [_result(value=0.75)])
+    other.join()
+    assert sorted(one.value for one in results.read([file])) == [0.25, 0.5, 0.75]
+
+
+def test_a_place_that_takes_no_results_is_told_before_anything_is_measured(
+    root: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(registry.SUITES, "shapes", SUITE)
+    monkeypatch.setattr(Predictor, "load", lambda *_, **__: pytest.fail("a model was loaded"))
+    (tmp_path / "damaged.jsonl").write_text("{}\n")
+    for name, said in (
+        (".", "directory"),
+        ("damaged.jsonl", "line 1"),
+        ("damaged.jsonl/r", "damaged"),
+        ("/dev/null", "not a regular"),
+    ):
+        command = ["evaluate", model, "--suite", "shapes", "--root", str(root), "--results", str(tmp_path / name)]
+        assert cli.main(command) == 2
+        assert said in capsys.readouterr().err
+    assert (tmp_path / "damaged.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("interval", [0.9, 0.1]), ("interval", [0.1]), ("images", 0), ("date", "yesterday"), ("date", "2026-11-26T11:00:00+02:00"),
+        ("value", math.nan), ("value", 98.5), ("value", True), ("seed", 10**40), ("seconds", math.inf),
+    ],
+)  # fmt: skip
+def test_a_result_that_cannot_be_is_refused_with_its_field(field: str, value: object, tmp_path: Path) -> None:
+    file = tmp_path / "r.jsonl"
+    results.append(file, [_result()])
+    file.write_text(json.dumps(json.loads(file.read_text()) | {field: value}))
+    with pytest.raises(RunError, match=f"line 1: .*{field}"):
+        results.read([file])
+
+
+def test_only_the_published_weights_bear_the_name_of_a_published_model(
+    root: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their numbers would stand beside the published ones."""
+    monkeypatch.setitem(registry.SUITES, "shapes", SUITE)
+    network = weights.load(model)
+    card = network.card
+    assert card is not None
+    known = catalog.published()["bit-m-r50x1"].card
+    for source, called in (
+        (known.source, known.name),
+        ("bit finetune", "bit-m-r50x1 (by name only; from bit finetune)"),
+    ):
+        network.card = dataclasses.replace(card, name=known.name, source=source)
+        weights.save(tmp_path / "named.safetensors", network)
+        file = tmp_path / f"{len(source)}.jsonl"
+        command = ["evaluate", str(tmp_path / "named.safetensors"), "--suite", "shapes", "--root", str(root)]
+        assert cli.main([*command, "--results", str(file)]) == 0
+        assert {one.model for one in results.read([file])} == {called}
 
 
 def test_suites_and_tasks_that_are_not_there(root: Path) -> None:

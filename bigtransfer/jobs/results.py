@@ -105,9 +105,10 @@ def _own(found: Sequence[Result]) -> list[str]:
                 f"{one.images:,} images",
                 f"seed {one.seed}",
                 one.date[:10],
-                line(one.note),
+                "" if one.precision == "float32" else one.precision,
+                line("; ".join(filter(None, (published.apart(one, members[:number]), one.note)))),
             )
-            for one in members
+            for number, one in enumerate(members)
         ]
         texts += ["", line(title), *(f"  {text}" for text in _aligned(table, right={1, 3}))]
     return texts

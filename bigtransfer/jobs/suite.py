@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from bigtransfer import outputs, settings
-from bigtransfer.catalog import InputSpec
+from bigtransfer import catalog, outputs, settings
+from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.config import EvaluateConfig, FinetuneConfig
 from bigtransfer.data import ImageSet, Splits
 from bigtransfer.errors import ConfigError, ImageError, UnreadableImages
@@ -63,6 +63,7 @@ def measured(
     Raises BitError where a benchmark is there but not as it was published, or the model does not fit.
     """
     tasks = [(suite, task) for suite in map(find, config.suite) for task in chosen(suite, config.task)]
+    results.refuse(config.results or results.DEFAULT_FILE)
     root = settings.benchmarks_folder() if config.root is None else Path(config.root)
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
     for suite, task in tasks:
@@ -256,7 +257,7 @@ def _results(
             images=one.images,
             note=one.note,
             drawn=list(one.drawn),
-            model=bench.card.name,
+            model=called(bench.card),
             weights=weights_digest(bench.predictor),
             architecture=bench.card.architecture.name,
             input=dataclasses.asdict(seen),
@@ -268,6 +269,15 @@ def _results(
         )
         for one in numbers
     ]
+
+
+def called(card: ModelCard) -> str:
+    """The model's name in results. That of a published model only if the card says that it is that one: runs and files can bear any name,
+    and their numbers would stand beside the published ones."""
+    known = catalog.published().get(card.name)
+    if known is None or known.bundled or card.source == known.card.source:
+        return card.name
+    return f"{card.name} (by name only; from {card.source or 'nobody says where'})"
 
 
 def described(result: Result) -> str:

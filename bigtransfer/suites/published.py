@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import importlib.resources
 import io
@@ -12,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import msgspec
 
 from bigtransfer.suites.registry import SUITES
 from bigtransfer.suites.results import Result
@@ -307,7 +310,8 @@ def _beside(one: Published, results: Sequence[Result]) -> list[Row]:
     if task is None:
         suite = SUITES.get(target.suite)
         return [] if suite is None else _of_aggregate(one, target.task, suite, mine)
-    found, fingerprints = [], set[str]()
+    found: list[Row] = []
+    comparable: list[Result] = []
     for result in latest(mine):
         if result.benchmark != task.benchmark.name or result.metric != target.metric:
             continue
@@ -315,16 +319,37 @@ def _beside(one: Published, results: Sequence[Result]) -> list[Row]:
             if result.suite == target.suite and result.task == target.task:  # under that name, and yet something else
                 found.append(_row(one, result, "not comparable", f"other than published: {'; '.join(different)}"))
             continue
-        remark = ""
-        if fingerprints and result.fingerprint not in fingerprints:
-            remark = "of other images or labels than in the row above"
-        fingerprints.add(result.fingerprint)
+        remark = apart(result, comparable)
+        comparable.append(result)
         found.append(_row(one, result, "within tolerance" if one.within(result.value) else "off", remark))
     return found
 
 
+def apart(result: Result, others: Sequence[Result]) -> str:
+    """In what a result is another than all of `others` of the same model; "" if in nothing that would have to be told."""
+    shown = {
+        "other images or labels": result.fingerprint,
+        "other weights of that name": result.weights,
+        f"input {_shown_input(result)}": _shown_input(result),
+    }
+    before = [(one.fingerprint, one.weights, _shown_input(one)) for one in others if one.model == result.model]
+    new = [
+        what for number, (what, value) in enumerate(shown.items()) if value not in {values[number] for values in before}
+    ]
+    return f"of {', '.join(new)}: not as above" if before and new else ""
+
+
+def _shown_input(result: Result) -> str:
+    return ", ".join(f"{name} {value}" for name, value in sorted(result.input.items()))
+
+
 def _row(one: Published, result: Result, verdict: Verdict, remark: str) -> Row:
-    notes = [remark, result.note, f"seed {result.seed}" if result.seed else ""]
+    notes = [
+        remark,
+        result.note,
+        f"seed {result.seed}" if result.seed else "",
+        f"computed in {result.precision}" if result.precision != "float32" else "",
+    ]
     return Row(
         published=one,
         verdict=verdict,
@@ -340,25 +365,32 @@ def _of_aggregate(one: Published, name: str, suite: Suite, mine: Sequence[Result
     if name not in suite.aggregates:
         return []
     found = []
-    for values, _ in complete(suite, mine):
+    counted: list[Result] = []
+    for values, last in complete(suite, mine):
         value = suite.aggregates[name](values)
         verdict: Verdict = "within tolerance" if one.within(value) else "off"
-        found.append(Row(published=one, verdict=verdict, remark=f"{len(suite.tasks)} tasks", value=value))
+        # Of the tasks' notes and intervals none is the mean's.
+        last = msgspec.structs.replace(last, value=value, interval=None, note=f"{len(suite.tasks)} tasks")
+        other = counted and last.weights not in {each.weights for each in counted}
+        counted.append(last)
+        row = _row(one, last, verdict, "of other weights of that name: not as above" if other else "")
+        found.append(dataclasses.replace(row, images=None))
     return found
 
 
 def complete(suite: Suite, results: Sequence[Result]) -> list[tuple[dict[str, float], Result]]:
-    """Of each model and seed for which all tasks of the suite were measured by its protocols: the first metric of each, and one of the
-    results."""
+    """Of each model and seed for which all tasks of the suite were measured by its protocols: the suite's metric of each (the latest, where
+    it was measured on several copies of the images), and the last of the results."""
     by_model: dict[tuple[Any, ...], dict[str, Result]] = {}
     for result in latest(results):
         for task in suite.tasks:
-            if result.benchmark == task.benchmark.name and not differences(result, task):
+            comparable = result.benchmark == task.benchmark.name and result.metric == suite.averaged
+            if comparable and not differences(result, task):
                 of_model = by_model.setdefault((result.model, result.weights, result.seed, result.precision), {})
-                of_model.setdefault(task.name, result)
+                of_model[task.name] = result
     wanted = {task.name for task in suite.tasks}
     return [
-        ({name: result.value for name, result in own.items()}, next(iter(own.values())))
+        ({name: result.value for name, result in own.items()}, max(own.values(), key=lambda one: one.date))
         for own in by_model.values()
         if own.keys() == wanted
     ]
@@ -396,8 +428,10 @@ def _shown(value: Any) -> str:
 def latest(results: Sequence[Result]) -> list[Result]:
     """Without those that were measured again since: same key, model, weights, seed, precision and input."""
     kept = {}
-    for result in results:
-        identity = (result.key, result.model, result.weights, result.seed, result.precision, json.dumps(result.input))
+    # By date: files may be named in any order, and lines of two machines be mixed. Of the same second the later line counts.
+    for result in sorted(results, key=lambda one: one.date):
+        content = json.dumps(result.input, sort_keys=True)
+        identity = (result.key, result.model, result.weights, result.seed, result.precision, content)
         kept.pop(identity, None)
         kept[identity] = result
     return list(kept.values())

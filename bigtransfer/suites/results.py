@@ -36,7 +36,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     metric: str
     value: Value
     interval: tuple[Value, Value] | None = None
-    images: records.Whole
+    images: records.Natural
     note: str = ""
     drawn: list[records.Whole] = []
     """Which images of the training part were learnt from, where not all were: their places when all are put in the order of their names."""
@@ -51,8 +51,12 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     seconds: records.NotNegative
     environment: dict[str, Any]
     """Versions, hardware, command."""
-    date: str
-    """UTC, ISO 8601."""
+    date: Annotated[str, msgspec.Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00$")]
+    """UTC, ISO 8601, to the second: of two such texts the later time is the greater."""
+
+    def __post_init__(self) -> None:
+        if self.interval is not None and self.interval[0] > self.interval[1]:
+            raise ValueError(f"interval: {self.interval[0]} to {self.interval[1]} is none")
 
     @property
     def key(self) -> str:
@@ -75,11 +79,19 @@ def read(paths: Iterable[str | os.PathLike[str]]) -> list[Result]:
     return found
 
 
+def refuse(path: str | os.PathLike[str]) -> None:
+    """RunError if results cannot be added to a file, or what is in it are none: before anything is measured for it."""
+    outputs.refuse_unwritable(path)
+    if Path(path).exists():
+        read([path])
+
+
 def append(path: str | os.PathLike[str], results: Sequence[Result]) -> None:
-    """Add results to a file (made if need be): all of them or none, whatever happens meanwhile."""
+    """Add results to a file (made if need be): all of them or none, whatever happens meanwhile, and none of other processes' is lost."""
     path = Path(path)
-    before = b"\n".join(records.lines(path, RunError)) if path.exists() else b""
-    if before and not before.endswith(b"\n"):
-        before += b"\n"
-    with outputs.atomic_write(path) as new:
-        new.write_bytes(before + b"".join(msgspec.json.encode(result) + b"\n" for result in results))
+    with outputs.alone(path):
+        before = b"\n".join(records.lines(path, RunError)) if path.exists() else b""
+        if before and not before.endswith(b"\n"):
+            before += b"\n"
+        with outputs.atomic_write(path) as new:
+            new.write_bytes(before + b"".join(msgspec.json.encode(result) + b"\n" for result in results))

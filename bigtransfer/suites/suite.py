@@ -29,7 +29,8 @@ class Suite:
     extra: tuple[Task, ...] = ()
     """Variants that are measured only when asked for by name: other readings of a doubtful protocol."""
     aggregates: Mapping[str, Callable[[Mapping[str, float]], float]] = field(default_factory=dict)
-    """Name ("mean_19") -> the number made of the first metric of every task of `tasks`, by name; only given where all were run."""
+    """Name ("mean_19") -> the number made of the metric `averaged` of every task of `tasks`, by name; only given where all were run."""
+    averaged: str = "top-1"
 
     def task(self, name: str) -> Task:
         """KeyError if there is none."""
