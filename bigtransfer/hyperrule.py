@@ -247,11 +247,12 @@ def without_steps(crop: int) -> Recipe:
 
 
 def in_effect(recipe: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a recipe on record the training obeyed, to be shown: everything that is set, without the notes; of one without steps
-    (`without_steps`) the size of the images alone."""
+    """What of a recipe on record the training obeyed, to be shown: everything that is set, without the notes and what is no part of the
+    published rule unless it is used; of one without steps (`without_steps`) the size of the images alone."""
     unset = (None, "", [], ())
+    beyond = {key for key in ("dropout", "l2_sp") if not recipe.get(key)}
     obeyed = recipe if recipe.get("steps") != 0 else {key: recipe[key] for key in ("resize", "crop") if key in recipe}
-    return {key: value for key, value in obeyed.items() if key != "notes" and value not in unset}
+    return {key: value for key, value in obeyed.items() if key not in {"notes", *beyond} and value not in unset}
 
 
 TUNING_BATCH = 32

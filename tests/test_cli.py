@@ -303,8 +303,10 @@ def test_every_command_explains_every_knob(command: str, capsys: pytest.CaptureF
 
 def test_every_command_has_its_job() -> None:
     """Each command of the help has a job file, and no job is left out of the help."""
-    files = (REPOSITORY / "bigtransfer" / "jobs").glob("*.py")
-    assert {path.stem for path in files if "\ndef run(" in path.read_text(encoding="utf-8")} == set(cli.commands())
+    jobs = REPOSITORY / "bigtransfer" / "jobs"
+    files = [*jobs.glob("*.py"), *jobs.glob("*/__init__.py")]
+    named = {path: path.parent.name if path.stem == "__init__" else path.stem for path in files}
+    assert {named[path] for path in files if "\ndef run(" in path.read_text(encoding="utf-8")} == set(cli.commands())
 
 
 @pytest.mark.parametrize("command", sorted({*cli.commands()} - {"distill"}))  # which is another's by `pretraining`
@@ -312,7 +314,11 @@ def test_every_knob_is_asked_for_by_the_job(command: str) -> None:
     """No flag is taken and then forgotten; what each does is tested with the job."""
     package = REPOSITORY / "bigtransfer"
     others = {"shard": ("data/writer.py",), "evaluate": ("jobs/suite.py",)}
-    files = [package / "jobs" / f"{command}.py", *(package / other for other in others.get(command, ()))]
+    own = package / "jobs" / command
+    files = [
+        *(own.glob("*.py") if own.is_dir() else [own.with_suffix(".py")]),
+        *(package / other for other in others.get(command, ())),
+    ]
     asked = {
         node.attr
         for file in files

@@ -32,6 +32,7 @@ from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import View
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import finetune, plan, training
+from bigtransfer.jobs.finetune import dataset
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop
 from tests.conftest import dying_at_a_checkpoint
@@ -1057,7 +1058,7 @@ def test_copies_of_images_are_told_kept_and_shown(
         assert name in shown
 
     # Large test sets are not searched; and nothing is where there is nothing else to compare with.
-    monkeypatch.setattr(finetune, "COMPARED", 11)
+    monkeypatch.setattr(dataset, "COMPARED", 11)
     short[short.index("--out") + 1] = str(tmp_path / "again")
     assert in_process([*short, "--steps", "1"]) == 0
     assert json.loads((tmp_path / "again" / "copies.json").read_text()) == []

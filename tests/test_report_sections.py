@@ -978,7 +978,8 @@ def test_whatever_others_wrote_is_text_in_every_section(folder: Path, evaluation
 
 def test_every_section_has_its_template_and_every_template_its_use() -> None:
     templates = {path.stem for path in (REPOSITORY / "bigtransfer/report/templates").iterdir()}
-    assert templates == {*SECTIONS, "page", "section", "pairs", "tables", "charts", "gallery", "duplicates"}
+    of_other_pages = {"duplicates", "comparison", "figures", "measured", "results"}
+    assert templates == {*SECTIONS, *of_other_pages, "page", "section", "pairs", "tables", "charts", "gallery"}
     modules = {path.stem for path in (REPOSITORY / "bigtransfer/report/sections").glob("[!_]*.py")}
     assert modules == set(SECTIONS)
     assert all(compute is getattr(sections, name).compute for name, compute in SECTIONS.items())
