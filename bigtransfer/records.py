@@ -27,6 +27,11 @@ NotNegative = Annotated[float, msgspec.Meta(ge=0, le=1e9)]
 Share = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
+def whole(text: str) -> int | None:
+    """A number of at most twelve decimal digits, as lists and tables write labels; None if the text is anything else."""
+    return int(text) if re.fullmatch(r"[0-9]{1,12}", text) else None
+
+
 def read(path: str | os.PathLike[str], form: type[T], error: type[BitError]) -> T:
     """The record in the JSON file `path`.
 

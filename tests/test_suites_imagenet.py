@@ -199,9 +199,10 @@ def test_images_side_by_side_need_what_says_their_classes(tmp_path: Path) -> Non
     truth.write_text("1\n2\n")
     with pytest.raises(DataError, match="says nothing about"):
         SMALL.open(tmp_path, ["val"])
-    truth.write_text("1\nn01440764\n")
-    with pytest.raises(DataError, match="line 2: a number from 1 to 1,000 was expected"):
-        SMALL.open(tmp_path, ["val"])
+    for wrong in ("n01440764", "1001", "0", "9" * 5000):
+        truth.write_text(f"1\n{wrong}\n")
+        with pytest.raises(DataError, match="line 2: a number from 1 to 1,000 was expected"):
+            SMALL.open(tmp_path, ["val"])
     (tmp_path / "imagenet" / "LOC_val_solution.csv").write_text(
         "ImageId,PredictionString\nILSVRC2012_val_00000001,12\n"
     )

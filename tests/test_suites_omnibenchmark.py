@@ -62,7 +62,13 @@ def test_lists_of_the_other_release_and_paths_that_lead_away_are_refused(tmp_pat
     benchmark = _make(tmp_path, 2)
     file = tmp_path / "omnibenchmark-v2" / REALM / "val.txt"
     lines = file.read_text().splitlines()
-    for wrong in (f"{lines[0].split()[0]} 20", lines[0].split()[0], "../../secret.jpg 3", "/etc/passwd 3"):
+    for wrong in (
+        f"{lines[0].split()[0]} 20",
+        lines[0].split()[0],
+        "../../secret.jpg 3",
+        "/etc/passwd 3",
+        f"a.jpg {'9' * 5000}",
+    ):
         file.write_text("\n".join([wrong, *lines[1:]]))
         with pytest.raises(DataError, match=r"val.txt, line 1"):
             benchmark.open(tmp_path, ["val"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ import torch
 from PIL import Image
 
 from bigtransfer import cli, weights
-from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.catalog import InputSpec, ModelCard, architecture
 from bigtransfer.errors import ConfigError, DataError
 from bigtransfer.model import ResNetV2
 from bigtransfer.suites import own, registry, results
+from bigtransfer.suites.omnibenchmark import OmniProbe
+from bigtransfer.suites.protocol import Preparation
 from tests.conftest import REPOSITORY
 
 DOCUMENT = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
@@ -147,7 +150,22 @@ def test_other_counts_are_refused_and_missing_images_told(
         ('name = "all"', 'name = "3-shot"', "task 3: there is a task '3-shot' before it"),
         ("classes = 3", "classes = 3\ntrainable = false", "task 2 .*: protocol few-shot learns from the images"),
         ("classes = 3", 'classes = 3\ndigests = { val = "0" }', "digests.val: there is no such part"),
+        (
+            "shots = 3",
+            'shots = 3\ntest = "train"',
+            r"task 2 \(3-shot\): test: what is learnt from, 'train', cannot be measured",
+        ),
+        ("size = 32", "resized = 32", "learner: preparation: resized: only with mode"),
+        ('mode = "square", size = 32', 'mode = "aspect", size = 32, resized = 31', "resized: 31 px is not from 32 px"),
+        (
+            'learner = "linear-probe"  ',
+            'learner = { kind = "fewshot-lsr", penalty = nan }  ',
+            "penalty: nan is not a finite number",
+        ),
         ("[[task]]", "[[task", "is not TOML"),
+        ("classes = 3", f"classes = {'9' * 5000}", "is not TOML of this kind"),
+        ('name = "garden-birds"', 'name = "cifar-10"', "'cifar-10' is a published benchmark"),
+        ('name = "garden-birds"', 'name = "vtab-dtd"', "'vtab-dtd' is a published benchmark"),
         ('name = "garden-birds"', 'name = "transfer"', "'transfer' is a published suite"),
     ],
 )
@@ -158,6 +176,31 @@ def test_mistakes_are_told_with_file_and_field(old: str, new: str, message: str,
     with pytest.raises(ConfigError, match=message) as caught:
         registry.find(str(file))
     assert "mine.toml" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"held_out": 0.0}, "held_out"), ({"held_out": float("nan")}, "held_out"), ({"lambdas": ()}, "lambdas"),
+        ({"lambdas": (float("nan"),)}, "lambdas"), ({"lambdas": (-1.0,)}, "lambdas"), ({"every": 11, "steps": 10}, "every"),
+    ],
+)  # fmt: skip
+def test_a_probe_that_could_choose_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OmniProbe(**changes)
+
+
+def test_any_size_before_the_crop_is_met_and_a_side_beyond_the_limit_is_not() -> None:
+    card = ModelCard.bare(architecture("r26x1"), 3)
+    for size, resized in ((128, 186), (224, 256), (1, 93), (29, 49)):
+        assert Preparation(mode="aspect", size=size, resized=resized).spec(card).resized == resized
+    with pytest.raises(ConfigError, match="--limits input_side"):
+        Preparation(mode="square", size=10**9).spec(card)
+
+
+def test_a_mark_of_utf_8_is_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "b.toml").write_bytes(b"\xef\xbb\xbf" + EXAMPLE.encode())
+    assert registry.find(str(tmp_path / "b.toml")).name == "garden-birds"
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

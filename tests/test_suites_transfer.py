@@ -182,7 +182,13 @@ def test_pets_whose_class_numbers_do_not_fit_their_breeds_are_refused(tmp_path: 
     file = tmp_path / "pets" / "annotations" / "test.txt"
     lines = file.read_text().splitlines()
     wrong = lines[0].split()
-    for row in (f"{wrong[0]} 2 1 1", f"{wrong[0]} 99 1 1", f"{wrong[0]}", "#Image CLASS-ID"):
+    for row in (
+        f"{wrong[0]} 2 1 1",
+        f"{wrong[0]} 99 1 1",
+        f"{wrong[0]} {'9' * 5000} 1 1",
+        f"{wrong[0]}",
+        "#Image CLASS-ID",
+    ):
         file.write_text("\n".join([row, *lines[1:]]))
         with pytest.raises(DataError, match=r"test.txt, line 1"):
             _small(transfer.PETS).open(tmp_path)

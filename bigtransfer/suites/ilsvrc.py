@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from bigtransfer import catalog, files
+from bigtransfer import catalog, files, records
 from bigtransfer.data import ImageSet, open_dataset, open_images
 from bigtransfer.data.archives import ENDINGS
 from bigtransfer.data.layout import listed, split_in, split_of
@@ -338,9 +338,10 @@ def _ground_truth(text: str, path: Path) -> dict[str, int]:
     number = {devkit: i for i, devkit in enumerate(lists()["devkit"])}
     known = {}
     for line, value in enumerate(text.split(), 1):
-        if not value.isascii() or not value.isdigit() or int(value) not in number:
+        stated = records.whole(value)
+        if stated is None or stated not in number:
             raise DataError(f"{path}, line {line}: a number from 1 to 1,000 was expected, not {value[:40]!r}.")
-        known[f"ILSVRC2012_val_{line:08d}"] = number[int(value)]
+        known[f"ILSVRC2012_val_{line:08d}"] = number[stated]
     return known
 
 

@@ -5,6 +5,7 @@ How it learns is a `Learner`: the rule of the paper, or a linear classifier on t
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -151,6 +152,10 @@ class FewshotLsr(OnFeatures):
     preparation: Preparation = BIG_VISION
     penalty: float = linear.FEWSHOT_PENALTY
 
+    def __post_init__(self) -> None:
+        if not 0 < self.penalty < math.inf:
+            raise ValueError(f"penalty: {self.penalty} is not a finite number above 0")
+
     def fit(self, features: Tensor, labels: Tensor, classes: int) -> torch.nn.Module:
         return linear.fewshot_lsr(features, labels, classes, penalty=self.penalty)
 
@@ -167,6 +172,10 @@ class _Learning(Protocol):
     train: str = "train"
     """Part that is learnt from."""
     test: str = "test"
+
+    def __post_init__(self) -> None:
+        if self.train == self.test:
+            raise ValueError(f"test: what is learnt from, {self.train!r}, cannot be measured on too")
 
     @property
     def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride] (here the fields decide)

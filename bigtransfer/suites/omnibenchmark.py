@@ -10,6 +10,7 @@ import csv
 import functools
 import importlib.resources
 import io
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bigtransfer import records
 from bigtransfer.data import ImageSet
 from bigtransfer.errors import DataError, WeightsError
 from bigtransfer.evals.metrics import Classification
@@ -58,14 +60,15 @@ def _entries(path: Path, classes: int) -> tuple[list[str], list[int]]:
     paths, labels = [], []
     for number, line in enumerate(lines_of(path), 1):
         image, _, label = line.strip().rpartition(" ")
-        if not image or not label.isdecimal() or int(label) >= classes:
+        stated = records.whole(label)
+        if not image or stated is None or stated >= classes:
             raise DataError(
                 f"{path}, line {number}: a path and a number below {classes} were expected, not {line[:80]!r}. Is it of the other release?"
             )
         if image.startswith("/") or ".." in image.split("/"):
             raise DataError(f"{path}, line {number}: {image!r} leads out of the folder.")
         paths.append(image)
-        labels.append(int(label))
+        labels.append(stated)
     return paths, labels
 
 
@@ -129,6 +132,14 @@ class OmniProbe(Protocol):
     """Parts of the training images, whose mean losses are added."""
     preparation: Preparation = RESIZED
 
+    def __post_init__(self) -> None:
+        if self.select_on == "train" and not 0 < self.held_out < 1:
+            raise ValueError(f"held_out: {self.held_out} is not between 0 and 1")
+        if not self.lambdas or not all(0 <= factor < math.inf for factor in self.lambdas):
+            raise ValueError("lambdas: numbers of 0 or more were expected, one at least")
+        if self.every > self.steps:
+            raise ValueError(f"every: {self.every:,} is more than all {self.steps:,} steps")
+
     @property
     def needs(self) -> tuple[str, ...]:  # pyright: ignore[reportIncompatibleVariableOverride] (here a field decides)
         return "train", self.on
@@ -161,6 +172,10 @@ class OmniProbe(Protocol):
             return self._measured(top1, per_class, best, note)
 
         chosen, left = _held_out(labels.cpu().numpy(), self.held_out, bench.seed)
+        if not len(chosen) or not len(left):
+            raise DataError(
+                f"Of {len(labels)} training images, {len(chosen)} would be held out to choose lambda by, and {len(left)} learnt from."
+            )
         looks: list[tuple[float, float, int]] = []
         for factor in self.lambdas:
             for step, classifier in self.fitted(features[left], labels[left], classes, factor, bench.seed):

@@ -93,13 +93,15 @@ def read(path: str | os.PathLike[str]) -> Suite:
     """The suite in a TOML file. ConfigError naming the file and the field where it is not as it should be."""
     path = Path(path)
     try:
-        content = tomllib.loads(files.read(path, "record_bytes").decode("utf-8"))
+        content = tomllib.loads(files.read(path, "record_bytes").decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}).") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path} is not TOML: {error}.") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise ConfigError(f"{path} is not TOML of this kind: {error}.") from error
     except RecursionError as error:
         raise ConfigError(f"{path} is nested too deeply.") from error
     stated = records.convert(content, File, str(path), ConfigError)
@@ -184,6 +186,8 @@ def _built(form: type[Any], table: Mapping[str, Any], where: str) -> Any:
             values[name] = records.convert(value, _bounded(known[name]), place, ConfigError)
     try:
         return form(**values)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}.") from error
     except TypeError:
         needed = [
             one.name for one in dataclasses.fields(form) if one.default is one.default_factory is dataclasses.MISSING

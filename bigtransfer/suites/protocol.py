@@ -6,6 +6,7 @@ A protocol is a frozen dataclass: its fields are everything that would change th
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.data import ImageSet
+from bigtransfer.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,18 @@ class Preparation:
     interpolation: Literal["bilinear", "bicubic"] | None = None
     """None: the card's."""
 
+    def __post_init__(self) -> None:
+        if self.resized is None:
+            return
+        if self.mode != "aspect" or self.size is None:
+            raise ValueError('resized: only with mode "aspect" and a size')
+        if not self.size <= self.resized <= 100 * self.size:
+            raise ValueError(
+                f"resized: {self.resized:,} px is not from {self.size:,} px, which are cut out of it, to a hundred times that"
+            )
+
     def spec(self, card: ModelCard) -> InputSpec:
-        """What that means for a model."""
+        """What that means for a model; ConfigError if that is more than the limit `input_side`."""
         changes: dict[str, Any] = {}
         if self.mode != "card":
             changes |= {"mode": self.mode, "crop_pct": 1.0}
@@ -42,9 +54,11 @@ class Preparation:
             changes["interpolation"] = self.interpolation
         spec = dataclasses.replace(card.input, **changes)
         if self.resized is not None:
-            spec = dataclasses.replace(spec, crop_pct=spec.size / self.resized)
-            assert spec.resized == self.resized
-        return spec
+            share = spec.size / self.resized
+            spec = dataclasses.replace(spec, crop_pct=share)
+            if spec.resized != self.resized:  # the quotient was rounded up, and what it stands for down
+                spec = dataclasses.replace(spec, crop_pct=math.nextafter(share, 0))
+        return spec.within_limits("The protocol", ConfigError)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,10 @@ def find(name: str) -> Suite:
         suite = own.read(name)
         if suite.name in SUITES:
             raise ConfigError(f"{name}: name: {suite.name!r} is a published suite; take another name.")
+        taken = {task.benchmark.name for known in SUITES.values() for task in (*known.tasks, *known.extra)}
+        if suite.name in taken:
+            # Its results could stand beside what others published of that one.
+            raise ConfigError(f"{name}: name: {suite.name!r} is a published benchmark; take another name.")
         return suite
     if name not in SUITES:
         near = difflib.get_close_matches(name, SUITES, n=1)

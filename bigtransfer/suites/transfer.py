@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtransfer import catalog, files
+from bigtransfer import catalog, files, records
 from bigtransfer.data import ImageSet, cifar, open_dataset
 from bigtransfer.data.named import matlab
 from bigtransfer.data.sources import Files
@@ -99,13 +99,15 @@ def _pets(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
         for number, row in enumerate(lines_of(path), 1):
             image, label = row.split()[:2] if len(row.split()) >= 2 else ("", "")
             breed = image.rpartition("_")[0].replace("_", " ").title()
-            if not label.isdecimal() or not 1 <= int(label) <= len(names) or breed != names[int(label) - 1]:
-                expected = names[int(label) - 1] if label.isdecimal() and 1 <= int(label) <= len(names) else "none"
+            stated = records.whole(label) or 0
+            expected = names[stated - 1] if 1 <= stated <= len(names) else "none"
+            if breed != expected:
                 raise DataError(
-                    f"{path}, line {number}: {row!r} is no row of this set: class {label or '?'} is {expected}, not {breed or '?'}."
+                    f"{path}, line {number}: {row[:200]!r} is no row of this set: class {label[:40] or '?'} is {expected}, not "
+                    f"{breed[:40] or '?'}."
                 )
             paths.append(f"images/{image}.jpg")
-            labels.append(int(label) - 1)
+            labels.append(stated - 1)
         found[part] = listed_files(folder, paths, labels, names)
     return found
 
