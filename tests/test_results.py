@@ -17,6 +17,7 @@ from bigtransfer.suites import published, registry, results
 from bigtransfer.suites.published import Published
 from bigtransfer.suites.results import Result
 from bigtransfer.suites.suite import Task
+from tests.test_suites_own import EXAMPLE
 
 HEADLINES = [one for one in published.published() if published.headline(one)]
 
@@ -298,6 +299,28 @@ def test_the_command_writes_the_page_and_the_table(tmp_path: Path, capsys: pytes
     assert sum(row["kind"] == "published" for row in rows) == 26
     assert sum(row["kind"] == "ours" for row in rows) == len(mine)
     assert all(row["key"] for row in rows if row["kind"] == "ours")
+
+
+@pytest.mark.parametrize("flag", ["--out", "--csv"])
+def test_what_is_read_is_never_replaced(flag: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    results.append("results.jsonl", [_of(CIFAR10, "transfer")])
+    Path("link").symlink_to("results.jsonl")
+    Path("mine.toml").write_text(EXAMPLE)
+    before = Path("results.jsonl").read_bytes()
+    for arguments in (
+        ["results.jsonl", flag, "results.jsonl"],
+        [flag, "results.jsonl"],
+        ["link", flag, "results.jsonl"],
+        ["results.jsonl", flag, "./link"],
+        ["--suite", "mine.toml", flag, "mine.toml"],
+        ["results.jsonl", "--csv", "new", "--out", "../" + tmp_path.name + "/new"],
+    ):
+        assert cli.main(["results", "--root", "none", *arguments]) == 2
+    assert Path("results.jsonl").read_bytes() == before
+    assert Path("mine.toml").read_text() == EXAMPLE
+    assert not Path("new").exists()
+    assert cli.main(["results", "--root", "none", flag, "new"]) == 0
 
 
 def test_without_results_it_lists_suites_and_their_tasks(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from bigtransfer import outputs, settings
 from bigtransfer.config import ResultsConfig
+from bigtransfer.errors import ConfigError
 from bigtransfer.report import comparison
 from bigtransfer.suites import published, registry, results
 from bigtransfer.suites.published import Row
@@ -23,6 +25,7 @@ def run(config: ResultsConfig) -> None:
     suites = [registry.find(name) for name in config.suite]
     root = settings.benchmarks_folder() if config.root is None else Path(config.root)
     files = config.files or ((DEFAULT_FILE,) if Path(DEFAULT_FILE).exists() else ())
+    _refuse_inputs(config, files)
     found = results.read(files)
     if suites:
         found = [result for result in found if result.suite in {suite.name for suite in suites}]
@@ -42,6 +45,25 @@ def run(config: ResultsConfig) -> None:
         with outputs.text_output(config.out) as stream:
             stream.write(comparison.page_of(rows, found))
         print(f"\npage: {config.out}")
+
+
+def _refuse_inputs(config: ResultsConfig, files: Sequence[str]) -> None:
+    """ConfigError where what is written would replace what is read, or the other thing that is written."""
+    read = [*files, *(name for name in config.suite if name.endswith(".toml"))]
+    for flag, path, others in (
+        ("--out", config.out, read),
+        ("--csv", config.csv, [*read, *([config.out] if config.out is not None else [])]),
+    ):
+        for other in others:
+            if path is not None and _same(path, other):
+                raise ConfigError(f"{flag} {path} would replace {other}. Choose another file.")
+
+
+def _same(one: str, other: str) -> bool:
+    """Whether two paths mean one regular file, which may not be there yet."""
+    if os.path.exists(one) and os.path.exists(other):
+        return os.path.samefile(one, other) and os.path.isfile(one)
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def chosen(suites: Sequence[Suite], everything: bool) -> list[published.Published]:
