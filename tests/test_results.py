@@ -323,6 +323,20 @@ def test_what_is_read_is_never_replaced(flag: str, tmp_path: Path, monkeypatch: 
     assert cli.main(["results", "--root", "none", flag, "new"]) == 0
 
 
+def test_bars_of_two_models_of_one_name_are_two() -> None:
+    box = registry.find("objectnet").task("objectnet")
+    vtab = registry.find("vtab-1k")
+    others = ({"weights": "v"}, {"precision": "bfloat16"}, {"seed": 1})
+    mine = [_of(box, "objectnet", value=0.1 * n, **more) for n, more in enumerate(({}, *others), 1)]
+    (figure,) = comparison.objectnet(mine)
+    assert len([name for _, name, ours in figure.names if ours]) == 4
+    whole = [
+        _of(task, vtab.name, value=0.1 * n, **more) for n, more in enumerate(({}, *others), 1) for task in vtab.tasks
+    ]
+    (figure,) = comparison.groups(whole, [])
+    assert len([name for _, name, ours in figure.names if ours]) == 4
+
+
 def test_without_results_it_lists_suites_and_their_tasks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

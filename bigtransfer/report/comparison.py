@@ -187,7 +187,9 @@ def groups(results: Sequence[Result], rows: Sequence[Row]) -> list[Figure]:
             continue
         series: dict[str, tuple[dict[str, float], bool]] = {}
         for values, one in published.complete(suite, results):
-            label = f"{one.model}" + (f", seed {one.seed}" if one.seed else "")
+            label = _name(one)
+            if label in series:
+                label = _in_full(one)
             series[label] = ({place: suite.aggregates[place](values) for place in _GROUPS}, True)
         if not series:
             continue
@@ -195,6 +197,15 @@ def groups(results: Sequence[Result], rows: Sequence[Row]) -> list[Figure]:
             series |= _published(name, _GROUPS)
         figures.append(_bars(f"{suite.title}: means of the groups", series, list(_GROUPS.values()), list(_GROUPS)))
     return figures
+
+
+def _name(one: Result) -> str:
+    return one.model + (f", seed {one.seed}" if one.seed else "")
+
+
+def _in_full(one: Result) -> str:
+    """Where there is another of that name."""
+    return f"{_name(one)}, weights {one.weights[:8]}, {one.precision}"
 
 
 _GROUPS = {"natural": "natural", "specialized": "specialized", "structured": "structured", "mean_19": "all 19"}
@@ -220,11 +231,16 @@ def objectnet(results: Sequence[Result]) -> list[Figure]:
         for metric in ("top-1", "top-5")
     }
     series: dict[str, tuple[dict[tuple[str, str], float], bool]] = {}
+    whose: dict[str, str] = {}
+    models = set[str]()
     for result in published.latest(results):
         for task in suite.tasks:
             comparable = result.benchmark == task.benchmark.name and not published.differences(result, task)
             if comparable and (task.name, result.metric) in places:
-                series.setdefault(result.model, ({}, True))[0][task.name, result.metric] = result.value
+                full = _in_full(result)
+                label = _name(result) if whose.setdefault(_name(result), full) == full else full
+                series.setdefault(label, ({}, True))[0][task.name, result.metric] = result.value
+                models.add(result.model)
     if not series:
         return []
     theirs: dict[str, tuple[dict[tuple[str, str], float], bool]] = {}
@@ -232,7 +248,7 @@ def objectnet(results: Sequence[Result]) -> list[Figure]:
         target = one.target
         if target is None or (target.task, target.metric) not in places or "Table 6" not in one.source:
             continue
-        if one.weights in series or one.model.endswith("R152x4"):
+        if one.weights in models or one.model.endswith("R152x4"):
             assert one.value is not None
             theirs.setdefault(f"{one.model} (paper)", ({}, False))[0][target.task, target.metric] = one.value
     return [_bars("ObjectNet", series | theirs, list(places.values()), list(places))]
