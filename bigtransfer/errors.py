@@ -49,14 +49,16 @@ class ImageError(DataError):
 class UnreadableImages(DataError):
     """Some images of a data set cannot be decoded; `images` lists each with its reason."""
 
-    def __init__(self, images: Sequence[ImageError], total: int) -> None:
+    def __init__(
+        self,
+        images: Sequence[ImageError],
+        total: int,
+        advice: str = "Repair or remove them, or pass --skip-bad-images to go on without them.",
+    ) -> None:
         shown = "\n".join("  " + str(image).replace("\n", "\\n") for image in images[:10])
         more = f"\n  ... and {len(images) - 10} more" if len(images) > 10 else ""
-        super().__init__(
-            f"{len(images)} of {total} images cannot be read:\n{shown}{more}\n"
-            "Repair or remove them, or pass --skip-bad-images to go on without them."
-        )
-        self.images = list(images)
+        super().__init__(f"{len(images)} of {total} images cannot be read:\n{shown}{more}\n{advice}")
+        self.images, self.total = list(images), total
 
 
 class WeightsError(BitError):

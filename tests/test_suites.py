@@ -214,6 +214,27 @@ def test_images_that_cannot_be_read_are_no_result(root: Path, model: str) -> Non
         TopOne().measure(bench)
 
 
+def test_the_advice_for_unreadable_images_is_one_that_can_be_followed(
+    root: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(registry.SUITES, "shapes", SUITE)
+    (root / "squares" / "test" / "a" / "testa0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    command = ["evaluate", model, "--suite", "shapes", "--root", str(root), "--results", str(tmp_path / "r.jsonl")]
+    assert cli.main(command) == 2
+    told = capsys.readouterr().err
+    assert "testa0" in told
+    assert "get these anew" in told
+    assert "--skip-bad-images" not in told
+    assert not (tmp_path / "r.jsonl").exists()
+
+
+def test_what_the_system_refuses_names_the_benchmark_and_where_to_get_it(tmp_path: Path) -> None:
+    (tmp_path / "squares").write_text("a file where a folder should be")
+    listing = dataclasses.replace(BENCHMARK, read=lambda folder, _: {part.name: part for part in folder.iterdir()})
+    with pytest.raises(DataError, match=r"cannot be read: .*squares: Not a directory\. Get "):
+        listing.open(tmp_path)
+
+
 def test_features_are_kept_under_the_weights_the_preparation_and_the_images(root: Path, model: str) -> None:
     predictor = Predictor.load(model)
     images = BENCHMARK.open(root)["test"]

@@ -332,3 +332,10 @@ def test_the_suites_have_every_set_and_curve() -> None:
     names = [task.name for suite in (few, registry.find("transfer")) for task in (*suite.tasks, *suite.extra)]
     assert len(set(names)) == len(names)
     assert isinstance(few.task("cifar-10/full").protocol, Transfer)
+
+
+def test_a_matlab_file_that_is_not_there_is_told_as_that(tmp_path: Path) -> None:
+    make_flowers(tmp_path / "flowers-102", EACH)
+    (tmp_path / "flowers-102" / "imagelabels.mat").unlink()
+    with pytest.raises(DataError, match=r"imagelabels\.mat: No such file"):
+        _small(transfer.FLOWERS).open(tmp_path)

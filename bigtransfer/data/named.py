@@ -18,7 +18,7 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from bigtransfer import fetch, settings
+from bigtransfer import fetch, files, settings
 from bigtransfer.data.archives import unpack
 from bigtransfer.data.layout import Found, Part
 from bigtransfer.data.sources import Arrays, Files
@@ -134,8 +134,8 @@ def _cifar(train: Sequence[str], test: Sequence[str], names: str, label_bytes: i
         def read(file: str) -> bytes:
             return next((folder / _RAW).rglob(file)).read_bytes()
 
-        for split, files in (("train", train), ("test", test)):
-            records = np.frombuffer(b"".join(map(read, files)), np.uint8).reshape(-1, label_bytes + 3072)
+        for split, members in (("train", train), ("test", test)):
+            records = np.frombuffer(b"".join(map(read, members)), np.uint8).reshape(-1, label_bytes + 3072)
             pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
             _save(folder, split, pixels, records[:, label_bytes - 1].astype(np.int64))
         _save_class_names(folder, read(names).decode().split())
@@ -169,7 +169,8 @@ def matlab(file: Path) -> dict[str, np.ndarray]:
             "This data set comes as a Matlab file, which needs the package scipy: pip install scipy"
         ) from error
     try:
-        return loadmat(file)
+        with files.opened(file) as stream:
+            return loadmat(stream)
     except OSError:
         raise
     except Exception as error:  # scipy's own, zlib's, and what follows from bytes that make no sense

@@ -84,7 +84,11 @@ def measured(
             workers=config.workers,
             progress=progress,
         )
-        numbers = task.protocol.measure(bench)
+        try:
+            numbers = task.protocol.measure(bench)
+        except UnreadableImages as error:
+            advice = "A benchmark is measured on all of its images: get these anew."
+            raise UnreadableImages(error.images, error.total, advice) from error
         found = _results(suite, task, bench, numbers, time.perf_counter() - started)
         results.append(config.results or results.DEFAULT_FILE, found)
         yield suite, task, found

@@ -73,7 +73,12 @@ class Benchmark:
         folder = self.place(root)
         if folder is None:
             raise self.missing(root)
-        found = self.read(folder, names)
+        try:
+            found = self.read(folder, names)
+        except OSError as error:
+            raise DataError(
+                f"{self.title} in {folder} cannot be read: {error.filename or folder}: {error.strerror or error}. Get {self.obtain}"
+            ) from error
         for name in names:
             if name not in found:
                 count = "" if self.parts[name] is None else f" Expected: {self.parts[name]:,} images."
