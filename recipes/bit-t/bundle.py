@@ -45,9 +45,7 @@ def main(part: str, bundled: str) -> None:
         class_names=tuple(name.removeprefix(f"{SET}/") for name in card.class_names[rows]),
         input=card.input,
         recipe=card.recipe,
-        metrics={
-            name.replace(f"/{SET}/", "/"): value for name, value in card.metrics.items() if f"/{SET}/" in name
-        },
+        metrics={name.replace(f"/{SET}/", "/"): value for name, value in card.metrics.items() if f"/{SET}/" in name},
         upstream=UPSTREAM,
         licence="apache-2.0",
         source="recipes/bit-t/README.md",
