@@ -391,7 +391,7 @@ def published() -> Mapping[str, Published]:
                 architecture=ARCHITECTURES["r26x1"],
                 num_classes=200,
                 input=InputSpec(size=64),
-                upstream="Tiny-ImageNet-200 and four more sets, taught by EfficientNet-Lite0",
+                upstream="five sets and a teacher",
                 licence="apache-2.0",
                 source="part of this package; made by `bit pretrain`",
             ),
