@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from bigtransfer import catalog, outputs, settings
+from bigtransfer import catalog, outputs, settings, weights
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.config import EvaluateConfig, FinetuneConfig
 from bigtransfer.data import ImageSet, Splits
@@ -234,25 +234,23 @@ def _reason(images: ImageSet, index: int) -> ImageError:
 
 @functools.lru_cache(maxsize=4)
 def weights_digest(predictor: Predictor) -> str:
-    """SHA-256 of the model's tensors: names, types, shapes and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(predictor.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode(errors="surrogateescape"))
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
+    """`weights.digest` of the tensors that compute, once for a model."""
+    return weights.digest(predictor.state_dict())
 
 
 def _results(
     suite: Suite, task: Task, bench: Workbench, numbers: Sequence[Measurement], seconds: float
 ) -> list[Result]:
     seen = bench.used or bench.card.input
+    fingerprint = " ".join(index_digest(images) for images in bench.parts.values())
+    here, now = environment(bench.device), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return [
         Result(
             suite=suite.name,
             task=task.name,
             benchmark=task.benchmark.name,
             revision=task.benchmark.revision,
-            fingerprint=" ".join(index_digest(images) for images in bench.parts.values()),
+            fingerprint=fingerprint,
             protocol=task.protocol.name,
             parameters=task.protocol.parameters(),
             metric=one.metric,
@@ -268,8 +266,8 @@ def _results(
             precision=str(bench.predictor.dtype).removeprefix("torch."),
             seed=bench.seed,
             seconds=seconds,
-            environment=environment(bench.device),
-            date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            environment=here,
+            date=now,
         )
         for one in numbers
     ]

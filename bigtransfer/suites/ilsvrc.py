@@ -238,11 +238,15 @@ def _under_published_names(images: ImageSet) -> ImageSet:
         or all(PurePosixPath(name).stem == m[0] for name, m in zip(names, found, strict=True) if m)
     ):
         return images
+    return _renamed(images, [f"{match[0]}.JPEG" for match in found if match])
+
+
+def _renamed(images: ImageSet, names: Sequence[str]) -> ImageSet:
+    """The images under other names, in their order."""
     rows = np.asarray(images.rows)
-    by_row = [""] * (int(rows.max()) + 1)
-    for row, name in zip(rows.tolist(), found, strict=True):
-        assert name is not None
-        by_row[row] = f"{name[0]}.JPEG"
+    by_row = [""] * (int(rows.max(initial=-1)) + 1)
+    for row, name in zip(rows.tolist(), names, strict=True):
+        by_row[row] = name
     return replace(images, store=Renamed(images.store, by_row))
 
 
@@ -282,13 +286,8 @@ def _labelled_by_name(images: ImageSet, root: Path, part: str, place: Path) -> I
         if stem not in known:
             raise DataError(f"{where} says nothing about {images.name(i)}.")
         labels.append(known[stem])
-    names = [f"{PurePosixPath(images.name(i)).name}" for i in range(len(images))]
-    rows = np.asarray(images.rows)
-    by_row = [""] * (int(rows.max(initial=-1)) + 1)
-    for row, name in zip(rows.tolist(), names, strict=True):
-        by_row[row] = name
-    store = Renamed(images.store, by_row)
-    return replace(images, store=store, labels=np.array(labels, dtype=np.int64), class_names=identities())
+    renamed = _renamed(images, [PurePosixPath(images.name(i)).name for i in range(len(images))])
+    return replace(renamed, labels=np.array(labels, dtype=np.int64), class_names=identities())
 
 
 def _truth(root: Path) -> tuple[Path, dict[str, int]] | None:

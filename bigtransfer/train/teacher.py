@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import importlib
 import os
 import re
@@ -51,11 +50,7 @@ class Teacher:
 
     def digest(self) -> str:
         """SHA-256 of its numbers, by which a resumed run knows that it is taught by the same one."""
-        parts = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
-            parts.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode(errors="surrogateescape"))
-            parts.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return parts.hexdigest()
+        return weights.digest(self.network.state_dict())
 
     def ready(self, device: torch.device, dtype: torch.dtype) -> Lesson:
         """The teacher at work on `device`, computing in `dtype`. ConfigError if it cannot answer images of `size`."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
@@ -21,7 +22,7 @@ from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, Weights
 from bigtransfer.model import ResNetV2, StdConv2d
 from bigtransfer.weights import configs, formats, names
 
-__all__ = ["describe", "export", "load", "save"]
+__all__ = ["describe", "digest", "export", "load", "save"]
 
 _log = logging.getLogger(__name__)
 
@@ -160,6 +161,15 @@ def differing(
 
 
 # --- Cards
+
+
+def digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a network's tensors by name: names, types, shapes and bytes."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        whole.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode(errors="surrogateescape"))
+        whole.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return whole.hexdigest()
 
 
 def _untrained(name_or_file: str | os.PathLike[str]) -> ModelCard:
