@@ -85,6 +85,31 @@ def test_the_buffer_grows_as_images_come(
     assert sorted((tmp_path / "log").read_text().split()) == [str(i) for i in range(9)], "each is read once"
 
 
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_processes_decode_many_images(
+    folder: Path, skip_bad: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cache, "_WORTH_PROCESSES", 9)
+    monkeypatch.setattr(cache, "_PIECE", 2)
+    monkeypatch.setattr(cache, "usable_cores", lambda: 3)
+    images = open_dataset(folder).train
+    (folder / "b" / "003.png").write_bytes(b"\x89PNG\r\n\x1a\nnot one")
+    if not skip_bad:
+        with pytest.raises(ImageError, match=r"003\.png"):
+            in_memory(images, as_is, skip_bad=False, progress=False)
+        (folder / "b" / "003.png").unlink()
+        images = open_dataset(folder).train
+        monkeypatch.setattr(cache, "_WORTH_PROCESSES", 8)
+    monkeypatch.setattr(cache, "in_threads", None)  # whatever wants it would fail
+    log = tmp_path / "log"
+    found = in_memory(counted(images, log), as_is, skip_bad=skip_bad, progress=False)
+    assert same_as_decoded(found, images)
+    assert sorted(map(int, log.read_text().split())) == sorted(images.rows.tolist()), "each is read once"
+    wrong = [images.name(i) for i in found.errors]
+    assert wrong == ([name for name in map(images.name, range(len(images))) if "003" in name] if skip_bad else [])
+    assert all("003.png" in error.name and error.reason for error in found.errors.values())
+
+
 def test_what_fits(images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     prepare = SquareCrop(resize=20, crop=16).prepare
     needed = 9 * 20 * 20 * 3

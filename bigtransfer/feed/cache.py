@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
+import math
 import shutil
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from tqdm import tqdm
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import DataError, ImageError, RunError
 from bigtransfer.feed.augment import Augmentation, Crops
-from bigtransfer.feed.background import in_threads
+from bigtransfer.feed.background import Stopped, in_processes, in_threads
 from bigtransfer.machine import available_memory, usable_cores
 from bigtransfer.outputs import atomic_write, remove_leftover
 
@@ -30,6 +32,12 @@ Prepare = Callable[[np.ndarray], np.ndarray]
 
 _FIRST = 1 << 24
 """Least growth of the buffer, bytes."""
+
+_WORTH_PROCESSES = 20_000
+"""So many images are decoded by processes, of which each core has one, rather than by threads."""
+
+_PIECE = 64
+"""Images that such a process hands over at a time."""
 
 
 class DecodedImages:
@@ -181,18 +189,17 @@ def _mapped(index: Path, channels: int) -> DecodedImages | None:
 
 def _decoded(images: ImageSet, prepare: Prepare, skip_bad: bool, progress: bool) -> Iterator[np.ndarray | ImageError]:
     """Every prepared image, or why it cannot be read, in order."""
+    cores = usable_cores()
+    if cores > 2 and len(images) >= _WORTH_PROCESSES:
+        decoded = _in_pieces(images, prepare, skip_bad, cores)
+    else:
 
-    def one(index: int, _stopped: object) -> np.ndarray | ImageError:
-        try:
-            return np.ascontiguousarray(prepare(images.read(index)))
-        except ImageError as error:
-            if not skip_bad:
-                raise
-            return ImageError(error.name, error.reason)  # without its traceback, which keeps the file's bytes
+        def one(index: int, _stopped: Stopped) -> np.ndarray | ImageError:
+            return _one(images, prepare, skip_bad, index)
 
-    # Pillow releases the GIL while it decodes and resizes, so threads are enough here.
-    threads = usable_cores()
-    with contextlib.closing(in_threads(one, range(len(images)), threads=threads, ahead=4 * threads)) as decoded:
+        # Pillow releases the GIL while it decodes and resizes, so threads are enough for few images.
+        decoded = in_threads(one, range(len(images)), threads=cores, ahead=4 * cores)
+    with contextlib.closing(decoded):
         yield from tqdm(
             decoded,
             total=len(images),
@@ -201,3 +208,44 @@ def _decoded(images: ImageSet, prepare: Prepare, skip_bad: bool, progress: bool)
             disable=None if progress else True,  # none in a log file
             leave=False,
         )
+
+
+def _one(images: ImageSet, prepare: Prepare, skip_bad: bool, index: int) -> np.ndarray | ImageError:
+    try:
+        return np.ascontiguousarray(prepare(images.read(index)))
+    except ImageError as error:
+        if not skip_bad:
+            raise
+        return ImageError(error.name, error.reason)  # without its traceback, which keeps the file's bytes
+
+
+def _in_pieces(
+    images: ImageSet, prepare: Prepare, skip_bad: bool, processes: int
+) -> Generator[np.ndarray | ImageError, None, None]:
+    """The same by worker processes, which hand over the pixels of many images at a time: of small images, what Python does for each
+    takes as long as the decoding, and only one thread at a time can do it."""
+    piece = functools.partial(_piece, images, prepare, skip_bad)
+    with contextlib.closing(in_processes(piece, range(0, len(images), _PIECE), processes=processes)) as pieces:
+        for pixels, shapes in pieces:
+            rest = pixels.numpy()
+            for shape in shapes:
+                if isinstance(shape, ImageError):
+                    yield shape
+                    continue
+                size = math.prod(shape)
+                yield rest[:size].reshape(shape)
+                rest = rest[size:]
+
+
+def _piece(
+    images: ImageSet, prepare: Prepare, skip_bad: bool, start: int, stopped: Stopped
+) -> tuple[Tensor, list[tuple[int, ...] | ImageError]]:
+    """The images from `start`: their pixels end to end, uint8 (bytes,), and the shape of each, or why it cannot be read."""
+    found: list[np.ndarray | ImageError] = []
+    for index in range(start, min(start + _PIECE, len(images))):
+        if stopped():
+            break
+        found.append(_one(images, prepare, skip_bad, index))
+    pixels = [image.reshape(-1) for image in found if not isinstance(image, ImageError)]
+    together = torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *pixels]))
+    return together, [image if isinstance(image, ImageError) else image.shape for image in found]

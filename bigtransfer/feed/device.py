@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import numpy as np
@@ -28,6 +29,7 @@ class DeviceImages:
             raise ConfigError("--cache device needs float64, which Apple's GPUs lack. Choose --cache memory or none.")
         self.device, self.channels, self.sizes, self.errors = device, decoded.channels, decoded.sizes, decoded.errors
         self._starts = decoded.offsets[:-1] // decoded.channels
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         count, (height, width) = len(decoded), decoded.sizes[0].tolist()
         self._all: Tensor | None = None
         """uint8 (n, c, h, w), where all have one size; otherwise `_pixels` has them end to end, (pixels, c)."""
@@ -50,9 +52,26 @@ class DeviceImages:
                 "Choose --cache memory or none."
             ) from error
 
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What is done within is done on a stream of its own, and finished when it ends: a copy to a GPU waits for all that was asked of
+        its stream before, and the training always has much to do on the other."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            yield
+        self._stream.synchronize()
+
     def crop(self, indices: np.ndarray, crops: Crops, augmentation: Augmentation) -> Tensor:
         """As `DecodedImages.crop`, on the device, where Pillow's fixed-point bilinear filter is repeated to the bit (Pillow before
-        version 13 rounds some images differently, by one level or two)."""
+        version 13 rounds some images differently, by one level or two).
+
+        On a GPU the result is finished, but belongs to another stream: whoever computes with it says so (`Tensor.record_stream`)."""
+        with self._aside():
+            return self._cropped(indices, crops, augmentation)
+
+    def _cropped(self, indices: np.ndarray, crops: Crops, augmentation: Augmentation) -> Tensor:
         # A square crop has its size already.
         assert isinstance(augmentation, SquareCrop) or (
             augmentation.interpolation == "bilinear" and augmentation.antialias

@@ -201,6 +201,10 @@ class TrainLoader:
             made = self._from_processes(steps)
         with contextlib.closing(made):
             for step, (indices, images, errors, teacher_images) in zip(steps, made, strict=True):
+                for seen in (images, teacher_images):
+                    # Its memory is not to be given to a later batch while it is in use.
+                    if seen is not None and seen.is_cuda:
+                        seen.record_stream(torch.cuda.current_stream(seen.device))
                 labels = self.labels[indices].astype(np.int64)
                 labels[list(errors)] = -1
                 readable = None

@@ -458,7 +458,8 @@ def _train(
             state,
             loader,
             plan,
-            forward=torch.compile(forward) if config.compile else forward,
+            # Crops that grow have few sizes, and code made for one size is faster than code for any.
+            forward=torch.compile(forward, dynamic=False if config.crop_from else None) if config.compile else forward,
             validate=_measurements(config, state, sets, plan, world),
             checkpoint_seconds=seconds(config.checkpoint_every),
             tensorboard=config.tensorboard,
