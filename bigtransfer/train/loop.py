@@ -249,7 +249,7 @@ def steps(
         assert batch.step == state.step, "the loader and the state disagree about the step"
         waited = time.perf_counter() - started
         count = len(batch.labels)
-        mix = objective.Mix.draw(recipe.mixup_alpha, seed, state.step, count)
+        mix = objective.Mix.draw(recipe.mixup_alpha, seed, state.step, count, batch.images.device)
         while True:
             try:
                 total = torch.zeros((), device=device)

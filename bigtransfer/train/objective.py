@@ -47,12 +47,14 @@ class Mix:
     """int64 (n,): a permutation of the whole batch, so that the split into micro-batches changes nothing."""
 
     @classmethod
-    def draw(cls, alpha: float, seed: int, step: int, count: int) -> Mix | None:
-        """The MixUp of `step`: one lambda ~ Beta(alpha, alpha) for all images, as in the released code. None if alpha is 0."""
+    def draw(cls, alpha: float, seed: int, step: int, count: int, device: torch.device | None = None) -> Mix | None:
+        """The MixUp of `step`: one lambda ~ Beta(alpha, alpha) for all images, as in the released code. None if alpha is 0.
+
+        device: where the images are."""
         if alpha == 0:
             return None
         rng = np.random.default_rng((seed, _MIXUP, step))
-        return cls(float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(count)))
+        return cls(float(rng.beta(alpha, alpha)), torch.from_numpy(rng.permutation(count)).to(device))
 
 
 _DROPOUT = 4  # the next stream
@@ -163,30 +165,33 @@ def loss_sum(
 
 
 def _sum(logits: Tensor, labels: Tensor, loss: Loss, vocabularies: Sequence[int]) -> Tensor:
-    if not vocabularies:
-        return _sum_of_one(logits, labels, loss)
-    # All labels of an image are of one set.
-    leading = labels if labels.ndim == 1 else labels.amax(1)
-    total, first = logits.new_zeros(()), 0
-    for classes in vocabularies:
-        rows = ((leading >= first) & (leading < first + classes)).nonzero().flatten()
-        if len(rows):
-            own = labels[rows]
-            own = torch.where(own < 0, -1, own - first)
-            total = total + _sum_of_one(logits[rows, first : first + classes], own, loss)
-        first += classes
-    # Every parameter has a gradient, if zero, whatever the batch holds: other processes wait for it.
-    return total + 0.0 * logits.sum() if total.grad_fn is None else total
-
-
-def _sum_of_one(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:
-    if loss == "softmax" and labels.ndim == 1:
+    counted = _counted(logits, labels, vocabularies) if vocabularies else None
+    if loss == "sigmoid":
+        targets = multi_hot(labels, logits.shape[1])
+        weight = targets.any(1, keepdim=True) if counted is None else counted
+        return F.binary_cross_entropy_with_logits(logits, targets, weight=weight.to(logits.dtype), reduction="sum")
+    if counted is not None:
+        # Not minus infinity, which times a target of 0 is not 0.
+        logits = logits.masked_fill(~counted, torch.finfo(logits.dtype).min)
+    if labels.ndim == 1:
         return F.cross_entropy(logits, labels, reduction="sum", ignore_index=-1)
     targets = multi_hot(labels, logits.shape[1])
-    if loss == "softmax":
-        return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True).clamp(min=1), reduction="sum")
-    labelled = targets.any(1, keepdim=True)
-    return F.binary_cross_entropy_with_logits(logits, targets, weight=labelled.to(logits.dtype), reduction="sum")
+    return F.cross_entropy(logits, targets / targets.sum(1, keepdim=True).clamp(min=1), reduction="sum")
+
+
+def _counted(logits: Tensor, labels: Tensor, vocabularies: Sequence[int]) -> Tensor:
+    """Which logits an image's loss is over, bool (m, classes): those of its own set, none of an image without a label.
+
+    No step here depends on what the labels are: to tell, a GPU would first have to finish all that it was given."""
+    leading = labels if labels.ndim == 1 else labels.amax(1)  # all labels of an image are of one set
+    columns = torch.arange(logits.shape[1], device=logits.device)
+    counted = torch.zeros_like(logits, dtype=torch.bool)
+    first = 0
+    for classes in vocabularies:
+        rows = (leading >= first) & (leading < first + classes)
+        counted |= rows[:, None] & (columns >= first) & (columns < first + classes)
+        first += classes
+    return counted
 
 
 def distance_sum(
