@@ -29,7 +29,8 @@ class DeviceImages:
             raise ConfigError("--cache device needs float64, which Apple's GPUs lack. Choose --cache memory or none.")
         self.device, self.channels, self.sizes, self.errors = device, decoded.channels, decoded.sizes, decoded.errors
         self._starts = decoded.offsets[:-1] // decoded.channels
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # What little is to be done here goes first: the training waits for it.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
         count, (height, width) = len(decoded), decoded.sizes[0].tolist()
         self._all: Tensor | None = None
         """uint8 (n, c, h, w), where all have one size; otherwise `_pixels` has them end to end, (pixels, c)."""
