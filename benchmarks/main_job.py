@@ -23,6 +23,7 @@ Parts of it:
     last-features               ridge on the last features of the bundled network at the size it was trained at
     all-features                the closed form from features that are computed once for a set: those of both sizes, of which the smaller
                                 is made from the larger also where it is chosen alone; otherwise as `closed`, in a fraction of the time
+    one-size                    of the same features those of all blocks at the smaller size alone, without a choice
 What one could take instead:
     sklearn-pixels              scikit-learn's RidgeClassifierCV on the pixels at 32 px, standardized
     sklearn-hog                 the same on histograms of oriented gradients (scikit-image) at 64 px
@@ -241,7 +242,19 @@ def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> A
     sample = ranks.argsort(stable=True)[: closed.CHOSEN_BY].sort().values  # as many of each class as there are
     width = model.architecture.width
     view, _ = closed.choose(choice, train[sample], labels[sample], classes, width)
-    seen = closed.columns(choice[-1], view, width)
+    return _on(view, model, train, labels, test, classes)
+
+
+def _one_size(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
+    """The closed form on all blocks at the smaller size."""
+    model = weights.load(start.model)
+    small = next(view for view in _views(model) if view.sees_all_of_one_size)
+    return _on(small, model, train, labels, test, classes)
+
+
+def _on(view: View, model: ResNetV2, train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
+    """The classifier of this view's part of the features."""
+    seen = closed.columns(_views(model)[-1], view, model.architecture.width)
     return _ridge(train[:, seen], labels, test[:, seen], classes)._replace(view=str(view))
 
 
@@ -307,6 +320,8 @@ class Method:
     """Loads what computes the features."""
     classify: Callable[[Tensor, Tensor, Tensor, int], Answer] = _ridge
     """(training features, labels, test features, number of classes) -> what it says of the test images; nothing random."""
+    features_of: str | None = None
+    """The method whose features these are, if it is another: they are kept once."""
     state: Callable[[], str] = str
     """What the features depend on besides the images and this file: kept ones of another state are not used."""
 
@@ -319,6 +334,7 @@ METHODS: dict[str, Method] = {
     "random": Method({"budget": "3m", "pretrained": False}),
     "last-features": Method(look=_last_features, state=_tensors),
     "all-features": Method(look=_all_features, classify=_closed_form, state=_tensors),
+    "one-size": Method(look=_all_features, classify=_one_size, features_of="all-features", state=_tensors),
     "sklearn-pixels": Method(look=_pixels, classify=_sklearn_ridge),
     "sklearn-hog": Method(look=_hog, classify=_sklearn_ridge),
     "lite0": Method(look=_lite0),
@@ -375,7 +391,8 @@ class Bench:
     def _features(self, name: str, method: str) -> tuple[Tensor, ...]:
         """Features and labels of the training and of the test images, in their order."""
         state = METHODS[method].state()
-        path = self.work / "features" / f"{name}-{method}{state and '-' + state[:12]}.npz"
+        kept_as = METHODS[method].features_of or method
+        path = self.work / "features" / f"{name}-{kept_as}{state and '-' + state[:12]}.npz"
         parts = self._opened(name)
         names = np.array([state, *(images.name(i) for images in parts for i in range(len(images)))])
         if path.is_file():
@@ -731,7 +748,7 @@ def main() -> int:
     third.add_argument("--set", type=Path, required=True, help="folder of the set that the images are of")
     third.add_argument("--images", type=int, default=256)
     third.add_argument("--rounds", type=int, default=7)
-    looking = [name for name, method in METHODS.items() if method.look]
+    looking = [name for name, method in METHODS.items() if method.look and not method.features_of]
     third.add_argument("--methods", nargs="+", choices=looking, default=["lite0", "lite0-stages", "all-features"])
     third.add_argument("--models", nargs="+", default=[start.model], help="whose views all-features has")
     third.add_argument("--to", type=Path, required=True, help="the Markdown file to write")

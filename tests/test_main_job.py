@@ -84,6 +84,30 @@ def test_features_of_another_network_are_not_used(sets, monkeypatch):
     assert calls == [11, 4, 11, 4]
 
 
+def test_features_that_are_another_methods_are_computed_once(sets, pixels, monkeypatch):
+    monkeypatch.setitem(main_job.METHODS, "other", Method(look=main_job.METHODS["pixels"].look, features_of="pixels"))
+    bench = Bench(sets, sets.parent / "work")
+    ours, others = bench._features("toys", "pixels"), bench._features("toys", "other")
+    assert all(torch.equal(one, other) for one, other in zip(ours, others, strict=True))
+    assert pixels == [11, 4]
+
+
+def test_one_size_is_the_closed_form_on_all_blocks_at_the_size_of_training(monkeypatch):
+    """Of features of which only some tell the classes apart."""
+    labels = torch.arange(40) % 2
+    width, sizes = 7_680, 2  # means and maxima of 256, 512, 1,024 and 2,048 channels
+    blind = torch.randn(40, width * sizes, generator=torch.Generator().manual_seed(0))
+    for seeing, right in ((slice(width), True), (slice(width, None), False)):
+        features = blind.clone()
+        features[:, seeing] += 3 * labels[:, None]
+        answer = main_job._one_size(features[:20], labels[:20], features[20:], 2)
+        assert answer.view == "all blocks at 64 px, mirrored too"
+        assert torch.equal(answer.predicted, labels[20:]) is right
+    chosen = main_job._closed_form(features[:20], labels[:20], features[20:], 2)
+    assert chosen.view == "all blocks at 128 px, mirrored too"
+    assert torch.equal(chosen.predicted, labels[20:])
+
+
 def test_all_methods_get_the_same_images(sets):
     bench = Bench(sets, sets.parent / "work")
     with bench.few("toys", "5", 1) as few:
