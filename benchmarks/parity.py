@@ -22,27 +22,23 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import timm
 import torch
 import transformers
-from timm.layers import StdConv2d
-from timm.models.resnetv2 import ResNetV2 as TimmResNetV2
 from torch import Tensor, nn
 
+from benchmarks.networks import WEIGHTS, as_theirs, randomize, timm_network
 from bigtransfer import catalog, model
 from bigtransfer.catalog import Architecture
-from bigtransfer.weights import configs, names
+from bigtransfer.weights import names
 from tests.reference.network import Network
 
 CLASSES = 10
 SIZES = ((64, 64), (97, 65))
 """Inputs, height x width px: one even and square, one odd and oblong."""
-WEIGHTS = {"tame": 0.2, "wild": 1.0}
-"""Kind of random weights -> scale of the last GroupNorm in each residual branch."""
 NOISE = 1e-6
 
 
@@ -61,41 +57,6 @@ class Lazily64(Mapping[str, np.ndarray]):
 
     def __len__(self) -> int:
         return len(self._tensors)
-
-
-@torch.no_grad()
-def randomize(network: nn.Module, seed: int, branch: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in network.named_parameters():
-        if parameter.ndim == 4:
-            scale = torch.randn(parameter.shape[0], generator=generator).mul(0.5).sub(3).exp()
-            parameter.normal_(0.3, 1, generator=generator).mul_(scale[:, None, None, None])
-        elif parameter.ndim == 2:
-            parameter.normal_(0, 0.02, generator=generator)
-        elif name.endswith("weight"):
-            parameter.uniform_(0.5, 1.5, generator=generator)
-        else:
-            parameter.normal_(0, 0.3, generator=generator)
-        if ".norm3." in name:
-            parameter.mul_(branch)
-
-
-def as_theirs(theirs: nn.Module, ours: nn.Module, layout_name: names.LayoutName) -> nn.Module:
-    """A foreign network, built without memory, on our tensors under its own names; strict."""
-    layout = names.LAYOUTS[layout_name]
-    state = {layout.their_name(name): layout.their_value(name, tensor) for name, tensor in ours.state_dict().items()}
-    theirs.load_state_dict(state, strict=True, assign=True)
-    return theirs.eval()
-
-
-def timm_network(arch: Architecture) -> nn.Module:
-    with torch.device("meta"):
-        name = configs.timm_name(arch)
-        if name is not None:
-            return timm.create_model(name, num_classes=CLASSES)
-        conv = partial(StdConv2d, eps=1e-8)
-        units = list(arch.units)
-        return TimmResNetV2(units, width_factor=arch.width, num_classes=CLASSES, stem_type="fixed", conv_layer=conv)
 
 
 def transformers_network(arch: Architecture) -> nn.Module:
@@ -137,7 +98,7 @@ def rows(name: str, weights: str, seed: int) -> Iterator[tuple[str, ...]]:
         return [f"{relative(logits(other, x.to(dtype)), b):.1e}" for x, b in zip(inputs, expected, strict=True)]
 
     ours32 = errors(network)
-    timm32 = errors(as_theirs(timm_network(arch), network, "timm"))
+    timm32 = errors(as_theirs(timm_network(arch, CLASSES), network, "timm"))
     transformers32 = errors(as_theirs(transformers_network(arch), network, "transformers"))
     ours64 = errors(network.double(), torch.float64)
     for index, (images, (height, width)) in enumerate(zip(inputs, SIZES, strict=True)):
