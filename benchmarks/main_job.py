@@ -342,6 +342,38 @@ METHODS: dict[str, Method] = {
 }
 
 
+@dataclass
+class Kept:
+    """The features of a set that there are, in a file."""
+
+    path: Path
+    of: np.ndarray
+    """What they are features of: the state of the method and the names of the images."""
+    rows: np.ndarray
+    """Which of the training images, ascending."""
+    train: Tensor | None = None
+    """float32 (rows, d)."""
+    test: Tensor | None = None
+
+    @classmethod
+    def load(cls, path: Path, of: Sequence[str]) -> Kept:
+        """None of them if the file is of something else."""
+        fresh = cls(path, np.array(of), np.empty(0, np.int64))
+        if path.is_file():
+            with np.load(path, allow_pickle=False) as kept:
+                if "of" in kept and np.array_equal(kept["of"], fresh.of):
+                    return cls(
+                        path, fresh.of, kept["rows"], *(torch.from_numpy(kept[key]) for key in ("train", "test"))
+                    )
+        return fresh
+
+    def save(self) -> None:
+        assert self.train is not None and self.test is not None
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with runs.atomic_write(self.path) as temporary:
+            np.savez(temporary, of=self.of, rows=self.rows, train=self.train.numpy(), test=self.test.numpy())
+
+
 class Bench:
     """Measures cells; features are kept in `work`."""
 
@@ -375,8 +407,9 @@ class Bench:
         how = METHODS[method]
         if how.look is None:
             return _finetuned(few, seed, few.folder.parent, model=start.model, **how.options)
-        train, labels, test, truth = self._features(few.name, method)
-        answer = how.classify(train[few.rows], labels[few.rows], test, len(few.train.class_names))
+        train, test = self._features(few.name, method, few.rows)
+        labels, truth = (torch.from_numpy(np.asarray(one)).long() for one in (few.train.labels, few.test.labels))
+        answer = how.classify(train, labels[few.rows], test, len(few.train.class_names))
         top1 = float((answer.predicted == truth).double().mean())
         return {"top1": top1, **({} if answer.view is None else {"view": answer.view})}
 
@@ -387,27 +420,33 @@ class Bench:
             raise BitError(f"{self.sets / name} has no train/ and test/ with a folder per class.")
         return opened.train, opened.test
 
+    def _features(self, name: str, method: str, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Of the training images in `rows`, ascending, and of all test images; those that are not kept are computed."""
+        train, test = self._opened(name)
+        kept = self._kept(name, method)
+        absent = np.setdiff1d(rows, kept.rows)
+        if len(absent):
+            load = METHODS[method].look
+            assert load is not None
+            look = load()
+            found, _ = look.features(look.batches(train.subset(absent)))
+            if kept.train is None:
+                kept.train = found[:0]
+                kept.test, _ = look.features(look.batches(test))
+            every = np.concatenate([kept.rows, absent])
+            order = every.argsort()
+            kept.rows, kept.train = every[order], torch.cat([kept.train, found])[order]
+            kept.save()
+        assert kept.train is not None and kept.test is not None
+        return kept.train[np.searchsorted(kept.rows, rows)], kept.test
+
     @functools.lru_cache(maxsize=2)  # noqa: B019
-    def _features(self, name: str, method: str) -> tuple[Tensor, ...]:
-        """Features and labels of the training and of the test images, in their order."""
+    def _kept(self, name: str, method: str) -> Kept:
+        """Of a set, what the method has computed of it so far."""
         state = METHODS[method].state()
         kept_as = METHODS[method].features_of or method
-        path = self.work / "features" / f"{name}-{kept_as}{state and '-' + state[:12]}.npz"
-        parts = self._opened(name)
-        names = np.array([state, *(images.name(i) for images in parts for i in range(len(images)))])
-        if path.is_file():
-            with np.load(path, allow_pickle=False) as kept:
-                if np.array_equal(kept["names"], names):
-                    return tuple(torch.from_numpy(kept[str(i)]) for i in range(4))
-        load = METHODS[method].look
-        assert load is not None
-        look = load()
-        found = [tensor for images in parts for tensor in look.features(look.batches(images))]
-        path.parent.mkdir(parents=True, exist_ok=True)
-        arrays = {str(i): tensor.numpy() for i, tensor in enumerate(found)}
-        with runs.atomic_write(path) as temporary:
-            np.savez(temporary, names=names, **arrays)  # pyright: ignore[reportArgumentType] (takes them for allow_pickle)
-        return tuple(found)
+        names = [images.name(i) for images in self._opened(name) for i in range(len(images))]
+        return Kept.load(self.work / "features" / f"{name}-{kept_as}{state and '-' + state[:12]}.npz", [state, *names])
 
 
 # --- What an image costs

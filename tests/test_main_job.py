@@ -6,6 +6,7 @@ import dataclasses
 import json
 from argparse import Namespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -43,7 +44,7 @@ def noted(seen):
 
 @pytest.fixture
 def pixels(monkeypatch):
-    """A method that notes how often it looks at a part of a set."""
+    """A method that notes at how many images it looks each time."""
     seen = []
     monkeypatch.setitem(main_job.METHODS, "pixels", Method(look=lambda: noted(seen)))
     return seen
@@ -55,9 +56,11 @@ def test_each_cell_is_measured_once_and_those_that_are_the_same_as_another_not_a
     # 100 per class are all; all are drawn without a seed.
     assert sorted((cell.per_class, cell.seed) for cell in done) == [("5", 0), ("5", 1), ("all", 0)]
     assert [done[Cell(set="toys", per_class=k, seed=0, method="pixels")]["train"] for k in ("5", "all")] == [8, 11]
-    assert pixels == [11, 4]
+    # The images that are drawn, when they are: 8 and those of the test part, then more, 11 in the end.
+    assert pixels[:2] == [8, 4] and sum(pixels) == 11 + 4
+    before = list(pixels)
     main_job.run(asked(sets, called="again", seeds=[0]))
-    assert pixels == [11, 4]  # kept
+    assert pixels == before  # kept
     assert len(capsys.readouterr().out.splitlines()) == 5
     main_job.run(asked(sets))
     assert not capsys.readouterr().out
@@ -80,16 +83,26 @@ def test_features_of_another_network_are_not_used(sets, monkeypatch):
         monkeypatch.setitem(
             main_job.METHODS, "pixels", Method(look=lambda: noted(calls), state=lambda state=state: state)
         )
-        Bench(sets, sets.parent / "work")._features("toys", "pixels")
+        Bench(sets, sets.parent / "work")._features("toys", "pixels", np.arange(11))
     assert calls == [11, 4, 11, 4]
 
 
 def test_features_that_are_another_methods_are_computed_once(sets, pixels, monkeypatch):
     monkeypatch.setitem(main_job.METHODS, "other", Method(look=main_job.METHODS["pixels"].look, features_of="pixels"))
-    bench = Bench(sets, sets.parent / "work")
-    ours, others = bench._features("toys", "pixels"), bench._features("toys", "other")
+    ours, others = (
+        Bench(sets, sets.parent / "work")._features("toys", one, np.arange(11)) for one in ("pixels", "other")
+    )
     assert all(torch.equal(one, other) for one, other in zip(ours, others, strict=True))
     assert pixels == [11, 4]
+
+
+def test_features_computed_piece_by_piece_are_those_of_their_images(sets, pixels):
+    look = main_job._pixels()
+    whole, tested = (look.features(look.batches(part))[0] for part in Bench(sets, sets.parent / "work")._opened("toys"))
+    for rows in ([7], [1, 4, 7, 10], [0, 1], [1, 7]):
+        train, test = Bench(sets, sets.parent / "work")._features("toys", "pixels", np.array(rows))
+        assert torch.equal(train, whole[rows]) and torch.equal(test, tested)
+    assert pixels == [1, 4, 3, 1]
 
 
 def test_one_size_is_the_closed_form_on_all_blocks_at_the_size_of_training(monkeypatch):
