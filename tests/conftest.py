@@ -12,6 +12,9 @@ import pytest
 
 # Tiny networks are faster on one thread, and sums come out the same on every machine. Must be set before torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Where there is no GPU its kernels run in Triton's interpreter; Triton reads this when it is first imported, by torch or by us.
+if not Path("/dev/nvidiactl").exists():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

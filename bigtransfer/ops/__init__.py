@@ -1,15 +1,18 @@
 """The operations of a BiT network: weight standardization, convolution, GroupNorm followed by ReLU, and pooling.
 
-Each has a plain torch form (`plain`: the meaning, and what compilers, GPUs, float64 and everything unusual get), and those that a
-training on a CPU spends its time in have a fast form (`native`, `convolution`), taken where it applies. Under torch.compile the plain
-forms are used: the compiler fuses them itself. BIT_NATIVE=0 in the environment switches the fast forms off.
+Each has a plain torch form (`plain`: the meaning, and what compilers, float64 and everything unusual get), and those that a training
+spends its time in have fast forms, for CPUs (`native`, `convolution`) and for CUDA GPUs (`triton`), taken where they apply. Under
+torch.compile the plain forms are used: the compiler fuses them itself. BIT_NATIVE=0 in the environment switches the fast forms off.
 
 To torch.fx each operation is one node; TorchScript sees the plain forms.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import os
+from types import ModuleType
 
 import torch
 import torch.fx
@@ -21,9 +24,12 @@ from bigtransfer.ops import convolution, native, plain
 
 __all__ = ["conv2d", "group_norm_relu", "pool", "standardize"]
 
+_log = logging.getLogger(__name__)
 
-def _eager_cpu(*tensors: Tensor) -> bool:
-    """Ordinary CPU tensors, outside every compiler, tracer and function transform: those cannot see into fast forms."""
+
+def _eager(device: str, *tensors: Tensor) -> bool:
+    """Ordinary tensors of a device ("cpu", "cuda"), outside every compiler, tracer and function transform: those cannot see into fast
+    forms."""
     return (
         not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
@@ -32,13 +38,31 @@ def _eager_cpu(*tensors: Tensor) -> bool:
         and os.environ.get("BIT_NATIVE") != "0"
         and all(
             type(x) in (Tensor, torch.nn.Parameter)
-            and x.device.type == "cpu"
+            and x.device.type == device
             and x.layout == torch.strided
             and not x.is_neg()
             and forward_ad.unpack_dual(x).tangent is None
             for x in tensors
         )
     )
+
+
+def _kernels(*tensors: Tensor) -> ModuleType | None:
+    """The fast forms of the norm and of the standardization for these tensors, if there are any on their device."""
+    if tensors[0].is_cuda:
+        return _triton() if _eager("cuda", *tensors) else None
+    return native if _eager("cpu", *tensors) else None
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    """Imported on the first CUDA tensor only, and not everywhere to be had."""
+    try:
+        from bigtransfer.ops import triton
+    except ImportError as error:
+        _log.info("This GPU uses the plain torch operations, not the fused ones: %s", error)
+        return None
+    return triton if triton.works() else None
 
 
 @torch.fx.wrap
@@ -49,18 +73,20 @@ def standardize(kernel: Tensor, eps: float = 1e-10, dtype: torch.dtype | None = 
     """
     if dtype is None:
         dtype = torch.promote_types(kernel.dtype, torch.float32)
-    if not torch.jit.is_scripting():  # noqa: SIM102 (alone, or TorchScript compiles what it guards)
-        if _eager_cpu(kernel) and native.takes_kernel(kernel, dtype):
-            return native.standardize(kernel, eps, dtype)
+    if not torch.jit.is_scripting():
+        kernels = _kernels(kernel)
+        if kernels is not None and kernels.takes_kernel(kernel, dtype):
+            return kernels.standardize(kernel, eps, dtype)
     return plain.standardize(kernel, eps).to(dtype)
 
 
 @torch.fx.wrap
 def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float = 1e-5) -> Tensor:
     """GroupNorm, then ReLU, of x `(n, channels, h, w)`, in `x`'s dtype. See `plain.group_norm_relu`."""
-    if not torch.jit.is_scripting():  # noqa: SIM102
-        if _eager_cpu(x, weight, bias) and native.takes_map(x, groups, weight, bias):
-            return native.group_norm_relu(x, groups, weight, bias, eps)
+    if not torch.jit.is_scripting():
+        kernels = _kernels(x, weight, bias)
+        if kernels is not None and kernels.takes_map(x, groups, weight, bias):
+            return kernels.group_norm_relu(x, groups, weight, bias, eps)
     return plain.group_norm_relu(x, groups, weight, bias, eps)
 
 
@@ -75,7 +101,7 @@ def conv2d(x: Tensor, kernel: Tensor, stride: int = 1, padding: int = 0) -> Tens
             raise ConfigError(
                 f"The network takes floating-point images in [-1, 1], not {x.dtype}: (images.float() - 127.5) / 127.5 for pixels."
             )
-        if _eager_cpu(x, kernel) and convolution.takes(x, kernel):
+        if _eager("cpu", x, kernel) and convolution.takes(x, kernel):
             return convolution.conv2d(x, kernel, stride, padding)
         if torch.compiler.is_exporting() or torch.jit.is_tracing():
             # What `plain` adds is for gradients only, and would tie the exported program to the widths of its example.
