@@ -474,25 +474,23 @@ def check_resume(device: str, size: int) -> list[Row]:
 
 
 def check_memory(device: str, size: int) -> list[Row]:
-    """A device with too little memory: the loop halves its micro-batch and takes the same step."""
+    """A device with too little memory for the batch, but not for eight images: the loop halves its micro-batch and takes the same step."""
     if device != "cuda":
         return []
-    small, whole_ = new_state(device, micro_batch=4), new_state(device, micro_batch=RECIPE.batch_size)
-    train(small, 1, device, torch.bfloat16, size)
+    few, many = new_state(device, micro_batch=4), new_state(device, micro_batch=RECIPE.batch_size)
+    train(few, 1, device, torch.float32, size)
     torch.cuda.empty_cache()
-    total = torch.cuda.get_device_properties(0).total_memory
-    # Room for momentum, gradients, the standardized kernels and the activations of a few images, not of all 32.
-    room = torch.cuda.memory_allocated() + 4 * sum(p.nbytes for p in whole_.model.parameters())
-    room += loop.activation_bytes(whole_.model, size, torch.bfloat16) * 8
-    torch.cuda.set_per_process_memory_fraction(min(1.0, room / total))
+    # Of the estimate for 32 images the fused operations need half; momentum, gradients and workspaces come to it.
+    room = torch.cuda.memory_reserved() + 4 * sum(parameter.nbytes for parameter in many.model.parameters()) + 2**28
+    room += 10 * loop.activation_bytes(many.model, size, torch.float32)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, room / torch.cuda.get_device_properties(0).total_memory))
     try:
-        train(whole_, 1, device, torch.bfloat16, size)
+        train(many, 1, device, torch.float32, size)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    halved = whole_.micro_batch
     return [
-        within("out of memory: images at a time afterwards (of 32)", halved, RECIPE.batch_size / 2),
-        within("out of memory: unlike a step of 4 images at a time", unlike(whole_, small), 5e-2),
+        within("out of memory: images at a time afterwards, of 32", many.micro_batch, RECIPE.batch_size // 2),
+        within("out of memory: unlike a step of 4 images at a time, fp32", unlike(many, few), 1e-2),
     ]
 
 
@@ -675,8 +673,9 @@ def measure(key: str, seconds: float, form: Mapping[str, Any], device: str) -> R
         settle(device)
         once = time.perf_counter() - started
         found = times(run, max(3, min(300, int(seconds / max(once, 1e-6)))), device, warm=0)
-    # The next one needs the memory too.
-    emptied(device)
+    # The others need memory too, and emptying takes time.
+    if device == "cuda" and torch.cuda.memory_reserved() > 3e9:
+        torch.cuda.empty_cache()
     return {"ms": statistics.median(found), "calls": len(found)}
 
 
@@ -758,7 +757,7 @@ def prepare_standardization(key: str, arch: str, form: Mapping[str, Any], device
 # --- E: the commands
 
 
-def make_photos(folder: str) -> Row:
+def make_photos(folder: str) -> list[Row]:
     """Smooth coloured noise of five classes, 64 to 90 px, in train/ and val/: what a command needs to run, not what one learns from."""
     rng = np.random.default_rng(0)
     for part, count in (("train", 60), ("val", 12)):
@@ -769,52 +768,60 @@ def make_photos(folder: str) -> Row:
                 small = rng.integers(0, 256, (label + 2, label + 2, 3), np.uint8)
                 image = Image.fromarray(small).resize(tuple(rng.integers(64, 91, 2).tolist()), Image.Resampling.BICUBIC)
                 image.save(place / f"{number:03d}.png")
-    return {}
+    return []
 
 
-def check_commands(device: str, folder: str, seconds: float, compiled: bool, flowers: str | None) -> list[Row]:
-    """`bit pretrain` under torchrun with one process (NCCL on a GPU) and decoded images on the device; `bit finetune`; within `seconds`."""
-    until = time.monotonic() + seconds
-    photos, small = f"{folder}/photos", device != "cuda"
-    make_photos(photos)
+def check_command(which: str, device: str, folder: str, until: float, flowers: str | None) -> list[Row]:
+    """`bit pretrain` under torchrun with one process (NCCL on a GPU) and decoded images on the device, eager or "compiled", or `bit
+    finetune`; ended at `until` (monotonic)."""
+    photos, place, small = f"{folder}/photos", f"{folder}/{which}", device != "cuda"
     begun = [sys.executable, "-m"]
-    pretrain = [
-        *begun, "torch.distributed.run", "--standalone", "--nproc-per-node", "1", "-m", "bigtransfer", "pretrain", photos,
-        "--model", "r26x1", "--out", f"{folder}/pretrained", "--batch-size", "8" if small else "64", "--epochs", "0.1" if small else "20",
-        "--warmup", "2", "--crop", "32" if small else "64", "--cache", "device", "--device", device,
-    ]  # fmt: skip
-    finetune = [
-        *begun, "bigtransfer", "finetune", flowers or photos, "--out", f"{folder}/finetuned", "--steps", "2" if small else "60",
-        "--batch-size", "8" if small else "128", "--device", device,
-    ]  # fmt: skip
-    title = "bit pretrain, torchrun with one process, --cache device"
-    jobs = {title + (", --compile" if compiled else ""): (pretrain + ["--compile"] * compiled, f"{folder}/pretrained")}
-    jobs[f"bit finetune, bundled model, {'the images given' if flowers else 'synthetic images'}"] = (
-        finetune,
-        f"{folder}/finetuned",
+    if which == "finetune":
+        name = f"bit finetune, bundled model, {'the images given' if flowers else 'synthetic images'}"
+        command = [*begun, "bigtransfer", "finetune", flowers or photos, "--steps", "2" if small else "60"]
+        command += ["--batch-size", "8" if small else "128"]
+    else:
+        name = f"bit pretrain, torchrun with one process, --cache device{' --compile' if which == 'compiled' else ''}"
+        command = [
+            *begun,
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "1",
+            "-m",
+            "bigtransfer",
+            "pretrain",
+        ]
+        command += [
+            photos,
+            "--model",
+            "r26x1",
+            "--epochs",
+            "0.1" if small else "10",
+            "--batch-size",
+            "8" if small else "64",
+        ]
+        command += ["--warmup", "2", "--crop", "32" if small else "64", "--cache", "device"]
+        command += ["--compile"] * (which == "compiled")
+    started, limit = time.monotonic(), max(1.0, until - time.monotonic())
+    row: Row = {"name": name, "passed": False}
+    process = subprocess.Popen(
+        [*command, "--device", device, "--out", place], stdin=subprocess.DEVNULL, start_new_session=True
     )
-    rows = []
-    for name, (command, place) in jobs.items():
-        started = time.monotonic()
-        row: Row = {"name": name, "passed": False}
-        try:
-            limit = max(1.0, until - started)
-            # As a group, for torchrun's own processes would outlive it.
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-            try:
-                status = process.wait(limit)
-            finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-            row |= {"passed": status == 0, "status": status}
-            if status == 0:
-                row |= last_metrics(place)
-        except subprocess.TimeoutExpired:
-            row["error"] = f"not done within {limit:.0f} s"
-        except (OSError, ValueError, KeyError, IndexError) as error:
-            row["error"] = f"{type(error).__name__}: {error}"
-        rows.append({**row, "seconds": time.monotonic() - started})
-    return rows
+    try:
+        row["status"] = process.wait(limit)
+        if row["status"] == 0:
+            row |= {**last_metrics(place), "passed": True}
+    except subprocess.TimeoutExpired:
+        row["error"] = f"not done within {limit:.0f} s"
+        # torchrun's processes have groups of their own: it must end them.
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return [{**row, "seconds": time.monotonic() - started}]
 
 
 def last_metrics(folder: str) -> Row:
