@@ -178,8 +178,9 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 @functools.cache
-def _room() -> Any:
-    """For so many processes at a time the device's memory has room for whole batches."""
+def _room(library: str) -> Any:
+    """For so many processes at a time the device's memory has room for whole batches. By library: the first of ours builds its
+    kernels, for which timm need not wait."""
     return _spawn.Semaphore(2)
 
 
@@ -204,7 +205,9 @@ class Worker:
 
     def __post_init__(self) -> None:
         self.connection, theirs = _spawn.Pipe()
-        self.process = _spawn.Process(target=_serve, args=(theirs, self.module, self.log, _room(), self.nice))
+        self.process = _spawn.Process(
+            target=_serve, args=(theirs, self.module, self.log, _room(self.name.split(",")[0]), self.nice)
+        )
         self.process.start()
         theirs.close()
 
@@ -323,7 +326,14 @@ class Run:
                     commands.call("check_command", ("E", which), which=which, until=until - 1, **arguments)
             self.untimed(until)
         self.results.table()
-        for step in (self.timed_ceilings, self.training, self.operations, self.inference, self.profiles):
+        for step in (
+            self.timed_ceilings,
+            self.training,
+            self.operations,
+            self.step_kernels,
+            self.inference,
+            self.inference_kernels,
+        ):
             try:
                 step(contests, operators)
             except Exception as error:
@@ -545,19 +555,26 @@ class Run:
                 self.results.add("D", row)
         self.note("the small operations are done")
 
-    def profiles(self, contests: list[tuple[Case, list[tuple[Form, Worker, str]]]], _: Any) -> None:
-        """Of the first case of each kind, ours and timm's."""
-        for kind in ("train", "infer"):
-            for case, entries in [contest for contest in contests if contest[0].kind == kind][:1]:
-                for form, worker, key in entries:
-                    if form.name not in ("ours", "timm", "timm, compile", "ours, without fused operations"):
-                        continue
-                    if self.left() < 4:
-                        self.left_out(f"kernels of {form.name}: {case.name}", "no time left")
-                        continue
-                    answer = self.one(worker, "profile", min(20, self.left()), key=key, device=self.device)
-                    for row in answer.get("result", []):
-                        self.results.add("profile", {**row, "name": f"{form.name}: {case.name}"})
+    def step_kernels(self, contests: list[Any], _: Any) -> None:
+        self.kernels(contests, "train", until=time.monotonic() + 0.3 * self.left())
+
+    def inference_kernels(self, contests: list[Any], _: Any) -> None:
+        self.kernels(contests, "infer", until=time.monotonic() + self.left())
+
+    def kernels(self, contests: list[tuple[Case, list[tuple[Form, Worker, str]]]], kind: str, until: float) -> None:
+        """Where the time of one call goes, for the first case of a kind, ours and timm's."""
+        for case, entries in [contest for contest in contests if contest[0].kind == kind][:1]:
+            taken = {form.name: (form, worker, key) for form, worker, key in entries if not worker.why_ended}
+            for name in ("ours", "timm, compile", "timm", "ours, without fused operations"):
+                if name not in taken:
+                    continue
+                if time.monotonic() > until - 1:
+                    self.left_out(f"kernels of {name}: {case.name}", "no time left")
+                    continue
+                form, worker, key = taken[name]
+                answer = self.one(worker, "profile", 20, key=key, form=form.facts, device=self.device)
+                for row in answer.get("result", [{"error": answer.get("error")}]):
+                    self.results.add("error" if "error" in row else "profile", {**row, "name": f"{name}: {case.name}"})
 
 
 # --- The table

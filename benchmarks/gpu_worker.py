@@ -551,14 +551,22 @@ def prepare(key: str, case: Mapping[str, Any], form: Mapping[str, Any], device: 
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     # Those that compile are few, and would hold the others up.
-    room = contextlib.nullcontext() if form["form"] == "compile" else _room
-    with room, fast_operations(form.get("fast", True)):
-        build = prepare_training if case["kind"] == "train" else prepare_inference
-        row = build(key, case, form, device, images, wanted, expected, with_gradients)
-        settle(device)
-        if device == "cuda":
-            row["memory_gb"] = (torch.cuda.max_memory_allocated() - before) / 1e9
-        emptied(device)
+    crowded = case["kind"] == "train" and form["form"] != "compile"
+    build = prepare_training if case["kind"] == "train" else prepare_inference
+    for attempt in range(4):
+        with _room if crowded else contextlib.nullcontext(), fast_operations(form.get("fast", True)):
+            try:
+                row = build(key, case, form, device, images, wanted, expected, with_gradients)
+                settle(device)
+                if device == "cuda":
+                    row["memory_gb"] = (torch.cuda.max_memory_allocated() - before) / 1e9
+                break
+            except torch.OutOfMemoryError:  # others prepare at the same time
+                if attempt == 3:
+                    raise
+            finally:
+                emptied(device)
+        time.sleep(3)
     return {**row, "prepare_seconds": time.perf_counter() - started}
 
 
@@ -686,17 +694,18 @@ def forget(key: str, device: str) -> Row:
     return {}
 
 
-def profile(key: str, device: str) -> list[Row]:
+def profile(key: str, form: Mapping[str, Any], device: str) -> list[Row]:
     """Where the time of one call goes on the device: the twenty kernels that take most of it, ms."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
     activity = ProfilerActivity.CUDA if device == "cuda" else ProfilerActivity.CPU
     run = _runs[key]
-    run()
-    with profiled(activities=[activity], acc_events=True) as found:
+    with fast_operations(form.get("fast", True)):
         run()
-        settle(device)
+        with profiled(activities=[activity], acc_events=True) as found:
+            run()
+            settle(device)
     time_of = "self_device_time_total" if device == "cuda" else "self_cpu_time_total"
     events = sorted(found.key_averages(), key=lambda event: -getattr(event, time_of))
     total = sum(getattr(event, time_of) for event in events)
