@@ -1,8 +1,9 @@
-"""The upstream's near-duplicates: what recipes/bit-t/duplicates.py finds, on pictures made here."""
+"""The upstream's images: what recipes/bit-t/images.py takes and duplicates.py finds, on pictures made here."""
 
 from __future__ import annotations
 
 import runpy
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 from tests.conftest import REPOSITORY
 
 SCRIPT = runpy.run_path(str(REPOSITORY / "recipes" / "bit-t" / "duplicates.py"))
+IMAGES = runpy.run_path(str(REPOSITORY / "recipes" / "bit-t" / "images.py"))
 
 
 def picture(seed: int, contrast: float = 40) -> Image.Image:
@@ -70,3 +72,71 @@ def test_near_duplicates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     ]
     assert all(float(close) > 0.9 and float(fine) > 0.65 for path, _, close, fine in lines if "same" not in path)
     assert "broken.png" in told.err
+
+
+def git(folder: Path, *words: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false")
+    return subprocess.run(
+        ["git", "-C", str(folder), *identity, *words], check=True, capture_output=True, text=True
+    ).stdout
+
+
+def committed(folder: Path) -> str:
+    """Commits all files of the folder; the commit's name."""
+    git(folder, "init", "--quiet")
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "--message", "images")
+    return git(folder, "rev-parse", "HEAD").strip()
+
+
+def unpacked(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.*"))
+
+
+def test_unfit_and_repeated_images_are_left_out(tmp_path: Path) -> None:
+    clone, out = tmp_path / "clone", tmp_path / "out"
+    train = clone / "data" / "fruit" / "red apple"
+    train.mkdir(parents=True)
+    picture(0).save(train / "a.png")
+    (train / "again.png").write_bytes((train / "a.png").read_bytes())
+    picture(1).resize((60, 47)).save(train / "small.png")
+    picture(1).resize((200, 60)).save(train / "narrow.png")
+    picture(1).resize((180, 60)).save(train / "wide.png")
+    Image.new("RGB", (96, 96), (200, 200, 200)).save(train / "flat.png")
+    hidden = picture(2).convert("RGBA")
+    hidden.putalpha(0)
+    hidden.save(train / "hidden.png")  # all of it transparent: white
+    picture(3).save(train / "cut.jpg")
+    (train / "cut.jpg").write_bytes((train / "cut.jpg").read_bytes()[:900])
+    (train / "broken.jpg").write_bytes(b"no image")
+    picture(4).save(clone / "data" / "elsewhere.png")
+    (train / "notes.txt").write_text("no image")
+    commit = committed(clone)
+
+    taken = IMAGES["photographs"]("", commit, "data/fruit")
+    assert IMAGES["unpack"](clone / ".git", taken, out) == {"train": 2}
+    assert unpacked(out) == ["train/red apple/a.png", "train/red apple/wide.png"]
+    assert (out / "train" / "red apple" / "a.png").read_bytes() == (train / "a.png").read_bytes()
+    everything = taken._replace(sifted=False)
+    assert IMAGES["unpack"](clone / ".git", everything, tmp_path / "all") == {"train": 9}
+
+
+def test_most_images_of_a_class_and_what_a_clone_lacks(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    for kind, number in (("few", 3), ("many", 8)):
+        (clone / kind).mkdir(parents=True)
+        for seed in range(number):
+            picture(seed + 10 * number).save(clone / kind / f"{seed}.png")
+    commit = committed(clone)
+    source = IMAGES["photographs"]("", commit, ".", most=4)
+    assert IMAGES["unpack"](clone / ".git", source, tmp_path / "out") == {"train": 7}
+    assert IMAGES["unpack"](clone / ".git", source, tmp_path / "again") == {"train": 7}
+    assert unpacked(tmp_path / "out") == unpacked(tmp_path / "again")
+
+    gone = git(clone, "rev-parse", f"{commit}:few/1.png").strip()
+    (clone / ".git" / "objects" / gone[:2] / gone[2:]).unlink()
+    assert IMAGES["unpack"](clone / ".git", source, tmp_path / "less") == {"train": 6}
+    assert set(unpacked(tmp_path / "out")) - set(unpacked(tmp_path / "less")) == {"train/few/1.png"}
+    one = IMAGES["photographs"]("", commit, "many", "number", most=4)
+    assert IMAGES["unpack"](clone / ".git", one, tmp_path / "one") == {"train": 4}
+    assert {Path(path).parent.as_posix() for path in unpacked(tmp_path / "one")} == {"train/number"}
