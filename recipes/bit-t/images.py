@@ -1,6 +1,6 @@
 """Unpacks the images that the bundled networks learned from, out of bare clones of the repositories that hold them.
 
-usage: python recipes/bit-t/images.py CLONES OUT
+usage: python recipes/bit-t/images.py CLONES OUT [SET ...]
 
 CLONES holds bare clones (`git clone --bare https://github.com/OWNER/NAME CLONES/OWNER+NAME`) of the repositories in SETS and
 PHOTOGRAPHS; OUT/<set>/ gets `train/<class>/` and `val/<class>/`. Tiny-ImageNet-200 is expected in OUT/tiny by other means. Where one
@@ -202,8 +202,9 @@ def unpack(clone: Path, source: Source, out: Path) -> dict[str, int]:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 3:
-        sys.exit(__doc__)
-    for key, origin in (SETS | PHOTOGRAPHS).items():
+    if len(sys.argv) < 3 or not (SETS | PHOTOGRAPHS).keys() >= set(sys.argv[3:]):
+        sys.exit(f"{__doc__}\nsets: {', '.join(SETS | PHOTOGRAPHS)}")
+    for key in sys.argv[3:] or (SETS | PHOTOGRAPHS):
+        origin = (SETS | PHOTOGRAPHS)[key]
         folder = "photographs" if key in PHOTOGRAPHS else key
         print(key, unpack(Path(sys.argv[1]) / origin.repository, origin, Path(sys.argv[2]) / folder), flush=True)
