@@ -33,9 +33,16 @@ without_gpu = pytest.mark.skipif(CUDA, reason="the kernels are interpreted only 
 DTYPES = [torch.float32, torch.bfloat16]
 
 # Largest relative errors in the Euclidean norm: some twice of what was seen in the interpreter, which cuts numbers off to bfloat16 where
-# devices round to the nearest (1.7e-3 in the mean). Of the norm's parameters: relative to the size of what their gradients are sums of.
-BOUND = {torch.float32: 4e-7, torch.bfloat16: 2.2e-3 if CUDA else 4.2e-3}
+# devices round to the nearest (1.7e-3 in the mean); devices' 1 / sqrt is only good to 2e-7. Of the norm's parameters: relative to the
+# size of what their gradients are sums of.
+BOUND = {torch.float32: 1e-6 if CUDA else 4e-7, torch.bfloat16: 2.2e-3 if CUDA else 4.2e-3}
 SUMS = 3e-6
+
+
+@pytest.fixture(autouse=True)
+def exact_convolutions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of float32, which cuDNN otherwise rounds to 10 bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 def random(shape: tuple[int, ...], seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -127,16 +134,32 @@ def in_small_parts(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("shape", [(2, 32, 5, 3), (2, 64, 9, 7), (1, 192, 5, 3), (1, 96, 1, 1), (1, 512, 3, 3)])
 @pytest.mark.usefixtures("in_small_parts")
 def test_maps_in_parts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    assert kernels._plan(shape[0], shape[2] * shape[3], shape[1], 32, 0).parts > 0
+    assert kernels._plan(shape[2] * shape[3], shape[1], 32, 0).parts > 0
     check(*leaves(shape, dtype))
 
 
-@pytest.mark.parametrize("programs", [1, 2, 5, 1000])
+@pytest.mark.parametrize(("tiles", "parts"), [(1, 8), (3, 3), (5, 2), (100, 1)])
 @pytest.mark.usefixtures("in_small_parts")
-def test_any_number_of_parts(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One part in a program that goes round, a last part with fewer pixels than the others, as many parts as tiles."""
-    monkeypatch.setattr(kernels, "_PROGRAMS", programs)
+def test_any_number_of_parts(tiles: int, parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as tiles, a last one with fewer pixels than the others, and one program that goes round."""
+    monkeypatch.setattr(kernels, "_TILES", tiles)
+    assert kernels._plan(63, 64, 32, 0).parts == parts
     check(*leaves((1, 64, 9, 7), torch.float32))
+
+
+@pytest.mark.parametrize("whole", [kernels._WHOLE_FORWARD, kernels._WHOLE_BACKWARD])
+def test_maps_of_any_size_are_cut_within_bounds(whole: int) -> None:
+    """All channels and pixels are covered, by tiles that registers hold; sums of parts are few."""
+    for channels in (32, 64, 96, 192, 256, 768, 2048, 6144, 8192, 32 * 2048):
+        for pixels in (1, 2, 4, 9, 49, 196, 225, 784, 3136, 12544, 14400, 10**6):
+            plan = kernels._plan(pixels, channels, 32, whole)
+            assert plan.lanes >= plan.at_once * plan.width and plan.blocks * plan.at_once >= 32
+            if plan.parts:
+                assert (plan.parts - 1) * plan.chunk < pixels <= plan.parts * plan.chunk
+                assert plan.chunk % plan.rows == 0 and plan.rows * plan.lanes <= 4096
+                assert plan.parts <= 64 and plan.parts * plan.lanes <= 8192
+            else:
+                assert plan.rows >= pixels and plan.rows * plan.lanes <= whole
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(48, 3), (7, 7), (30, 10), (512, 1), (1030, 2), (60, 20), (5, 1)])
@@ -258,8 +281,11 @@ def test_the_same_bits_every_time(dtype: torch.dtype, whole: bool, request: pyte
         assert all(torch.equal(a, b) for a, b in zip(first, everything(), strict=True))
 
 
-def test_each_image_is_normalized_as_if_alone() -> None:
-    """Bit for bit, where images are cut the same way: small maps always are."""
+@pytest.mark.parametrize("whole", [True, False])
+def test_each_image_is_normalized_as_if_alone(whole: bool, request: pytest.FixtureRequest) -> None:
+    """Bit for bit, also where an image is divided among programs."""
+    if not whole:
+        request.getfixturevalue("in_small_parts")
     x, weight, bias, _ = leaves((5, 64, 7, 7), torch.float32)
     together = kernels.group_norm_relu(x, 32, weight, bias, 1e-5)
     for i in range(5):
@@ -295,7 +321,7 @@ def test_standardize(shape: tuple[int, ...], dtype: torch.dtype, memory_format: 
         assert not out.any() and np.allclose(hwio(kernel.grad), 0, atol=1e-6 * 1e5)
         return
     assert error(hwio(out), expected) <= BOUND[dtype]
-    assert error(hwio(kernel.grad), slope) <= 4e-7
+    assert error(hwio(kernel.grad), slope) <= BOUND[torch.float32]
 
 
 def test_standardize_far_from_zero() -> None:
@@ -448,12 +474,14 @@ def test_without_a_device_the_kernels_say_that_they_do_not_work(caplog: pytest.L
 
 def test_nothing_is_imported_before_a_cuda_tensor_comes() -> None:
     code = (
-        "import sys, torch; from bigtransfer import ops; x = torch.randn(1, 64, 2, 2).to(memory_format=torch.channels_last);"
+        "import sys, torch; from bigtransfer import ops; before = 'triton' in sys.modules;"
+        "x = torch.randn(1, 64, 2, 2).to(memory_format=torch.channels_last);"
         "ops.group_norm_relu(x, 32, torch.ones(64), torch.zeros(64)); ops.standardize(torch.randn(4, 4, 1, 1));"
-        "print('triton' in sys.modules)"
+        "print('triton' in sys.modules, before)"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
+    after, before = run.stdout.split()
+    assert after == before
 
 
 # ---- on a device only ----
@@ -492,7 +520,8 @@ def test_more_numbers_than_32_bits_count() -> None:
 @pytest.mark.gpu
 @needs_gpu
 def test_a_network_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against float64, where torch does all of it, no further off than torch's own float32; all maps stay in channels_last."""
+    """Against float64, where torch does all of it, no further off in the mean than torch's own float32 (twice, since ReLUs near zero make
+    it chance); all maps stay in channels_last."""
     torch.manual_seed(0)
     network = model.build("r50x1", 10)
     torch.nn.init.normal_(network.head.weight)  # pyright: ignore
@@ -513,8 +542,11 @@ def test_a_network_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         results[form] = [exact(logits), *(exact(p.grad) for p in network.parameters())]  # pyright: ignore
         for hook in hooks:  # torch's own norms do not stay
             hook.remove()
-    for found, other, expected in zip(results["1"], results["0"], results["exact"], strict=True):
-        assert error(found, expected) <= 2 * error(other, expected) + 1e-5
+    ours, others = (
+        np.mean([error(found, expected) for found, expected in zip(results[form], results["exact"], strict=True)])
+        for form in ("1", "0")
+    )
+    assert ours <= 2 * others + 1e-6
 
 
 @pytest.mark.gpu

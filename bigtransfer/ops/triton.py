@@ -46,8 +46,8 @@ _COLUMNS = 4096
 """The same of a kernel's output channel."""
 _MOST_SUMS = 8192
 """Numbers that a program adds up for the parts of an image."""
-_PROGRAMS = 1024
-"""So many programs are wanted before an image is divided among several; a constant, so that no result depends on the device."""
+_TILES = 4
+"""Tiles of such a stretch, unless an image has more than fill `_MOST_PARTS` stretches."""
 _MOST_PARTS = 64
 """Into which an image is divided."""
 
@@ -513,7 +513,7 @@ def _standardize_backward(kernel, grad, stats, out, rows, length, count, ROWS: t
 
 @dataclasses.dataclass(frozen=True)
 class _Plan:
-    """How a map is cut: tiles of `rows` pixels and `lanes` channels, `groups` groups; each image in `parts` of `chunk` pixels, or 0 where a
+    """How a map is cut: tiles of `rows` pixels and `lanes` channels, `at_once` groups; an image in `parts` of `chunk` pixels, or 0 where a
     program takes all pixels of its groups at once."""
 
     width: int
@@ -533,8 +533,9 @@ class _Plan:
 
 
 @functools.cache
-def _plan(images: int, pixels: int, channels: int, groups: int, whole: int) -> _Plan:
-    """whole: how many numbers a program may take at once."""
+def _plan(pixels: int, channels: int, groups: int, whole: int) -> _Plan:
+    """whole: how many numbers a program may take at once. Neither the number of images nor the device has a say: an image comes out the
+    same in any batch."""
     width = channels // groups
     most = triton.next_power_of_2(groups)
 
@@ -554,16 +555,16 @@ def _plan(images: int, pixels: int, channels: int, groups: int, whole: int) -> _
         warps = max(1, min(16, rows * lanes(fewer) // 1024))
         return _Plan(width, fewer, lanes(fewer), rows, -(-groups // fewer), 0, 0, warps)
     rows = max(1, _TILE // lanes(at_once))
-    blocks = -(-groups // at_once)
-    wanted = -(-_PROGRAMS // (images * blocks))
-    parts = max(1, min(wanted, _MOST_PARTS, _MOST_SUMS // lanes(at_once), -(-pixels // rows)))
-    chunk = -(-pixels // (parts * rows)) * rows
-    return _Plan(width, at_once, lanes(at_once), rows, blocks, -(-pixels // chunk), chunk, 4)
+    most = max(1, min(_MOST_PARTS, _MOST_SUMS // lanes(at_once)))
+    chunk = rows * max(_TILES, -(-pixels // (most * rows)))
+    return _Plan(width, at_once, lanes(at_once), rows, -(-groups // at_once), -(-pixels // chunk), chunk, 4)
 
 
 def _on(x: Tensor) -> Any:
     """Kernels are launched on the present device, which must be the tensors'."""
-    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+    if not x.is_cuda or x.device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(x.device)
 
 
 class _GroupNormReLU(torch.autograd.Function):
@@ -574,7 +575,7 @@ class _GroupNormReLU(torch.autograd.Function):
         count = float(pixels * (channels // groups))
         out = torch.empty_like(x, memory_format=torch.channels_last)
         stats = weight.new_empty(n, groups, 3)
-        plan = _plan(n, pixels, channels, groups, _WHOLE_FORWARD)
+        plan = _plan(pixels, channels, groups, _WHOLE_FORWARD)
         sizes = plan.sizes()
         with _on(x):
             if not plan.parts:
@@ -607,7 +608,7 @@ class _GroupNormReLU(torch.autograd.Function):
         pixels, groups = h * w, ctx.groups
         grad = grad.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x, memory_format=torch.channels_last)
-        plan = _plan(n, pixels, channels, groups, _WHOLE_BACKWARD)
+        plan = _plan(pixels, channels, groups, _WHOLE_BACKWARD)
         sizes = plan.sizes()
         sums = weight.new_empty(2, n * max(plan.parts, 1), channels)
         taken = (x, grad, weight, bias, stats)
