@@ -297,7 +297,7 @@ def tuning(
         crops = [fixed["crop"]]
     left = max(seconds - spent, 0.1 * seconds)
     most = most_tuning_steps(num_examples, batch)
-    enough = min(most, max(FEWEST_TUNING_STEPS, math.ceil(FEWEST_EPOCHS * num_examples / batch)))
+    enough = max(FEWEST_TUNING_STEPS, math.ceil(FEWEST_EPOCHS * num_examples / batch))
     speed = images_per_second(crops[0], batch)
     # A convolution's cost goes with the image's area.
     allowed = [crop for crop in crops if left * speed * (crops[0] / crop) ** 2 >= enough * batch]

@@ -180,6 +180,12 @@ def test_a_record_is_obeyed_whole(tmp_path: Path) -> None:
     assert clock.spent == 3.0
 
 
+def test_seconds_are_on_record_to_the_millisecond(tmp_path: Path) -> None:
+    driven(tmp_path, 40, lambda _: 2.00014)
+    found = json.loads((tmp_path / "budget.json").read_text())
+    assert found["replanned"][0]["seconds"] == 6.0 and found["seconds"] == 36.003
+
+
 def test_what_is_no_number_judges_nothing() -> None:
     named = ("val/top1", "val/map")
     assert goodness({"val/top1": float("nan"), "val/map": 0.5}, named) == 0.5

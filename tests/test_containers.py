@@ -291,6 +291,13 @@ def test_a_tiff_is_as_good_as_its_first_page(big: bool, capsys: pytest.CaptureFi
     assert images.decode(tiff([(274, 3, 1, 6), (34665, 4, 1, 8)], big=big), "x").shape == (30, 20, 3)
 
 
+def test_what_libtiff_thinks_of_a_file_stays_off_the_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    data = encoded(np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8), "TIFF", compression="tiff_lzw")
+    with pytest.raises(ImageError):
+        images.decode(data[:300] + bytes(range(60)) + data[360:], "x")
+    assert capfd.readouterr().err == ""
+
+
 def test_a_tiff_whose_directory_makes_no_sense() -> None:
     for data, reason in (
         (tiff(t256=0), "no extent"),

@@ -522,7 +522,15 @@ def test_native_size_is_the_median(tmp_path: Path) -> None:
         write(tmp_path / f"{number}.png", height=height, width=width)
     images = open_dataset(tmp_path).train
     assert native_size(images) == (30, 30)
-    assert native_size(images, sample=2) == native_size(images, sample=2)
+
+
+def test_of_many_images_64_are_looked_at_and_always_the_same(tmp_path: Path) -> None:
+    for number in range(70):
+        write(tmp_path / f"{number:02}.png", height=1 + number, width=101 - number)
+    images = open_dataset(tmp_path).train
+    looked = np.sort(np.random.default_rng(0).permutation(70)[:64])
+    assert native_size(images) == (int(np.median(1 + looked)), int(np.median(101 - looked)))
+    assert native_size(images) != native_size(images.subset(range(64)))
 
 
 def test_native_size_passes_over_bad_images(tmp_path: Path) -> None:

@@ -112,6 +112,11 @@ def test_json_with_several_labels(tmp_path: Path) -> None:
     assert data.train.class_names == ("a", "b") and data.train.labels.tolist() == [[0, 1], [1, -1]]
     with pytest.raises(DataError, match="several labels each"):
         open_dataset(tmp_path / "x.tar")
+    for part, label in (("val", "a"), ("train", ["a", "b"])):
+        tar(tmp_path / "d" / f"{part}.tar", {"0.png": image(0), "0.json": json.dumps({"label": label}).encode()})
+    data = open_dataset(tmp_path / "d", multi_label=True)
+    assert data.val is not None
+    assert (data.train.labels.tolist(), data.val.labels.tolist()) == ([[0, 1]], [[0, -1]]), "one of several is enough"
     path = tar(tmp_path / "y.tar", {"a.png": image(0), "a.json": b'{"label": ["a", 0.5]}'})
     with pytest.raises(DataError, match="has no label under"):
         open_dataset(path)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bigtransfer.data import ImageSet, Splits, open_dataset
-from bigtransfer.data.checks import Copy, check, contradictory, find_copies, find_unreadable, leaked
+from bigtransfer.data.checks import Copy, check, contradictory, find_copies, leaked
 from bigtransfer.data.layout import Part
 from bigtransfer.data.sources import Files
 from bigtransfer.data.splits import hold_out, imbalance, load_split, per_class, save_split
@@ -197,13 +197,10 @@ def damaged(root: Path) -> ImageSet:
 
 
 def test_every_bad_image_is_found_with_its_reason(tmp_path: Path) -> None:
-    images = damaged(tmp_path)
-    for workers in (1, 4):
-        errors = find_unreadable(images, workers=workers)
-        assert [error.name for error in errors] == [
-            str(tmp_path / name) for name in ("cat/001.png", "cat/003.png", "dog/002.png")
-        ]
-        assert [next(word for word in ("empty", "truncated", "web page") if word in error.reason) for error in errors]
+    _, errors = check(damaged(tmp_path), skip_bad=True)
+    reasons = {"cat/001.png": "empty", "cat/003.png": "truncated", "dog/002.png": "web page"}
+    assert [error.name for error in errors] == [str(tmp_path / name) for name in reasons]
+    assert [reason in error.reason for error, reason in zip(errors, reasons.values(), strict=True)] == [True] * 3
 
 
 def test_check_stops_or_skips(tmp_path: Path, capsys, monkeypatch) -> None:
@@ -219,6 +216,11 @@ def test_check_stops_or_skips(tmp_path: Path, capsys, monkeypatch) -> None:
     assert kept.labels.tolist() == [0, 0, 1, 1]
     assert "Checking images" in capsys.readouterr().err
     assert check(kept) == (kept, [])
+    unlabelled = dataclasses.replace(images, labels=None, class_names=())
+    kept, errors = check(unlabelled, skip_bad=True)
+    assert names(kept) == ["cat/000.png", "cat/002.png", "dog/000.png", "dog/001.png"] and len(errors) == 3
+    with pytest.raises(DataError, match="No image can be read"):
+        check(unlabelled.subset([1]), skip_bad=True)
 
 
 def test_a_class_must_not_vanish(tmp_path: Path) -> None:
@@ -277,7 +279,7 @@ def test_trashnet_is_whole(shared_data: Path) -> None:
     images = open_dataset(shared_data / "trashnet.tar").train
     train, val = hold_out(images, 0.1)
     assert len(val) == 253
-    assert find_unreadable(val) == []
+    assert check(val) == (val, [])
     few = per_class(train, 10)
     assert few.class_counts().tolist() == [10] * 6
     assert find_copies({"train": few, "val": val}) == []

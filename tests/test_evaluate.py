@@ -115,6 +115,29 @@ def test_unreadable_images_are_left_out_and_told(model, tmp_path, capsys):
     assert bit(model, tmp_path, "--skip-bad-images", "--json", tmp_path / "all.json") == 0
     record = json.loads((tmp_path / "all.json").read_text())
     assert len(record["unreadable"]) == 1 and record["images"] == 7
+    for name, i in [(name, i) for name in COLOURS for i in range(1, 4)][2:]:
+        (tmp_path / name / f"{i}.png").write_bytes(b"")
+    capsys.readouterr()
+    assert bit(model, tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert "11 images cannot be read" in printed and "  ... and 1 more\n" in printed
+    assert printed.count("the file is empty") == 10
+    (tmp_path / "red" / "1.png").unlink()
+    assert bit(model, tmp_path) == 1
+    printed = capsys.readouterr().out
+    assert printed.count("the file is empty") == 10 and "more" not in printed
+
+
+def test_a_model_that_may_give_several_classes_on_images_of_one_says_what_counts(model, data, tmp_path, capsys):
+    network = weights.load(model)
+    network.card = dataclasses.replace(network.card, multi_label=True, thresholds=(0.5,) * 4)
+    weights.save(tmp_path / "several.safetensors", network)
+    assert bit(tmp_path / "several.safetensors", data) == 0
+    assert "these images have one each: what else it gives counts as wrong" in capsys.readouterr().err
+    rows = [f"{data}/test/{name}/0.png,{name}|white" for name in COLOURS]
+    (tmp_path / "table.csv").write_text("\n".join(["image,label", *rows]))
+    assert bit(tmp_path / "several.safetensors", tmp_path / "table.csv", "--label-separator", "|") == 0
+    assert "have one each" not in capsys.readouterr().err
 
 
 def test_classes_that_differ_are_listed(model, tmp_path, capsys):

@@ -264,6 +264,22 @@ def test_crc32c_where_its_c_part_is_missing(server: Server, monkeypatch: pytest.
     assert sys.modules["google_crc32c"].implementation == "python"
 
 
+def test_hashes_where_the_system_allows_them_for_other_than_security_only(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As systems under FIPS 140 do with MD5."""
+    allowed = hashlib.new
+
+    def strict(name: str, data: bytes = b"", *, usedforsecurity: bool = True) -> object:
+        if usedforsecurity:
+            raise ValueError("[digital envelope routines] unsupported")
+        return allowed(name, data, usedforsecurity=False)
+
+    monkeypatch.setattr(hashlib, "new", strict)
+    server.answer = lambda h: h.file({"x-goog-hash": f"md5={md5()}"})
+    assert fetch.fetch(server.address).read_bytes() == CONTENT
+
+
 def test_several_hash_headers(server: Server) -> None:
     def answer(handler: Handler) -> None:
         handler.send_response(200)

@@ -253,6 +253,9 @@ def test_a_training_from_the_closed_form_fits_into_its_budget() -> None:
     assert tuned(300).crop == 96 and tuned(300, crops=(48,)).crop == 48
     assert (tuned(20).crop, tuned(20).steps) == (48, 62) and tuned(1).steps == hyperrule.FEWEST_STEPS
     assert tuned(100, spent=99).steps == 31, "a tenth of the budget is left to it at least"
+    # Three passes are 94 steps of 32, which take 53.5 s at 64 px; of 200 images 80 steps are needed all the same, 45.5 s.
+    assert [tuned(seconds).crop for seconds in (53.4, 53.5)] == [48, 64]
+    assert [tuned(seconds, images=200).crop for seconds in (45.4, 45.6)] == [48, 64]
 
 
 def test_a_budget_of_hours_is_given_back() -> None:

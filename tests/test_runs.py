@@ -22,7 +22,7 @@ from bigtransfer.errors import BitError, RunError
 from bigtransfer.feed.augment import Growth, InceptionCrop
 from bigtransfer.jobs import training
 from bigtransfer.jobs.finetune.decision import Facts, FinetunePlan, decide
-from bigtransfer.jobs.plan import recall, record, run_folder
+from bigtransfer.jobs.plan import recall, record, run_folder, same_threads
 from bigtransfer.jobs.pretrain import Facts as PretrainFacts
 from bigtransfer.jobs.pretrain import PretrainPlan
 from bigtransfer.jobs.pretrain import decide as decide_pretraining
@@ -225,6 +225,15 @@ def test_where_a_run_lives_by_default() -> None:
     assert folder(None, "a/photos/", "bit-t-r26x1") == Path("runs/photos-bit-t-r26x1")
     assert folder(None, "hf:user/name", "runs/first/model.safetensors") == Path("runs/name-model")
     assert folder(None, "shards/train-{000..009}.tar", "r50x1").name == "train--000..009-.tar-r50x1"
+
+
+def test_a_resume_computes_with_the_threads_of_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("torch.get_num_threads", lambda: 2)
+    monkeypatch.setattr("torch.set_num_threads", asked.append)
+    for threads in (None, 0, 2, 1, 3):
+        same_threads(threads)
+    assert asked == [1, 3]
 
 
 # --- What is decided

@@ -252,8 +252,11 @@ def test_features_are_kept_under_the_weights_the_preparation_and_the_images(root
     assert torch.equal(Workbench(other, {}, seed=0).features(images, Preparation())[0], first)
     looked = []
     images.store.read = lambda *_: looked.append(1)  # type: ignore[method-assign]
-    assert torch.equal(Workbench(other, {}, seed=0).features(images, Preparation())[0], first)
+    bench = Workbench(other, {}, seed=0)
+    assert bench.used is None
+    assert torch.equal(bench.features(images, Preparation())[0], first)
     assert not looked
+    assert bench.used == Preparation().spec(other.card), "a result says how they were seen"
 
 
 def _result(**changes: object) -> results.Result:

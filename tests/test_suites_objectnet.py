@@ -186,6 +186,13 @@ def test_the_form_of_the_challenge_is_read(tmp_path: Path) -> None:
     (folder / "answers" / "answers-test.json").write_text(json.dumps({"a.png": 1}))
     with pytest.raises(DataError, match=r"does not say what b\.png, c\.png show"):
         benchmark(2).open(tmp_path, ["test"])
+    (folder / "images").rename(folder / "elsewhere")
+    with pytest.raises(DataError, match="has no folders of ObjectNet"):
+        benchmark(2).open(tmp_path, ["test"])
+    (folder / "elsewhere").rename(folder / "images")
+    (folder / "answers" / "answers-test.json").unlink()
+    with pytest.raises(DataError, match="has no folders of ObjectNet"):
+        benchmark(2).open(tmp_path, ["test"])
 
 
 # --- Boxes

@@ -15,6 +15,7 @@ from bigtransfer.errors import DataError
 from bigtransfer.suites import registry
 from bigtransfer.suites.benchmark import Benchmark
 from bigtransfer.suites.omnibenchmark import OmniProbe
+from bigtransfer.suites.protocol import Measurement
 from tests.transfer_makers import PixelBench, rearranged
 
 REALM, CLASSES = "amphibian", 20
@@ -147,6 +148,22 @@ def test_choosing_on_what_is_measured_is_never_worse_and_says_so(parts: dict) ->
     looks = dataclasses.replace(QUICK, select_on="eval", lambdas=(0.1,), steps=2).measure(PixelBench(parts, noise=0.5))
     assert best[0].value >= max(fair[0].value, looks[0].value)
     assert "on the very images" in best[0].note
+
+
+def test_the_best_of_each_number_is_taken_where_it_is_chosen_on_what_is_measured(parts: dict) -> None:
+    """Of both, whatever lambda and step the other has its best with; the interval is that of the best top-1."""
+    uneven = {**parts, "val": parts["val"].subset([*range(40), *range(7)])}
+
+    def measured(lambdas: tuple[float, ...], steps: int, every: int) -> list[Measurement]:
+        probe = OmniProbe(steps=steps, every=every, lambdas=lambdas, select_on="eval", held_out=0.0)
+        return list(probe.measure(PixelBench(uneven, noise=0.5)))
+
+    single = [measured((factor,), step, step) for factor in (1e-4, 10.0) for step in (1, 2)]
+    top1, per_class = ([one[number].value for one in single] for number in (0, 1))
+    assert min(top1) < max(top1) and min(per_class) < max(per_class)
+    best = measured((1e-4, 10.0), 2, 1)
+    assert [one.value for one in best] == [max(top1), max(per_class)]
+    assert best[0].interval == single[top1.index(max(top1))][0].interval
 
 
 def test_the_choice_never_sees_what_is_measured(parts: dict) -> None:

@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from bigtransfer import cli, hyperrule, weights
+from bigtransfer import catalog, cli, hyperrule, weights
+from bigtransfer.config import ConvertConfig
+from bigtransfer.jobs import convert
+from bigtransfer.weights import configs
 from tests.test_weights import CLASSES, assert_same_logits, assert_same_weights, card_of, ours
 
 
@@ -56,6 +59,12 @@ def test_convert_there_and_back(
     kept = name not in ("out.npz", "bit.pth.tar", "timm.pth")
     assert kept == ((card.class_names, card.input) == (card_of().class_names, card_of().input))
     assert kept != ("no place for the class names" in out)
+    use = {
+        "out.safetensors": f"bit predict {there} IMAGES",
+        "folder": f'transformers.AutoModelForImageClassification.from_pretrained("{there}")',
+        "timm-folder": f'timm.create_model("local-dir:{there}", pretrained=True)',
+    }
+    assert out.partition("Use it:\n  ")[2] == (f"{use[name]}\n" if name in use else "")
 
 
 def test_convert_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -74,6 +83,14 @@ def test_convert_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert cli.main(["convert", str(run), str(there), "--to", "npz", "--overwrite"]) == 0
     (tmp_path / "folder").write_text("")
     assert "is a file already" in refused(str(run), str(tmp_path / "folder"), "--to", "transformers", "--overwrite")
+
+
+def test_a_published_network_has_a_name_in_timm(tmp_path: Path) -> None:
+    config = ConvertConfig(source="x", destination=str(tmp_path / "x.pth"), to="timm")
+    created = f'timm.create_model("resnetv2_50x1_bit", checkpoint_path="{tmp_path}/x.pth", num_classes=2)'
+    name = configs.timm_name(catalog.ARCHITECTURES["r50x1"])
+    assert convert._use(config, 2, name) == created
+    assert convert._use(dataclasses.replace(config, to="npz"), 2, name) == ""
 
 
 def test_convert_in_half_the_size(run: Path, tmp_path: Path) -> None:

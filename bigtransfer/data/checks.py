@@ -21,38 +21,26 @@ from bigtransfer.errors import DataError, ImageError, UnreadableImages
 T = TypeVar("T")
 
 
-def check(
-    images: ImageSet, *, skip_bad: bool = False, workers: int | None = None, progress: bool = False
-) -> tuple[ImageSet, list[ImageError]]:
+def check(images: ImageSet, *, skip_bad: bool = False, progress: bool = False) -> tuple[ImageSet, list[ImageError]]:
     """The set without the images that cannot be decoded, and the reason for each of those.
 
     Raises UnreadableImages, which lists all of them, if there are any and not `skip_bad`; DataError if a class loses its last image.
-    `workers` and `progress` as in `find_unreadable`.
+    Every image is decoded once, in a thread per core (Pillow decodes outside of Python's lock). progress: show a bar on stderr.
     """
-    bad = _unreadable(images, workers, progress)
+    found = _for_each(images, _decode_error, "Checking images" if progress else None)
+    bad = {i: error for i, error in enumerate(found) if error is not None}
     errors = list(bad.values())
     if not bad:
         return images, errors
     if not skip_bad:
         raise UnreadableImages(errors, len(images))
     kept = images.subset(np.setdiff1d(np.arange(len(images)), list(bad)))
-    lost = (
-        np.array([], dtype=np.int64)
-        if images.labels is None
-        else np.flatnonzero((images.class_counts() > 0) & (kept.class_counts() == 0))
-    )
+    labelled = images.labels is not None
+    lost = np.flatnonzero((images.class_counts() > 0) & (kept.class_counts() == 0)) if labelled else ()
     if len(lost) or not len(kept):
         what = f"no image of {listed(images.class_names[label] for label in lost)}" if len(lost) else "no image"
         raise DataError(f"{what[0].upper()}{what[1:]} can be read. {UnreadableImages(errors, len(images))}")
     return kept, errors
-
-
-def find_unreadable(images: ImageSet, workers: int | None = None, progress: bool = False) -> list[ImageError]:
-    """Decodes every image once and returns an error for each that cannot be, in the set's order.
-
-    workers: decoding threads (Pillow decodes outside of Python's lock); None: one per core. progress: show a bar on stderr.
-    """
-    return list(_unreadable(images, workers, progress).values())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +54,7 @@ class Copy:
     """Names of its classes; empty if it has no labels."""
 
 
-def find_copies(parts: Mapping[str, ImageSet], workers: int | None = None) -> list[list[Copy]]:
+def find_copies(parts: Mapping[str, ImageSet]) -> list[list[Copy]]:
     """Images that are the same byte for byte, within a part or between parts: all that are alike together, in the order of the parts.
 
     Images that cannot be read are passed over.
@@ -74,7 +62,7 @@ def find_copies(parts: Mapping[str, ImageSet], workers: int | None = None) -> li
     seen: dict[bytes, tuple[str, int]] = {}
     alike: dict[bytes, list[tuple[str, int]]] = {}
     for part, images in parts.items():
-        for i, digest in enumerate(_for_each(images, _digest, workers)):
+        for i, digest in enumerate(_for_each(images, _digest)):
             if digest is None:
                 continue
             first = seen.setdefault(digest, (part, i))
@@ -90,7 +78,7 @@ _COMPARED = 50_000
 """The most images whose contents a fingerprint takes in: their bytes are read each time it is asked for."""
 
 
-def fingerprint(data: Splits, workers: int | None = None) -> str:
+def fingerprint(data: Splits) -> str:
     """A digest of which images a data set holds, in which parts, with which classes; and of the contents of at most `_COMPARED` images that
     lie here as files, loose or packed, of more the sizes of loose ones."""
     digest = hashlib.sha256()
@@ -103,7 +91,7 @@ def fingerprint(data: Splits, workers: int | None = None) -> str:
             digest.update(images.name(i).encode("utf-8", "surrogateescape") + b"\0")
         # Of what is gone or not to be looked at the name counts.
         if images.store.encoded and not images.store.remote and few:
-            digest.update(b"".join(content or b"\0" for content in _for_each(images, _digest, workers)))
+            digest.update(b"".join(content or b"\0" for content in _for_each(images, _digest)))
         elif isinstance(images.store, Files):
             for row in map(int, images.rows):
                 with contextlib.suppress(OSError):
@@ -127,11 +115,6 @@ def _classes(images: ImageSet, i: int) -> tuple[str, ...]:
     return tuple(images.class_names[label] for label in np.atleast_1d(images.labels[i]) if label >= 0)
 
 
-def _unreadable(images: ImageSet, workers: int | None, progress: bool) -> dict[int, ImageError]:
-    found = _for_each(images, _decode_error, workers, "Checking images" if progress else None)
-    return {i: error for i, error in enumerate(found) if error is not None}
-
-
 def _decode_error(images: ImageSet, i: int) -> ImageError | None:
     try:
         images.read(i)
@@ -149,14 +132,12 @@ def _digest(images: ImageSet, i: int) -> bytes | None:
         return None
 
 
-def _for_each(
-    images: ImageSet, job: Callable[[ImageSet, int], T], workers: int | None, title: str | None = None
-) -> list[T]:
+def _for_each(images: ImageSet, job: Callable[[ImageSet, int], T], title: str | None = None) -> list[T]:
     """The results of `job(images, i)` for every image, in order, worked out in threads; with a bar if it has a title."""
     blocks = [range(start, min(start + 32, len(images))) for start in range(0, len(images), 32)]
     results: list[T] = []
     with (
-        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=len(images), desc=title, unit="img", disable=None if title else True, leave=False) as bar,
     ):
         for block in pool.map(lambda block: [job(images, i) for i in block], blocks):

@@ -200,7 +200,7 @@ class _Type:
         pass
 
 
-def _made_of_text(text: Any, coding: Any = "latin1") -> bytes:
+def _made_of_text(text: Any, coding: Any) -> bytes:
     """How Python 3 writes bytes in old pickles."""
     if not isinstance(text, str) or coding not in ("latin1", b"latin1"):
         raise pickle.UnpicklingError("bytes in an unknown coding")

@@ -83,7 +83,7 @@ def open_dataset(
     return splits
 
 
-def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3) -> ImageSet:
+def open_images(sources: Sequence[str | os.PathLike[str]]) -> ImageSet:
     """Images without labels, from files (of any name), folders (all images below) and patterns, in that order; each file once.
 
     The names of the set are the paths as given. Raises DataError for what does not exist or has no images.
@@ -102,7 +102,7 @@ def open_images(sources: Sequence[str | os.PathLike[str]], *, channels: int = 3)
             if not found:
                 raise DataError(f"There is no image, folder or match for {_shown(source)}.")
         paths.update(dict.fromkeys(found))
-    return ImageSet(Files(Path.cwd(), paths), np.arange(len(paths), dtype=np.int64), None, (), channels)
+    return ImageSet(Files(Path.cwd(), paths), np.arange(len(paths), dtype=np.int64), None, ())
 
 
 def cache_folder() -> Path:

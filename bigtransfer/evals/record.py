@@ -13,7 +13,7 @@ import numpy as np
 
 from bigtransfer import records
 from bigtransfer.data.sources import ImageSet
-from bigtransfer.errors import BitError, ImageError, RunError
+from bigtransfer.errors import ImageError, RunError
 from bigtransfer.evals.metrics import CALIBRATION_BINS, Classification
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.runs import atomic_write
@@ -383,13 +383,13 @@ def write_record(path: str | os.PathLike[str], record: Evaluation | LabelsEvalua
         temporary.write_text("{\n" + ",\n".join(parts) + "\n}\n", encoding="utf-8", errors="backslashreplace")
 
 
-def read_record(path: str | os.PathLike[str], error: type[BitError] = RunError) -> Evaluation | LabelsEvaluation | None:
+def read_record(path: str | os.PathLike[str]) -> Evaluation | LabelsEvaluation | None:
     """The evaluation in a file that `write_record` wrote; None if it holds `{}`, as of a run that had nothing to measure on.
 
-    Raises FileNotFoundError where there is no such file, and `error`, naming the file and the field, for one of another form.
+    Raises FileNotFoundError where there is no such file, and RunError, naming the file and the field, for one of another form.
     """
-    found = records.read(path, dict[str, Any], error)
+    found = records.read(path, dict[str, Any], RunError)
     if not found:
         return None
     form = LabelsEvaluation if found.get("multi_label") else Evaluation
-    return records.convert(found, form, str(path), error)
+    return records.convert(found, form, str(path), RunError)

@@ -136,9 +136,9 @@ def curve(
     )
 
 
-def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers from low to high."""
-    raw = (high - low) / about
+def ticks(low: float, high: float) -> list[float]:
+    """Round numbers from low to high, about six."""
+    raw = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
@@ -173,11 +173,14 @@ def smoothed(points: Sequence[Point]) -> list[Point]:
     return result
 
 
-def thinned(points: Sequence[Point], most: int = 400) -> list[Point]:
-    """At most about `most` points; each stretch keeps its lowest and highest, so that no peak is lost."""
-    if len(points) <= most:
+_MOST_POINTS = 400
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most about `_MOST_POINTS`; each stretch keeps its lowest and highest, so that no peak is lost."""
+    if len(points) <= _MOST_POINTS:
         return list(points)
-    size = math.ceil(2 * len(points) / most)
+    size = math.ceil(2 * len(points) / _MOST_POINTS)
     kept = []
     for start in range(0, len(points), size):
         stretch = points[start : start + size]

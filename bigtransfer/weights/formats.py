@@ -276,8 +276,8 @@ def _state_dict(loaded: Any, depth: int = 4) -> Mapping[str, Tensor] | None:
     return next((state for state in held if state is not None), None)
 
 
-def _cut(text: str, most: int = 80) -> str:
-    return text if len(text) <= most else text[:most] + "..."
+def _cut(text: str) -> str:
+    return text if len(text) <= 80 else text[:80] + "..."
 
 
 # --- Writing

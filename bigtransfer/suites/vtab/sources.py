@@ -243,18 +243,17 @@ def _named(folder: Path, split: str) -> Pool | None:
     return _array_pool(split, pixels, np.load(folder / f"{split}-labels.npy", allow_pickle=False))
 
 
-def _array_pool(split: str, pixels: np.ndarray, labelled: np.ndarray, names: Sequence[str] | None = None) -> Pool:
-    """A pool whose keys are the places in an array, or `names`."""
+def _array_pool(split: str, pixels: np.ndarray, labelled: np.ndarray) -> Pool:
+    """A pool whose keys are the places in an array."""
     if len(pixels) != len(labelled):
         raise ValueError(f"{len(pixels):,} images of {split} have {len(labelled):,} labels")
-    keys = range(len(labelled)) if names is None else names
 
     def store(places: np.ndarray) -> Store:
         # In the array's order, which a file is read fastest in.
         ascending, back = np.unique(places, return_inverse=True)
         return Rows(np.asarray(pixels[ascending])[back], [f"{split}/{place:05d}" for place in places.tolist()])
 
-    return Pool(keys=keys, labels=labelled, images=store)
+    return Pool(keys=range(len(labelled)), labels=labelled, images=store)
 
 
 def cifar100(folder: Path) -> dict[str, Pool]:
