@@ -144,6 +144,7 @@ class ResNetV2(nn.Module):
         self.num_features = channels
         self.global_pool = "avg"
         self.grad_checkpointing = False
+        self.norm_checkpointing = False
         self.head: nn.Module = nn.Linear(channels, num_classes) if num_classes else nn.Identity()
         self._card = ModelCard.bare(self.architecture, num_classes)
         self.reset_parameters()
@@ -197,8 +198,8 @@ class ResNetV2(nn.Module):
         """The last map after the final norm and ReLU: `(n, 2048 * width, ~h / 32, ~w / 32)`, in the input's dtype."""
         x = self._stem(x)[1]
         for block in self.blocks:
-            if self.grad_checkpointing and not torch.jit.is_scripting():
-                x = _recomputed(block, x)
+            if (self.grad_checkpointing or self.norm_checkpointing) and not torch.jit.is_scripting():
+                x = _recomputed(block, x, self.grad_checkpointing)
             else:
                 x = block(x)
         return self.norm(x)
@@ -270,7 +271,10 @@ class ResNetV2(nn.Module):
         maps = [first] if 0 in wanted else []
         last = max(wanted) if stop_early else count - 1
         for index, block in enumerate(self.blocks[:last], start=1):
-            x = _recomputed(block, x) if self.grad_checkpointing else block(x)
+            if self.grad_checkpointing or self.norm_checkpointing:
+                x = _recomputed(block, x, self.grad_checkpointing)
+            else:
+                x = block(x)
             if index in wanted:
                 maps.append(self.norm(x) if norm and index == count - 1 else x)
         if intermediates_only:
@@ -311,14 +315,20 @@ class ResNetV2(nn.Module):
         self.head = head.train(self.training)
         self._card = self._card.with_classes(num_classes)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: bool = True, *, norms_only: bool = False) -> None:
         """Whether training keeps only each residual unit's input and computes the rest again for the gradients: a fraction of the
-        memory, a third more time, the same numbers. Raises ConfigError with BatchNorm, which would count every batch twice."""
+        memory, a third more time, the same numbers. Raises ConfigError with BatchNorm, which would count every batch twice.
+
+        norms_only: keeps the inputs of all norms, and computes only their results again, which the convolutions would keep: half of the
+        activations, a few percent more time, the same numbers. For the fast forms of the norm only (`ops.norms_recomputed`), not under
+        torch.compile.
+        """
         if enable and self.architecture.norm == "bn":
             raise ConfigError(
                 "Gradient checkpointing is not for BatchNorm: its running statistics would see every batch twice."
             )
-        self.grad_checkpointing = enable
+        self.grad_checkpointing = enable and not norms_only
+        self.norm_checkpointing = enable and norms_only
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """All parameters but the head's."""
@@ -377,7 +387,10 @@ class JoinedResNetV2(ResNetV2):
         x = self._stem(x)[1]
         pooled = []
         for number, block in enumerate(self.blocks[: max(readout.blocks) + 1]):
-            x = _recomputed(block, x) if self.grad_checkpointing else block(x)
+            if self.grad_checkpointing or self.norm_checkpointing:
+                x = _recomputed(block, x, self.grad_checkpointing)
+            else:
+                x = block(x)
             if number in readout.blocks:
                 # The norm that the map meets next in the network, too.
                 last = number + 1 == len(self.blocks)
@@ -415,15 +428,21 @@ def joined(network: ResNetV2, readout: Readout | None, beside: ResNetV2 | None =
         setattr(other, name, getattr(network, name))
     if beside is not None:
         other.beside = beside
-    other.grad_checkpointing = network.grad_checkpointing
+    other.grad_checkpointing, other.norm_checkpointing = network.grad_checkpointing, network.norm_checkpointing
     other.card = dataclasses.replace(network.card.with_classes(0), architecture=own)
     return other.train(network.training)
 
 
-def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """`block(x)`, of which only the units' inputs are kept for the backward pass."""
+def _recomputed(block: nn.Module, x: Tensor, units: bool) -> Tensor:
+    """`block(x)`, of which only the units' inputs are kept for the backward pass; or, with `units` False, only the norms' inputs."""
     for unit in block.children():
-        x = cast(Tensor, checkpoint(unit, x, use_reentrant=False, preserve_rng_state=False))
+        if units:
+            x = cast(Tensor, checkpoint(unit, x, use_reentrant=False, preserve_rng_state=False))
+        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
+            with ops.norms_recomputed():
+                x = unit(x)
+        else:
+            x = unit(x)
     return x
 
 

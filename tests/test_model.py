@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -471,6 +472,52 @@ def test_gradient_checkpointing() -> None:
     )
     with pytest.raises(ConfigError, match="BatchNorm"):
         model.ResNetV2(TINY, norm="bn").set_grad_checkpointing()
+
+
+@pytest.mark.skipif(native.library() is None, reason="no working C compiler here, and so no fast form")
+def test_norms_can_be_computed_again_for_the_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bit for bit the same gradients, and no norm's result is kept."""
+    net = ours(network.random_params((1, 2, 1, 1), classes=3), (1, 2, 1, 1))
+    x = tensor_of(images_of(2, 33, 32))
+    hooks = torch.autograd.graph.saved_tensors_hooks
+    kept: list[torch.Tensor] = []
+    norms: list[torch.Tensor] = []  # held, so that nothing else comes to lie where they lie
+
+    class Watched(hooks):
+        """What stays after the hooks that it replaces have had their say."""
+
+        def __init__(self, pack: Callable[..., Any], unpack: Callable[..., Any]) -> None:
+            def watched(tensor: torch.Tensor) -> Any:
+                packed = pack(tensor)
+                if isinstance(packed, torch.Tensor):
+                    kept.append(packed)
+                return packed
+
+            super().__init__(watched, unpack)
+
+    def gradients() -> tuple[list[torch.Tensor], int]:
+        """And how many norms' results were kept for them."""
+        net.zero_grad()
+        kept.clear()
+        norms.clear()
+        with Watched(lambda t: t, lambda t: t):
+            y = net(x).square().sum()
+        results = len({t.data_ptr() for t in norms} & {t.data_ptr() for t in kept})
+        y.backward()
+        return [parameter.grad.clone() for parameter in net.parameters()], results
+
+    monkeypatch.setattr(torch.autograd.graph, "saved_tensors_hooks", Watched)
+    units = [module for module in net.modules() if isinstance(module, model.PreActBottleneck)]
+    for norm in (norm for unit in units for norm in (unit.norm1, unit.norm2, unit.norm3)):
+        norm.register_forward_hook(lambda module, given, y: norms.append(y))
+    plain, results = gradients()
+    assert results == 3 * len(units)
+    net.set_grad_checkpointing(norms_only=True)
+    again, results = gradients()
+    assert not results
+    assert all(torch.equal(a, b) for a, b in zip(plain, again, strict=True))
+    net.set_grad_checkpointing(False)
+    assert gradients()[1] == 3 * len(units)
 
 
 def test_backbone_parameters_are_all_but_the_head() -> None:

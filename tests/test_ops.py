@@ -190,6 +190,60 @@ def test_nan_goes_where_torch_lets_it_go(bad: float, dtype: torch.dtype) -> None
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+# ---- norms computed again for the gradients ----
+
+
+@needs_native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_computed_again_is_the_same(dtype: torch.dtype) -> None:
+    """A norm's result kept by two convolutions; gradients, also gradients of gradients, and a graph used twice."""
+    x, weight, bias, _ = leaves((2, 64, 8, 6), dtype)
+    kernels = [random((32, 64, size, size), size, dtype).requires_grad_() for size in (1, 3)]
+    arguments = (x, weight, bias, *kernels)
+
+    def result() -> Tensor:
+        y = ops.group_norm_relu(x, 32, weight, bias)
+        return ops.conv2d(y, kernels[0]) + ops.conv2d(y, kernels[1], 1, 1)
+
+    def gradients(y: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(y.square().sum(), arguments, retain_graph=True)
+
+    def of_gradients(y: Tensor) -> tuple[Tensor, ...]:
+        first = torch.autograd.grad(y.square().sum(), arguments, create_graph=True)
+        return torch.autograd.grad(sum(g.square().sum() for g in first), arguments)  # pyright: ignore
+
+    with ops.norms_recomputed():
+        y = result()
+    expected = gradients(result())
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(gradients(y), expected, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(of_gradients(y), of_gradients(result()), strict=True))
+
+
+@needs_native
+def test_what_is_not_a_norms_result_any_more_is_kept() -> None:
+    """A result that was changed, and another tensor of its shape where it lay."""
+    x, weight, bias, grad = leaves((2, 64, 8, 6), torch.float32)
+    other = random((2, 64, 8, 6), 7).requires_grad_()
+    with ops.norms_recomputed():
+        y = ops.group_norm_relu(x, 32, weight, bias)
+        with torch.no_grad():
+            y.detach().add_(1.0)
+        (found,) = torch.autograd.grad(y * other, other, grad)
+    assert torch.equal(found, y * grad)
+    places = set()
+    for _ in range(8):  # the allocator gives the same place again and again
+        with ops.norms_recomputed():
+            y = ops.group_norm_relu(x.detach(), 32, weight.detach(), bias.detach())
+            places.add(y.data_ptr())
+            del y
+            z = torch.full((2, 64, 8, 6), 3.0).contiguous(memory_format=torch.channels_last)
+            places.add(z.data_ptr())
+            (found,) = torch.autograd.grad((z * other).sum(), other)
+        assert torch.equal(found, z)
+    assert len(places) < 16, "nothing ever lay where a result had been: this test shows nothing"
+
+
 # ---- weight standardization ----
 
 

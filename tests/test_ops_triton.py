@@ -551,6 +551,35 @@ def test_a_network_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
+def test_norms_computed_again_take_less_memory_and_give_the_same_bits() -> None:
+    torch.manual_seed(0)
+    network = model.build("r50x1", 10).to(DEVICE, memory_format=torch.channels_last)  # pyright: ignore
+    torch.nn.init.normal_(network.head.weight)  # pyright: ignore
+    images = channels_last(random((16, 3, 128, 128), 1, torch.bfloat16))
+
+    def kept() -> int:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        y = network(images)
+        after = torch.cuda.memory_allocated()
+        y.square().sum().backward()
+        return after - before
+
+    def gradients() -> list[Tensor]:
+        network.zero_grad()
+        network(images).square().sum().backward()
+        return [p.grad for p in network.parameters()]  # pyright: ignore
+
+    with torch.backends.cudnn.flags(deterministic=True, benchmark=False):
+        usual, bytes_usual = gradients(), kept()
+        network.set_grad_checkpointing(norms_only=True)
+        again, bytes_again = gradients(), kept()
+    assert all(torch.equal(a, b) for a, b in zip(usual, again, strict=True))
+    assert bytes_again < 0.7 * bytes_usual
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_in_a_cuda_graph() -> None:
     def run() -> Tensor:
         return ops.group_norm_relu(x, 32, weight, bias)

@@ -21,8 +21,9 @@ from torch.autograd import forward_ad
 
 from bigtransfer.errors import ConfigError
 from bigtransfer.ops import convolution, native, plain
+from bigtransfer.ops.recompute import norms_recomputed, remembered
 
-__all__ = ["conv2d", "group_norm_relu", "pool", "standardize"]
+__all__ = ["conv2d", "group_norm_relu", "norms_recomputed", "pool", "standardize"]
 
 _log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: f
     if not torch.jit.is_scripting():
         kernels = _kernels(x, weight, bias)
         if kernels is not None and kernels.takes_map(x, groups, weight, bias):
-            return kernels.group_norm_relu(x, groups, weight, bias, eps)
+            return remembered(kernels.group_norm_relu, x, groups, weight, bias, eps)
     return plain.group_norm_relu(x, groups, weight, bias, eps)
 
 
