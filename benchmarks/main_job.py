@@ -4,9 +4,10 @@
     python -m benchmarks.main_job table --cells CELLS.jsonl [MORE.jsonl ...] --to benchmarks/results/main-job_cpu_DATE.md
     OMP_NUM_THREADS=1 taskset -c 1 python -m benchmarks.main_job time --set SETS/NAME --models NAME FILE ... --to TIMES.md
 
-SETS holds a folder per image set, each with train/ and test/ and in these a folder per class. Of every set, 5, 25, 100 and all images
-per class are drawn by the seed, the same for all methods; a class that has fewer gives all it has, and a number that no class exceeds is
-left out because it is the same as all. A method sees those images; what it has learnt is measured on all of test/.
+SETS holds a folder per image set, each with train/ and test/ and in these a folder per class: `benchmarks.sets` makes those of the results.
+Of every set, 5, 25, 100 and all images per class are drawn by the seed, the same for all methods; a class that has fewer gives all it has,
+and a number that no class exceeds is left out because it is the same as all. A method sees those images; what it has learnt is measured
+on all of test/.
 
 One line of JSON is appended to --out when a cell is done, and cells that are there are not measured again: the same command goes on after a
 stop, and --names, --counts, --seeds and --methods say which cells of the whole are wanted now. --as tells two versions of a method apart:
