@@ -621,6 +621,28 @@ def test_processes_work_ahead_and_no_further(ahead: int) -> None:
     assert list(results) == list(range(3, 1000))
 
 
+AFTER_THREADS = """
+import multiprocessing
+import torch
+from bigtransfer.feed.background import in_processes
+def work(item, stopped):
+    return torch.full((1 << 22,), item).clone()
+multiprocessing.set_start_method("fork")
+torch.set_num_threads(4)
+torch.ones(1 << 22).add_(1)
+print(*[int(result[0]) for result in in_processes(work, range(4), processes=2)])
+"""
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_workers_do_not_wait_for_threads_that_the_main_process_had() -> None:
+    """OpenMP's are not there after a fork, and an operation that wants them never ends."""
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_THREADS], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert done.stdout.split() == ["0", "1", "2", "3"]
+
+
 UNCLOSED = """
 import multiprocessing, os, sys, time
 from bigtransfer.feed.background import in_processes

@@ -7,6 +7,7 @@ import contextlib
 import multiprocessing
 import multiprocessing.connection
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -123,6 +124,10 @@ def _died(process: Any) -> DataError:
 
 def _serve(function: Callable[[Any, Stopped], Any], pipe: Any, stop: Any) -> None:
     """A worker's life: until it is told to stop, or the main process is gone."""
+    # A forked process does not have the threads that torch's operations ran on before, and would wait for them for ever; each worker
+    # has a core of its own anyway. Not imported for this: it takes seconds.
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
     # Ctrl-C in a terminal, and many a scheduler's SIGTERM, reach all of a job's processes; only the main one shall act on them.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
