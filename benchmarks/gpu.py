@@ -719,7 +719,8 @@ def table(rows: Sequence[Row], commit: str = "", command: str = "") -> str:
     rest = by_part["left out"] + by_part["error"]
     if rest:
         lines += ["", "## Left out", ""]
-        lines += [f"- {row['name']}: {row.get('why') or row.get('error')}" for row in rest]
+        # Of an error of CUDA the rest is advice.
+        lines += [f"- {row['name']}: {str(row.get('why') or row.get('error')).splitlines()[0]}" for row in rest]
     return "\n".join(lines) + "\n"
 
 
