@@ -214,9 +214,9 @@ def _last_features() -> Look:
     return Look(model.card.input, lambda batches: linear.extract_features(model, batches, "cpu", dtype))
 
 
-def _views(model: ResNetV2) -> tuple[View, ...]:
-    """Those that the closed form chooses from."""
-    return closed.views(model, start.size or model.card.input.size, mirrored=True)
+def _views(model: ResNetV2, size: int | None = None) -> tuple[View, ...]:
+    """Those that the closed form chooses from. size: px of the images that the network was trained at; None: as --size or its card says."""
+    return closed.views(model, size or start.size or model.card.input.size, mirrored=True)
 
 
 def _seen(model: ResNetV2, view: View) -> Look:
@@ -453,8 +453,8 @@ class Bench:
 # --- What an image costs
 
 
-def _looks(methods: Sequence[str], models: Sequence[str]) -> dict[str, Look]:
-    """By what the table calls them: those of the methods, where the closed form chooses every view of every network."""
+def _looks(methods: Sequence[str], models: Sequence[str], sizes: Sequence[int | None]) -> dict[str, Look]:
+    """By what the table calls them: those of the methods, where the closed form chooses every view of every network at every size."""
     found: dict[str, Look] = {}
     for method in methods:
         if method != "all-features":
@@ -464,7 +464,8 @@ def _looks(methods: Sequence[str], models: Sequence[str]) -> dict[str, Look]:
             continue
         for name in models:
             model = weights.load(name)
-            found |= {f"{Path(name).stem}, {view}": _seen(model, view) for view in _views(model)}
+            views = [view for size in sizes for view in _views(model, size)]
+            found |= {f"{Path(name).stem}, {view}": _seen(model, view) for view in views}
     return found
 
 
@@ -488,7 +489,7 @@ def timed(chosen: argparse.Namespace) -> int:
     """`time`: writes what the features of an image cost."""
     images = data.open_dataset(str(chosen.set)).train
     images = splits.evenly(images, chosen.images, seed=0)
-    spent = measured(_looks(chosen.methods, chosen.models), images, chosen.rounds)
+    spent = measured(_looks(chosen.methods, chosen.models, chosen.sizes), images, chosen.rounds)
     first = next(iter(spent))
     lines = [
         "# What the features of an image cost",
@@ -505,10 +506,12 @@ def timed(chosen: argparse.Namespace) -> int:
             f"| {name} | {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) | {ratio:.2f} |"
         )
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    sizes = " ".join(str(size) for size in chosen.sizes if size)
     lines += [
         "",
         f"- `python -m benchmarks.main_job time --set SETS/{chosen.set.name} --methods {' '.join(chosen.methods)} --models "
-        f"{' '.join(Path(one).name for one in chosen.models)} --images {chosen.images} --rounds {chosen.rounds}`",
+        f"{' '.join(Path(one).name for one in chosen.models)}{f' --sizes {sizes}' if sizes else ''} --images {chosen.images} "
+        f"--rounds {chosen.rounds}`",
         f"- {cells.machine()}; {versions}; commit of the package {cells.commit()}",
         f"- load of the machine in the last minute: {os.getloadavg()[0]:.1f}",
         *(f"- {note}" for note in chosen.notes),
@@ -791,6 +794,9 @@ def main() -> int:
     looking = [name for name, method in METHODS.items() if method.look and not method.features_of]
     third.add_argument("--methods", nargs="+", choices=looking, default=["lite0", "lite0-stages", "all-features"])
     third.add_argument("--models", nargs="+", default=[start.model], help="whose views all-features has")
+    third.add_argument(
+        "--sizes", nargs="+", type=int, default=[None], help="px that they were trained at; default: as they say"
+    )
     third.add_argument("--to", type=Path, required=True, help="the Markdown file to write")
     third.add_argument("--notes", nargs="*", default=(), help="lines for the foot")
     chosen = parser.parse_args()

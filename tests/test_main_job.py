@@ -182,9 +182,17 @@ def test_the_costs_are_written_with_every_view_of_the_closed_form(sets, tmp_path
     monkeypatch.setattr(main_job, "measured", measured)
     where = {"set": sets / "toys", "to": tmp_path / "costs.md", "notes": ["a note"]}
     main_job.timed(
-        Namespace(**where, methods=["pixels", "all-features"], models=[main_job.start.model], images=4, rounds=3)
+        Namespace(
+            **where,
+            methods=["pixels", "all-features"],
+            models=[main_job.start.model],
+            sizes=[None, 48],
+            images=4,
+            rounds=3,
+        )
     )
-    assert len(names) == 5 and names[1].startswith("bit-t-r26x1, the last map at 64 px")
+    assert len(names) == 9 and names[1].startswith("bit-t-r26x1, the last map at 64 px")
+    assert names[8] == "bit-t-r26x1, all blocks at 48 and 96 px, mirrored too"
     text = (tmp_path / "costs.md").read_text(encoding="utf-8")
     assert "| pixels | 3.00 (2.00 to 4.00) | 1.00 |" in text
     assert f"| {names[4]} | 4.00 (4.00 to 9.00) | 2.00 |" in text  # the median of 2, 1 and 3
