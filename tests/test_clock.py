@@ -151,6 +151,19 @@ def test_what_is_learnt_is_judged_by_the_losses_since_the_last_validation(tmp_pa
     assert driven(tmp_path / "c", 100, lambda _: 1.0, losses=lambda s: 0.0, values=lambda s: s, eval_every=10)[0] == 100
 
 
+def test_validations_improve_where_one_of_the_last_two_is_the_best_yet(tmp_path: Path) -> None:
+    def ended(*values: float) -> int:
+        shown = {10 * (number + 1): value for number, value in enumerate(values)}
+        place = tmp_path / "-".join(map(str, values))
+        return driven(
+            place, 60, lambda _: 1.0, losses=lambda _: 0.0, eval_every=10, values=lambda s: shown.get(s, 0.0)
+        )[0]
+
+    assert ended(0.5, 0.6, 0.4, 0.4) == 40
+    assert ended(0.3, 0.6, 0.5, 0.5) == 40
+    assert ended(0.5, 0.5, 0.5) == 30
+
+
 def test_a_run_that_goes_on_remembers_losses_and_validations(tmp_path: Path) -> None:
     def after(name: str, *log: dict[str, float]) -> int:
         return driven(

@@ -379,6 +379,7 @@ def test_bitmaps_as_text() -> None:
         (b"P3 1 1 255 1 2 x", "not whole numbers"),
         (b"P2 1 1 255 -1", "not whole numbers"),
         (b"P2 1 1 255 256", "greater"),
+        (b"P2 1 1 255 000255", "not whole numbers"),
         (b"P2 1 1 0 0", "greatest value is 0"),
         (b"P5 1 1 65536 0", "greatest value is 65536"),
         (b"P6 1", "no extent"),
@@ -389,7 +390,57 @@ def test_bitmaps_as_text() -> None:
             images.decode(data, "x")
 
 
+@pytest.mark.parametrize("blank", [b"\n", b" "])
+def test_long_texts_are_read_piece_by_piece(blank: bytes) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (600, 600))
+    text = blank.join(b"%d" % value for value in values.ravel())
+    assert len(text) > 1 << 20
+    found = images.decode(b"P2 600 600 255\n" + text + b"\n", "x", channels=1)
+    np.testing.assert_array_equal(found[:, :, 0], values)
+    # What follows the pixels is looked at as far as the piece goes in which they end; pieces may hold none.
+    behind = b"P2 2 1 255\n7 8\n" + b"#\n" * (1 << 19) + b"nothing"
+    assert images.decode(behind, "x", channels=1).tolist() == [[[7], [8]]]
+    before = b"P2 2 1 255\n" + b"#\n" * (1 << 20) + b"7 8"
+    assert images.decode(before, "x", channels=1).tolist() == [[[7], [8]]]
+
+
 # --- What it costs, known by the header
+
+
+def test_a_jpeg_of_several_scans_keeps_its_coefficients() -> None:
+    """Two bytes each, of all components until the last scan; one component is not interleaved with the others."""
+
+    def costs(data: bytes) -> tuple[float, int]:
+        read = containers.read(data)
+        return read.bytes_per_pixel, read.passes
+
+    def written(subsampling: int, mode: str = "RGB", **more: bool) -> bytes:
+        return encoded(Image.new(mode, (64, 64)), "JPEG", subsampling=subsampling, **more)
+
+    for subsampling, coefficients in ((0, 6.0), (1, 4.0), (2, 3.0)):
+        data = written(subsampling, progressive=True)
+        assert costs(data) == (coefficients, data.count(b"\xff\xda"))
+        assert costs(written(subsampling)) == (0.0, 1)
+    assert costs(written(0, "L", progressive=True))[0] == 2.0
+    apart = bytearray(written(2))
+    scan = apart.index(b"\xff\xda")
+    assert apart[scan + 4] == 3
+    apart[scan + 4] = 1
+    assert costs(bytes(apart)) == (3.0, 3)
+
+
+def test_what_decoding_costs_by_hand() -> None:
+    jpeg = containers.Encoded("JPEG", bytes(10**6), bytes_per_pixel=3.0, passes=4)
+    # Room for a quarter of the pixels, four bytes each, and 3.1 bytes for each of all; 0.02 s, 0.04 s for the bytes, 3 passes more.
+    memory, seconds = jpeg.cost(1000, 1000, (500, 500), "RGB")
+    assert (memory, seconds) == (4_100_000, pytest.approx(0.02 + 0.04 + 3 * 0.002))
+    whole = (1000, 1000)
+    memories = {
+        mode: containers.Encoded("PNG", b"").cost(*whole, whole, mode)[0] for mode in ("1", "L", "P", "I;16", "RGBA")
+    }
+    assert memories == {"1": 1_100_000, "L": 1_100_000, "P": 1_100_000, "I;16": 2_100_000, "RGBA": 4_100_000}
+    slow = containers.Encoded("BMP", bytes(10**6), slow=True)
+    assert slow.cost(*whole, whole, "P")[1] == pytest.approx(0.05 + 0.6)
 
 
 def large_png(width: int, height: int, bits: int, kind: int) -> bytes:

@@ -592,3 +592,18 @@ def test_how_far_ahead(seconds: float, distance: int) -> None:
         if step == 200:
             assert asked[-1] == step + distance
     assert asked == list(range(11, stop))
+
+
+def test_how_far_ahead_by_hand() -> None:
+    """64 at a time, until it is a minute of the pace, of which the newest step makes up a twentieth."""
+    from bigtransfer.feed.loader import FetchAhead
+
+    ahead, time, due = FetchAhead(stop=10_000), 0.0, []
+    for step, seconds in enumerate((0.0, 0.1, 2.0, 0.195, 0.195, 0.195)):
+        time += seconds
+        due.append(ahead.due(step, now=time))
+    # The pace: 0.1 s, then 0.95 * 0.1 + 0.05 * 2.0 = 0.195 s, of which a minute holds 307.
+    assert due == [range(1, 65), range(65, 129), range(129, 193), range(193, 257), range(257, 312), range(312, 313)]
+    assert ahead.due(3, now=time) == range(313, 313), "out of order: the distance of the beginning"
+    short = FetchAhead(stop=5)
+    assert [short.due(step, now=float(step)) for step in (0, 1, 7)] == [range(1, 5), range(5, 5), range(8, 8)]

@@ -272,10 +272,14 @@ def test_within_one_set(data, tmp_path, capsys):
     ]
     assert (out / "exclude-train.txt").read_text() == "train/a/2.png\ntrain/a/3.png\ntrain/b/7.png\n"
     assert (out / "exclude-test.txt").read_text() == "test/a/0.png\ntest/a/1.png\n"
-    assert "1 of 8 train images repeat an earlier one" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "1 of 8 train images repeat an earlier one" in said and "split: " not in said
+    assert f"\nlook:   {out / 'duplicates.html'}\ntable:  {out / 'duplicates.csv'}\n" in said
+    assert f"use:    bit finetune {data} --exclude {out / 'exclude-train.txt'}\n" in said
+    assert f"use:    bit evaluate MODEL {data} --exclude {out / 'exclude-test.txt'}\n" in said
 
 
-def test_a_corrected_split_as_a_split_file_and_as_a_table(data, tmp_path):
+def test_a_corrected_split_as_a_split_file_and_as_a_table(data, tmp_path, capsys):
     for name in ("split.json", "split.jsonl"):
         assert (
             cli.main(
@@ -292,6 +296,28 @@ def test_a_corrected_split_as_a_split_file_and_as_a_table(data, tmp_path):
         assert cli_names(each.train) == {"0.png", "1.png", "4.png", "5.png", "6.png"}
     assert cli.main(["dedup", str(tmp_path / "split.jsonl"), "--no-features", "--out", str(tmp_path / "again")]) == 0
     assert not [row for row in rows_of(tmp_path / "again" / "duplicates.csv") if row["verdict"] != "similar"]
+    said = capsys.readouterr().out
+    assert f"\nsplit:  {tmp_path / 'split.jsonl'}\n" in said
+    assert said.count("No test image shows the same as an image of another part.\n") == 1
+    assert "No train image" not in said and "No image repeats" not in said
+
+
+def test_a_folder_without_duplicates(tmp_path, capsys):
+    for seed in range(3):
+        (tmp_path / "d" / "ab"[seed % 2]).mkdir(parents=True, exist_ok=True)
+        picture(seed).save(tmp_path / "d" / "ab"[seed % 2] / f"{seed}.png")
+    command = ["dedup", str(tmp_path / "d"), "--no-features", "--out", str(tmp_path / "o")]
+    assert cli.main(command) == 0
+    assert "No image repeats another one.\n" in capsys.readouterr().out
+    for number in range(11):
+        (tmp_path / "d" / "a" / f"bad{number}.png").write_bytes(b"")
+    assert cli.main(command) == 1
+    said = capsys.readouterr().out
+    assert "11 images cannot be read" in said and "  ... and 1 more\n" in said and said.count("is empty") == 10
+    (tmp_path / "d" / "a" / "bad0.png").unlink()
+    assert cli.main(command) == 1
+    said = capsys.readouterr().out
+    assert said.count("is empty") == 10 and "more" not in said
 
 
 def test_the_test_side_may_give_way(data, tmp_path):

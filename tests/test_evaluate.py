@@ -70,8 +70,10 @@ def test_evaluate_measures_the_test_part_and_matches_classes_by_name(model, data
     printed = capsys.readouterr().out
     assert printed.startswith("classes: blue, green, red, white\n") and "(test): 20 images of 4 classes" in printed
     assert "100.00%   (95% interval 83.89% to 100.00%, 20 images)" in printed
+    assert printed.endswith(f"\nall numbers: {tmp_path / 'all.json'}\n") and "report:" not in printed
     record = json.loads((tmp_path / "all.json").read_text())
     assert record["top1"] == 1 and record["class_names"] == ["white", "red", "green", "blue"]
+    assert (record["model"], record["data"], record["split"]) == ("colours", str(data), "test")
     assert record["confusion"] == (5 * np.eye(4, dtype=int)).tolist()
     for row in record["predictions"]:
         assert row["name"].startswith(f"test/{record['class_names'][row['true']]}/")
@@ -88,7 +90,8 @@ def test_evaluate_agrees_with_predict(model, data, tmp_path):
 
 def test_evaluate_writes_a_report_with_pictures(model, data, tmp_path, capsys):
     assert bit(model, data, "--split", "train", "--out", tmp_path / "out") == 0
-    assert "(train): 24 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "(train): 24 images" in printed and printed.endswith(f"\nreport: {tmp_path / 'out' / 'report.html'}\n")
     report = (tmp_path / "out" / "report.html").read_text()
     assert "100.0%" in report and report.count("data:image/png") == 12
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["split"] == "train"

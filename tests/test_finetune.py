@@ -171,9 +171,12 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
     assert all(name.startswith("train/") for name in split["train"] + split["val"])
     assert json.loads((run / "unreadable.json").read_text()) == json.loads((run / "copies.json").read_text()) == []
     assert (
-        "12 train, 3 val, 12 test images of 3 classes\nclasses: blue, green, red\n" in output
-        and "bit predict" in output
+        f"data:   {data}: 12 train, 3 val, 12 test images of 3 classes\nclasses: blue, green, red\nmodel:  tiny\n"
+        in output
     )
+    assert "rule:   10 steps of 6 images, 40 -> 32 px, learning rate 3.52e-05, no MixUp, float32 on cpu\n" in output
+    ending = f"\nmodel:  {run}/model.safetensors\nreport: {run}/report.html\nnext:   bit predict {run} IMAGES\n"
+    assert output.endswith(ending)
 
 
 def test_what_is_held_out_and_drawn_is_the_seeds(data: Path, tiny: Path, tmp_path: Path) -> None:

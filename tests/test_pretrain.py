@@ -128,6 +128,21 @@ def test_too_many_unreadable_images_stop_it(data: Path, tmp_path: Path, capsys: 
     assert checkpoint.exists(tmp_path / "run")
 
 
+def test_a_share_of_unreadable_images_is_of_all_that_were_seen(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One of 16 in each of three epochs: of a whole one in the first, however early it comes, and of all of them later."""
+    bad = data / "train" / "red" / "bad.png"
+    bad.write_bytes(b"x")
+    try:
+        assert bit(flags(data, tmp_path / "run", "--epochs", "3", "--max-bad-images", "0.1")) == 0
+    finally:
+        bad.unlink()
+    left_out = [entry for line in log(tmp_path / "run") for entry in line.get("left_out", ())]
+    assert [entry["name"].rpartition("/")[2] for entry in left_out] == ["bad.png"] * len(left_out) and len(left_out) > 1
+    capsys.readouterr()
+
+
 def test_several_labels_per_image(data: Path, tmp_path: Path) -> None:
     """Sigmoid loss, from a table; the head's biases start where thousands of absent classes cost nothing."""
     table = tmp_path / "table.csv"

@@ -575,6 +575,15 @@ def test_long_values_beside_a_curve_have_room() -> None:
     assert charts.curve("x", [("line", [(1.0, 0.1), (2.0, 0.15)])], label, 0.15).left == 50
 
 
+def test_a_flat_curve_has_a_twentieth_of_room_above_and_below() -> None:
+    def levels(value: float) -> list[str]:
+        drawn = charts.curve("x", [("line", [(1.0, value), (2.0, value)])], lambda y, more: f"{y:.{1 + more}f}", value)
+        return [level.text for level in drawn.levels]
+
+    assert levels(2.0) == ["1.90", "1.95", "2.00", "2.05", "2.10"]
+    assert levels(0.0) == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+
+
 def test_a_wild_first_value_does_not_press_the_rest_flat() -> None:
     points = [(float(i + 1), 1e6 if i == 0 else 1.0 + 0.5 * (i % 2)) for i in range(100)]
     (_, placed) = charts.curve("x", [("line", points)], lambda y, more: f"{y:.{3 + more}g}", 1.0).lines[0]

@@ -194,7 +194,8 @@ def test_rows_of_one_model_say_in_what_they_differ(changes: dict[str, object], t
     one = _published("BiT-M R152x4", "VTAB-1k (19 tasks)")
     if "input" not in changes:
         whole = [_of(task, suite.name, **more) for more in ({}, changes) for task in suite.tasks]
-        assert told in published.rows(whole, [one], tmp_path)[1].remark
+        remark = published.rows(whole, [one], tmp_path)[1].remark
+        assert told in remark and ("other weights" in remark) == ("weights" in changes)
 
 
 def test_means_are_of_one_metric(tmp_path: Path) -> None:
@@ -202,6 +203,8 @@ def test_means_are_of_one_metric(tmp_path: Path) -> None:
     suite = registry.find("vtab-1k")
     one = _published("BiT-M R152x4", "VTAB-1k (19 tasks)")
     mine = [_of(task, suite.name, value=0.7) for task in suite.tasks]
+    assert "18 more of its 19 tasks: bit results --suite vtab-1k" in published.rows([], [one], tmp_path)[0].remark
+    assert "more of its" not in published.rows([], [BIT_M], tmp_path)[0].remark
     other = _changed(mine[0], metric="mean-per-class", value=0.1)
     (row,) = published.rows([other, *mine], [one], tmp_path)
     assert row.value == pytest.approx(0.7)
@@ -279,6 +282,54 @@ def test_few_shot_curves_have_a_line_of_medians_and_a_dot_for_each_draw() -> Non
     assert "Not all points are comparable" in comparison.few_shot(mixed)[0].note
 
 
+def test_a_figure_by_hand() -> None:
+    """460 by 260, of which 400 by 220 are the plot from (48, 12) on: three places 133.3 apart."""
+    (figure,) = comparison.few_shot(_curve())
+    assert (figure.width, figure.height, figure.left, figure.right, figure.top, figure.floor) == (
+        460,
+        260,
+        48,
+        12,
+        12,
+        232,
+    )
+    assert [(level.at, level.text) for level in figure.levels] == [
+        (232.0, "0%"), (177.0, "25%"), (122.0, "50%"), (67.0, "75%"), (12.0, "100%"),
+    ]  # fmt: skip
+    assert [(place.at, place.text) for place in figure.places] == [(114.7, "1"), (248.0, "5"), (381.3, "full")]
+    assert figure.title == "cifar-10, linear-probe: top-1 over images of each class"
+    assert list(figure.lines) == [
+        (0, [(114.7, 122.0), (248.0, 100.0), (381.3, 78.0)]),
+        (1, [(114.7, 188.0), (248.0, 166.0), (381.3, 144.0)]),
+    ]
+    assert list(figure.names) == [(0, "bit-t-r26x1", True), (1, "r26x1-random", True)]
+    assert [(dot.x, dot.y, dot.colour, dot.hint) for dot in (figure.dots[0], figure.dots[1], figure.dots[-1])] == [
+        (114.7, 122.0, 0, "bit-t-r26x1, 1-shot, top-1 (median): 50.00%"),
+        (114.7, 126.4, 0, "bit-t-r26x1, 1-shot, top-1 (draw -2): 48.00%"),
+        (381.3, 144.0, 1, "r26x1-random, full, top-1: 40.00%"),
+    ]
+    other = [_changed(one, seed=3) for one in _curve()[:1]]
+    assert comparison.few_shot(other)[0].names == [(0, "bit-t-r26x1, seed 3", True)]
+    unlike = [_curve()[0], _changed(_curve()[1], weights="v")]
+    assert "Not all points are comparable" in comparison.few_shot(unlike)[0].note, "a dot of other weights"
+    assert comparison.few_shot([_of(CIFAR10, "transfer"), _changed(_curve()[0], metric="mean-per-class")]) == []
+
+
+def test_bars_by_hand() -> None:
+    """Two places 200 apart, of which 160 are for the bars of two series."""
+    series = {"ours": ({1: 0.5, 2: 1.0}, True), "theirs": ({2: 0.25}, False)}
+    figure = comparison._bars("t", series, ["one", "two"], [1, 2])
+    assert [(bar.x, bar.y, bar.colour, bar.hint, wide, ours) for bar, wide, ours in figure.bars] == [
+        (68.0, 122.0, 0, "ours, one: 50.00%", 79.0, True),
+        (268.0, 12.0, 0, "ours, two: 100.00%", 79.0, True),
+        (348.0, 177.0, 1, "theirs, two: 25.00%", 79.0, False),
+    ]
+    assert [(place.at, place.text) for place in figure.places] == [(148.0, "one"), (348.0, "two")]
+    assert figure.names == [(0, "ours", True), (1, "theirs", False)] and figure.title == "t"
+    many = comparison._bars("t", {str(n): ({1: 0.5}, True) for n in range(400)}, ["one"], [1])
+    assert {wide for _, wide, _ in many.bars} == {0.5}, "narrow ones are seen all the same"
+
+
 def test_the_command_writes_the_page_and_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, page, table = (tmp_path / name for name in ("r.jsonl", "r.html", "r.csv"))
     vtab = registry.find("vtab-1k")
@@ -287,6 +338,7 @@ def test_the_command_writes_the_page_and_the_table(tmp_path: Path, capsys: pytes
     root = str(tmp_path / "none")
     assert cli.main(["results", str(file), "--root", root, "--out", str(page), "--csv", str(table)]) == 0
     shown = capsys.readouterr().out
+    assert shown.endswith(f"\npage: {page}\n") and "bit results FILE shows it here" not in shown
     assert re.search(r"BiT-M R152x4 +CIFAR-10, top-1 +98.91 +98.50% +-0.41 +98.00% to 99.00% +within tolerance", shown)
     assert "24 not run" in shown
     text = page.read_text()

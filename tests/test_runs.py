@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypedDict
 
 import pytest
@@ -18,6 +19,7 @@ import torch
 from bigtransfer import runs
 from bigtransfer.catalog import ARCHITECTURES, InputSpec
 from bigtransfer.config import FinetuneConfig, PretrainConfig
+from bigtransfer.dist import World
 from bigtransfer.errors import BitError, RunError
 from bigtransfer.feed.augment import Growth, InceptionCrop
 from bigtransfer.jobs import training
@@ -225,6 +227,19 @@ def test_where_a_run_lives_by_default() -> None:
     assert folder(None, "a/photos/", "bit-t-r26x1") == Path("runs/photos-bit-t-r26x1")
     assert folder(None, "hf:user/name", "runs/first/model.safetensors") == Path("runs/name-model")
     assert folder(None, "shards/train-{000..009}.tar", "r50x1").name == "train--000..009-.tar-r50x1"
+
+
+@pytest.mark.parametrize("world", [None, World(), World(rank=1, size=2)])
+def test_only_the_first_process_forgets_what_was_logged_after_the_checkpoint(
+    world: World | None, tmp_path: Path
+) -> None:
+    run = runs.Run(tmp_path / "run")
+    for step in range(4):
+        run.log(step, loss=float(step))
+    state: Any = SimpleNamespace(step=2)
+    assert training.resume(run, state, decide(ASKED, FACTS), world) is False
+    left = [line["step"] for line in runs.Run(tmp_path / "run").metrics()]
+    assert left == ([0, 1] if world is None or world.rank == 0 else [0, 1, 2, 3])
 
 
 def test_a_resume_computes_with_the_threads_of_its_beginning(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,9 @@ def sources(folder: Path, split: str = "train") -> list[str]:
 
 def test_every_image_is_there_untouched_and_labelled(photos: Path, tmp_path: Path, capsys) -> None:
     make(photos, tmp_path / "shards")
-    assert "train, 13 images in 4 shards" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{tmp_path / 'shards'}: train, 13 images in 4 shards, 0.1 MB\n" in out
+    assert out.endswith(f"\nUse them:  bit pretrain {tmp_path / 'shards'}\n") and "Left out" not in out
     data = open_dataset(tmp_path / "shards")
     assert data.test is not None and data.val is None and data.train.class_names == ("cat", "dog")
     for part, split, count in ((data.train, "train", 13), (data.test, "test", 3)):
@@ -235,7 +237,10 @@ def test_unreadable_images(photos: Path, tmp_path: Path, capsys) -> None:
     with pytest.raises(UnreadableImages, match=r"train/cat/003\.jpg: .*\n.*--skip-bad-images"):
         make(photos, tmp_path / "shards")
     make(photos, tmp_path / "shards", skip_bad_images=True)
-    assert "2 unreadable images, listed in" in capsys.readouterr().out
+    assert (
+        f"\nLeft out: 2 unreadable images, listed in {tmp_path / 'shards' / 'unreadable.json'}\n"
+        in capsys.readouterr().out
+    )
     data = open_dataset(tmp_path / "shards")
     assert len(data.train) == 12 and data.test is not None and len(data.test) == 2
     assert "train/cat/003.jpg" not in sources(tmp_path / "shards")

@@ -189,6 +189,9 @@ def test_the_command_adds_results_and_tells_what_is_missing(
     file = str(tmp_path / "r.jsonl")
     command = ["evaluate", model, "--suite", "shapes", "--root", str(root), "--results", file]
     assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("shapes: squares: ")
+    assert out.endswith(f"\nresults: {file}; beside what others published: bit results\n")
     assert cli.main([*command, "--task", "squares/*"]) == 0
     first, second = results.read([file])
     assert (first.task, second.task) == ("squares", "squares/large")

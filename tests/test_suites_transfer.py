@@ -254,6 +254,28 @@ def test_draws_are_of_each_class_nested_and_do_not_depend_on_the_order(parts: di
         drawn(train, 13, seed=0)
 
 
+def test_how_many_draws_there_are_and_what_is_measured_on() -> None:
+    suite = registry.find("few-shot")
+    tasks = [*suite.tasks, *suite.extra]
+    draws = {
+        (type(protocol.learner).__name__, protocol.subsets)
+        for task in tasks
+        if isinstance(protocol := task.protocol, FewShot)
+    }
+    assert draws == {("HyperRule", 5), ("ClosedForm", 5), ("LinearProbe", 5), ("FewshotLsr", 3)}
+    all_five = (1, 5, 10, 25, 100)
+    shots = {"ilsvrc-2012": all_five, "cifar-10": all_five, "cifar-100": all_five, "pets": all_five[:4]}
+    shots["flowers-102"] = all_five[:2]
+    assert [task.name for task in suite.tasks] == [
+        f"{name}/{one}" for name, some in shots.items() for one in (*(f"{shot}-shot" for shot in some), "full")
+    ]
+    counts = {task.name: task.protocol.shots for task in tasks if isinstance(task.protocol, FewShot)}
+    assert all(f"/{shots}-shot" in name for name, shots in counts.items())
+    for task in tasks:
+        assert isinstance(task.protocol, FewShot | Transfer)
+        assert task.protocol.test == ("val" if task.name.startswith("ilsvrc") else "test")
+
+
 def test_draws_are_those_of_big_vision(parts: dict) -> None:
     """evaluators/fewshot_lsr.py: one generator, a permutation for each class in turn, the first of each."""
     train = parts["train"]

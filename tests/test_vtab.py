@@ -164,6 +164,7 @@ def test_the_protocols_run_on_a_model(root: Path, model: str, capsys: pytest.Cap
     assert set(found) == {"budget", "closed", "probe"}
     assert len({one.key for one in found.values()}) == 3
     assert found["closed"].value == found["probe"].value == 1.0
+    assert found["closed"].note == "features of images of 16 px"
     assert all(one.images == 8 and one.model == "tiny" for one in found.values())
     # How the images were seen by what was measured in the end, not by what it began with.
     assert found["budget"].input["size"] == 24 and found["budget"].input["mode"] == "square"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import hashlib
 import io
 import json
 import math
@@ -685,6 +686,23 @@ def test_the_network_does_not_change_with_its_file(tmp_path: Path) -> None:
         with open(path, "rb+") as file:
             file.write(b"\x55" * path.stat().st_size)
         assert_same_weights(network, ours())
+
+
+def test_the_digest_is_of_names_types_shapes_and_bytes_in_whatever_order() -> None:
+    a, b = torch.tensor([[1.0, 2.0]]), torch.tensor([3], dtype=torch.int64)
+    written = b"a torch.float32 (1, 2) " + a.numpy().tobytes() + b"b torch.int64 (1,) " + b.numpy().tobytes()
+    assert weights.digest({"b": b, "a": a}) == weights.digest({"a": a, "b": b}) == hashlib.sha256(written).hexdigest()
+
+
+def test_a_long_list_of_tensors_is_cut_short(tmp_path: Path) -> None:
+    state = dict(ours().state_dict())
+    for kept, said in (
+        (37, r"6 tensors missing: [^,]+(, [^,]+){5}\.$"),
+        (35, "8 tensors missing: [^,]+(, [^,]+){5} and 2 more"),
+    ):
+        torch.save(dict(list(state.items())[:kept]), tmp_path / "a.pt")
+        with pytest.raises(WeightsError, match=said):
+            weights.load(tmp_path / "a.pt")
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -106,7 +107,9 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].split() == ["name", "parameters", "classes", "input", "trained", "on", "weights"]
     assert max(map(len, lines)) < 130
     assert sum("vtab-TASK" in line for line in lines) == 5
-    assert "309 models, licence apache-2.0" in out
+    assert f"\n309 models, licence apache-2.0. Downloads go to {os.environ['BIT_CACHE']}.\n" in out
+    assert "`bit info NAME` tells more about one; `bit finetune IMAGES --model NAME` starts from it.\n" in out
+    assert out.endswith("`bit models vtab` lists those fine-tuned on the 19 tasks of VTAB-1k one by one.\n")
     vtab = next(line for line in lines if line.startswith("bit-m-r50x1-vtab-TASK-runN "))
     assert re.split(r" {2,}", vtab)[1:4] == ["23.7 M", "2-397", "128-384 px"]
     row = next(line for line in lines if line.startswith("bit-m-r152x4-ilsvrc2012 "))
@@ -124,7 +127,8 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
     assert cli.main(["models", "r50x1-vtab-caltech"]) == 0
-    assert "3 models" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "3 models" in out and "bit models vtab" not in out
     assert cli.main(["models", "bit-m-r50x9"]) == 2
     assert "Did you mean" in capsys.readouterr().err
 

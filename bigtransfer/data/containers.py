@@ -639,19 +639,23 @@ def _filled(bits: bytes, wanted: int) -> bytes:
     return bits
 
 
+_BLANK_OR_END = re.compile(rb"\s|$")
+
+
 def _plain_numbers(data: bytes, position: int, wanted: int) -> np.ndarray:
     """The first numbers written out in a text, int64."""
     found: list[np.ndarray] = []
     count = 0
     while position < len(data) and count < wanted:
-        end = data.find(b"\n", min(position + (1 << 20), len(data)))
+        end = data.find(b"\n", position + (1 << 20))
         if end < 0 or end > position + (1 << 22):
-            space = re.compile(rb"\s|$").search(data, min(position + (1 << 20), len(data)))
-            end = space.start() if space else len(data)
+            space = _BLANK_OR_END.search(data, position + (1 << 20))
+            assert space is not None
+            end = space.start()
         words = re.sub(rb"#[^\r\n]*", b"", data[position : end + 1]).split()
         if any(len(word) > 5 or not word.isdigit() for word in words):
             raise Unreadable("it is damaged: its pixels are not whole numbers up to 65,535")
-        found.append(np.array(words, dtype="S5").astype(np.int64) if words else np.empty(0, np.int64))
+        found.append(np.array(words).astype(np.int64) if words else np.empty(0, np.int64))
         count += len(words)
         position = end + 1
     return np.concatenate([np.empty(0, np.int64), *found])

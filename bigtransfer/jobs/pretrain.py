@@ -364,21 +364,13 @@ def _train(
     dtype = loop.compute_dtype(config.precision, device)
     if begun is not None:
         dtype = begun.plan.torch_dtype
-    lesson = None if teacher is None else teacher.ready(device, dtype)
     vocabularies = [(one.title, one.names) for one in sets if one.names]
-    if teacher is not None and lesson is not None:
+    lesson = taught = None
+    if teacher is not None:
+        lesson = teacher.ready(device, dtype)
         vocabularies.append(
             (teacher.name, teacher.class_names or tuple(f"{teacher.name} {i}" for i in range(lesson.classes)))
         )
-    names = _distinct(vocabularies) if len(vocabularies) > 1 or teacher is not None else vocabularies[0][1]
-    together = (
-        sets[0].train if len(sets) == 1 else data.together([one.train for one in sets], [one.title for one in sets])
-    )
-    model, known = _network(config, vocabularies, names)
-    model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    parts = _parts(config, sets) if len(sets) > 1 or teacher is not None else None
-    taught = None
-    if teacher is not None and lesson is not None:
         taught = Taught(
             name=teacher.name,
             digest=teacher.digest(),
@@ -388,6 +380,13 @@ def _train(
             weight=config.teacher_weight,
             label_weight=config.label_weight,
         )
+    names = _distinct(vocabularies) if len(vocabularies) > 1 or teacher is not None else vocabularies[0][1]
+    together = (
+        sets[0].train if len(sets) == 1 else data.together([one.train for one in sets], [one.title for one in sets])
+    )
+    model, known = _network(config, vocabularies, names)
+    model = model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    parts = _parts(config, sets) if len(sets) > 1 or teacher is not None else None
     if begun is None:
         facts = Facts(
             images=len(together),
