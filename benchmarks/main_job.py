@@ -667,10 +667,9 @@ def table(chosen: argparse.Namespace) -> int:
         "Top-1 accuracy in %, mean ± standard deviation over seeds; a seed draws the images to learn from and all else that is random.",
         "All methods have the same images, and are measured on the same test images, which none of them sees. A number without deviation:",
         "measured once, as nothing in it is random. The last row is the mean over the sets that all methods have been measured on.",
-        "",
-        "| set | classes | images to learn from (all) | test images |",
-        "|---|---|---|---|",
     ]
+    if sizes:
+        lines += ["", "| set | classes | images to learn from (all) | test images |", "|---|---|---|---|"]
     lines += [
         f"| {name} | {one['classes']} | {one['train']:,} | {one['test']:,} |" for name, one in sorted(sizes.items())
     ]

@@ -243,4 +243,5 @@ def test_the_table_says_which_sets_its_means_are_of(sets, tmp_path):
     assert "| b | 90.5 ± 0.7 |  |" in text
     assert "| **mean of 1 sets** | 50.5 | 70.5 |" in text
     assert "| 5 | y − x | 1 | +20.0 |" in text
+    assert "images to learn from (all)" not in text  # no cell has all images
     assert '"a, 5, x": [50.0, 51.0]' in text and text.endswith("- a note\n")
