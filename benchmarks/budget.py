@@ -17,6 +17,7 @@ import datetime
 import json
 import os
 import random
+import resource
 import signal
 import statistics
 import subprocess
@@ -27,8 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import Cells, machine
+from bigtransfer import records
 from bigtransfer.config import seconds
-from bigtransfer.runs import atomic_write, read_budget
+from bigtransfer.errors import RunError
+from bigtransfer.evals.candidates import Closed
+from bigtransfer.runs import atomic_write, read_budget, read_metrics
 
 SPELL = 1 / 6
 """Mean length of the times in which the other process is busy or idle, as a share of the budget."""
@@ -53,6 +57,12 @@ def competitor(core: int | None) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
+def children_used() -> float:
+    """Processor seconds of the processes that this one has started, and that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def beside(
     other: subprocess.Popen[bytes], process: subprocess.Popen[bytes], chance: random.Random, mean: float
 ) -> float:
@@ -73,7 +83,7 @@ def measure(data: Path, budget: str, core: int | None, seed: int, run: Path) -> 
     """One fine-tuning run in the folder `run`, with the time it took."""
     command = ["finetune", str(data), "--out", str(run), "--budget", budget, "--seed", str(seed)]
     with competitor(core) as other, open(run.with_suffix(".log"), "wb") as output:
-        loads = [os.getloadavg()[0]]
+        loads, used = [os.getloadavg()[0]], children_used()
         began = time.monotonic()
         process = subprocess.Popen(
             [sys.executable, "-m", "bigtransfer", *command], stdout=output, stderr=subprocess.STDOUT,
@@ -85,24 +95,31 @@ def measure(data: Path, budget: str, core: int | None, seed: int, run: Path) -> 
             busy = beside(other, process, random.Random(seed), SPELL * seconds(budget))
         finally:
             process.kill()  # does nothing to one that has ended
-        took = time.monotonic() - began
+        took, processor = time.monotonic() - began, children_used() - used
         loads.append(os.getloadavg()[0])
     if process.returncode != 0:
         sys.exit(f"bit {' '.join(command)} ended with {process.returncode}:\n{run.with_suffix('.log').read_text()}")
     record = read_budget(run)
-    steps = sum('"loss"' in line for line in (run / "metrics.jsonl").read_text().splitlines())
+    lines = [line for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
     choice = run / "choice.json"
+    config, evaluation = (json.loads((run / name).read_text()) for name in ("config.json", "evaluation.json"))
+    closed = records.read(run / "closed.json", Closed, RunError)
     return {
         "seconds": round(took, 2),
+        "processor": round(processor, 2),
         "busy": round(busy / took, 3),
-        "planned": json.loads((run / "config.json").read_text())["recipe"]["steps"],
-        "steps": steps,
-        "closed": json.loads((run / "closed.json").read_text())["seconds"],
-        "trained": record.seconds,
+        "planned": config["recipe"]["steps"],
+        "steps": len(lines),
+        "closed": closed.seconds,
+        "images": closed.images,
+        "of": config["data"]["train"],
+        "view": str(closed.view),
         "replanned": sum(one.reason == "pace" for one in record.replanned),
         "given back": any(one.reason == "learnt" for one in record.replanned),
         "delivered": json.loads(choice.read_text())["delivered"] if choice.is_file() else "closed form",
-        "top1": json.loads((run / "evaluation.json").read_text()).get("top1"),
+        "top1": evaluation.get("top1"),
+        "measured": evaluation.get("images", 0),
+        "test": config["data"]["test"],
         "load": max(loads),
     }
 
@@ -113,22 +130,17 @@ def results(found: list[dict[str, Any]], options: argparse.Namespace, commits: l
     ratios = [one["seconds"] / budget for one in found]
     over = sum(ratio > 1 + KEPT for ratio in ratios)
     changes = [one["replanned"] for one in found]
-    columns = [
-        "seed",
-        "s",
-        "of the budget",
-        "other process busy",
-        "closed form, s",
-        "training ended at, s",
-        "steps planned",
-    ]
-    columns += ["steps taken", "re-planned", "rest given back", "delivered", "test top-1"]
+    columns = ["seed", "s", "of the budget", "of the core", "other process busy", "closed form, s", "of images", "seen"]
+    columns += ["steps planned", "taken", "re-planned", "rest given back", "delivered", "test top-1", "of test images"]
     rows = [
-        f"| {seed} | {one['seconds']:.1f} | {ratio:.2f} | {one['busy']:.0%} | {one['closed']:.1f} | "
-        f"{one['trained']:.1f} | {one['planned']} | {one['steps']} | {one['replanned']} | "
-        f"{'yes' if one['given back'] else 'no'} | {one['delivered']} | {'' if one['top1'] is None else format(one['top1'], '.1%')} |"
+        f"| {seed} | {one['seconds']:.1f} | {ratio:.2f} | {one['processor'] / one['seconds']:.0%} | {one['busy']:.0%} | "
+        f"{one['closed']:.1f} | {one['images']} of {one['of']} | {one['view']} | {one['planned']} | {one['steps']} | "
+        f"{one['replanned']} | {'yes' if one['given back'] else 'no'} | {one['delivered']} | "
+        f"{'' if one['top1'] is None else format(one['top1'], '.1%')} | {one['measured']} of {one['test']} |"
         for seed, (one, ratio) in enumerate(zip(found, ratios, strict=True), options.seed)
     ]
+    shares = [one["processor"] / one["seconds"] for one in found]
+    tops = [one["top1"] for one in found if one["top1"] is not None]
     core = "" if options.core is None else f" --core {options.core}"
     return "\n".join(
         [
@@ -136,13 +148,16 @@ def results(found: list[dict[str, Any]], options: argparse.Namespace, commits: l
             "",
             f"Wall-clock over budget: median **{statistics.median(ratios):.2f}**, worst **{max(ratios):.2f}**, least "
             f"{min(ratios):.2f}; {over} of {len(found)} runs took more than {1 + KEPT:.2f} times the budget. Changes of the plan in a run: "
-            f"median {statistics.median(changes):g}, most {max(changes)}.",
+            f"median {statistics.median(changes):g}, most {max(changes)}. Of the core the runs had {min(shares):.0%} to {max(shares):.0%}, "
+            f"median {statistics.median(shares):.0%}. Test top-1: {f'{statistics.mean(tops):.1%} on average' if tops else 'not measured'}.",
             "",
             f"| {' | '.join(columns)} |",
             "|---" * len(columns) + "|",
             *rows,
             "",
-            "A run that gives the rest of its budget back has learnt the images, or reached the most steps that the rule takes.",
+            "Of the core: processor time of the run over its wall-clock; what else is at work on the machine takes its part too. "
+            "A run without steps found that there was no time for enough of them. A run that gives the rest of its budget "
+            "back has learnt the images, or reached the most steps that the rule takes.",
             "",
             f"- command: `python -m benchmarks.budget --data SETS/{options.data.name} --budget {options.budget} --runs {len(found)} --seed "
             f"{options.seed}{core} --work WORK`; each run is `bit finetune DATA --budget {options.budget} --seed SEED`",

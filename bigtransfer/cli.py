@@ -18,11 +18,12 @@ import signal
 import sys
 import textwrap
 import threading
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bigtransfer import __version__, config, limits, terminal, torchrun
+from bigtransfer import __version__, config, limits, machine, terminal, torchrun
 from bigtransfer.config.fields import shortened
 from bigtransfer.errors import BitError, ConfigError, passing
 
@@ -49,6 +50,7 @@ def commands() -> list[str]:
 
 def console() -> NoReturn:
     """The command `bit`: `main`, and the end of the process."""
+    machine.began = time.monotonic()  # what is loaded from here on is a part of a --budget
     terminal.reopen()
     if not sys.warnoptions and not _debug(sys.argv):
         # Libraries' remarks to programmers, here and in the processes that are started.

@@ -246,6 +246,16 @@ def without_steps(crop: int) -> Recipe:
     )
 
 
+def without_time(crop: int, budget: str) -> Recipe:
+    """The same where a budget, as it was asked for, is nearly used up by then."""
+    recipe = without_steps(crop)
+    note = (
+        f"Nothing is fine-tuned: what is left of the {budget} is not enough for {FEWEST_STEPS} steps on this machine as it is now, and "
+        "fewer would not help. The closed form is delivered."
+    )
+    return dataclasses.replace(recipe, notes=(*recipe.notes, note))
+
+
 def in_effect(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe on record the training obeyed, to be shown: everything that is set, without the notes and what is no part of the
     published rule unless it is used; of one without steps (`without_steps`) the size of the images alone."""
@@ -280,11 +290,11 @@ def tuning(
     images_per_second: Speed,
     crops: Sequence[int],
     *,
-    spent: float = 0.0,
+    left: float | None = None,
     fixed: Mapping[str, int] = MappingProxyType({}),
 ) -> Recipe:
     """The project's own recipe for `num_examples` training images and a network whose head is the closed form's, to fit into `seconds` of
-    which some are `spent`.
+    which so many are `left` for its steps (None: all).
 
     images_per_second: (crop, batch) -> measured speed of training steps, called at most twice. crops: sides to choose from, px, the best
     last, each larger than the one before. fixed: values that the user chose, of "steps", "batch_size", "crop".
@@ -295,7 +305,7 @@ def tuning(
     batch = fixed.get("batch_size", TUNING_BATCH)
     if "crop" in fixed:
         crops = [fixed["crop"]]
-    left = max(seconds - spent, 0.1 * seconds)
+    left = seconds if left is None else max(left, 0.0)
     most = most_tuning_steps(num_examples, batch)
     enough = max(FEWEST_TUNING_STEPS, math.ceil(FEWEST_EPOCHS * num_examples / batch))
     speed = images_per_second(crops[0], batch)

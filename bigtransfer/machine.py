@@ -1,4 +1,4 @@
-"""What this machine, or the container on it, lets the process have: cores and memory."""
+"""What this machine, or the container on it, lets the process have: cores and memory; and since when the process is at work."""
 
 from __future__ import annotations
 
@@ -11,6 +11,10 @@ _CONTAINER_LIMITS = (
     ("memory.max", "memory.current", "memory.stat", "inactive_file"),
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_inactive_file"),
 )
+
+
+began: float | None = None
+"""When this process began as the command `bit` (`time.monotonic`); None if it only uses the package."""
 
 
 def available_memory(groups: Path = Path("/sys/fs/cgroup"), machine: Path = Path("/proc/meminfo")) -> int:

@@ -21,7 +21,7 @@ from bigtransfer.errors import RunError
 from bigtransfer.feed.loader import FeatureLoader
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import best, clock, training
-from bigtransfer.jobs.clock import Clock
+from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.train import checkpoint, loop
 
@@ -99,6 +99,7 @@ def run_on(
     watched: int = 0,
     afterwards: int = 0,
     passes: float = 1.0,
+    tail: float = 0.0,
     validate: bool = True,
     checkpoint_seconds: float = 1e9,
     seed: int = 0,
@@ -106,7 +107,8 @@ def run_on(
     """Train, or go on, in `folder`; SIGTERM comes during step `kill_at`."""
     run = runs.Run(folder)
     state = new_state(seed)
-    budget = Clock(folder, seconds, most=most, watched=watched, afterwards=afterwards, passes=passes, now=machine.now)
+    budget = Clock(folder, seconds, now=machine.now)
+    budget.ahead = Ahead(most=most, watched=watched, afterwards=afterwards, passes=passes, tail=tail)
     training.resume(run, state, plan)
     if (outcome := training.ended(run, state, plan, budget)) is not None:
         return state, outcome
@@ -229,7 +231,7 @@ def test_the_rates_follow_the_progress(tmp_path: Path) -> None:
 
 
 def test_what_came_before_and_what_comes_after_the_training_counts(tmp_path: Path) -> None:
-    budget = Clock(tmp_path, 60.0, most=9, reserve=10.0, since=80.0, now=lambda: 100.0)
+    budget = Clock(tmp_path, 60.0, reserve=10.0, since=80.0, now=lambda: 100.0)
     assert (budget.spent, budget.left) == (20.0, 30.0)
 
 

@@ -54,13 +54,32 @@ def test_a_failed_run_ends_the_benchmark(tmp_path: Path) -> None:
 
 
 def test_the_results() -> None:
-    one = {"seconds": 60.0, "busy": 0.5, "closed": 3.0, "trained": 50.0, "planned": 90, "steps": 80, "replanned": 2}
-    one |= {"given back": False, "delivered": "average", "top1": 0.75, "load": 2.5}
-    other = one | {"seconds": 72.0, "replanned": 5, "top1": None, "given back": True}
+    one = {
+        "seconds": 60.0,
+        "processor": 30.0,
+        "busy": 0.5,
+        "closed": 3.0,
+        "images": 90,
+        "of": 100,
+        "view": "all blocks",
+    }
+    one |= {
+        "planned": 90,
+        "steps": 80,
+        "replanned": 2,
+        "given back": False,
+        "delivered": "average",
+        "top1": 0.75,
+        "load": 2.5,
+    }
+    one |= {"measured": 40, "test": 50}
+    other = one | {"seconds": 72.0, "replanned": 5, "top1": None, "given back": True, "processor": 60.0}
     options = argparse.Namespace(budget="1m", data=Path("some/photos"), seed=3, core=1)
     text = budget.results([one, one | {"seconds": 54.0}, other], options, ["abc"])
     assert "median **1.00**, worst **1.20**, least 0.90; 1 of 3 runs took more than 1.15 times the budget." in text
     assert "median 2, most 5" in text and sys.version.split()[0] in text and "commits of the package: abc" in text
-    assert "| 3 | 60.0 | 1.00 | 50% | 3.0 | 50.0 | 90 | 80 | 2 | no | average | 75.0% |" in text
-    assert "| 5 | 72.0 | 1.20 | 50% | 3.0 | 50.0 | 90 | 80 | 5 | yes | average |  |" in text
+    assert "Of the core the runs had 50% to 83%, median 56%. Test top-1: 75.0% on average." in text
+    row = "50% | 3.0 | 90 of 100 | all blocks | 90 | 80"
+    assert f"| 3 | 60.0 | 1.00 | 50% | {row} | 2 | no | average | 75.0% | 40 of 50 |" in text
+    assert f"| 5 | 72.0 | 1.20 | 83% | {row} | 5 | yes | average |  | 40 of 50 |" in text
     assert "--data SETS/photos --budget 1m --runs 3 --seed 3 --core 1 --work WORK" in text

@@ -11,7 +11,7 @@ import pytest
 
 from bigtransfer.catalog import Architecture, InputSpec
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs.clock import Clock, Course, goodness
+from bigtransfer.jobs.clock import Ahead, Clock, Course, goodness
 from bigtransfer.jobs.plan import Plan
 
 
@@ -46,7 +46,8 @@ def driven(
 ) -> tuple[int, list[tuple[int, int]], float, list[int]]:
     """A training of which step s (from 1) takes `step(s)` seconds: steps taken, changes of the plan, seconds, steps of validations."""
     time = [0.0]
-    clock = Clock(folder, budget or float(steps), now=lambda: time[0], **{"most": 10 * steps, **options})
+    clock = Clock(folder, budget or float(steps), now=lambda: time[0])
+    clock.ahead = Ahead(**{"most": 10 * steps, **options})
     course = Course(plan(steps, eval_every), start, clock, log)
     taken, validated = start, []
     while True:
@@ -93,7 +94,8 @@ def test_what_is_spent_is_on_record_also_where_nothing_changes(tmp_path: Path) -
 
 def test_the_first_step_of_a_process_says_nothing_of_the_pace(tmp_path: Path) -> None:
     assert driven(tmp_path, 40, lambda s: 5.0 if s == 1 else 1.0)[1][0] == (3, 36)
-    clock = Clock(tmp_path, 40.0, most=99, now=lambda: 0.0)
+    clock = Clock(tmp_path, 40.0, now=lambda: 0.0)
+    clock.ahead = Ahead(most=99)
     course = Course(plan(40, 1), 9, clock)
     course.stepped(1.0)
     course.validated({})  # a validation after the only step there is yet
@@ -107,13 +109,53 @@ def test_the_pace_is_that_of_the_last_steps(tmp_path: Path, steps: int, count: i
     assert changes[0] == (check, check + int((steps - (check - 1 + 10)) / ((count - 1 + 10) / count)))
 
 
+@pytest.mark.parametrize("slow", [3.0, 10.0, 30.0])
+def test_a_machine_that_becomes_much_busier_is_not_waited_for(tmp_path: Path, slow: float) -> None:
+    """The third slow step of three changes the plan; the next comparison would come 18 steps later."""
+    _, changes, time, _ = driven(tmp_path, 400, lambda s: 1.0 if s <= 91 else slow)
+    assert changes[0] == (94, 94 + int((400 - 91 - 3 * slow) / slow))
+    assert time == pytest.approx(400, abs=slow)
+    assert [step for step, _ in changes][1:2] != [95], "nor at every step from then on"
+
+
+def test_two_slow_steps_are_no_alarm_nor_are_three_that_are_not_very_slow(tmp_path: Path) -> None:
+    assert driven(tmp_path / "a", 400, lambda s: 20.0 if s in (62, 63, 65, 66) else 1.0)[1][0][0] == 70
+    assert driven(tmp_path / "b", 400, lambda s: 2.0 if s > 60 else 1.0)[1][0][0] == 70
+    assert driven(tmp_path / "c", 400, lambda s: 3.0 if s > 60 else 1.0)[1][0][0] == 63
+
+
+def test_the_first_step_of_a_process_is_no_alarm(tmp_path: Path) -> None:
+    """It may compile; with the two after it there are three."""
+    assert driven(tmp_path / "a", 400, lambda s: 60.0 if s == 1 else 4.0 if s <= 3 else 1.0)[1][0][0] == 10
+
+
+def test_what_comes_afterwards_as_it_was_measured_before(tmp_path: Path) -> None:
+    """At the pace of now; until a validation says more, and never more than a quarter of all."""
+
+    def trained(name: str, step: float = 1.0, **options: Any) -> float:
+        return driven(tmp_path / name, 100, lambda _: step, budget=100.0, **options)[2]
+
+    assert trained("a") == 100
+    assert trained("b", tail=10.0) == pytest.approx(90, abs=1)
+    assert trained("c", tail=10.0, step=2.0) == pytest.approx(80, abs=2)
+    assert trained("d", tail=80.0) == pytest.approx(75, abs=1)
+    # 60 images, each a third of one of the six of a step; as measured, half of that.
+    more = {"watched": 6, "afterwards": 60}
+    assert trained("e", **more) == pytest.approx(100 - 60 / 18, abs=1)
+    assert trained("f", tail=8.0, **more) == pytest.approx(92, abs=1) == trained("g", tail=8.0)
+    cost = {"eval_every": 20, "validation": lambda _: 1.0}  # a sixth of a step each
+    assert trained("h", tail=8.0, **more, **cost) == pytest.approx(90, abs=1)
+    assert trained("i", tail=15.0, **more, **cost) == pytest.approx(85, abs=1)
+
+
 def test_steps_that_take_no_time(tmp_path: Path) -> None:
     assert driven(tmp_path, 40, lambda _: 0.0, most=70)[0] == 70
 
 
 def test_after_the_last_step_nothing_is_decided(tmp_path: Path) -> None:
     """However long it took."""
-    clock = Clock(tmp_path, 40.0, most=99, now=lambda: 0.0)
+    clock = Clock(tmp_path, 40.0, now=lambda: 0.0)
+    clock.ahead = Ahead(most=99)
     course = Course(plan(40), 39, clock)
     course.stepped(1.0)
     assert course.decide(40) is None and clock.replanned == []
@@ -129,9 +171,9 @@ def test_a_budget_that_is_gone_ends_the_training(tmp_path: Path) -> None:
 
 def test_a_validation_is_an_occasion_to_compare_and_no_more_than_one(tmp_path: Path) -> None:
     """After step 12 of 400 that are slower from the next on: not before the comparison after 32."""
-    _, changes, _, _ = driven(tmp_path, 400, lambda s: 1.0 if s <= 12 else 3.0, eval_every=12)
+    _, changes, _, _ = driven(tmp_path, 400, lambda s: 1.0 if s <= 12 else 2.0, eval_every=12)
     assert changes[0][0] == 24, "the next validation"
-    _, changes, _, validated = driven(tmp_path / "b", 400, lambda s: 1.0 if s <= 50 else 3.0, eval_every=50)
+    _, changes, _, validated = driven(tmp_path / "b", 400, lambda s: 1.0 if s <= 50 else 2.0, eval_every=50)
     assert validated[0] == 50 and changes[0][0] == 70
 
 
@@ -183,7 +225,8 @@ def test_a_record_is_obeyed_whole(tmp_path: Path) -> None:
         {"step": 5, "steps": 20, "eval_every": 20, "seconds": 2, "reason": "pace"},
     ]
     (tmp_path / "budget.json").write_text(json.dumps({"seconds": 3.0, "replanned": told}))
-    clock = Clock(tmp_path, 1000.0, most=99, now=lambda: 0.0)
+    clock = Clock(tmp_path, 1000.0, now=lambda: 0.0)
+    clock.ahead = Ahead(most=99)
     course = Course(plan(40, 10), 7, clock)
     assert (course.steps, course.eval_every) == (20, 20)
     assert [step for step in range(8, 21) if course.validates(step)][-1] == 20

@@ -267,10 +267,92 @@ def test_time_that_runs_out_between_the_choice_and_the_rest(
 ) -> None:
     monkeypatch.setattr(closed, "CHOSEN_BY", 9)
     choices = closed.views(random_network(), 16)[1:2] * 2
-    monkeypatch.setattr(closed, "choose", lambda choice, *_, **__: (choice[-1], ()))
     assert solved(pictures, choices, within=2.5).images == 9
     assert solved(pictures, choices, within=3.5).images == 12
     assert solved(pictures, choices).images == 15
+
+
+@pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize(("within", "wanted", "images"), [(100.0, 0, 15), (6.5, 0, 6), (6.3, 2, 15), (4.9, 2, 15)])
+def test_features_of_another_size_are_chosen_only_where_there_is_time_for_them(
+    pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch, within: float, wanted: int, images: int
+) -> None:
+    """Which they have to be computed for. Else the best of those that have been, of all images: none is thrown away."""
+    network = random_network()
+    choices = closed.views(network, 16)
+    losses = dict(zip(choices, (0.1, 0.9, 0.4, 0.8), strict=True))
+    real = closed.judge
+
+    def judge(*given: Any, **more: Any) -> dict[View, linear.Probe]:
+        return {
+            view: dataclasses.replace(probe, leave_one_out_loss=losses[view])
+            for view, probe in real(*given, **more).items()
+        }
+
+    monkeypatch.setattr(closed, "judge", judge)
+    # To look at the 15 at both sizes takes 5 s here, and it is to be expected that the smaller one alone takes 1.4.
+    cost = 5 * choices[0].passes(network.architecture, 16) / choices[-1].passes(network.architecture, 16)
+    assert cost == pytest.approx(1.4, abs=0.01)
+    found = solved(pictures, choices, network, within=within)
+    assert (choices.index(found.view), found.images) == (wanted, images)
+    expected = linear.fit(*features_of(splits.evenly(pictures, images, 0), found.view, network), 3)
+    torch.testing.assert_close(found.probe.head.weight, expected.head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_what_has_been_seen_is_not_looked_at_again(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the size that all views are judged at, one that sees a part of it."""
+    network, looked = random_network(), []
+    original = closed.features
+
+    def features(network: ResNetV2, some: data.ImageSet, view: View, **options: Any) -> tuple[Tensor, Tensor]:
+        looked.append((view, len(some)))
+        return original(network, some, view, **options)
+
+    monkeypatch.setattr(closed, "features", features)
+    monkeypatch.setattr(closed, "CHOSEN_BY", 9)
+    choices = closed.views(network, 16)
+    for wanted in range(4):
+        looked.clear()
+        monkeypatch.setattr(closed, "best", lambda *_, wanted=wanted, **__: choices[wanted])
+        found = solved(pictures, choices, network)
+        rest = 6 if wanted >= 2 else 15
+        assert found.view == choices[wanted] and looked == [(choices[-1], 9), (choices[wanted], rest)]
+        expected = linear.fit(*features_of(pictures, choices[wanted], network), 3)
+        torch.testing.assert_close(found.probe.head.weight, expected.head.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_what_it_says_of_the_images_held_out(pictures: data.ImageSet) -> None:
+    """It, and not the classifier that has learnt from them as well."""
+    held_out, rest = pictures.subset([0, 7, 14]), pictures.subset([1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13])
+    found = solved(rest, closed.views(random_network(), 16)[:2], held_out=held_out)
+    assert found.answers is not None and found.whole is not None
+    seen, _ = features_of(held_out, found.view, random_network())
+    with torch.no_grad():
+        torch.testing.assert_close(found.answers, found.model.head(seen), rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(found.answers, found.whole.head(seen), rtol=1e-2, atol=1e-2)
+    assert solved(rest, closed.views(random_network(), 16)[:2]).answers is None
+
+
+@pytest.mark.parametrize(
+    ("of", "span", "counts", "each"),
+    [(40, 9.0, [2, 4, 8, 16, 32], 0.5), (40, 3.9, [2, 4, 8], 0.5), (5, 9.0, [2, 4, 5], 0.5), (1, 9.0, [1], 0.5)],
+)
+def test_what_it_costs_to_look_at_an_image(
+    pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch, of: int, span: float, counts: list[int], each: float
+) -> None:
+    """The cost of the last ones: the first pay for what is done once."""
+    now, looked = [0.0], []
+
+    def features(network: ResNetV2, some: data.ImageSet, view: View, **options: Any) -> None:
+        now[0] += each * len(some)
+        looked.append(len(some))
+
+    monkeypatch.setattr(closed, "features", features)
+    monkeypatch.setattr(closed.time, "perf_counter", lambda: now[0])
+    images = pictures.subset(np.resize(np.arange(15), of))
+    options: dict[str, Any] = {"spec": InputSpec(size=16), "device": CPU, "dtype": torch.float32, "batch_size": 4}
+    view = closed.views(random_network(), 16)[-1]
+    assert closed.seconds_per_image(random_network(), images, view, span, **options) == each and looked == counts
 
 
 def features_of(images: data.ImageSet, view: View, network: ResNetV2) -> tuple[Tensor, Tensor]:
@@ -458,6 +540,36 @@ def test_the_heads_of_a_run_folder(tmp_path: Path) -> None:
         baseline.load(tmp_path, found, CPU)
     baseline.remove(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_the_closed_form_said_is_known(
+    tmp_path: Path, pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its answers are read from the run's folder, and compared as if they had been computed; what else there may be is named."""
+    found = Closed(view=View(size=16, readout=None), judged=(), images=9, seconds=1.0, top1=None)
+    whole = dataclasses.replace(found, whole=Whole(images=12, top1=None))
+    assert baseline.answers(tmp_path, whole, pictures) is None, "an earlier version's run"
+    solved, tuned, options = (
+        classifier(1, 16),
+        classifier(2, 16),
+        {"device": CPU, "dtype": torch.float32, "batch_size": 8},
+    )
+    said = choice._logits(solved, pictures, CPU, torch.float32, 4)[0].float()
+    safetensors.torch.save_file({"logits": said}, tmp_path / baseline.ANSWERS)
+    assert baseline.answers(tmp_path, found, pictures) is None and baseline.answers(tmp_path, None, pictures) is None
+    answers = baseline.answers(tmp_path, whole, pictures)
+    assert answers is not None and torch.equal(answers, said)
+    looked: list[ResNetV2] = []
+    real = choice._logits
+    monkeypatch.setattr(choice, "_logits", lambda network, *rest: (looked.append(network), real(network, *rest))[1])
+    known = choice.choose(solved, tuned, pictures, answers=answers, **options)  # type: ignore[arg-type]
+    assert looked == [tuned]
+    computed = choice.choose(solved, tuned, pictures, **options)  # type: ignore[arg-type]
+    assert looked == [tuned, solved, tuned] and known.choice.delivered == computed.choice.delivered
+    for one, other in zip(known.choice.candidates, computed.choice.candidates, strict=True):
+        assert (one.kind, one.top1) == (other.kind, other.top1) and one.loss == pytest.approx(other.loss, rel=1e-4)
+    with pytest.raises(RunError, match=r"closed-answers\.safetensors is not of this run's closed form and images"):
+        baseline.answers(tmp_path, whole, pictures.subset([0, 1]))
 
 
 def test_the_logits_compared_are_those_of_the_networks(pictures: data.ImageSet) -> None:

@@ -14,6 +14,7 @@ import sys
 import tarfile
 import time
 import types
+from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -24,14 +25,15 @@ import torch
 from PIL import Image
 
 import bigtransfer
-from bigtransfer import cli, weights
-from bigtransfer.catalog import InputSpec, ModelCard, Readout
+from bigtransfer import cli, machine, weights
+from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import open_dataset, splits
 from bigtransfer.evals import linear
-from bigtransfer.evals.candidates import View
+from bigtransfer.evals.candidates import Closed, View, Whole
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import finetune, plan, training
+from bigtransfer.jobs import evaluate, finetune, plan, training
+from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.finetune import dataset
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop
@@ -658,10 +660,86 @@ def test_a_budget(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     card, config = card_and_config(tmp_path / "run")
     assert card.recipe is not None and config["recipe"]["steps"] < 500
     taken = Recipe.from_dict(dict(card.recipe))
-    logged = [line for line in numbers(tmp_path / "run") if "loss" in line]
-    assert logged and taken.steps in (0, len(logged)) and bool(taken.steps) == ("fine-tuned" in card.upstream)
-    assert any("to fit into 2 s at the" in note for note in config["recipe"]["notes"])
-    assert "to fit into 2 s" in capsys.readouterr().out
+    steps = config["recipe"]["steps"] > 0  # a machine may be too busy for any
+    logged = [line for line in numbers(tmp_path / "run") if "loss" in line] if steps else []
+    assert (
+        bool(logged) == steps
+        and taken.steps in (0, len(logged))
+        and bool(taken.steps) == ("fine-tuned" in card.upstream)
+    )
+    told = "to fit into 2 s at the" if steps else "what is left of the 2s is not enough"
+    assert any(told in note for note in config["recipe"]["notes"]) and told in capsys.readouterr().out
+
+
+def test_a_budget_that_is_used_up_says_what_was_not_done(
+    short: list[str], enough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour has passed when the images have been found: no step is taken, and some of the test images measure the model."""
+    monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 60.0, since=since - 3600))
+    monkeypatch.setattr(evaluate, "_BETWEEN", 5)
+    short[1] = str(enough)
+    asked = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
+    assert in_process([*asked, "--budget", "60s"]) == 0
+    run = tmp_path / "run"
+    card, config = card_and_config(run)
+    assert config["recipe"]["steps"] == 0 and "with a linear classifier solved" in card.upstream
+    record = json.loads((run / "closed.json").read_text())
+    assert record["images"] == 29 and record["whole"] is None, "ten of a class at least, in one piece, and then no more"
+    evaluation = json.loads((run / "evaluation.json").read_text())
+    assert evaluation["images"] == 5 == len(evaluation["predictions"]) and card.metrics["test_images"] == 5
+    images = bigtransfer.data.open_dataset(enough).test
+    assert images is not None
+    for row in evaluation["predictions"]:
+        assert row["name"] == images.name(row["index"]) and row["true"] == images.labels[row["index"]]
+    note = (
+        f"The budget was used up: these numbers are of 5 of the 12 test images, drawn at random. All of them are measured by: "
+        f"bit evaluate {run} {enough}"
+    )
+    shown = capsys.readouterr()
+    assert evaluation["notes"][0] == note and note in shown.err and "of 5 images" in shown.out
+    assert not any("no test image" in one for one in evaluation["notes"])
+    assert "5 of the 12 test images" in (run / "report.html").read_text()
+    assert cli.main(["evaluate", str(run), str(enough), "--device", "cpu"]) == 0
+    assert "(test): 12 images" in capsys.readouterr().out
+
+
+def test_steps_that_were_asked_for_know_no_clock(
+    short: list[str], enough: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 60.0, since=since - 3600))
+    monkeypatch.setattr(evaluate, "_BETWEEN", 5)
+    short[1] = str(enough)
+    assert in_process([*short, "--budget", "60s", "--steps", "2"]) == 0
+    run = tmp_path / "run"
+    assert len([line for line in numbers(run) if "loss" in line]) == 2 and not (run / "budget.json").exists()
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 12
+
+
+def test_a_budget_counts_from_the_beginning_of_the_command(
+    short: list[str], enough: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the time in which Python and torch are loaded."""
+    short[1] = str(enough)
+    asked = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
+    seen: list[float] = []
+    real = finetune.tuning.clock
+
+    def clock(config: FinetuneConfig, folder: Path, since: float) -> Clock | None:
+        made = real(config, folder, since)
+        assert made is not None
+        seen.append(made.spent)
+        return made
+
+    monkeypatch.setattr(finetune.tuning, "clock", clock)
+    monkeypatch.setattr(machine, "began", time.monotonic() - 3600)
+    assert in_process([*asked, "--budget", "60s"]) == 0
+    assert 3600 <= seen[0] < 3660 and card_and_config(tmp_path / "run")[1]["recipe"]["steps"] == 0
+    finetune.finetune(FinetuneConfig(data=str(enough), model=asked[3], out=str(tmp_path / "b"), budget="60s"))
+    assert seen[1] < 60, "from the call, where there is no command"
+    told = "import sys, time; t = time.monotonic(); from bigtransfer import cli, machine; sys.argv = ['bit', '-V']\n"
+    told += "try: cli.console()\nfinally: print(t <= machine.began <= time.monotonic(), 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)
+    assert "True False" in done.stdout
 
 
 def test_within_a_budget_the_best_is_delivered(
@@ -851,21 +929,16 @@ def test_too_few_images_to_choose_by(short: list[str], tmp_path: Path, capsys: p
 
 
 def test_what_the_closed_form_costs(tiny: Path) -> None:
-    """The widest views where there is time for ten images of each class, else cheaper ones."""
+    """The widest views where there is time for two thirds of the images, else cheaper ones."""
     network = weights.load(tiny)
 
-    def seen(
-        images: int = 10_000, speed: float = 100.0, device: str = "cpu", **asked: Any
-    ) -> tuple[int, tuple[str, ...]]:
+    def seen(images: int = 10_000, device: str = "cpu", held_out: int = 0, **asked: Any) -> tuple[int, tuple[str, ...]]:
         facts: Any = types.SimpleNamespace(
-            images=images,
-            classes=3,
-            trained_at=32,
-            speed=lambda crop, batch: speed,
-            architecture=network.architecture,
-            device=device,
+            images=images, classes=3, trained_at=32, architecture=network.architecture, device=device
         )
-        count, choice = finetune.baseline._seen(FinetuneConfig(data="d", **asked), facts, network)
+        times = {name: asked.pop(name) for name in ("room", "look") if name in asked}
+        config = FinetuneConfig(data="d", **asked)
+        count, choice = finetune.baseline._seen(config, facts, network, held_out=held_out, **times)
         return count, tuple(map(str, choice))
 
     def passes(*sizes: int) -> float:
@@ -874,26 +947,101 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
             32, 0
         )
 
-    every, single = 4, ("the last map at 32 px, mirrored too", "all blocks at 32 px, mirrored too")
-    # A forward pass is a third of a training step.
-    count, choice = seen(budget="60s")
-    assert count == int(0.2 * 60 * 3 * 100 / (2 * passes(32, 64))) and len(choice) == every
-    assert seen(budget="60s", flip=False)[0] == int(0.2 * 60 * 3 * 100 / passes(32, 64))
-    assert seen(budget="1h")[0] == finetune.baseline.BASELINE and seen(200, budget="1h")[0] == 200
-    assert seen(budget="60s", speed=2.0) == (int(0.2 * 60 * 3 * 2 / 2), single)
-    assert seen(budget="60s", speed=0.9) == (int(0.2 * 60 * 3 * 0.9), ("the last map at 32 px", "all blocks at 32 px"))
-    assert seen(budget="60s", speed=0.1)[0] == 30, "ten of each class, whatever it takes"
+    every = ("the last map at 32 px, mirrored too", "all blocks at 32 px, mirrored too")
+    plain = ("the last map at 32 px", "all blocks at 32 px")
+    wide = 2 * passes(32, 64)
+    # 40 s are left, of which 0.4 may be taken.
+    for share, images in ((1.01, 999), (0.7, 699), (0.67, 669)):
+        count, choice = seen(1000, room=40.0, look=16 / (share * 1000 * wide))
+        assert abs(count - min(1000, share * 1000)) <= 1 and len(choice) == 4 and count >= images
+    assert seen(1000, room=40.0, look=16 / (660 * wide)) == (1000, every)
+    assert seen(1000, room=40.0, look=16 / (670 * 2.0)) == (670, every)
+    assert seen(1000, room=40.0, look=16 / (660 * 2.0)) == (1000, plain)
+    assert seen(1000, room=40.0, look=16 / 500.5) == (500, plain)
+    assert seen(1000, room=40.0, look=16 / 20) == (30, plain), "ten of each class, whatever it takes"
+    assert seen(1000, room=-1.0, look=0.001) == (30, plain)
+    assert len(seen(1000, room=40.0, look=16 / (700 * passes(32, 64)), flip=False)[1]) == 4
+    # The images held out are looked at as well.
+    assert seen(1000, room=40.0, look=16 / (1000.5 * wide), held_out=250)[0] == 800
+    assert seen(1000, room=40.0, look=16 / (800.0 * wide), held_out=250)[1] == every
+    assert seen(room=1e9, look=0.001)[0] == finetune.decision.BASELINE and seen(200, room=1e9, look=0.001)[0] == 200
     # Without a budget the operations count.
-    assert seen()[0] == finetune.baseline.BASELINE and len(seen()[1]) == every
-    most = int(finetune.baseline.OPERATIONS / network.architecture.forward_flops(32, 0) / (2 * passes(32, 64)))
-    assert seen(most, linear="closed")[0] == most and len(seen(most, linear="closed")[1]) == every
-    assert seen(most + 1, linear="closed") == (most + 1, single)
-    assert len(seen(most + 1, linear="closed", device="cuda")[1]) == every
-    assert seen(100 * most, linear="closed") == (100 * most, ("the last map at 32 px", "all blocks at 32 px"))
+    assert seen()[0] == finetune.decision.BASELINE and len(seen()[1]) == 4
+    most = int(finetune.baseline.OPERATIONS / network.architecture.forward_flops(32, 0) / wide)
+    assert seen(most, linear="closed")[0] == most and len(seen(most, linear="closed")[1]) == 4
+    assert seen(most + 1, linear="closed") == (most + 1, every)
+    assert len(seen(most + 1, linear="closed", device="cuda")[1]) == 4
+    assert seen(100 * most, linear="closed") == (100 * most, plain)
     assert seen(linear="closed", crop=40)[1] == (
         "the last map at 40 px, mirrored too",
         "all blocks at 40 px, mirrored too",
     )
+
+
+def planned(
+    left: Callable[[], float] | float,
+    look: float = 0.001,
+    speed: float = 100.0,
+    test: int = 0,
+    judges: int = 10,
+    whole: bool = False,
+    said: list[str] | None = None,
+    **asked: Any,
+) -> finetune.FinetunePlan:
+    """What is decided in a minute of which so much is left after the closed form."""
+    view = View(size=32, readout=Readout(blocks=(0, 1, 2, 3), mirrored=True))
+    solved = Closed(
+        view=view, judged=(), images=600, seconds=9.0, top1=0.9,
+        whole=Whole(images=610, top1=0.9) if whole else None,
+    )  # fmt: skip
+
+    def measured(crop: int, batch: int) -> float:
+        if said is not None:
+            said.append("speed")
+        return speed
+
+    facts = finetune.decision.Facts(
+        images=600, classes=3, several=False, native_size=(40, 40), architecture=ARCHITECTURES["r26x1"],
+        trained_at=32, device="cpu", dtype="float32", speed=measured, fitting=lambda crop, batch: 16,
+        judges=judges, closed=solved, look=look, evaluated=test, left=left if callable(left) else lambda: left,
+    )  # fmt: skip
+    return finetune.decision.decide(FinetuneConfig(data="d", budget="60s", **asked), facts)
+
+
+def test_what_comes_after_the_training_is_planned_with() -> None:
+    plan = planned(40.0, test=100)
+    # 10 images are judged by both, 100 perhaps measured by both: two passes each, of a millisecond; a step is 0.32 s.
+    assert plan.tail == pytest.approx(110 * 4 * 0.001 / 0.32) and plan.choose
+    # The start from the closed form looks at 600 images.
+    assert plan.recipe.steps == int((40 - 0.6 - 0.44) / 0.32)
+    assert planned(40.0, test=100, whole=True).tail == pytest.approx((10 * 2 + 100 * 4) * 0.001 / 0.32)
+    assert planned(40.0, test=100, flip=False).tail == pytest.approx((10 * 3 + 100 * 3) * 0.001 / 0.32)
+    # Of any number of images a quarter of the budget at most.
+    assert planned(40.0, test=10**6).recipe.steps == int((40 - 0.6 - 15) / 0.32)
+    assert planned(1e9).recipe.steps == int((60 - 0.6 - 0.04) / 0.32), "of a clock that no one asked for"
+    assert planned(40.0, look=0.0).tail == 0.0, "nothing was measured"
+
+
+def test_the_time_in_which_the_speed_is_measured_is_gone() -> None:
+    times = iter([40.0, 20.0, 20.0])
+    assert planned(lambda: next(times)).recipe.steps == int((20 - 0.6 - 0.04) / 0.32)
+
+
+def test_where_there_is_no_time_for_steps_none_are_planned() -> None:
+    said: list[str] = []
+    # 20 steps at 0.32 s, and 0.64 s for what comes before and after.
+    enough = planned(0.64 + 20.1 * 0.32, said=said)
+    assert enough.recipe.steps == 20 and enough.choose and said
+    late = planned(0.64 + 19.9 * 0.32)
+    assert late.recipe.steps == 0 and not late.choose and late.tail == 0.0
+    assert "what is left of the 60s is not enough for 20 steps" in late.recipe.notes[-1]
+    # Three passes of 32 images are 0.096 s: not even twice twenty steps of these, and no speed is measured.
+    said.clear()
+    assert planned(0.64 + 39.9 * 0.096, speed=1e9, said=said).recipe.steps == 0 and not said
+    assert planned(0.64 + 40.1 * 0.096, speed=1e9, said=said).recipe.steps > 0 and said
+    assert planned(0.64 + 40.1 * 0.096, speed=1e9, crop=64).recipe.steps == 0, "of larger images fewer fit"
+    assert planned(-9.0).recipe.steps == 0
+    assert planned(-9.0, steps=5).recipe.steps == 5, "whoever sets the steps gets them"
 
 
 def test_the_speed_of_the_machine_is_the_mean_of_several_steps(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

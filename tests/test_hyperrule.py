@@ -246,13 +246,13 @@ def tuned(
 
 
 def test_a_training_from_the_closed_form_fits_into_its_budget() -> None:
-    recipe = tuned(100, spent=20)
+    recipe = tuned(100, left=80)
     # 80 s hold 8,000 images at 48 px, 4,500 at 64 px and 2,000 at 96 px; three passes are 3,000.
     assert (recipe.crop, recipe.resize, recipe.batch_size, recipe.steps) == (64, 72, 32, 140)
     assert (recipe.base_learning_rate, recipe.warmup, recipe.schedule, recipe.mixup_alpha) == (0.005, 7, "cosine", 0.0)
     assert tuned(300).crop == 96 and tuned(300, crops=(48,)).crop == 48
     assert (tuned(20).crop, tuned(20).steps) == (48, 62) and tuned(1).steps == hyperrule.FEWEST_STEPS
-    assert tuned(100, spent=99).steps == 31, "a tenth of the budget is left to it at least"
+    assert tuned(100, left=20).steps == 62 and tuned(100, left=-1).steps == hyperrule.FEWEST_STEPS
     # Three passes are 94 steps of 32, which take 53.5 s at 64 px; of 200 images 80 steps are needed all the same, 45.5 s.
     assert [tuned(seconds).crop for seconds in (53.4, 53.5)] == [48, 64]
     assert [tuned(seconds, images=200).crop for seconds in (45.4, 45.6)] == [48, 64]

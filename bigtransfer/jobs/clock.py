@@ -10,6 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
@@ -46,6 +47,12 @@ FORWARD = 1 / 3
 AFTERWARDS = 0.25
 """Share of the budget that is kept at most for images to be looked at after the training: there may be any number of them."""
 
+ALARM = 3
+"""Steps in a row ..."""
+
+BEHIND = 0.4
+"""... at whose pace less than this share of the steps to come would fit: the plan is changed at once, not at the next comparison."""
+
 
 def goodness(numbers: Mapping[str, object], judged_by: Iterable[str]) -> float | None:
     """The one number of a validation by which models are compared (`Plan.judged_by`), higher is better; None if it has none."""
@@ -61,6 +68,22 @@ Logged = TypedDict(
 """A line of metrics.jsonl, as far as it tells whether there is something left to learn."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ahead:
+    """What a training that keeps a budget is to leave room for, and when it has had enough."""
+
+    most: int
+    """Steps that are never exceeded, however fast the machine."""
+    watched: int = 0
+    """Images of a validation."""
+    afterwards: int = 0
+    """Images that will be looked at after the training, ..."""
+    passes: float = 1.0
+    """... each in so many forward passes of the network."""
+    tail: float = 0.0
+    """What that costs in steps, as far as it was measured before the training; 0: it was not."""
+
+
 class Clock:
     """The time that a run may take, counted while its processes live, over all of them."""
 
@@ -69,21 +92,16 @@ class Clock:
         folder: Path,
         seconds: float,
         *,
-        most: int,
         reserve: float = 0.0,
-        watched: int = 0,
-        afterwards: int = 0,
-        passes: float = 1.0,
         since: float | None = None,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """seconds: what the run may take in all, with what came before the training and, `reserve`, what will come after it. most: the
-        steps that are never exceeded, however fast the machine. watched: images of a validation. afterwards: images that will be looked
-        at after the training, each in `passes` forward passes of the network. since: when this process began with the run, on the clock
-        of `now`; this moment unless given. RunError if the run's budget.json has not its form.
+        """seconds: what the run may take in all, with `reserve` for what comes after its last image. since: when this process began with
+        the run, on the clock of `now`; this moment unless given. RunError if the run's budget.json has not its form.
         """
         self._path, self.seconds, self._now = folder / runs.BUDGET, seconds - reserve, now
-        self.most, self.watched, self.afterwards, self.passes = most, watched, afterwards, passes
+        self.ahead: Ahead | None = None
+        """Of the training, once it is known."""
         self._since = now() if since is None else since
         record = runs.read_budget(folder)
         self._before = record.seconds
@@ -100,7 +118,7 @@ class Clock:
 
     @property
     def left(self) -> float:
-        """Seconds that the training may still take; negative if too many are gone."""
+        """Seconds until the last image must have been looked at; negative if too many are gone."""
         return self.seconds - self.spent
 
     def note(self) -> None:
@@ -113,8 +131,10 @@ class Clock:
         for number, one in enumerate(self.replanned):
             try:
                 schedule = schedule.changed(one.step, one.steps)
-                if one.steps > self.most:
-                    raise ValueError(f"{one.steps:,} steps are more than the {self.most:,} that this run may take")
+                if self.ahead is not None and one.steps > self.ahead.most:
+                    raise ValueError(
+                        f"{one.steps:,} steps are more than the {self.ahead.most:,} that this run may take"
+                    )
             except ValueError as error:
                 raise RunError(
                     f"{self._path}: replanned[{number}]: {error}. Choose another --out, or remove the folder to start anew."
@@ -126,7 +146,7 @@ class Course:
     """Where a training stands between its steps: how many there are, when to validate, and, by a clock, whether that is to change."""
 
     def __init__(self, plan: Plan, step: int, clock: Clock | None = None, log: Iterable[Logged] = ()) -> None:
-        """step: optimizer steps taken. log: the lines that they left in metrics.jsonl."""
+        """step: optimizer steps taken. clock: with what is `Clock.ahead`. log: the lines that the steps left in metrics.jsonl."""
         self.schedule, self.eval_every = Schedule(plan.recipe), plan.eval_every
         self._plan, self._clock = plan, clock
         self._ahead: deque[Replanned] = deque(clock.replanned if clock else ())
@@ -201,9 +221,10 @@ class Course:
             return None
         if self._validated and self._nothing_left():
             steps, every, reason = step, self.eval_every, "learnt"
-        elif self._validated or step >= self._check:
+        elif self._validated or step >= self._check or self._falls_behind(clock, step):
+            pace = self._pace() if self._validated or step >= self._check else self._newest()
             self._check = step + self._distance
-            steps, every = self._affordable(clock, step)
+            steps, every = self._affordable(clock, step, pace)
             reason = "pace"
             missed = abs(steps - self.steps)
             if every == self.eval_every and missed <= max(1, TOLERANCE * (self.steps - step)):
@@ -233,23 +254,38 @@ class Course:
         recent = (self._paces[1:] or self._paces)[-max(RECENT, self._distance) :]
         return max(sum(recent) / len(recent), 1e-9)
 
+    def _newest(self) -> float:
+        """Seconds of a step at least, of the last few only."""
+        return max(min(self._paces[-ALARM:]), 1e-9)
+
+    def _falls_behind(self, clock: Clock, step: int) -> bool:
+        """Whether all of the last few steps were so slow that it would be late to find out at the next comparison."""
+        if len(self._paces) <= ALARM:  # with the first, which says nothing
+            return False
+        return self._affordable(clock, step, self._newest())[0] - step < BEHIND * (self.steps - step)
+
     def _nothing_left(self) -> bool:
         """Whether the training images are learnt, and the validation images have not gained by it lately."""
         if len(self._values) <= PATIENCE or self._mean_loss >= LEARNT * math.log(max(2, self._plan.classes)):
             return False
         return max(self._values[-PATIENCE:]) <= max(self._values[:-PATIENCE])
 
-    def _affordable(self, clock: Clock, step: int) -> tuple[int, int]:
-        """How many steps in all the time that is left has room for, and how far apart validations are then, in steps of the recipe."""
-        pace, recipe, plan_every = self._pace(), self._plan.recipe, self._plan.eval_every
+    def _affordable(self, clock: Clock, step: int, pace: float) -> tuple[int, int]:
+        """How many steps in all the time that is left has room for if one takes `pace` seconds, and how far apart validations are then, in
+        steps of the recipe."""
+        ahead = clock.ahead
+        assert ahead is not None
+        recipe, plan_every = self._plan.recipe, self._plan.eval_every
         look, decode = FORWARD / recipe.batch_size, 0.0  # costs of an image, in steps
-        if self._validation is not None and self._first is not None and clock.watched:
+        tail = ahead.tail or ahead.afterwards * look * ahead.passes
+        if self._validation is not None and self._first is not None and ahead.watched:
             # The first validation has decoded its images as well, which are held in memory since.
-            look = min(look, self._validation / clock.watched)
-            decode = self._first / clock.watched - look
-        validation = look * clock.watched if self._validation is None else self._validation
-        afterwards = clock.afterwards * (decode + look * clock.passes)
-        left = clock.left - min(AFTERWARDS * clock.seconds, afterwards * pace)
+            look = min(look, self._validation / ahead.watched)
+            decode = self._first / ahead.watched - look
+            # Two measurements, each perhaps of a moment in which the machine was less busy: the dearer one counts.
+            tail = max(ahead.tail, ahead.afterwards * (decode + look * ahead.passes))
+        validation = look * ahead.watched if self._validation is None else self._validation
+        left = clock.left - min(AFTERWARDS * clock.seconds, tail * pace)
         cost, every, position = validation * pace, self.eval_every, self.schedule.position(step)
 
         def on_the_way() -> int:
@@ -258,4 +294,4 @@ class Course:
         while on_the_way() * cost > VALIDATING * left and every < recipe.steps:
             every += plan_every
         room = int((left - (on_the_way() + 1) * cost) / pace)
-        return min(clock.most, step + max(1, room)), every
+        return min(ahead.most, step + max(1, room)), every

@@ -6,12 +6,13 @@ import contextlib
 import dataclasses
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from bigtransfer import evals, records, report, runs
@@ -27,6 +28,9 @@ from bigtransfer.jobs.plan import environment
 from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.predictor import Predictor
 from bigtransfer.terminal import line
+
+_BETWEEN = 32
+"""Images at most between two looks at the clock."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,20 +290,33 @@ def measure(
     batch_size: int | None = None,
     workers: int | None = None,
     progress: bool = False,
+    late: Callable[[], bool] | None = None,
 ) -> tuple[evals.Classification | MultiLabel, list[ImageError]]:
     """The predictor's answers on a labelled set, and the images that cannot be read (they are left out). A multi-label model's are
     measured as such; the images may then have one label each.
 
+    late: asked between two batches whether no more images can be looked at. They are taken in random order then, so that those that were
+    looked at, a batch at least, are a fair sample; the others are neither in the result nor among the unreadable.
+
     Raises DataError if none can be read."""
     seen = np.zeros(len(images), dtype=bool)
+    order = np.arange(len(images)) if late is None else np.random.default_rng(0).permutation(len(images))
+    reached = 0
 
     def batches() -> Iterator[EvalBatch]:
-        size = batch_size or predictor.batch_size
+        nonlocal reached
+        size = batch_size or (predictor.batch_size if late is None else min(predictor.batch_size, _BETWEEN))
+        some = images if late is None else images.subset(order)
         with tqdm(total=len(images), unit="img", disable=None if progress else True, leave=False) as bar:
-            for batch in eval_batches(images, predictor.card.input, size, workers=workers, skip_bad=True):
-                seen[batch.indices.numpy()] = True
-                yield batch
+            for batch in eval_batches(some, predictor.card.input, size, workers=workers, skip_bad=True):
+                places = order[batch.indices.numpy()]
+                reached = int(batch.indices[-1]) + 1
+                seen[places] = True
+                yield batch._replace(indices=torch.from_numpy(places))
                 bar.update(len(batch.labels))
+                if late is not None and late():
+                    return
+        reached = len(images)
 
     if predictor.card.multi_label:
         result = multilabel.evaluate(predictor.logits, batches(), predictor.card.num_classes)
@@ -307,7 +324,7 @@ def measure(
             raise DataError("There is no image to evaluate on.")
     else:
         result = evals.evaluate(predictor.logits, batches())
-    return result, _reasons(images, np.flatnonzero(~seen))
+    return result, _reasons(images, np.sort(order[:reached][~seen[order[:reached]]]))
 
 
 def _reasons(images: ImageSet, indices: np.ndarray) -> list[ImageError]:

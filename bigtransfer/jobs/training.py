@@ -97,8 +97,9 @@ def train(
     """Take the steps from `state.step` to the end of the plan's recipe, logging each to `run`, and leave a checkpoint of the last one
     taken.
 
-    clock: if there is one, the recipe's schedule is spread over more or fewer steps on the way as the time that is left demands, and
-    what is left of the time is given back where nothing is left to learn. Without it the recipe is followed to the letter.
+    clock: if there is one, with what is `ahead` of it, the recipe's schedule is spread over more or fewer steps on the way as the time that
+    is left demands, and what is left of the time is given back where nothing is left to learn. Without it the recipe is followed to the
+    letter.
 
     forward: the part of the model that is trained, on a batch's images, or a compiled form of it. world, sync, lesson: see `loop.steps`; of
     several processes, all call this, and the main one prints and logs. validate: called every `plan.eval_every` steps and after the
@@ -152,7 +153,7 @@ def train(
             )
         )
         # Closed also when an error ends the loop: they hold worker processes and a thread.
-        most = clock.most if clock else recipe.steps
+        most = clock.ahead.most if clock and clock.ahead else recipe.steps
         batches = stack.enter_context(contextlib.closing(loader.batches(state.step, most)))
         taken = stack.enter_context(
             contextlib.closing(

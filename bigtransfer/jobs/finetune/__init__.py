@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bigtransfer import hyperrule, report, runs, weights
+from bigtransfer import hyperrule, machine, report, runs, weights
 from bigtransfer.catalog import ModelCard
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import Splits, exclusions, splits
@@ -51,7 +51,7 @@ class Finetuned:
 
 def run(config: FinetuneConfig) -> int:
     """`bit finetune`; 0 when done, 128 + signal when stopped by one."""
-    done = finetune(config)
+    done = finetune(config, since=machine.began)
     if done.stopped_by is not None:
         print("\nStopped; everything so far is saved. The same command goes on from here.")
         return 128 + done.stopped_by
@@ -60,15 +60,16 @@ def run(config: FinetuneConfig) -> int:
     return 0
 
 
-def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
+def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: float | None = None) -> Finetuned:
     """Adapt a model to a data set as `config` asks, in its run folder; resumes an interrupted run, returns a finished one's result.
 
     images: instead of what lies at `config.data`, which is then only what they are called: a set that is used as it is. Nothing is held
     out of it unless asked for, classes may be without images, no closed form is solved that was not asked for, and there is no report.
+    since: when a budget began to run (`time.monotonic`); now unless given.
 
     Raises BitError for everything the user can mend; nothing is trained before the data and the model have been checked.
     """
-    since = time.monotonic()
+    since = time.monotonic() if since is None else since
     folder = run_folder(config.out, config.data, config.model)
     begun = recall(folder, "finetune", config, FinetunePlan)
     results = (folder / "evaluation.json", folder / "model.safetensors")
@@ -88,12 +89,16 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
 
     run = runs.Run(folder)
     with run.hold():
+        clock = tuning.clock(config, folder, since)
+        kept = clock if config.steps is None else None  # steps that the user set are taken, however long it takes
         if begun is None:
             facts = decision.find_facts(config, model, card, parts, device)
             lent = dataset.lent(config, opened, parts)
             wanted = images is None or config.linear == "closed" or config.budget is not None
-            found = baseline.solve(config, run, model, parts, facts, lent) if wanted else None
-            plan = decision.decide(config, dataclasses.replace(facts, closed=found))
+            found, look = baseline.solve(config, run, model, parts, facts, lent, clock) if wanted else (None, 0.0)
+            if clock is not None:
+                facts = dataclasses.replace(facts, left=lambda: clock.left)
+            plan = decision.decide(config, dataclasses.replace(facts, closed=found, look=look))
             splits.save_split(run.folder / "split.json", parts)
             runs.write_json(run.folder / "unreadable.json", unreadable)
             groups = dataset.find_copies(parts) if images is None else []
@@ -102,6 +107,8 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
             counted = dataset.counted(config, parts) | dataset.state(opened)
             if config.exclude is not None:
                 counted["excluded"] = sum(excluded.values())
+            if kept is not None:
+                kept.note()
             record(run, "finetune", config, plan, counted)
         else:
             plan = dataclasses.replace(begun.plan, device=str(device))
@@ -113,7 +120,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
 
         taken, kind = plan.recipe, None
         if plan.recipe.steps:
-            outcome = tuning.train(config, run, model, parts, plan, found, since)
+            outcome = tuning.train(config, run, model, parts, plan, found, kept)
             if not outcome.finished:
                 return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
             taken = hyperrule.as_taken(taken, outcome.steps, outcome.best and outcome.best.step)
@@ -154,11 +161,15 @@ def finetune(config: FinetuneConfig, images: Splits | None = None) -> Finetuned:
         judged.card = model.card
         # Images that the model has learnt from cannot measure it.
         unseen = model if parts.test is not None else judged
-        measured = measuring.evaluate(config, folder, unseen, parts, expected, surpassed=judged is not model)
+        measured = measuring.evaluate(
+            config, folder, unseen, parts, expected, surpassed=judged is not model, clock=kept
+        )
         model.card = dataclasses.replace(model.card, metrics=measured)
         weights.save(folder / "model.safetensors", model)
         if images is None:
             report.write(folder, [part for part in (parts.test, parts.val) if part is not None])
+        if kept is not None:
+            kept.note()
         checkpoint.remove(folder)
         best.remove(folder)
         baseline.remove(folder)

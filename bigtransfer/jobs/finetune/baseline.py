@@ -3,67 +3,97 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from bigtransfer import hyperrule, records, runs, weights
-from bigtransfer.config import FinetuneConfig, seconds
+from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.errors import RunError
 from bigtransfer.evals.candidates import Closed, View
+from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.dataset import JUDGING
-from bigtransfer.jobs.finetune.decision import Facts, input_spec
+from bigtransfer.jobs.finetune.decision import BASELINE, Facts, input_spec
 from bigtransfer.model import ResNetV2, joined
 from bigtransfer.train import loop
 from bigtransfer.weights import formats
-
-BASELINE = 2_000
-"""Images that the closed form learns from at most where it is not what was asked for; a short budget allows fewer."""
 
 OPERATIONS = 1e14
 """Floating-point operations for the closed form's features without a budget: a quarter of an hour of one CPU core at most. GPUs are allowed
 a hundred times as many."""
 
-CLOSED = 0.2
-"""Share of a budget that may go into computing the closed form's features."""
+CLOSED = 0.4
+"""Share of the time left when it begins that may go into computing the closed form's features under a budget: they are worth more than
+the steps that it could pay for (docs/lab-notes.md)."""
 
-LATEST = 0.35
-"""Share of a budget after which no more images are looked at for it, where the machine turns out to be busier than it was."""
+LATEST = 0.5
+"""Share of it after which no more images are looked at, where the machine turns out to be busier than it was."""
+
+WIDE = 2 / 3
+"""Of the images it could learn from, the closed form learns from this share at least, or it sees less of each (docs/lab-notes.md)."""
+
+TIMED = 0.025
+"""Share of a budget that may go into measuring what it costs to look at an image."""
 
 MODEL = "closed.safetensors"
 """In the run's folder: the closed form, for as long as the run may still need it."""
 
-
 WHOLE = "closed-whole.safetensors"
 """Beside it: the head that takes its head's place once nothing is to be chosen by the images held out (`evals.candidates.Whole`)."""
 
+ANSWERS = "closed-answers.safetensors"
+"""What it says of those images."""
+
 
 def solve(
-    config: FinetuneConfig, run: runs.Run, model: ResNetV2, parts: Splits, facts: Facts, lent: ImageSet | None
-) -> Closed | None:
-    """The closed form, on record in the run's folder; None where there is none: several labels, random weights, another classifier
-    asked for. lent: validation images that may be learnt from in the end, which is done where the closed form may be delivered, and learns
-    from all other images already."""
+    config: FinetuneConfig,
+    run: runs.Run,
+    model: ResNetV2,
+    parts: Splits,
+    facts: Facts,
+    lent: ImageSet | None,
+    clock: Clock | None,
+) -> tuple[Closed | None, float]:
+    """The closed form, on record in the run's folder, and what it costs now to look at an image in a plain forward pass at the network's
+    own size, s (0 without a clock). None where there is none: several labels, random weights, another classifier asked for. lent:
+    validation images that may be learnt from in the end, which is done where the closed form may be delivered, and learns from all other
+    images already. clock: of the budget, if there is one."""
     if parts.train.several or not config.pretrained or config.linear == "sgd":
-        return None
+        return None, 0.0
     device, dtype = torch.device(facts.device), loop.compute_dtype(config.precision, torch.device(facts.device))
-    count, views = _seen(config, facts, model)
+    spec, look = input_spec(config, facts.trained_at), 0.0
+    if clock is not None:
+        widest = _ways(config, facts, model)[0][-1]
+        seconds = closed.seconds_per_image(
+            model,
+            parts.train,
+            widest,
+            TIMED * clock.seconds,
+            spec=spec,
+            device=device,
+            dtype=dtype,
+            batch_size=facts.fitting(widest.size, hyperrule.BATCH_SIZE),
+        )
+        look = seconds / widest.passes(facts.architecture, facts.trained_at)
+    count, views = _seen(config, facts, model, room=clock and clock.left, look=look, held_out=len(lent or ()))
     delivered = config.linear == "closed" or config.budget is not None
     images = splits.evenly(parts.train, count, config.seed)
     solved = closed.solve(
         model,
         images,
         views,
-        spec=input_spec(config, facts.trained_at),
+        spec=spec,
         device=device,
         dtype=dtype,
         batch_size=facts.fitting(views[-1].size, hyperrule.BATCH_SIZE),
         seed=config.seed,
         balanced=config.balance,
         held_out=lent if delivered and count >= len(parts.train) else None,
-        within=None if config.budget is None or config.linear == "closed" else LATEST * seconds(config.budget),
+        within=None if clock is None else LATEST * clock.left,
         at_least=min(count, facts.classes),
     )
     network = solved.model
@@ -71,36 +101,50 @@ def solve(
         network.card, input=input_spec(config, solved.view.size), class_names=parts.train.class_names
     )
     weights.save(run.folder / MODEL, network)
-    if solved.whole is not None:
+    if solved.whole is not None and solved.answers is not None:
         formats.write_safetensors(run.folder / WHOLE, solved.whole.head.state_dict(), {})
+        formats.write_safetensors(run.folder / ANSWERS, {"logits": solved.answers}, {})
     found = solved.record()
     runs.write_json(run.folder / "closed.json", dataclasses.asdict(found))
-    return found
+    return found, look
 
 
-def _seen(config: FinetuneConfig, facts: Facts, network: ResNetV2) -> tuple[int, tuple[View, ...]]:
-    """How many images the closed form learns from, and the views it may choose from: the more of them the less they cost."""
-    ways = [closed.views(network, facts.trained_at, config.crop, mirrored=config.flip)]
-    ways.append(closed.views(network, facts.trained_at, config.crop or facts.trained_at, mirrored=config.flip))
-    ways.append(closed.views(network, facts.trained_at, config.crop or facts.trained_at))
+def _ways(config: FinetuneConfig, facts: Facts, network: ResNetV2) -> tuple[tuple[View, ...], ...]:
+    """The views that the closed form may choose from, by what there is time for: the most first."""
+    return (
+        closed.views(network, facts.trained_at, config.crop, mirrored=config.flip),
+        closed.views(network, facts.trained_at, config.crop or facts.trained_at, mirrored=config.flip),
+        closed.views(network, facts.trained_at, config.crop or facts.trained_at),
+    )
+
+
+def _seen(
+    config: FinetuneConfig,
+    facts: Facts,
+    network: ResNetV2,
+    *,
+    room: float | None = None,
+    look: float = 0.0,
+    held_out: int = 0,
+) -> tuple[int, tuple[View, ...]]:
+    """How many images the closed form learns from, and the views it may choose from: the more of them the less they cost. room: seconds
+    that are left of a budget, if there is one, look: a plain forward pass takes of them. held_out: images beside them, as `solve`'s
+    `lent`."""
+    ways = _ways(config, facts, network)
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
-    least = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
+    fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
+    wanted = most if config.linear == "closed" else max(fewest, math.ceil(WIDE * most))
+    images = 0
     for way in ways:
-        images = min(most, _affordable(config, facts, way[-1]))
-        if images >= least:
-            return images, way
-    return least, ways[-1]
-
-
-def _affordable(config: FinetuneConfig, facts: Facts, widest: View) -> int:
-    """Images whose features can be computed in `CLOSED` of the budget, or without one with `OPERATIONS`."""
-    passes = widest.passes(facts.architecture, facts.trained_at)
-    if config.budget is None:
-        operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
-        return int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
-    # A forward pass costs a third of a training step.
-    speed = 3 * facts.speed(facts.trained_at, hyperrule.SMALLEST_BATCH)
-    return int(CLOSED * seconds(config.budget) * speed / passes)
+        passes = way[-1].passes(facts.architecture, facts.trained_at)
+        if room is None:
+            operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
+            images = int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
+        else:
+            images = int(CLOSED * room / (passes * look) * most / (most + held_out))
+        if images >= wanted:
+            return min(most, images), way
+    return max(fewest, min(most, images)), ways[-1]
 
 
 def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[ResNetV2, ResNetV2]:
@@ -122,9 +166,22 @@ def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[ResN
     return solved, whole.to(device).eval()
 
 
+def answers(folder: Path, found: Closed | None, images: ImageSet) -> Tensor | None:
+    """The logits `(n, classes)` of the closed form on these images, which are those held out, if they are known. BitError if the run
+    `folder` has not the file that it should."""
+    if found is None or found.whole is None or not (folder / ANSWERS).is_file():  # as earlier versions left it
+        return None
+    with formats.open_weights(folder / ANSWERS) as file:
+        if file.shapes != {"logits": (len(images), len(images.class_names))}:
+            raise RunError(
+                f"{folder / ANSWERS} is not of this run's closed form and images. Remove the folder to start anew."
+            )
+        return file.read("logits")
+
+
 def remove(folder: Path) -> None:
-    """Remove both: the run is finished."""
-    for name in (MODEL, WHOLE):
+    """Remove all of it: the run is finished."""
+    for name in (MODEL, WHOLE, ANSWERS):
         (folder / name).unlink(missing_ok=True)
 
 

@@ -13,8 +13,8 @@ from bigtransfer.catalog import Readout
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import Candidate, Choice, Closed, Kind, View
-from bigtransfer.jobs.finetune import baseline, closed, tuning
-from bigtransfer.jobs.finetune.decision import FinetunePlan
+from bigtransfer.jobs.finetune import baseline, closed
+from bigtransfer.jobs.finetune.decision import WATCHED, FinetunePlan
 from bigtransfer.model import ResNetV2, joined
 
 
@@ -53,14 +53,16 @@ def deliver(
     tuned = joined(model, dataclasses.replace(readout, mirrored=plan.augmentation.flip))
     tuned.head = closed.plain_head(model.head)
     tuned.card = dataclasses.replace(tuned.card, input=plan.input)
+    images = splits.evenly(parts.val, WATCHED, plan.seed)
     chosen = choose(
         solved,
         tuned,
-        splits.evenly(parts.val, tuning.WATCHED, plan.seed),
+        images,
         device=plan.torch_device,
         dtype=plan.torch_dtype,
         batch_size=plan.micro_batch,
         balanced=plan.balance,
+        answers=baseline.answers(run.folder, found, images) if len(images) == len(parts.val) else None,
     )
     made = chosen.choice
     runs.write_json(run.folder / "choice.json", dataclasses.asdict(made))
@@ -83,19 +85,22 @@ def choose(
     dtype: torch.dtype,
     batch_size: int,
     balanced: bool = False,
+    answers: Tensor | None = None,
 ) -> Chosen:
     """The best of both networks and their average on labelled images that neither has learnt from, and how it was chosen.
 
     Both are on `device`; their cards state the size of their input. Each gets the temperature at which its probabilities fit the images
     best; the average is that of the logits at these temperatures. The one with the least loss is taken, which is steadier than the
     accuracy of few images; the average, which costs both networks' time, only if it is better than either by more than `closed.TIE`.
-    balanced: each class of the images counts the same, however many it has, in temperatures and losses.
+    balanced: each class of the images counts the same, however many it has, in temperatures and losses. answers: the logits
+    `(n, classes)` of `solved` on the images where they are known; None: they are computed.
     """
     logits: dict[Kind, Tensor] = {}
-    labels = torch.empty(0)
-    networks: dict[Kind, ResNetV2] = {"closed form": solved, "fine-tuned": tuned}
-    for name, network in networks.items():
-        logits[name], labels = _logits(network, images, device, dtype, batch_size)
+    if answers is None:
+        logits["closed form"], _ = _logits(solved, images, device, dtype, batch_size)
+    else:
+        logits["closed form"] = answers.double()
+    logits["fine-tuned"], labels = _logits(tuned, images, device, dtype, batch_size)
     alike = 1 / torch.bincount(labels)[labels].double()
     shares = alike if balanced else None
     temperatures = {name: linear.best_temperature(scores, labels, shares)[0] for name, scores in logits.items()}

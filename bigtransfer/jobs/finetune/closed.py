@@ -29,8 +29,11 @@ CHOSEN_BY = 1_000
 LARGEST_VIEW = 448
 """Pixels beyond which images are not enlarged to see more of them: the published networks' largest size of training."""
 
-_PIECE = 128
+_PIECE = 64
 """Images between two looks at the clock."""
+
+_TIMED = 32
+"""Images at most by which the cost of looking at one is measured."""
 
 TIE = 0.01
 """Nats of leave-one-out loss below which two choices of features count as equally good; the cheaper one is taken."""
@@ -53,6 +56,8 @@ class Solved:
     """The same view's classifier of these images and those held out; None without such."""
     held_out: int = 0
     """How many they are."""
+    answers: Tensor | None = None
+    """What the model says of those held out, logits float32 `(held_out, classes)`, on the CPU; None without such."""
 
     def record(self) -> Closed:
         """What closed.json holds of it."""
@@ -116,8 +121,9 @@ def solve(
     def features_of(some: ImageSet, view: View) -> tuple[Tensor, Tensor]:
         return features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
 
-    def late() -> bool:
-        return within is not None and time.perf_counter() - started > within
+    def late(after: float = 0.0) -> bool:
+        """Whether the time will be up in so many seconds."""
+        return within is not None and time.perf_counter() - started + after > within
 
     def in_time(some: ImageSet, view: View) -> list[tuple[Tensor, Tensor]]:
         """In pieces, as far as the time goes."""
@@ -129,20 +135,45 @@ def solve(
         return parts
 
     judged: tuple[Judged, ...] = ()
-    view, parts, rest = choice[-1], [], images
+    view, parts, rest, probe = choice[-1], [], images, None
     if len(choice) > 1:
-        sample = splits.evenly(images, CHOSEN_BY, seed)
+        began, sample = time.perf_counter(), splits.evenly(images, CHOSEN_BY, seed)
         parts = in_time(sample, view)
-        view, judged = choose(choice, *_joined(parts), classes, network.architecture.width, balanced=balanced)
-        if view == choice[-1]:
-            rest = images.subset([]) if late() else _without(images, sample)
+        spent = (time.perf_counter() - began) / view.passes(network.architecture, spec.size)
+        probes = judge(choice, *_joined(parts), classes, network.architecture.width, balanced=balanced)
+        judged = tuple(
+            Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss))
+            for one, probe in probes.items()
+        )
+
+        def at_hand(one: View) -> bool:
+            """Whether what it sees is a part of what has been computed. Of a smaller size the network itself had made the image."""
+            return one.size == choice[-1].size
+
+        # Where there is no time to look at them once more, only what is at hand.
+        view = best(
+            [
+                one
+                for one in judged
+                if at_hand(one.view) or not late(spent * one.view.passes(network.architecture, spec.size))
+            ],
+            otherwise=view,
+        )
+        if at_hand(view):
+            kept = columns(choice[-1], view, network.architecture.width)
+            parts = [(seen[:, kept], labels) for seen, labels in parts]
+            rest, probe = images.subset([]) if late() else _without(images, sample), probes[view]
         else:
             parts = []
-    seen, labels = _joined([*parts, *in_time(rest, view)])
-    probe = linear.fit(seen, labels, classes, balanced=balanced)
-    whole = None
+    more = in_time(rest, view)
+    seen, labels = _joined([*parts, *more])
+    if probe is None or more:  # else it is the one that was judged
+        probe = linear.fit(seen, labels, classes, balanced=balanced)
+    whole = answers = None
     if held_out is not None and len(seen) == len(images) and not late():
         more, their_labels = features_of(held_out, view)
+        with torch.no_grad():
+            answers = probe.head(more)
         whole = linear.fit(torch.cat([seen, more]), torch.cat([labels, their_labels]), classes, balanced=balanced)
     model = joined(network, view.readout)
     model.reset_classifier(classes)
@@ -156,7 +187,32 @@ def solve(
         seconds=time.perf_counter() - started,
         whole=whole,
         held_out=len(held_out or ()),
+        answers=answers,
     )
+
+
+def seconds_per_image(
+    network: ResNetV2,
+    images: ImageSet,
+    view: View,
+    span: float,
+    *,
+    spec: InputSpec,
+    device: torch.device,
+    dtype: torch.dtype,
+    batch_size: int,
+) -> float:
+    """What it costs to look at one of the images so, at this moment, decoding included: of 2, 4, 8, ... of them, until that has taken
+    `span` seconds; the first ones pay for what is done once. Other arguments as of `solve`."""
+    count = 1
+    while True:
+        count = min(2 * count, len(images))
+        some = images.subset(np.linspace(0, len(images) - 1, count).round().astype(int))
+        began = time.perf_counter()
+        features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
+        taken = time.perf_counter() - began
+        if taken >= span or count >= min(_TIMED, len(images)):
+            return taken / count
 
 
 def _without(images: ImageSet, others: ImageSet) -> ImageSet:
@@ -235,18 +291,22 @@ def plain_head(head: nn.Module) -> nn.Linear:
     return plain
 
 
-def choose(
+def judge(
     choice: Sequence[View], features: Tensor, labels: Tensor, classes: int, width: int, *, balanced: bool = False
-) -> tuple[View, tuple[Judged, ...]]:
-    """The view that leave-one-out finds best, and how good each is. features `(n, d)`: those of the last view, which has all of them, of a
-    network of this width; labels `(n,)`."""
-    judged = []
-    for one in choice:
-        probe = linear.fit(features[:, columns(choice[-1], one, width)], labels, classes, balanced=balanced)
-        judged.append(Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss)))
+) -> dict[View, Probe]:
+    """The classifier on each view, which knows how good it is by leave-one-out. features `(n, d)`: those of the last view, which has all of
+    them, of a network of this width; labels `(n,)`."""
+    return {
+        one: linear.fit(features[:, columns(choice[-1], one, width)], labels, classes, balanced=balanced)
+        for one in choice
+    }
+
+
+def best(judged: Sequence[Judged], *, otherwise: View) -> View:
+    """The view with the least loss, of equally good ones the first; `otherwise` if none was judged."""
     losses = [one.loss for one in judged if one.loss is not None]
-    best = [one.view for one in judged if one.loss is not None and one.loss <= min(losses) + TIE]
-    return (best or [choice[-1]])[0], tuple(judged)
+    found = [one.view for one in judged if one.loss is not None and one.loss <= min(losses) + TIE]
+    return found[0] if found else otherwise
 
 
 def columns(seen: View, wanted: View, width: int) -> Tensor:

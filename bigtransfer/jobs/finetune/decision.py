@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -15,13 +16,24 @@ from bigtransfer import data, hyperrule
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import Splits
-from bigtransfer.evals.candidates import Closed
+from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.feed.loader import Batch
 from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs.clock import AFTERWARDS
 from bigtransfer.jobs.plan import Plan, dtype_name
 from bigtransfer.model import ResNetV2
+from bigtransfer.records import NotNegative
 from bigtransfer.train import loop
+
+BASELINE = 2_000
+"""Images that the closed form learns from at most where it is not what was asked for; a short budget allows fewer."""
+
+WATCHED = 2_000
+"""Validation sets of at most this many images are measured during the training too, larger ones only after it; so many choose at most."""
+
+HOPE = 2
+"""Times the fewest steps that must seem to fit for their speed to be measured."""
 
 TIMED = 0.05
 """Share of a budget that may go into measuring the machine's speed, which is done at most twice."""
@@ -40,11 +52,19 @@ class FinetunePlan(Plan):
     validation images."""
     native_size: tuple[int, int]
     """Typical height and width of the images, px, which the rule looks at."""
+    tail: NotNegative = 0.0
+    """What comes after the training of a budget, choice and evaluation, as far as it was measured before: in steps, as the machine's
+    pace may change."""
 
     @property
     def judged_by(self) -> tuple[str, ...]:
         named = super().judged_by
         return ("val/mean_per_class", *named) if self.balance else named
+
+    def facts(self) -> dict[str, Any]:
+        everything = super().facts()
+        del everything["tail"]
+        return everything
 
     def forward_flops(self, side: int) -> float | None:
         return super().forward_flops(side) if self.linear == "none" else None
@@ -74,6 +94,12 @@ class Facts:
     """Validation images to choose by."""
     closed: Closed | None = None
     """The closed form, if it was solved."""
+    look: float = 0.0
+    """What a plain forward pass at `trained_at` px costs, s, as the closed form took it, with its share of decoding; 0: not known."""
+    evaluated: int = 0
+    """Images that the model will be measured on."""
+    left: Callable[[], float] = lambda: math.inf
+    """How many seconds of the budget there are when this is asked."""
 
 
 def find_facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, parts: Splits, device: torch.device) -> Facts:
@@ -97,12 +123,17 @@ def find_facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, parts: 
         speed=speed,
         fitting=lambda crop, batch: loop.fitting_micro_batch(model, crop, dtype, device, batch),
         judges=len(parts.val or ()),
+        evaluated=len((parts.test if parts.test is not None else parts.val) or ()),
     )
 
 
 def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
     """All that is decided about a fine-tuning, from what was asked and what was found; nothing is looked up here."""
     recipe = _recipe(config, facts)
+    chooses = _chooses(config, facts) and recipe.steps > 0
+    tail = 0.0
+    if chooses and facts.look:
+        tail = _afterwards(config, facts, recipe.crop) * facts.speed(recipe.crop, recipe.batch_size) / recipe.batch_size
     return FinetunePlan(
         recipe=recipe,
         architecture=_architecture(config, facts) if recipe.steps else facts.architecture,
@@ -124,8 +155,9 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
         ),
         linear=config.linear,
         balance=config.balance,
-        choose=_chooses(config, facts) and recipe.steps > 0,
+        choose=chooses,
         native_size=facts.native_size,
+        tail=tail,
     )
 
 
@@ -166,6 +198,8 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
         recipe = dataclasses.replace(recipe, resize=crop, crop=crop, notes=(recipe.notes[0], note))
     if _chooses(config, facts):
         recipe = _tuning(config, facts)
+        if not recipe.steps:
+            return recipe
     if config.mixup_alpha is not None:
         recipe = dataclasses.replace(recipe, mixup_alpha=config.mixup_alpha)
     recipe = dataclasses.replace(recipe, dropout=config.dropout or 0.0, l2_sp=config.l2_sp or 0.0)
@@ -206,8 +240,37 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
     return recipe
 
 
+def views(config: FinetuneConfig, closed: Closed, blocks: int, crop: int) -> tuple[View, View]:
+    """What the closed form and the network fine-tuned at `crop` px look at when they are compared and measured."""
+    return closed.view, View(size=crop, readout=Readout(blocks=tuple(range(blocks)), mirrored=config.flip))
+
+
+def _afterwards(config: FinetuneConfig, facts: Facts, crop: int) -> float:
+    """Seconds for what comes after a training at `crop` px: the choice, and the evaluation of what is perhaps both networks."""
+    assert facts.closed is not None
+    both = views(config, facts.closed, len(facts.architecture.units), crop)
+    solved, tuned = (view.passes(facts.architecture, facts.trained_at) for view in both)
+    # What the closed form says of the images that it has been solved again with is known by then.
+    judged = min(facts.judges, WATCHED) * (tuned if facts.closed.whole else solved + tuned)
+    return facts.look * (judged + facts.evaluated * (solved + tuned))
+
+
+def _before(facts: Facts, crop: int) -> float:
+    """Seconds for what comes before its first step: the start from the closed form."""
+    return facts.look * min(facts.images, BASELINE) * (crop / facts.trained_at) ** 2
+
+
+def _room(config: FinetuneConfig, facts: Facts, crop: int) -> float:
+    """Seconds that are left for the steps of such a training, and what is measured before."""
+    assert config.budget is not None
+    budget = seconds(config.budget)
+    afterwards = min(AFTERWARDS * budget, _afterwards(config, facts, crop))
+    return min(facts.left(), budget) - _before(facts, crop) - afterwards
+
+
 def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
-    """The recipe of a training that starts from the closed form, within a budget."""
+    """The recipe of a training that starts from the closed form, within a budget; without steps if there is no room for any that could
+    help."""
     assert config.budget is not None and facts.closed is not None
     small = facts.trained_at
     crops = [small]
@@ -222,9 +285,20 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
     fixed = {name: value for name in ("steps", "batch_size", "crop") if (value := getattr(config, name)) is not None}
     if config.resize is not None and config.crop is None:
         fixed["crop"] = max(1, round(config.resize / hyperrule.TUNING_RATIO))
-    return hyperrule.tuning(
-        facts.images, seconds(config.budget), facts.speed, crops, spent=facts.closed.seconds, fixed=fixed
-    )
+    crop, batch = fixed.get("crop", small), fixed.get("batch_size", hyperrule.TUNING_BATCH)
+    if "steps" not in fixed:
+        # A step takes three forward passes of each image at least. Asked first, because its speed takes some seconds to be measured.
+        quickest = 3 * facts.look * (crop / small) ** 2
+        fitting = _room(config, facts, crop) / (batch * quickest) if quickest else math.inf
+        if fitting >= HOPE * hyperrule.FEWEST_STEPS:
+            speed = facts.speed(crop, batch)
+            fitting = _room(config, facts, crop) * speed / batch
+        else:
+            fitting = 0.0
+        if fitting < hyperrule.FEWEST_STEPS:
+            return hyperrule.without_time(facts.closed.view.size, config.budget)
+    left = _room(config, facts, crop)
+    return hyperrule.tuning(facts.images, seconds(config.budget), facts.speed, crops, left=left, fixed=fixed)
 
 
 def images_per_second(

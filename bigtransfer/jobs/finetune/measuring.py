@@ -8,10 +8,11 @@ from pathlib import Path
 
 from bigtransfer import evals, runs
 from bigtransfer.config import FinetuneConfig
-from bigtransfer.data import Splits, splits
+from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.data.layout import in_short
 from bigtransfer.evals.candidates import Closed
 from bigtransfer.evals.multilabel import MultiLabel
+from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.evaluate import measure
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor
@@ -36,25 +37,37 @@ def evaluate(
     expected: Closed | None,
     *,
     surpassed: bool = False,
+    clock: Clock | None = None,
 ) -> dict[str, float]:
     """The model as it will be used, on the test part, else the validation part; writes evaluation.json. expected: the closed form, if the
-    model is at least as good. surpassed: what is delivered is this model after it has learnt from the validation images as well."""
+    model is at least as good. surpassed: what is delivered is this model after it has learnt from the validation images as well.
+    clock: of a budget; where it is used up, the images not yet looked at are left out, and that is said."""
     split, images = ("test", parts.test) if parts.test is not None else ("val", parts.val)
     if images is None:
         runs.write_json(folder / "evaluation.json", {})
         return {}
     predictor = Predictor(model, device=config.device, precision=config.precision)
-    result, unreadable = measure(predictor, images, progress=True)
+    late = None if clock is None else lambda: clock.left <= 0
+    result, unreadable = measure(predictor, images, progress=True, late=late)
+    rest = len(images) - len(result) - len(unreadable)
+    partly = ()
+    if rest:
+        partly = (
+            f"The budget was used up: these numbers are of {len(result):,} of the {len(images):,} {split} images, drawn at random. "
+            f"All of them are measured by: bit evaluate {line(str(folder))} {line(config.data)}",
+        )
     about = {"split": split, "model": model.card.name, "data": config.data, "unreadable": unreadable}
     if isinstance(result, MultiLabel):
         assert predictor.thresholds is not None
         chosen_here = images is parts.val and model.card.thresholds is not None
-        evaluation = evals.labels_record(result, images, predictor.thresholds, chosen_here=chosen_here, **about)
+        evaluation = evals.labels_record(
+            result, images, predictor.thresholds, chosen_here=chosen_here, notes=partly, **about
+        )
         numbers = result.named(split, predictor.thresholds)
         shown = f"mean average precision {result.mean_average_precision:.1%}, F1 {numbers.get(f'{split}/micro_f1', math.nan):.1%}"
-        print(f"{split}:   {shown} of {len(images):,} images" + (" that chose the thresholds" if chosen_here else ""))
+        print(f"{split}:   {shown} of {len(result):,} images" + (" that chose the thresholds" if chosen_here else ""))
     else:
-        notes = _remarks(config, parts, split, result, expected)
+        notes = (*partly, *_remarks(config, parts, split, images, result, expected))
         if surpassed and images is parts.val:
             notes = (
                 f"Measured before these images, held out for that, were learnt from as well: the model that is delivered is solved on all "
@@ -63,18 +76,25 @@ def evaluate(
             )
         evaluation, numbers = evals.as_record(result, images, notes=notes, **about), result.named(split)
         low, high = result.top1_interval
-        shown = "1 image" if len(images) == 1 else f"{len(images):,} images"
+        shown = "1 image" if len(result) == 1 else f"{len(result):,} images"
         print(f"{split}:   top-1 {result.top1:.1%} of {shown} (95% interval {low:.1%} to {high:.1%})")
         for note in notes:
             print(f"note: {line(note)}", file=sys.stderr)
     evals.write_record(folder / "evaluation.json", evaluation)
+    if rest:
+        numbers[f"{split}/images"] = len(result)
     return {key.replace("/", "_"): value for key, value in numbers.items()}
 
 
 def _remarks(
-    config: FinetuneConfig, parts: Splits, split: str, result: evals.Classification, expected: Closed | None
+    config: FinetuneConfig,
+    parts: Splits,
+    split: str,
+    images: ImageSet,
+    result: evals.Classification,
+    expected: Closed | None,
 ) -> tuple[str, ...]:
-    """What is to be known about a measurement. expected: the closed form, if the model is at least as good."""
+    """What is to be known about a measurement on (some of) the images. expected: the closed form, if the model is at least as good."""
     names = parts.train.class_names
     notes = []
     if uneven := splits.imbalance(parts.train):
@@ -86,7 +106,7 @@ def _remarks(
                 else "which each counts the same. With --balance it does so in all that is learnt and chosen."
             )
         )
-    missing = [name for name, count in zip(names, result.per_class().support, strict=True) if not count]
+    missing = [name for name, count in zip(names, images.class_counts(), strict=True) if not count]
     if missing:
         notes.append(
             f"There is no {split} image of {in_short(missing)}: nothing is known of what the model makes of such."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+from pathlib import Path
 
 import torch
 
@@ -14,18 +14,22 @@ from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.feed.loader import FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.feed.order import BalancedOrder
 from bigtransfer.jobs import training
-from bigtransfer.jobs.clock import Clock
+from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.finetune import closed
-from bigtransfer.jobs.finetune.baseline import BASELINE
-from bigtransfer.jobs.finetune.decision import FinetunePlan
+from bigtransfer.jobs.finetune.decision import BASELINE, WATCHED, FinetunePlan, views
 from bigtransfer.model import ResNetV2, joined
 from bigtransfer.train import checkpoint, loop
 
-WATCHED = 2_000
-"""Validation sets of at most this many images are measured during the training too, larger ones only after it."""
-
 FINISHING = 2.0
 """Seconds of a budget for what comes after the last image: model, report, the end of the process; a tenth of it at most."""
+
+
+def clock(config: FinetuneConfig, folder: Path, since: float) -> Clock | None:
+    """What keeps the budget of the run in `folder`, if it has one. since: when this process began (`time.monotonic`)."""
+    if config.budget is None:
+        return None
+    budget = seconds(config.budget)
+    return Clock(folder, budget, reserve=min(FINISHING, 0.1 * budget), since=since)
 
 
 def as_planned(model: ResNetV2, plan: FinetunePlan) -> ResNetV2:
@@ -44,9 +48,9 @@ def train(
     parts: Splits,
     plan: FinetunePlan,
     baseline: Closed | None,
-    since: float,
+    clock: Clock | None,
 ) -> training.Outcome:
-    """The steps of the recipe, resumed from a checkpoint where there is one. since: when this process began (`time.monotonic`)."""
+    """The steps of the recipe, resumed from a checkpoint where there is one. clock: of a budget that is to be kept."""
     if plan.choose:
         _start(run, model, parts.train, plan)
     linear_only = plan.linear == "sgd"
@@ -54,7 +58,8 @@ def train(
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
     state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=trained.parameters())
     watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
-    clock = _clock(config, run, parts, plan, baseline, len(watched or ()), since)
+    if clock is not None:
+        clock.ahead = _ahead(config, parts, plan, baseline, len(watched or ()))
     if training.resume(run, state, plan):
         print(f"        resumed after step {state.step}", flush=True)
         outcome = training.ended(run, state, plan, clock)
@@ -95,39 +100,20 @@ def train(
     )
 
 
-def _clock(
-    config: FinetuneConfig,
-    run: runs.Run,
-    parts: Splits,
-    plan: FinetunePlan,
-    baseline: Closed | None,
-    watched: int,
-    since: float,
-) -> Clock | None:
-    """What keeps the budget; None where there is none, or the steps are set by the user."""
-    if config.budget is None or config.steps is not None:
-        return None
-    budget = seconds(config.budget)
+def _ahead(config: FinetuneConfig, parts: Splits, plan: FinetunePlan, baseline: Closed | None, watched: int) -> Ahead:
+    """What the training is to leave room for."""
     afterwards, passes = len((parts.test if parts.test is not None else parts.val) or ()), 1.0
     if plan.choose:
         most = hyperrule.most_tuning_steps(plan.images, plan.recipe.batch_size)
         afterwards += min(len(parts.val or ()), WATCHED)
-        # By the closed form and the fine-tuned network: what is measured in the end may be both.
-        assert plan.architecture.readout is not None
-        tuned = dataclasses.replace(plan.architecture.readout, mirrored=plan.augmentation.flip)
-        views = [View(size=plan.input.size, readout=tuned), *([baseline.view] if baseline else [])]
-        passes = sum(view.passes(plan.architecture, plan.input.size) for view in views)
+        if baseline is not None:
+            # By the closed form and the fine-tuned network: what is measured in the end may be both.
+            both = views(config, baseline, len(plan.architecture.units), plan.input.size)
+            passes = sum(view.passes(plan.architecture, plan.input.size) for view in both)
     else:
         most = hyperrule.recipe(plan.images, *plan.native_size, config.variant).steps
-    return Clock(
-        run.folder,
-        budget,
-        most=max(most, plan.recipe.steps),
-        reserve=min(FINISHING, 0.1 * budget),
-        watched=watched,
-        afterwards=afterwards,
-        passes=passes,
-        since=since,
+    return Ahead(
+        most=max(most, plan.recipe.steps), watched=watched, afterwards=afterwards, passes=passes, tail=plan.tail
     )
 
 
