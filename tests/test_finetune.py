@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -865,7 +866,7 @@ def test_images_that_are_to_stay_unseen_do(
         splits.save_split(tmp_path / "split.json", splits.Splits(train=train, val=val, test=None))
         closed += ["--split-file", str(tmp_path / "split.json")]
     elif why == "others":
-        monkeypatch.setattr(finetune.baseline, "_seen", lambda *_: (10, (View(size=32, readout=None),)))
+        monkeypatch.setattr(finetune.baseline, "_seen", lambda *_, **__: (10, (View(size=32, readout=None),), math.inf))
     else:
         closed = [*short, "--steps", "1"]
         closed[1] = str(data / "train")
@@ -932,13 +933,18 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     """The widest views where there is time for two thirds of the images, else cheaper ones."""
     network = weights.load(tiny)
 
-    def seen(images: int = 10_000, device: str = "cpu", held_out: int = 0, **asked: Any) -> tuple[int, tuple[str, ...]]:
+    rooms: list[float] = []
+
+    def seen(
+        images: int = 10_000, device: str = "cpu", held_out: int = 0, test: int = 0, **asked: Any
+    ) -> tuple[int, tuple[str, ...]]:
         facts: Any = types.SimpleNamespace(
-            images=images, classes=3, trained_at=32, architecture=network.architecture, device=device
+            images=images, classes=3, trained_at=32, architecture=network.architecture, device=device, evaluated=test
         )
-        times = {name: asked.pop(name) for name in ("room", "look") if name in asked}
+        times = {name: asked.pop(name) for name in ("left", "look") if name in asked}
         config = FinetuneConfig(data="d", **asked)
-        count, choice = finetune.baseline._seen(config, facts, network, held_out=held_out, **times)
+        count, choice, room = finetune.baseline._seen(config, facts, network, held_out=held_out, **times)
+        rooms.append(room)
         return count, tuple(map(str, choice))
 
     def passes(*sizes: int) -> float:
@@ -950,21 +956,28 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     every = ("the last map at 32 px, mirrored too", "all blocks at 32 px, mirrored too")
     plain = ("the last map at 32 px", "all blocks at 32 px")
     wide = 2 * passes(32, 64)
-    # 40 s are left, of which 0.4 may be taken.
+    # 400 s are left, of which 0.4 may be taken; steps would take 40 x 96 passes at least.
     for share, images in ((1.01, 999), (0.7, 699), (0.67, 669)):
-        count, choice = seen(1000, room=40.0, look=16 / (share * 1000 * wide))
+        count, choice = seen(1000, left=400.0, look=160 / (share * 1000 * wide))
         assert abs(count - min(1000, share * 1000)) <= 1 and len(choice) == 4 and count >= images
-    assert seen(1000, room=40.0, look=16 / (660 * wide)) == (1000, every)
-    assert seen(1000, room=40.0, look=16 / (670 * 2.0)) == (670, every)
-    assert seen(1000, room=40.0, look=16 / (660 * 2.0)) == (1000, plain)
-    assert seen(1000, room=40.0, look=16 / 500.5) == (500, plain)
-    assert seen(1000, room=40.0, look=16 / 20) == (30, plain), "ten of each class, whatever it takes"
-    assert seen(1000, room=-1.0, look=0.001) == (30, plain)
-    assert len(seen(1000, room=40.0, look=16 / (700 * passes(32, 64)), flip=False)[1]) == 4
+    assert rooms == pytest.approx([160.0] * 3)
+    assert seen(1000, left=400.0, look=160 / (660 * wide)) == (1000, every)
+    assert len(seen(1000, left=400.0, look=160 / (700 * passes(32, 64)), flip=False)[1]) == 4
     # The images held out are looked at as well.
-    assert seen(1000, room=40.0, look=16 / (1000.5 * wide), held_out=250)[0] == 800
-    assert seen(1000, room=40.0, look=16 / (800.0 * wide), held_out=250)[1] == every
-    assert seen(room=1e9, look=0.001)[0] == finetune.decision.BASELINE and seen(200, room=1e9, look=0.001)[0] == 200
+    assert seen(1000, left=400.0, look=160 / (1000.5 * wide), held_out=250)[0] == 800
+    assert seen(1000, left=400.0, look=160 / (800.0 * wide), held_out=250)[1] == every
+    # Steps cannot follow: all of the time but that for the test images may be taken.
+    look = 240 / (39.9 * 96)
+    assert seen(5000, left=400.0, look=look) and rooms[-1] == pytest.approx(280)
+    assert seen(5000, left=400.0, look=240 / (40.1 * 96)) and rooms[-1] == 160
+    assert seen(5000, left=400.0, look=240 / (40.1 * 96), crop=40) and rooms[-1] == pytest.approx(280)
+    assert seen(5000, left=400.0, look=240 / (40.1 * 96), batch_size=64) and rooms[-1] == pytest.approx(280)
+    assert seen(5000, left=400.0, look=look, steps=9) and rooms[-1] == 160
+    assert seen(1000, left=400.0, look=0.4, test=200) == (int(0.7 * (400 - 200 * 0.4) / 0.4), plain)
+    assert rooms[-1] == pytest.approx(0.7 * 320)
+    assert seen(1000, left=40.0, look=28 / 20) == (30, plain), "ten of each class, whatever it takes"
+    assert seen(1000, left=-1.0, look=0.001) == (30, plain) and rooms[-1] == 0
+    assert seen(left=1e9, look=0.001)[0] == finetune.decision.BASELINE and seen(200, left=1e9, look=0.001)[0] == 200
     # Without a budget the operations count.
     assert seen()[0] == finetune.decision.BASELINE and len(seen()[1]) == 4
     most = int(finetune.baseline.OPERATIONS / network.architecture.forward_flops(32, 0) / wide)

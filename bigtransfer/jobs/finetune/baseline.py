@@ -17,7 +17,7 @@ from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.dataset import JUDGING
-from bigtransfer.jobs.finetune.decision import BASELINE, Facts, input_spec
+from bigtransfer.jobs.finetune.decision import BASELINE, HOPE, Facts, input_spec, quickest
 from bigtransfer.model import ResNetV2, joined
 from bigtransfer.train import loop
 from bigtransfer.weights import formats
@@ -30,8 +30,11 @@ CLOSED = 0.4
 """Share of the time left when it begins that may go into computing the closed form's features under a budget: they are worth more than
 the steps that it could pay for (docs/lab-notes.md)."""
 
-LATEST = 0.5
-"""Share of it after which no more images are looked at, where the machine turns out to be busier than it was."""
+ALONE = 0.7
+"""The same where there is no hope of taking steps afterwards, of the time without what measuring the model takes."""
+
+OVER = 1.25
+"""Times what was planned for it after which no more images are looked at, where the machine turns out to be busier than it was."""
 
 WIDE = 2 / 3
 """Of the images it could learn from, the closed form learns from this share at least, or it sees less of each (docs/lab-notes.md)."""
@@ -79,7 +82,7 @@ def solve(
             batch_size=facts.fitting(widest.size, hyperrule.BATCH_SIZE),
         )
         look = seconds / widest.passes(facts.architecture, facts.trained_at)
-    count, views = _seen(config, facts, model, room=clock and clock.left, look=look, held_out=len(lent or ()))
+    count, views, room = _seen(config, facts, model, left=clock and clock.left, look=look, held_out=len(lent or ()))
     delivered = config.linear == "closed" or config.budget is not None
     images = splits.evenly(parts.train, count, config.seed)
     solved = closed.solve(
@@ -93,7 +96,7 @@ def solve(
         seed=config.seed,
         balanced=config.balance,
         held_out=lent if delivered and count >= len(parts.train) else None,
-        within=None if clock is None else LATEST * clock.left,
+        within=None if clock is None else OVER * room,
         at_least=min(count, facts.classes),
     )
     network = solved.model
@@ -123,28 +126,32 @@ def _seen(
     facts: Facts,
     network: ResNetV2,
     *,
-    room: float | None = None,
+    left: float | None = None,
     look: float = 0.0,
     held_out: int = 0,
-) -> tuple[int, tuple[View, ...]]:
-    """How many images the closed form learns from, and the views it may choose from: the more of them the less they cost. room: seconds
-    that are left of a budget, if there is one, look: a plain forward pass takes of them. held_out: images beside them, as `solve`'s
-    `lent`."""
+) -> tuple[int, tuple[View, ...], float]:
+    """How many images the closed form learns from, the views it may choose from, the more of them the less they cost, and how many seconds
+    that may take (infinity without a budget). left: of a budget, s, if there is one; look: what a plain forward pass takes of that.
+    held_out: images beside them, as `solve`'s `lent`."""
     ways = _ways(config, facts, network)
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
     wanted = most if config.linear == "closed" else max(fewest, math.ceil(WIDE * most))
-    images = 0
+    images, room = 0, math.inf
     for way in ways:
         passes = way[-1].passes(facts.architecture, facts.trained_at)
-        if room is None:
+        if left is None:
             operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
             images = int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
         else:
-            images = int(CLOSED * room / (passes * look) * most / (most + held_out))
+            measuring = facts.evaluated * passes * look
+            steps = quickest(config, facts, look) * HOPE * hyperrule.FEWEST_STEPS
+            alone = config.steps is None and (1 - CLOSED) * left - measuring < steps
+            room = max(0.0, ALONE * (left - measuring) if alone else CLOSED * left)
+            images = int(room / (passes * look) * most / (most + held_out))
         if images >= wanted:
-            return min(most, images), way
-    return max(fewest, min(most, images)), ways[-1]
+            return min(most, images), way, room
+    return max(fewest, min(most, images)), ways[-1], room
 
 
 def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[ResNetV2, ResNetV2]:

@@ -260,6 +260,12 @@ def _before(facts: Facts, crop: int) -> float:
     return facts.look * min(facts.images, BASELINE) * (crop / facts.trained_at) ** 2
 
 
+def quickest(config: FinetuneConfig, facts: Facts, look: float) -> float:
+    """Seconds that a step of such a training takes at least, if a plain forward pass takes `look`: three of them for each image."""
+    crop = config.crop or facts.trained_at
+    return 3 * look * (config.batch_size or hyperrule.TUNING_BATCH) * (crop / facts.trained_at) ** 2
+
+
 def _room(config: FinetuneConfig, facts: Facts, crop: int) -> float:
     """Seconds that are left for the steps of such a training, and what is measured before."""
     assert config.budget is not None
@@ -287,9 +293,9 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
         fixed["crop"] = max(1, round(config.resize / hyperrule.TUNING_RATIO))
     crop, batch = fixed.get("crop", small), fixed.get("batch_size", hyperrule.TUNING_BATCH)
     if "steps" not in fixed:
-        # A step takes three forward passes of each image at least. Asked first, because its speed takes some seconds to be measured.
-        quickest = 3 * facts.look * (crop / small) ** 2
-        fitting = _room(config, facts, crop) / (batch * quickest) if quickest else math.inf
+        # Asked first, because the speed takes some seconds to be measured.
+        step = quickest(config, facts, facts.look)
+        fitting = _room(config, facts, crop) / step if step else math.inf
         if fitting >= HOPE * hyperrule.FEWEST_STEPS:
             speed = facts.speed(crop, batch)
             fitting = _room(config, facts, crop) * speed / batch
