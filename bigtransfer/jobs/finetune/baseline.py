@@ -33,13 +33,10 @@ the steps that it could pay for (docs/lab-notes.md)."""
 ALONE = 0.7
 """The same where there is no hope of taking steps afterwards, of the time without what measuring the model takes."""
 
-OVER = 1.25
-"""Times what was planned for it after which no more images are looked at, where the machine turns out to be busier than it was."""
-
 WIDE = 2 / 3
 """Of the images it could learn from, the closed form learns from this share at least, or it sees less of each (docs/lab-notes.md)."""
 
-TIMED = 0.025
+TIMED = 0.05
 """Share of a budget that may go into measuring what it costs to look at an image."""
 
 MODEL = "closed.safetensors"
@@ -96,7 +93,7 @@ def solve(
         seed=config.seed,
         balanced=config.balance,
         held_out=lent if delivered and count >= len(parts.train) else None,
-        within=None if clock is None else OVER * room,
+        within=None if clock is None else room,
         at_least=min(count, facts.classes),
     )
     network = solved.model
@@ -130,9 +127,9 @@ def _seen(
     look: float = 0.0,
     held_out: int = 0,
 ) -> tuple[int, tuple[View, ...], float]:
-    """How many images the closed form learns from, the views it may choose from, the more of them the less they cost, and how many seconds
-    that may take (infinity without a budget). left: of a budget, s, if there is one; look: what a plain forward pass takes of that.
-    held_out: images beside them, as `solve`'s `lent`."""
+    """How many images the closed form learns from, the views it may choose from, the more of them the less they cost, and after how many
+    seconds no more images are looked at (infinity without a budget, with which the clock decides how many they are). left: of a budget, s,
+    if there is one; look: what a plain forward pass takes of that. held_out: images beside them, as `solve`'s `lent`."""
     ways = _ways(config, facts, network)
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
@@ -150,8 +147,10 @@ def _seen(
             room = max(0.0, ALONE * (left - measuring) if alone else CLOSED * left)
             images = int(room / (passes * look) * most / (most + held_out))
         if images >= wanted:
-            return min(most, images), way, room
-    return max(fewest, min(most, images)), ways[-1], room
+            break
+    if left is not None:
+        return most, way, room
+    return max(fewest, min(most, images)), way, room
 
 
 def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[ResNetV2, ResNetV2]:
