@@ -144,7 +144,8 @@ def _finetuned(few: Few, seed: int, work: Path, **options: Any) -> dict[str, Any
         done = bigtransfer.finetune(few.folder, out=out, seed=seed, **options)
         if done.stopped_by is not None:
             raise SystemExit(128 + done.stopped_by)
-        return {"top1": done.metrics["test_top1"], "metrics": done.metrics, "recipe": done.recipe.to_dict()}
+        metrics = cells.on_all_test_images(done, few.folder)
+        return {"top1": metrics["test_top1"], "metrics": metrics, "recipe": done.recipe.to_dict()}
     finally:
         shutil.rmtree(out, ignore_errors=True)
 

@@ -686,6 +686,7 @@ def test_a_budget_that_is_used_up_says_what_was_not_done(
     assert config["recipe"]["steps"] == 0 and "with a linear classifier solved" in card.upstream
     record = json.loads((run / "closed.json").read_text())
     assert record["images"] == 29 and record["whole"] is None, "a piece of 64 at most, and no more"
+    assert json.loads((run / "budget.json").read_text())["seconds"] >= 3600
     evaluation = json.loads((run / "evaluation.json").read_text())
     assert evaluation["images"] == 5 == len(evaluation["predictions"]) and card.metrics["test_images"] == 5
     images = bigtransfer.data.open_dataset(enough).test
@@ -702,6 +703,26 @@ def test_a_budget_that_is_used_up_says_what_was_not_done(
     assert "5 of the 12 test images" in (run / "report.html").read_text()
     assert cli.main(["evaluate", str(run), str(enough), "--device", "cpu"]) == 0
     assert "(test): 12 images" in capsys.readouterr().out
+
+
+def test_something_is_kept_for_the_end_of_the_command(tmp_path: Path) -> None:
+    for budget, left in (("60s", 58.0), ("5s", 4.5)):
+        clock = finetune.tuning.clock(FinetuneConfig(data="d", budget=budget), tmp_path, 0.0)
+        assert clock is not None and clock.seconds == left
+    assert finetune.tuning.clock(FinetuneConfig(data="d"), tmp_path, 0.0) is None
+
+
+def test_what_was_spent_before_the_first_step_counts_when_the_run_goes_on(
+    short: list[str], enough: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which was killed there."""
+    monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 1e6, since=since - 100))
+    monkeypatch.setattr(training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+    short[1] = str(enough)
+    asked = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
+    with pytest.raises(SystemExit):
+        in_process([*asked, "--budget", "1h"])
+    assert 100 <= json.loads((tmp_path / "run" / "budget.json").read_text())["seconds"] < 200
 
 
 def test_steps_that_were_asked_for_know_no_clock(
@@ -974,6 +995,7 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert seen(900, left=400.0, look=look, steps=9) and rooms[-1] == 160, "whoever sets the steps gets them"
     assert seen(1000, left=400.0, look=0.4, test=200) == (1000, plain) and rooms[-1] == pytest.approx(0.7 * 320)
     assert seen(1000, left=400.0, look=0.4 * 2 / 3, test=200, flip=False) == (1000, plain)
+    assert seen(1000, left=400.0, look=0.4, test=10**6) and rooms[-1] == pytest.approx(0.7 * 300), "a quarter at most"
     assert seen(1000, left=-1.0, look=0.001) == (1000, plain) and rooms[-1] == 0
     assert seen(left=1e9, look=0.001)[0] == finetune.decision.BASELINE and seen(200, left=1e9, look=0.001)[0] == 200
     # Without a budget the operations count.
@@ -1031,6 +1053,7 @@ def test_what_comes_after_the_training_is_planned_with() -> None:
     assert planned(40.0, test=10**6).recipe.steps == int((40 - 0.6 - 15) / 0.32)
     assert planned(1e9).recipe.steps == int((60 - 0.6 - 0.04) / 0.32), "of a clock that no one asked for"
     assert planned(40.0, look=0.0).tail == 0.0, "nothing was measured"
+    assert "tail" not in plan.facts(), "a checkpoint does not depend on it"
 
 
 def test_the_time_in_which_the_speed_is_measured_is_gone() -> None:

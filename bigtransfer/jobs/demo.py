@@ -53,17 +53,22 @@ def run(config: DemoConfig) -> int:
     closed = _finetune(asked)
     asked = dataclasses.replace(asked, out=str(out / "random"), linear="none", pretrained=False, budget=config.budget)
     random = _finetune(asked)
+    # On a busy machine the budget may be used up before all pictures have been looked at.
     rows = {
-        f"{asked.model}, closed form": closed.metrics["test_top1"],
-        f"random weights, trained for {config.budget}": random.metrics["test_top1"],
-        "a linear classifier on the pixels": linear_on_pixels(pictures),
+        f"{asked.model}, closed form": (closed.metrics["test_top1"], tested),
+        f"random weights, trained for {config.budget}": (
+            random.metrics["test_top1"],
+            round(random.metrics.get("test_images", tested)),
+        ),
+        "a linear classifier on the pixels": (linear_on_pixels(pictures), tested),
     }
     print(
         f"Correct on the {tested} pictures that none of them had seen (95% interval; guessing: {1 / len(found):.1%}):"
     )
-    for title, accuracy in rows.items():
-        low, high = wilson(accuracy, tested)
-        print(f"  {title:<38}{accuracy:7.1%}   ({low:.1%} to {high:.1%})")
+    for title, (accuracy, count) in rows.items():
+        low, high = wilson(accuracy, count)
+        fewer = f", on {count} of them" if count < tested else ""
+        print(f"  {title:<38}{accuracy:7.1%}   ({low:.1%} to {high:.1%}{fewer})")
     print(
         "The network was pre-trained on photographs, these are drawings: what it knows of the ones helps with the others."
     )

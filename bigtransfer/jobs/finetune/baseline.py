@@ -14,7 +14,7 @@ from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.errors import RunError
 from bigtransfer.evals.candidates import Closed, View
-from bigtransfer.jobs.clock import Clock
+from bigtransfer.jobs.clock import AFTERWARDS, Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.dataset import JUDGING
 from bigtransfer.jobs.finetune.decision import BASELINE, HOPE, Facts, input_spec, quickest
@@ -141,7 +141,7 @@ def _seen(
             operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
             images = int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
         else:
-            measuring = facts.evaluated * passes * look
+            measuring = min(AFTERWARDS * left, facts.evaluated * passes * look)
             steps = quickest(config, facts, look) * HOPE * hyperrule.FEWEST_STEPS
             alone = config.steps is None and (1 - CLOSED) * left - measuring < steps
             room = max(0.0, ALONE * (left - measuring) if alone else CLOSED * left)
