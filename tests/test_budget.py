@@ -231,8 +231,18 @@ def test_the_rates_follow_the_progress(tmp_path: Path) -> None:
 
 
 def test_what_came_before_and_what_comes_after_the_training_counts(tmp_path: Path) -> None:
-    budget = Clock(tmp_path, 60.0, reserve=10.0, since=80.0, now=lambda: 100.0)
-    assert (budget.spent, budget.left) == (20.0, 30.0)
+    time = {"now": 100.0, "worked": 7.0}
+    budget = Clock(tmp_path, 60.0, reserve=2.0, since=80.0, now=lambda: time["now"], worked=lambda: time["worked"])
+    assert (budget.spent, budget.left) == (20.0, 38.0)
+    # The reserve is longer on a machine that is busy, as far as that can be told: of 10 s the process has had 5, then 2 of 12.
+    time.update(now=100.4, worked=7.1)
+    assert budget.left == pytest.approx(37.6)
+    time.update(now=110.0, worked=12.0)
+    assert budget.left == pytest.approx(60 - 30 - 4)
+    time.update(now=112.0, worked=9.0)
+    assert budget.left == pytest.approx(60 - 32 - 6), "a tenth of all at most"
+    time.update(now=112.0, worked=60.0)
+    assert budget.left == pytest.approx(60 - 32 - 2), "of several threads"
 
 
 # --- Interruptions

@@ -328,8 +328,8 @@ def test_what_it_says_of_the_images_held_out(pictures: data.ImageSet) -> None:
     assert found.answers is not None and found.whole is not None
     seen, _ = features_of(held_out, found.view, random_network())
     with torch.no_grad():
-        torch.testing.assert_close(found.answers, found.model.head(seen), rtol=1e-3, atol=1e-4)
-        assert not torch.allclose(found.answers, found.whole.head(seen), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(found.answers, found.model.head(seen), rtol=1e-3, atol=1e-6)
+        assert not torch.allclose(found.answers, found.whole.head(seen), rtol=0.1, atol=1e-6)
     assert solved(rest, closed.views(random_network(), 16)[:2]).answers is None
 
 

@@ -47,6 +47,12 @@ FORWARD = 1 / 3
 AFTERWARDS = 0.25
 """Share of the budget that is kept at most for images to be looked at after the training: there may be any number of them."""
 
+RESERVED = 0.1
+"""Share of the budget that is kept at most for what comes after the last image."""
+
+TELLING = 0.5
+"""Seconds of processor time from which on they say how busy the machine is."""
+
 ALARM = 3
 """Steps in a row ..."""
 
@@ -95,11 +101,20 @@ class Clock:
         reserve: float = 0.0,
         since: float | None = None,
         now: Callable[[], float] = time.monotonic,
+        worked: Callable[[], float] = time.process_time,
     ) -> None:
-        """seconds: what the run may take in all, with `reserve` for what comes after its last image. since: when this process began with
-        the run, on the clock of `now`; this moment unless given. RunError if the run's budget.json has not its form.
+        """seconds: what the run may take in all. reserve: what comes after its last image, in seconds of a machine that does nothing else.
+        since: when this process began with the run, on the clock of `now`; this moment unless given. worked: the processor time of this
+        process. RunError if the run's budget.json has not its form.
         """
-        self._path, self.seconds, self._now = folder / runs.BUDGET, seconds - reserve, now
+        self._path, self.seconds, self._reserve, self._now, self._worked = (
+            folder / runs.BUDGET,
+            seconds,
+            reserve,
+            now,
+            worked,
+        )
+        self._made = now(), worked()
         self.ahead: Ahead | None = None
         """Of the training, once it is known."""
         self._since = now() if since is None else since
@@ -119,7 +134,13 @@ class Clock:
     @property
     def left(self) -> float:
         """Seconds until the last image must have been looked at; negative if too many are gone."""
-        return self.seconds - self.spent
+        return self.seconds - self.spent - min(self._reserve * self._busy, RESERVED * self.seconds)
+
+    @property
+    def _busy(self) -> float:
+        """How many times as long as on a machine of its own this process takes, 1 or more: time passed over processor time."""
+        passed, worked = self._now() - self._made[0], self._worked() - self._made[1]
+        return max(1.0, passed / worked) if worked > TELLING else 1.0
 
     def note(self) -> None:
         """Write down what has been spent and decided, so that it counts when the run goes on after an interruption."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from bigtransfer import evals, runs
@@ -47,8 +48,7 @@ def evaluate(
         runs.write_json(folder / "evaluation.json", {})
         return {}
     predictor = Predictor(model, device=config.device, precision=config.precision)
-    late = None if clock is None else lambda: clock.left <= 0
-    result, unreadable = measure(predictor, images, progress=True, late=late)
+    result, unreadable = measure(predictor, images, progress=True, late=None if clock is None else _late(clock))
     rest = len(images) - len(result) - len(unreadable)
     partly = ()
     if rest:
@@ -84,6 +84,18 @@ def evaluate(
     if rest:
         numbers[f"{split}/images"] = len(result)
     return {key.replace("/", "_"): value for key, value in numbers.items()}
+
+
+def _late(clock: Clock) -> Callable[[], bool]:
+    """Whether the time is up, or will be with another batch like the last one; asked after each."""
+    before = clock.left
+
+    def late() -> bool:
+        nonlocal before
+        taken, before = before - clock.left, clock.left
+        return before < taken
+
+    return late
 
 
 def _remarks(
