@@ -726,6 +726,7 @@ def test_what_was_spent_before_the_first_step_counts_when_the_run_goes_on(
     """Which was killed there."""
     monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 1e6, since=since - 100))
     monkeypatch.setattr(training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+    monkeypatch.setattr(finetune.decision, "images_per_second", lambda *_: 1000.0)
     short[1] = str(enough)
     asked = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
     with pytest.raises(SystemExit):
@@ -996,14 +997,14 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert seen(1000, left=400.0, look=160 / (830 * wide), held_out=250) == (1000, every)
     # Steps cannot follow: all of the time but that for the test images may be taken.
     look = 240 / (39.9 * 96)
-    assert seen(900, left=400.0, look=look)[0] == 900 and rooms[-1] == pytest.approx(280)
-    for more, room in (({}, 160), ({"crop": 40}, 280), ({"batch_size": 64}, 280), ({"test": 9}, 280)):
+    assert seen(900, left=400.0, look=look)[0] == 900 and rooms[-1] == pytest.approx(200)
+    for more, room in (({}, 160), ({"crop": 40}, 200), ({"batch_size": 64}, 200), ({"test": 9}, 200)):
         seen(900, left=400.0, look=240 / (40.1 * 96), **more)  # type: ignore[arg-type]
         assert rooms[-1] == pytest.approx(room, abs=3)
     assert seen(900, left=400.0, look=look, steps=9) and rooms[-1] == 160, "whoever sets the steps gets them"
-    assert seen(1000, left=400.0, look=0.4, test=200) == (1000, plain) and rooms[-1] == pytest.approx(0.7 * 320)
+    assert seen(1000, left=400.0, look=0.4, test=200) == (1000, plain) and rooms[-1] == pytest.approx(0.5 * 320)
     assert seen(1000, left=400.0, look=0.4 * 2 / 3, test=200, flip=False) == (1000, plain)
-    assert seen(1000, left=400.0, look=0.4, test=10**6) and rooms[-1] == pytest.approx(0.7 * 300), "a quarter at most"
+    assert seen(1000, left=400.0, look=0.4, test=10**6) and rooms[-1] == pytest.approx(0.5 * 300), "a quarter at most"
     assert seen(1000, left=-1.0, look=0.001) == (1000, plain) and rooms[-1] == 0
     assert seen(left=1e9, look=0.001)[0] == finetune.decision.BASELINE and seen(200, left=1e9, look=0.001)[0] == 200
     # Without a budget the operations count.

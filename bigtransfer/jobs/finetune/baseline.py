@@ -30,8 +30,9 @@ CLOSED = 0.4
 """Share of the time left when it begins that may go into computing the closed form's features under a budget: they are worth more than
 the steps that it could pay for (docs/lab-notes.md)."""
 
-ALONE = 0.7
-"""The same where there is no hope of taking steps afterwards, of the time without what measuring the model takes."""
+ALONE = 0.5
+"""The same where there is no hope of taking steps afterwards, of the time without what measuring the model takes. The rest is for its
+solutions, which are not in what looking costs."""
 
 WIDE = 2 / 3
 """Of the images it could learn from, the closed form learns from this share at least, or it sees less of each (docs/lab-notes.md)."""
