@@ -785,11 +785,12 @@ def test_within_a_budget_the_best_is_delivered(
         return dataclasses.replace(found, choice=dataclasses.replace(found.choice, delivered=wanted[0]))
 
     monkeypatch.setattr(finetune.choice, "choose", choose)
+    monkeypatch.setattr(finetune.decision, "images_per_second", lambda *_: 1000.0)
     for kind, out in (("closed form", "a"), ("fine-tuned", "b"), ("average", "c")):
         wanted[:] = [kind]
         run = tmp_path / out
         same = [run if one == str(tmp_path / "run") else one for one in short]
-        assert in_process([*map(str, same), "--steps", "2", "--budget", "5s", "--val-fraction", "0.2"]) == 0
+        assert in_process([*map(str, same), "--steps", "2", "--budget", "1h", "--val-fraction", "0.2"]) == 0
         network = weights.load(run)
         arch = network.card.architecture
         every = Readout(blocks=(0, 1, 2, 3), mirrored=True)
@@ -921,8 +922,9 @@ def test_what_is_delivered_learns_from_the_images_that_chose_it(
         return made[-1]
 
     monkeypatch.setattr(finetune.choice, "choose", choose)
+    monkeypatch.setattr(finetune.decision, "images_per_second", lambda *_: 1000.0)
     short[1] = str(enough)
-    same = [*short, "--steps", "2", "--budget", "5s"]
+    same = [*short, "--steps", "2", "--budget", "1h"]
     assert in_process(same) == 0
     run = tmp_path / "run"
     parts = splits.load_split(run / "split.json", bigtransfer.data.open_dataset(enough))

@@ -135,7 +135,7 @@ def _seen(
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
     wanted = most if config.linear == "closed" else max(fewest, math.ceil(WIDE * most))
-    images, room = 0, math.inf
+    images, room, way = 0, math.inf, ways[0]
     for way in ways:
         passes = way[-1].passes(facts.architecture, facts.trained_at)
         if left is None:
