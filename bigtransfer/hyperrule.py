@@ -163,6 +163,19 @@ def resolution(height: int, width: int, variant: Variant = "code", architecture:
     return 512, 480
 
 
+def looking_size(trained_at: int, height: int, width: int) -> int:
+    """The size, px, at which frozen features of a network pre-trained on images of `trained_at` px are looked at first, and then at
+    twice as much, for images of this typical native size: `trained_at`, or two thirds of it (a multiple of 16 px) where the images
+    have fewer pixels than a square of four thirds of it.
+
+    This project's; the paper's resolutions for small and large images are likewise below and above the 224 px of its pre-training. Pixels
+    that an image does not have cost time and help nothing (benchmarks/results/starts_cpu_2026-11-26.md).
+    """
+    if 9 * height * width >= 16 * trained_at**2:
+        return trained_at
+    return max(16, round(trained_at / 24) * 16)
+
+
 def recipe(num_examples: int, height: int, width: int, variant: Variant = "code", *, architecture: str = "") -> Recipe:
     """The BiT-HyperRule for a task with `num_examples` training images of `height` x `width` px (the typical native size).
 

@@ -320,3 +320,22 @@ def test_changes_come_one_after_the_other_and_before_the_end(change: tuple[int, 
         schedule = schedule.changed(4, 20)
     with pytest.raises(ValueError, match="cannot follow"):
         schedule.changed(*change)
+
+
+@pytest.mark.parametrize(
+    ("trained_at", "native", "size"),
+    [
+        (96, (128, 128), 96),
+        (96, (127, 128), 64),
+        (96, (300, 60), 96),
+        (96, (32, 32), 64),
+        (224, (299, 299), 224),
+        (224, (298, 298), 144),
+        (64, (32, 32), 48),
+        (16, (8, 8), 16),
+    ],
+)
+def test_small_images_are_looked_at_at_less_than_the_network_was_trained_at(
+    trained_at: int, native: tuple[int, int], size: int
+) -> None:
+    assert hyperrule.looking_size(trained_at, *native) == size

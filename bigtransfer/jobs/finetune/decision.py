@@ -83,7 +83,7 @@ class Facts:
     """Typical height and width, px."""
     architecture: Architecture
     trained_at: int
-    """Size of the images that the network to start from takes, px."""
+    """Size at which the network to start from is at its best for such images, px (`hyperrule.looking_size`)."""
     device: str
     dtype: str
     speed: hyperrule.Speed
@@ -111,13 +111,14 @@ def find_facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, parts: 
     def speed(crop: int, batch: int) -> float:
         return images_per_second(model, crop, batch, device, dtype, timed)
 
+    native_size = data.native_size(train)
     return Facts(
         images=len(train),
         classes=len(train.class_names),
         several=train.several,
-        native_size=data.native_size(train),
+        native_size=native_size,
         architecture=model.architecture,
-        trained_at=card.input.size,
+        trained_at=hyperrule.looking_size(card.input.size, *native_size),
         device=str(device),
         dtype=dtype_name(dtype),
         speed=speed,
