@@ -279,7 +279,7 @@ def test_a_teacher_of_any_kind_sees_what_it_asks_for_blended_and_answers_without
 
 def test_a_bit_model_as_teacher_answers_as_it_predicts() -> None:
     teacher = open_teacher("bit-t-r26x1")
-    assert (teacher.size, teacher.class_names) == (64, bigtransfer.load_model("bit-t-r26x1").card.class_names)
+    assert (teacher.size, teacher.class_names) == (96, bigtransfer.load_model("bit-t-r26x1").card.class_names)
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 3, 64, 64), np.uint8))
     answers = teacher.ready(CPU, torch.float32).answers(pixels, slice(0, 3), None)
     expected = bigtransfer.Predictor.load("bit-t-r26x1", device="cpu", precision="fp32").logits(pixels)

@@ -91,7 +91,7 @@ def test_a_published_network_has_a_name_in_timm(tmp_path: Path) -> None:
     created = f'timm.create_model("resnetv2_50x1_bit", checkpoint_path="{tmp_path}/x.pth", num_classes=2)'
     name = configs.timm_name(catalog.ARCHITECTURES["r50x1"])
     assert convert._use(config, 2, name) == created
-    assert convert._use(dataclasses.replace(config, to="npz"), 2, name) == ""
+    assert convert._use(dataclasses.replace(config, destination=str(tmp_path / "x.npz"), to="npz"), 2, name) == ""
 
 
 def test_convert_in_half_the_size(run: Path, tmp_path: Path) -> None:
