@@ -7,6 +7,7 @@ shortcut that starts from the pre-activated input.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 from collections.abc import Sequence
@@ -198,10 +199,10 @@ class ResNetV2(nn.Module):
         """The last map after the final norm and ReLU: `(n, 2048 * width, ~h / 32, ~w / 32)`, in the input's dtype."""
         x = self._stem(x)[1]
         for block in self.blocks:
-            if (self.grad_checkpointing or self.norm_checkpointing) and not torch.jit.is_scripting():
-                x = _recomputed(block, x, self.grad_checkpointing)
-            else:
+            if torch.jit.is_scripting():
                 x = block(x)
+            else:
+                x = _through(block, x, self.grad_checkpointing, self.norm_checkpointing)
         return self.norm(x)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
@@ -271,10 +272,7 @@ class ResNetV2(nn.Module):
         maps = [first] if 0 in wanted else []
         last = max(wanted) if stop_early else count - 1
         for index, block in enumerate(self.blocks[:last], start=1):
-            if self.grad_checkpointing or self.norm_checkpointing:
-                x = _recomputed(block, x, self.grad_checkpointing)
-            else:
-                x = block(x)
+            x = _through(block, x, self.grad_checkpointing, self.norm_checkpointing)
             if index in wanted:
                 maps.append(self.norm(x) if norm and index == count - 1 else x)
         if intermediates_only:
@@ -387,10 +385,7 @@ class JoinedResNetV2(ResNetV2):
         x = self._stem(x)[1]
         pooled = []
         for number, block in enumerate(self.blocks[: max(readout.blocks) + 1]):
-            if self.grad_checkpointing or self.norm_checkpointing:
-                x = _recomputed(block, x, self.grad_checkpointing)
-            else:
-                x = block(x)
+            x = _through(block, x, self.grad_checkpointing, self.norm_checkpointing)
             if number in readout.blocks:
                 # The norm that the map meets next in the network, too.
                 last = number + 1 == len(self.blocks)
@@ -433,17 +428,23 @@ def joined(network: ResNetV2, readout: Readout | None, beside: ResNetV2 | None =
     return other.train(network.training)
 
 
-def _recomputed(block: nn.Module, x: Tensor, units: bool) -> Tensor:
-    """`block(x)`, of which only the units' inputs are kept for the backward pass; or, with `units` False, only the norms' inputs."""
-    for unit in block.children():
-        if units:
+def _through(block: nn.Module, x: Tensor, units: bool, norms: bool) -> Tensor:
+    """`block(x)`. units: only the units' inputs are kept for the backward pass; norms: only the norms' inputs."""
+    if torch.compiler.is_compiling() and not units:
+        return block(x)
+    if units:
+        for unit in block.children():
             x = cast(Tensor, checkpoint(unit, x, use_reentrant=False, preserve_rng_state=False))
-        elif torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            with ops.norms_recomputed():
-                x = unit(x)
-        else:
-            x = unit(x)
-    return x
+        return x
+    with contextlib.ExitStack() as stack:
+        if isinstance(x, Tensor) and x.is_cuda:
+            # A block at a time, so that the gradients of the last blocks can be on their way to other processes while those of the first
+            # are computed.
+            kernels = [module.weight for module in block.modules() if isinstance(module, StdConv2d)]
+            stack.enter_context(ops.standardized_ahead(kernels, x.dtype))
+        if norms and torch.is_grad_enabled():
+            stack.enter_context(ops.norms_recomputed())
+        return block(x)
 
 
 def build(name: str | Architecture, num_classes: int, *, device: str | torch.device | None = None) -> ResNetV2:

@@ -9,7 +9,7 @@ import logging
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,7 +150,7 @@ def test_any_number_of_parts(tiles: int, parts: int, monkeypatch: pytest.MonkeyP
     """As many as tiles, a last one with fewer pixels than the others, and one program that goes round."""
     monkeypatch.setattr(kernels, "_TILES", tiles)
     assert kernels._plan(63, 64, 32, 0).parts == parts
-    check(*leaves((1, 64, 9, 7), torch.float32))
+    check(*leaves((2, 64, 9, 7), torch.float32))
 
 
 @pytest.mark.parametrize("whole", [kernels._WHOLE_FORWARD, kernels._WHOLE_BACKWARD])
@@ -335,6 +335,93 @@ def test_standardize_far_from_zero() -> None:
     assert error(hwio(kernels.standardize(kernel, 1e-10, torch.float32)), reference.standardize(hwio(kernel))) <= 1e-5
 
 
+MANY = [(16, 8, 1, 1), (5, 3, 7, 7), (8, 16, 3, 3), (4, 300, 3, 3), (1, 1, 1, 1)]
+
+
+def many(memory_format: torch.memory_format = torch.channels_last, shapes: Sequence[Any] = MANY) -> list[Tensor]:
+    return [
+        (0.05 + 0.02 * random(shape, seed)).contiguous(memory_format=memory_format).requires_grad_()
+        for seed, shape in enumerate(shapes)
+    ]
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shapes", [MANY, [(16, 32, 1, 1), (32, 16, 3, 3)]])  # the latter in pieces of 16 numbers
+def test_many_kernels_in_one_launch(
+    shapes: Sequence[Any], dtype: torch.dtype, memory_format: torch.memory_format
+) -> None:
+    """Bit for bit as one by one, and so are the gradients, whichever are wanted and however they come."""
+    together = many(memory_format, shapes)
+    assert kernels.takes_kernels(together, dtype)
+    results = kernels.standardize_all(together, 1e-10, dtype)
+    alone = [kernels.standardize(kernel, 1e-10, dtype) for kernel in together]
+    for one, other, kernel in zip(results, alone, together, strict=True):
+        assert torch.equal(one, other) and one.dtype == dtype and one.is_contiguous(memory_format=memory_format)
+        assert one.shape == kernel.shape
+    grads = [random(tuple(kernel.shape), 9, dtype).contiguous() for kernel in together]
+    expected = torch.autograd.grad(alone, together, grads)
+    found = torch.autograd.grad(results, together, grads, retain_graph=True)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert all(found.stride() == kernel.stride() for found, kernel in zip(found, together, strict=True))
+    (second,) = torch.autograd.grad(results[1], together[1], grads[1], retain_graph=True)  # no gradients of the others
+    assert torch.equal(second, expected[1])
+    assert torch.autograd.grad(results[1], together[0], grads[1], allow_unused=True) == (None,)
+
+
+def test_many_kernels_some_of_them_frozen() -> None:
+    together = many()
+    together[0].requires_grad_(False)
+    results = kernels.standardize_all(together, 1e-10, torch.float32)
+    sum(result.square().sum() for result in results).backward()  # pyright: ignore
+    assert together[0].grad is None and all(kernel.grad is not None for kernel in together[1:])
+
+
+def test_second_derivatives_of_many_kernels() -> None:
+    """Against float64, where torch does all of it."""
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        together = [kernel.detach().to(dtype).requires_grad_() for kernel in many()[:3]]
+        if dtype == torch.float32:
+            results = kernels.standardize_all(together, 1e-10, dtype)
+        else:
+            results = tuple(plain.standardize(kernel) for kernel in together)
+        first = torch.autograd.grad(sum(r.pow(3).sum() for r in results), together, create_graph=True)  # pyright: ignore
+        found.append([*first, *torch.autograd.grad(sum(g.square().mean() for g in first), together)])  # pyright: ignore
+    for one, other in zip(*found, strict=True):
+        assert error(exact(one), exact(other)) <= 2e-5
+
+
+def test_where_kernels_lie_is_looked_up_anew_when_they_move() -> None:
+    """The addresses of a network's kernels are kept between its calls."""
+    for seed in range(4):
+        together = [random(shape, 10 * seed + i) for i, shape in enumerate(MANY[:3])]
+        for kernel, found in zip(together, kernels.standardize_all(together, 1e-10, torch.float32), strict=True):
+            assert error(hwio(found), reference.standardize(hwio(kernel))) <= BOUND[torch.float32]
+
+
+@pytest.mark.usefixtures("through_the_door")
+def test_standardized_ahead() -> None:
+    """For these kernels, this dtype and this eps only, and only within."""
+    together = many()[:3]
+    other = random((4, 4, 3, 3), 7)
+    with ops.standardized_ahead(together, torch.float32):
+        for kernel in together:
+            assert "_StandardizeAll" in str(ops.standardize(kernel).grad_fn)
+            assert ops.standardize(kernel) is ops.standardize(kernel, dtype=torch.float32)
+            assert error(hwio(ops.standardize(kernel)), reference.standardize(hwio(kernel))) <= BOUND[torch.float32]
+            coarse = ops.standardize(kernel, 1e-2)
+            assert error(hwio(coarse), reference.standardize(hwio(kernel), eps=1e-2)) <= BOUND[torch.float32]
+            assert ops.standardize(kernel, dtype=torch.bfloat16).dtype == torch.bfloat16
+        assert error(hwio(ops.standardize(other)), reference.standardize(hwio(other))) <= BOUND[torch.float32]
+        with ops.standardized_ahead([other], torch.float32):
+            assert ops.standardize(other) is ops.standardize(other)
+            assert ops.standardize(together[0]) is ops.standardize(together[0])
+    assert "_StandardizeAll" not in str(ops.standardize(together[0]).grad_fn)
+    with ops.standardized_ahead([], torch.float32), ops.standardized_ahead([other.double()], torch.float64):
+        assert ops.standardize(other.double()).dtype == torch.float64
+
+
 def test_eps_reaches_the_kernels() -> None:
     """A kernel so small that 1e-8, other programs' eps, would be off by a third."""
     kernel = 1e-4 * random((4, 16, 1, 1), 1)
@@ -353,7 +440,7 @@ def test_eps_reaches_the_kernels() -> None:
 def through_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
     """`ops` takes these kernels: on a CUDA device of itself, elsewhere for CPU tensors."""
     if not CUDA:
-        monkeypatch.setattr(ops, "native", kernels)
+        monkeypatch.setattr(ops, "_kernels", lambda *tensors: kernels if ops._eager("cpu", *tensors) else None)
 
 
 def everything(x: Tensor, kernel: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -536,6 +623,8 @@ def test_a_network_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     def stays(module: torch.nn.Module, arguments: Any, y: Tensor) -> None:
         assert y.is_contiguous(memory_format=torch.channels_last)
 
+    convolution, taken = network.blocks[2][1].conv2, set()  # pyright: ignore
+    convolution.register_forward_hook(lambda module, given, y: taken.update(names(y)))  # pyright: ignore
     norms = [module for module in network.modules() if isinstance(module, model.GroupNormReLU)]
     hooks = [norm.register_forward_hook(stays) for norm in norms]
     images = channels_last(random((2, 3, 160, 128), 1))
@@ -548,6 +637,7 @@ def test_a_network_and_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
         results[form] = [exact(logits), *(exact(p.grad) for p in network.parameters())]  # pyright: ignore
         for hook in hooks:  # torch's own norms do not stay
             hook.remove()
+    assert "_StandardizeAllBackward" in taken
     ours, others = (
         np.mean([error(found, expected) for found, expected in zip(results[form], results["exact"], strict=True)])
         for form in ("1", "0")

@@ -52,7 +52,7 @@ _here = threading.local()
 @contextlib.contextmanager
 def norms_recomputed() -> Iterator[None]:
     """Within, what the fast forms of `group_norm_relu` give is not kept by the operations that follow: they get it made again when their
-    gradients are computed, from the norm's input, bit for bit the same. For the code of one residual unit: ends with it."""
+    gradients are computed, from the norm's input, bit for bit the same."""
     results: dict[int, _Result] = {}
 
     def pack(tensor: Tensor) -> Tensor | _Result:

@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import functools
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ _LANES, _LEAST_LANES = 64, 16
 """Neighbouring channels that a program takes, where there are as many, and at least: 32 bytes of bfloat16, what memory gives at once."""
 _TILE, _LEAST_TILE = 4096, 2048
 """Numbers that a program takes at a time where it goes through a longer stretch, and at least where there is less."""
-_COLUMNS = 4096
+_COLUMNS = 1024
 """The same of a kernel's output channel."""
 _MOST_SUMS = 8192
 """Numbers that a program adds up for the parts of an image."""
@@ -98,6 +99,21 @@ def takes_map(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> bool:
 def standardize(kernel: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
     """`plain.standardize` with the cast to `dtype`; keeps the kernel's memory format."""
     return _Standardize.apply(kernel, eps, dtype)
+
+
+def takes_kernels(kernels: Sequence[Tensor], dtype: torch.dtype) -> bool:
+    """Whether `standardize_all` takes these: what `standardize` takes, on one device."""
+    return all(
+        takes_kernel(kernel, dtype)
+        and kernel.device == kernels[0].device
+        and kernel.stride(0) * kernel.shape[0] == kernel.numel()
+        for kernel in kernels
+    )
+
+
+def standardize_all(kernels: Sequence[Tensor], eps: float, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """`standardize` of each, in one launch: what a launch costs the host is more than the work on one kernel."""
+    return _StandardizeAll.apply(eps, dtype, *kernels)
 
 
 def group_norm_relu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -446,66 +462,98 @@ def _norm_apply_backward(
 
 # ---- weight standardization: the kernels ----
 #
-# A kernel is `rows` output channels of `length` numbers; a tile is ROWS times COLUMNS of them.
+# A program has one output channel, a row of `length` numbers, of one kernel or of one of many (`table`: for each its address, its place in
+# the buffer of all, its first row and its length; `owner`: of each row). Statistics are (shift, mean, rstd) again; the shift is the row's
+# first number.
 
 
 @triton.jit
-def _standardize(kernel, out, stats, rows, length, count, eps, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """Standardized rows; `stats` (rows, 3) as those of the norm, the shift being the row's first number."""
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    shift = tl.load(kernel + row * length, mask=row < rows, other=0.0)
-    mean = tl.zeros([ROWS, COLUMNS], tl.float32)
-    squares = tl.zeros([ROWS, COLUMNS], tl.float32)
+def _find(table, owner, row, ALIGNED: tl.constexpr):
+    """A row's first number, its place in the buffer of all kernels, and its length."""
+    entry = table + tl.load(owner + row) * 4
+    kernel = tl.load(entry).to(tl.pointer_type(tl.float32))
+    place, first, length = tl.load(entry + 1), tl.load(entry + 2), tl.load(entry + 3).to(tl.int32)
+    if ALIGNED:
+        kernel, place, length = tl.multiple_of(kernel, 16), tl.multiple_of(place, 16), tl.multiple_of(length, 16)
+    within = (row - first) * length
+    return kernel + within, place + within, length
+
+
+@triton.jit
+def _row(kernel, out, stats, length, eps, COLUMNS: tl.constexpr):
+    """Standardized."""
+    shift = tl.load(kernel)
+    mean = tl.zeros([COLUMNS], tl.float32)
+    squares = tl.zeros([COLUMNS], tl.float32)
     number = 0.0
     for start in range(0, length, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        here = (row < rows)[:, None] & (column < length)[None, :]
-        value = tl.load(kernel + row[:, None] * length + column[None, :], mask=here, other=0.0) - shift[:, None]
+        value = tl.load(kernel + column, mask=column < length, other=0.0) - shift
         number += 1.0
-        distance = tl.where(here, value - mean, 0.0)
+        distance = tl.where(column < length, value - mean, 0.0)
         mean += distance * (1.0 / number)
         squares += distance * (value - mean)
-    seen = (tl.maximum(length - tl.arange(0, COLUMNS) + COLUMNS - 1, 0) // COLUMNS).to(tl.float32)[None, :]
-    level = tl.sum(mean * seen, axis=1) / count
-    distance = mean - level[:, None]
-    rstd = tl.rsqrt(tl.sum(squares + seen * distance * distance, axis=1) / count + eps)
-    tl.store(stats + row * 3, shift, mask=row < rows)
-    tl.store(stats + row * 3 + 1, level, mask=row < rows)
-    tl.store(stats + row * 3 + 2, rstd, mask=row < rows)
+    count = length * 1.0
+    seen = (tl.maximum(length - tl.arange(0, COLUMNS) + COLUMNS - 1, 0) // COLUMNS).to(tl.float32)
+    level = tl.sum(mean * seen) / count
+    distance = mean - level
+    rstd = tl.rsqrt(tl.sum(squares + seen * distance * distance) / count + eps)
+    tl.store(stats, shift)
+    tl.store(stats + 1, level)
+    tl.store(stats + 2, rstd)
     for start in range(0, length, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        here = (row < rows)[:, None] & (column < length)[None, :]
-        at = row[:, None] * length + column[None, :]
-        value = tl.load(kernel + at, mask=here, other=0.0)
-        unit = ((value - shift[:, None]) - level[:, None]) * rstd[:, None]
-        tl.store(out + at, unit.to(out.dtype.element_ty), mask=here)
+        value = tl.load(kernel + column, mask=column < length, other=0.0)
+        result = ((value - shift) - level) * rstd
+        tl.store(out + column, result.to(out.dtype.element_ty), mask=column < length)
 
 
 @triton.jit
-def _standardize_backward(kernel, grad, stats, out, rows, length, count, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    shift = tl.load(stats + row * 3, mask=row < rows, other=0.0)
-    level = tl.load(stats + row * 3 + 1, mask=row < rows, other=0.0)
-    rstd = tl.load(stats + row * 3 + 2, mask=row < rows, other=0.0)
-    along = tl.zeros([ROWS, COLUMNS], tl.float32)
-    total = tl.zeros([ROWS, COLUMNS], tl.float32)
+def _row_backward(kernel, grad, stats, out, length, COLUMNS: tl.constexpr):
+    shift, level, rstd = tl.load(stats), tl.load(stats + 1), tl.load(stats + 2)
+    along = tl.zeros([COLUMNS], tl.float32)
+    total = tl.zeros([COLUMNS], tl.float32)
     for start in range(0, length, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        here = (row < rows)[:, None] & (column < length)[None, :]
-        at = row[:, None] * length + column[None, :]
-        value = tl.load(kernel + at, mask=here, other=0.0)
-        slope = tl.load(grad + at, mask=here, other=0.0).to(tl.float32)
-        along += slope * (((value - shift[:, None]) - level[:, None]) * rstd[:, None])
+        value = tl.load(kernel + column, mask=column < length, other=0.0)
+        slope = tl.load(grad + column, mask=column < length, other=0.0).to(tl.float32)
+        along += slope * (((value - shift) - level) * rstd)
         total += slope
-    mean_along, mean_slope = tl.sum(along, axis=1) / count, tl.sum(total, axis=1) / count
+    count = length * 1.0
+    mean_along, mean_slope = tl.sum(along) / count, tl.sum(total) / count
     for start in range(0, length, COLUMNS):
         column = start + tl.arange(0, COLUMNS)
-        here = (row < rows)[:, None] & (column < length)[None, :]
-        at = row[:, None] * length + column[None, :]
-        value = tl.load(kernel + at, mask=here, other=0.0)
-        slope = tl.load(grad + at, mask=here, other=0.0).to(tl.float32)
-        unit = ((value - shift[:, None]) - level[:, None]) * rstd[:, None]
-        tl.store(out + at, (slope - mean_slope[:, None] - unit * mean_along[:, None]) * rstd[:, None], mask=here)
+        value = tl.load(kernel + column, mask=column < length, other=0.0)
+        slope = tl.load(grad + column, mask=column < length, other=0.0).to(tl.float32)
+        unit = ((value - shift) - level) * rstd
+        tl.store(out + column, (slope - mean_slope - unit * mean_along) * rstd, mask=column < length)
+
+
+@triton.jit
+def _standardize(kernel, out, stats, length, eps, COLUMNS: tl.constexpr):
+    row = tl.program_id(0)
+    _row(kernel + row * length, out + row * length, stats + row * 3, length, eps, COLUMNS)
+
+
+@triton.jit
+def _standardize_backward(kernel, grad, stats, out, length, COLUMNS: tl.constexpr):
+    row = tl.program_id(0)
+    at = row * length
+    _row_backward(kernel + at, grad + at, stats + row * 3, out + at, length, COLUMNS)
+
+
+@triton.jit
+def _standardize_all(table, owner, out, stats, eps, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
+    row = tl.program_id(0)
+    kernel, place, length = _find(table, owner, row, ALIGNED)
+    _row(kernel, out + place, stats + row * 3, length, eps, COLUMNS)
+
+
+@triton.jit
+def _standardize_all_backward(table, owner, grad, stats, out, COLUMNS: tl.constexpr, ALIGNED: tl.constexpr):
+    row = tl.program_id(0)
+    kernel, place, length = _find(table, owner, row, ALIGNED)
+    _row_backward(kernel, grad + place, stats + row * 3, out + place, length, COLUMNS)
 
 
 # ---- what autograd sees ----
@@ -630,10 +678,9 @@ class _GroupNormReLU(torch.autograd.Function):
         return out, None, of_weight, of_bias, None
 
 
-def _tile_of_kernel(length: int) -> dict[str, int]:
+def _tile_of_row(length: int) -> dict[str, int]:
     columns = min(triton.next_power_of_2(length), _COLUMNS)
-    rows = max(1, _LEAST_TILE // columns)
-    return {"ROWS": rows, "COLUMNS": columns, "num_warps": max(1, min(8, rows * columns // 512))}
+    return {"COLUMNS": columns, "num_warps": max(1, min(4, columns // 256))}
 
 
 class _Standardize(torch.autograd.Function):
@@ -641,10 +688,9 @@ class _Standardize(torch.autograd.Function):
     def forward(ctx: Any, kernel: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
         out = torch.empty_like(kernel, dtype=dtype)
         stats = kernel.new_empty(kernel.shape[0], 3)
-        rows, length = len(kernel), kernel[0].numel()
-        tile = _tile_of_kernel(length)
+        length = kernel[0].numel()
         with _on(kernel):
-            _standardize[(-(-rows // tile["ROWS"]),)](kernel, out, stats, rows, length, float(length), eps, **tile)
+            _standardize[(len(kernel),)](kernel, out, stats, length, eps, **_tile_of_row(length))
         ctx.save_for_backward(kernel, stats)
         ctx.eps, ctx.dtype = eps, dtype
         return out
@@ -653,18 +699,98 @@ class _Standardize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         kernel, stats = ctx.saved_tensors
         if differentiated(grad):
-
-            def form(kernel: Tensor) -> Tensor:
-                return plain.standardize(kernel, ctx.eps).to(ctx.dtype)
-
-            return by_plain_form(form, (kernel,), (True,), grad)[0], None, None
+            return _by_plain_standardization(kernel, ctx.eps, ctx.dtype, grad), None, None
         contiguous = kernel.is_contiguous()
         grad = grad.contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
         out = torch.empty_like(kernel)
-        rows, length = len(kernel), kernel[0].numel()
-        tile = _tile_of_kernel(length)
+        length = kernel[0].numel()
         with _on(kernel):
-            _standardize_backward[(-(-rows // tile["ROWS"]),)](
-                kernel, grad, stats, out, rows, length, float(length), **tile
-            )
+            _standardize_backward[(len(kernel),)](kernel, grad, stats, out, length, **_tile_of_row(length))
         return out, None, None
+
+
+def _by_plain_standardization(kernel: Tensor, eps: float, dtype: torch.dtype, grad: Tensor) -> Tensor | None:
+    def form(kernel: Tensor) -> Tensor:
+        return plain.standardize(kernel, eps).to(dtype)
+
+    return by_plain_form(form, (kernel,), (True,), grad)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kernels:
+    """Where many kernels lie, for the device, and where each begins in a buffer of `numel` numbers for all."""
+
+    table: Tensor
+    owner: Tensor
+    places: tuple[int, ...]
+    numel: int
+    tile: dict[str, int]
+
+
+@functools.lru_cache(maxsize=256)
+def _places(device: torch.device, kernels: tuple[tuple[int, int, int], ...]) -> _Kernels:
+    """kernels: address, rows and length of each. Kept, as a network's parameters stay where they are; it says nothing but what it is
+    asked by."""
+    table, places, place, row = [], [], 0, 0
+    for address, rows, length in kernels:
+        table.append([address, place, row, length])
+        places.append(place)
+        place += rows * length
+        row += rows
+    rows = torch.tensor([rows for _, rows, _ in kernels])
+    owner = torch.repeat_interleave(torch.arange(len(kernels), dtype=torch.int32), rows)
+    aligned = all(address % 16 == 0 and length % 16 == 0 for address, _, length in kernels)
+    tile = _tile_of_row(max(length for *_, length in kernels)) | {"ALIGNED": aligned}
+    entries = torch.tensor(table, dtype=torch.int64)
+    return _Kernels(entries.to(device), owner.to(device), tuple(places), place, tile)
+
+
+class _StandardizeAll(torch.autograd.Function):
+    """One launch for many kernels, with as many results, which are parts of one buffer."""
+
+    @staticmethod
+    def forward(ctx: Any, eps: float, dtype: torch.dtype, *kernels: Tensor) -> tuple[Tensor, ...]:
+        where = _StandardizeAll._where(kernels)
+        out = kernels[0].new_empty(where.numel, dtype=dtype)
+        stats = kernels[0].new_empty(len(where.owner), 3)
+        with _on(out):
+            _standardize_all[(len(where.owner),)](where.table, where.owner, out, stats, eps, **where.tile)
+        ctx.save_for_backward(stats, *kernels)
+        ctx.eps, ctx.dtype = eps, dtype
+        ctx.set_materialize_grads(False)
+        return _StandardizeAll._parts(out, where, kernels)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        stats, *kernels = ctx.saved_tensors
+        if any(grad is not None and differentiated(grad) for grad in grads):
+            found = [
+                None if grad is None or not needed else _by_plain_standardization(kernel, ctx.eps, ctx.dtype, grad)
+                for kernel, grad, needed in zip(kernels, grads, ctx.needs_input_grad[2:], strict=True)
+            ]
+            return None, None, *found
+        where = _StandardizeAll._where(kernels)
+        rows = []
+        for kernel, grad in zip(kernels, grads, strict=True):
+            if grad is None:
+                grad = torch.zeros_like(kernel, dtype=ctx.dtype)
+            elif grad.stride() != kernel.stride():
+                grad = torch.empty_like(kernel, dtype=ctx.dtype).copy_(grad)
+            rows.append(grad.as_strided((grad.numel(),), (1,)))
+        out = stats.new_empty(where.numel)
+        with _on(out):
+            _standardize_all_backward[(len(where.owner),)](
+                where.table, where.owner, torch.cat(rows), stats, out, **where.tile
+            )
+        found = zip(_StandardizeAll._parts(out, where, kernels), grads, strict=True)
+        return None, None, *(part if grad is not None else None for part, grad in found)
+
+    @staticmethod
+    def _where(kernels: Sequence[Tensor]) -> _Kernels:
+        # `stride(0)` is a row's length, as `takes_kernels` has made sure.
+        return _places(kernels[0].device, tuple((k.data_ptr(), k.shape[0], k.stride(0)) for k in kernels))
+
+    @staticmethod
+    def _parts(out: Tensor, where: _Kernels, kernels: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        places = zip(kernels, where.places, strict=True)
+        return tuple(out.as_strided(kernel.shape, kernel.stride(), place) for kernel, place in places)
