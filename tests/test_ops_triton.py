@@ -5,6 +5,7 @@ The interpreter runs the same source with NumPy. What it cannot show: what the c
 
 from __future__ import annotations
 
+import functools
 import logging
 import subprocess
 import sys
@@ -563,6 +564,31 @@ def test_without_a_device_the_kernels_say_that_they_do_not_work(caplog: pytest.L
     with caplog.at_level(logging.INFO, logger="bigtransfer.ops.triton"):
         assert not kernels.works() and not kernels.works()
     assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+@without_gpu
+def test_kernels_that_compute_nonsense_are_not_used(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first of them are tried, here with CPU tensors in place of the device's."""
+    tensor, ones = torch.tensor, torch.ones
+    monkeypatch.setattr(kernels.torch, "tensor", lambda data, device, **options: tensor(data, **options))
+    monkeypatch.setattr(kernels.torch, "ones", lambda size, device, **options: ones(size, **options))
+    caplog.set_level(logging.INFO, logger="bigtransfer.ops.triton")
+    kernels.works.cache_clear()
+    assert kernels.works()
+
+    def doubled(right: Callable[..., Any], *given: Any) -> Any:
+        result = right(*given)
+        return tuple(2 * each for each in result) if isinstance(result, tuple) else 2 * result
+
+    for name in ("standardize", "standardize_all", "group_norm_relu"):
+        kernels.works.cache_clear()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kernels, name, functools.partial(doubled, getattr(kernels, name)))
+            assert not kernels.works() and "result is wrong" in caplog.text
+        caplog.clear()
+    kernels.works.cache_clear()
 
 
 def test_nothing_is_imported_before_a_cuda_tensor_comes() -> None:

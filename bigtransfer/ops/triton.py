@@ -57,8 +57,12 @@ _MOST_PARTS = 64
 def works() -> bool:
     """Whether kernels can be built and run on the present CUDA device; if not, the reason is logged once at INFO."""
     try:
-        kernel = torch.tensor([1.0, 3.0], dtype=torch.float32, device="cuda").view(1, 2, 1, 1)
-        if standardize(kernel, 0.0, torch.float32).flatten().tolist() != [-1.0, 1.0]:
+        with torch.no_grad():
+            x = torch.tensor([1.0, 3.0], dtype=torch.float32, device="cuda").view(1, 2, 1, 1)
+            one = torch.ones(2, dtype=torch.float32, device="cuda")
+            found = [standardize(x, 0.0, x.dtype), *standardize_all([x], 0.0, x.dtype)]
+            found.append(group_norm_relu(x, 1, one, one, 0.0) - 1)
+        if not all(each.flatten().tolist() == [-1.0, 1.0] for each in found):
             raise RuntimeError("a kernel's result is wrong")
     except Exception as error:  # Whatever is wrong with compiler, driver or machine, the plain forms do.
         _log.info("This GPU uses the plain torch operations, not the fused ones: %s", str(error).strip())
@@ -737,11 +741,11 @@ def _places(device: torch.device, kernels: tuple[tuple[int, int, int], ...]) -> 
         places.append(place)
         place += rows * length
         row += rows
-    rows = torch.tensor([rows for _, rows, _ in kernels])
-    owner = torch.repeat_interleave(torch.arange(len(kernels), dtype=torch.int32), rows)
+    rows = torch.tensor([rows for _, rows, _ in kernels], device="cpu")
+    owner = torch.repeat_interleave(torch.arange(len(kernels), dtype=torch.int32, device="cpu"), rows)
     aligned = all(address % 16 == 0 and length % 16 == 0 for address, _, length in kernels)
     tile = _tile_of_row(max(length for *_, length in kernels)) | {"ALIGNED": aligned}
-    entries = torch.tensor(table, dtype=torch.int64)
+    entries = torch.tensor(table, dtype=torch.int64, device="cpu")
     return _Kernels(entries.to(device), owner.to(device), tuple(places), place, tile)
 
 
