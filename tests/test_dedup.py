@@ -121,6 +121,12 @@ def test_pictures_of_alike_large_forms_are_not_the_same():
     ) > duplicates.CLOSE
 
 
+def test_a_thin_picture_is_as_large_as_its_longer_side():
+    thin = np.zeros((10, 200, 3), np.uint8)
+    assert duplicates.shrunk(thin, 50).shape == (50, 50, 3)
+    assert duplicates.shrunk(thin, 200) is thin and duplicates.shrunk(thin, None) is thin
+
+
 def test_images_without_contrast_are_equal_or_nothing():
     flat = [Image.new("RGB", (40, 40), (shade, shade, shade)) for shade in (0, 0, 255, 128)]
     assert found(duplicates.search(sketches(flat))) == {(0, 1): "copy"}

@@ -17,7 +17,7 @@ from torch import nn
 
 import bigtransfer
 from bigtransfer import catalog, cli, config, data
-from bigtransfer.data import open_dataset
+from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import BitError, ConfigError, WeightsError
 from bigtransfer.feed.augment import InceptionCrop
 from bigtransfer.feed.loader import TrainLoader
@@ -201,6 +201,31 @@ def test_sets_together(tmp_path: Path) -> None:
     wide = data.together([one, several], ["one", "two"])
     assert wide.labels is not None and wide.labels.tolist()[2:4] == [[1, -1], [2, -1]]
     assert data.together([bare, bare], ["x", "y"]).labels is None
+    assert joined.runs is None and not joined.remote
+
+
+class Far:
+    """A store of files far away, which keeps what was asked for."""
+
+    encoded, remote = True, True
+
+    def __init__(self, *bounds: int) -> None:
+        self.runs, self.asked = np.array(bounds), list[list[int]]()
+
+    def prefetch(self, rows: np.ndarray) -> None:
+        self.asked.append(rows.tolist())
+
+
+def test_files_of_sets_together_lie_together_and_are_fetched_from_each(tmp_path: Path) -> None:
+    stores: Any = (Far(0, 2, 5), Far(0, 3, 4))
+    one, two = (ImageSet(store, range(int(store.runs[-1])), None, ()) for store in stores)
+    joined = data.together([one, two], ["one", "two"])
+    assert joined.runs is not None and joined.runs.tolist() == [0, 2, 5, 8, 9]
+    joined.prefetch(np.array([8, 0, 5, 4]))
+    assert [store.asked for store in stores] == [[[0, 4]], [[3, 0]]]
+    near = open_dataset(write(tmp_path / "near", {"a": 1, "b": 1})).train
+    mixed = data.together([one, near], ["one", "near"])
+    assert mixed.remote and joined.remote and mixed.runs is None, "any is far; not all lie in files together"
 
 
 # --- What both see

@@ -100,6 +100,15 @@ def test_evaluate_writes_a_report_with_pictures(model, data, tmp_path, capsys):
     again = (tmp_path / "out" / "report.html").read_text()
     assert again == report
     assert cli.main(["report", str(tmp_path / "out"), "--data", str(tmp_path / "nowhere")]) == 2
+    capsys.readouterr()
+    for name in ("config.json", "evaluation.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes((tmp_path / "out" / name).read_bytes())
+        cli.main(["report", str(tmp_path / name)])
+        assert "is no run folder" not in capsys.readouterr().err, "one of both is enough"
+    (tmp_path / "none").mkdir()
+    assert cli.main(["report", str(tmp_path / "none")]) == 2
+    assert "is no run folder" in capsys.readouterr().err
 
 
 def test_the_whole_set_is_taken_where_there_are_no_parts(model, data, capsys):

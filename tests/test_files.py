@@ -89,11 +89,19 @@ def test_a_file_replaced_by_a_pipe_before_it_is_opened(tmp_path: Path, monkeypat
     """What is opened is looked at again, and opened so that even a pipe would not be waited for."""
     os.mkfifo(tmp_path / "pipe")
     monkeypatch.setattr(os, "stat", lambda path, **_: os.stat_result((stat.S_IFREG, *[0] * 9)))
-    flags, true = [], os.open
-    monkeypatch.setattr(os, "open", lambda path, how: flags.append(how) or true(path, how | os.O_NONBLOCK))
+    flags, numbers, true = [], [], os.open
+
+    def opened(path: str, how: int) -> int:
+        flags.append(how)
+        numbers.append(true(path, how | os.O_NONBLOCK))
+        return numbers[-1]
+
+    monkeypatch.setattr(os, "open", opened)
     with pytest.raises(OSError, match="it is a pipe"):
         files.opened(tmp_path / "pipe")
     assert flags[0] & os.O_NONBLOCK
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(numbers[0])
 
 
 def test_folders_and_missing_files_have_their_usual_errors(tmp_path: Path) -> None:

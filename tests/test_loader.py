@@ -14,7 +14,9 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,6 +33,35 @@ from bigtransfer.feed.order import FullShuffle
 from tests.data_makers import class_folders
 
 CROP = InceptionCrop(size=16)
+
+
+def test_how_many_batches_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as a quarter of a GiB holds for all workers together; two at least, sixteen at most for each."""
+    images = open_dataset(class_folders(tmp_path, {"a": 2, "b": 2})).train
+    free = [1 << 40]
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=free[0]))
+
+    def ahead(batch_size: int, size: int, workers: int, steps: int = 100) -> tuple[int, int]:
+        seen = []
+
+        def watched(function: object, items: object, *, processes: int, ahead: int) -> Iterator[object]:
+            seen.append((processes, ahead))
+            yield from ()
+
+        monkeypatch.setattr("bigtransfer.feed.loader.in_processes", watched)
+        crop = InceptionCrop(size=size)
+        loader = TrainLoader(images, crop, batch_size=batch_size, seed=0, cache="none", workers=workers)
+        with contextlib.suppress(StopIteration, RuntimeError):
+            next(loader.batches(0, steps))
+        return seen[0]
+
+    assert ahead(4, 16, 2) == (2, 16)
+    assert ahead(256, 224, 2) == (2, 3), "2^28 / (2 * 256 * 224 * 224 * 3) = 3.5"
+    assert ahead(512, 224, 4) == (4, 2)
+    assert ahead(4, 16, 8, steps=3) == (3, 16), "no more workers than batches"
+    free[0] = 16 * 5 * 2 * 256 * 64 * 64 * 3
+    assert ahead(256, 64, 2) == (2, 5), "a sixteenth of what is free there, where that is less"
+
 
 # --- Crops
 

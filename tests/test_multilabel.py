@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from bigtransfer.data import ImageSet
+from bigtransfer.data.sources import Files
 from bigtransfer.dist import World
-from bigtransfer.errors import DataError, WeightsError
+from bigtransfer.errors import DataError, ImageError, WeightsError
 from bigtransfer.evals import multilabel
 from bigtransfer.evals.multilabel import MultiLabel
+from bigtransfer.evals.record import labels_record
 
 IMAGES, CLASSES = 60, 5
 
@@ -89,6 +93,54 @@ def test_scores_by_hand() -> None:
     assert result.at(np.array([1.1, 0.5, 0.5])).recall[0] == 0, "a threshold for each class"
     assert result.named("val")["val/exact"] == pytest.approx(1 / 3)
     assert set(result.named("x")) == {"x/map", "x/micro_f1", "x/macro_f1", "x/exact", "x/precision_at_1"}
+
+
+def test_the_record_by_hand(tmp_path: Path) -> None:
+    """The images of above, whose names and classes are those of the set."""
+    result = MultiLabel(3)
+    logits = torch.tensor([[9.0, 9, -9], [9, -9, -9], [-9, 9, -9]])
+    result.update(logits, torch.tensor([[0, 1], [1, -1], [1, 2]]))
+    images = ImageSet(Files(tmp_path, ["x.png", "y.png", "z.png"]), np.arange(3), None, ("a", "b", "c"))
+    record = labels_record(
+        result, images, np.array([0.25, 0.5, 0.75]), split="val", chosen_here=True, model="m", data="d",
+        unreadable=[ImageError("w.png", "it is empty")], notes=["one", "two"], dedup=None,
+    )  # fmt: skip
+    assert (record.model, record.data, record.split, record.images, record.chosen_here) == ("m", "d", "val", 3, True)
+    assert record.class_names == ["a", "b", "c"] and record.notes == ["one", "two"] and record.dedup is None
+    assert [(one.name, one.reason) for one in record.unreadable] == [("w.png", "it is empty")]
+    # Ranked: a at the second of a tie of two; all are b; c at the third of a tie of three.
+    assert [row.average_precision for row in record.per_class] == pytest.approx([1 / 2, 1, 1 / 3])
+    assert record.map == pytest.approx((1 / 2 + 1 + 1 / 3) / 3)
+    assert [(row.name, row.threshold, row.support) for row in record.per_class] == [
+        ("a", 0.25, 1), ("b", 0.5, 3), ("c", 0.75, 1),
+    ]  # fmt: skip
+    assert [row.precision for row in record.per_class] == [0.5, 1.0, None]
+    assert [row.recall for row in record.per_class] == pytest.approx([1, 2 / 3, 0])
+    assert [row.f1 for row in record.per_class] == pytest.approx([2 / 3, 4 / 5, 0])
+    assert record.micro_f1 == pytest.approx(2 / 3) and record.macro_f1 == pytest.approx((2 / 3 + 4 / 5) / 3)
+    assert record.exact == pytest.approx(1 / 3)
+    low, high = (torch.tensor(value).sigmoid().item() for value in (-9.0, 9.0))
+    assert [(one.name, one.true, one.given) for one in record.predictions] == [
+        ("x.png", [0, 1], [0, 1]), ("y.png", [1], [0]), ("z.png", [1, 2], [1]),
+    ]  # fmt: skip
+    assert [one.probabilities for one in record.predictions] == [
+        pytest.approx(some) for some in ([high, high], [low, high], [high, low])
+    ]
+
+
+def test_the_table_is_as_wide_as_its_longest_name() -> None:
+    result = MultiLabel(3)
+    logits = torch.tensor([[9.0, 9, -9], [9, -9, -9], [-9, 9, -9]])
+    result.update(logits, torch.tensor([[0, 1], [1, -1], [1, 2]]))
+    assert multilabel.describe(result, ["a", "a long name", "c"], 0.5).splitlines()[4:] == [
+        "class        average precision  threshold  precision  recall      F1  images",
+        "a                       50.00%      0.500     50.00%  100.0%   66.7%       1",
+        "a long name            100.00%      0.500    100.00%   66.7%   80.0%       3",
+        "c                       33.33%      0.500          -    0.0%    0.0%       1",
+    ]
+    assert "\na                 50.00%" in multilabel.describe(result, ["a", "b", "c"], 0.5), (
+        "nor narrower than its title"
+    )
 
 
 def test_numbers_do_not_depend_on_how_the_images_were_split(

@@ -292,6 +292,13 @@ def test_an_image_that_pillow_opened_is_decoded_only_if_its_format_is(predictor,
     assert predictor.predict([opened])[0].error is None
 
 
+@pytest.mark.parametrize(("side", "images"), [(32, 256), (480, 36), (3000, 1)])
+def test_batches_are_of_eight_million_pixels(network, side, images):
+    other = copy.deepcopy(network)
+    other.card = dataclasses.replace(network.card, input=InputSpec(size=side))
+    assert Predictor(other, device="cpu").batch_size == images
+
+
 def test_batch_size_does_not_matter(predictor, pixels):
     whole = predictor.predict(pixels)
     for size in (1, 3):

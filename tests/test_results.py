@@ -166,6 +166,11 @@ def test_two_results_of_other_images_are_two_rows_and_say_so(tmp_path: Path) -> 
     rows = published.rows(mine, [BIT_M], tmp_path)
     assert [row.value for row in rows] == [0.985, 0.99] or [row.value for row in rows] == [0.985, 0.99][::-1]
     assert "other images" in rows[1].remark
+    turned = [
+        _of(CIFAR10, "transfer", input={"size": 480, "mode": "square"}),
+        _of(CIFAR10, "transfer", fingerprint="g", input={"mode": "square", "size": 480}),
+    ]
+    assert published.rows(turned, [BIT_M], tmp_path)[1].remark == "of other images or labels: not as above"
 
 
 def test_of_a_number_measured_again_the_later_date_counts_whatever_the_order_of_the_files(tmp_path: Path) -> None:
@@ -204,7 +209,9 @@ def test_means_are_of_one_metric(tmp_path: Path) -> None:
     one = _published("BiT-M R152x4", "VTAB-1k (19 tasks)")
     mine = [_of(task, suite.name, value=0.7) for task in suite.tasks]
     assert "18 more of its 19 tasks: bit results --suite vtab-1k" in published.rows([], [one], tmp_path)[0].remark
-    assert "more of its" not in published.rows([], [BIT_M], tmp_path)[0].remark
+    (alone,) = published.rows([], [BIT_M], tmp_path)
+    assert "more of its" not in alone.remark
+    assert alone.remark.endswith("; bit evaluate bit-m-r152x4 --suite transfer --task cifar-10")
     other = _changed(mine[0], metric="mean-per-class", value=0.1)
     (row,) = published.rows([other, *mine], [one], tmp_path)
     assert row.value == pytest.approx(0.7)

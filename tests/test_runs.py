@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from bigtransfer import runs
-from bigtransfer.catalog import ARCHITECTURES, InputSpec
+from bigtransfer.catalog import ARCHITECTURES, InputSpec, Readout
 from bigtransfer.config import FinetuneConfig, PretrainConfig
 from bigtransfer.dist import World
 from bigtransfer.errors import BitError, RunError
+from bigtransfer.evals.candidates import Closed, Judged, View
 from bigtransfer.feed.augment import Growth, InceptionCrop
 from bigtransfer.jobs import training
 from bigtransfer.jobs.finetune.decision import Facts, FinetunePlan, decide
@@ -272,6 +273,56 @@ def test_a_plan_is_made_from_facts_alone() -> None:
     own = dataclasses.replace(config, eval_every=7, micro_batch=4, steps=5)
     assert (decide(own, facts).eval_every, decide(own, facts).micro_batch) == (7, 4) and len(asked) == 1
     assert decide(dataclasses.replace(config, steps=5), facts).eval_every == 1
+
+
+EVERY = Readout(blocks=(0, 1, 2, 3), mirrored=True)
+
+
+def solved(*losses: float) -> Closed:
+    """The closed form at 48 px, and what was judged at 48 px and twice that."""
+    judged = tuple(
+        Judged(view=View(size=size, readout=EVERY), top1=0.5, loss=loss)
+        for size, loss in zip((48, 96), losses, strict=False)
+    )
+    return Closed(view=View(size=48, readout=EVERY), judged=judged, images=1000, seconds=1.0, top1=0.5)
+
+
+def begun(closed: Closed, judges: int = 10, left: float = 99.0, **asked: Any) -> FinetunePlan:
+    """The plan of a budget of which so much is left; 100 images a second at 48 px, and as many pixels at other sizes."""
+    facts = dataclasses.replace(
+        FACTS,
+        images=1000,
+        closed=closed,
+        judges=judges,
+        left=lambda: left,
+        speed=lambda crop, batch: 100.0 * (48 / crop) ** 2,
+    )
+    return decide(FinetuneConfig(data="photos", **({"budget": "200s"} | asked)), facts)
+
+
+def test_a_training_from_the_closed_form_is_of_the_size_that_showed_more() -> None:
+    # 3,008 images are three passes: 99 s hold 9,900 at 48 px, 5,568 at 64 px and 2,475 at 96 px.
+    plan = begun(solved(1.0, 0.8))
+    assert (plan.recipe.crop, plan.recipe.resize, plan.recipe.steps, plan.recipe.batch_size) == (64, 72, 174, 32)
+    assert plan.choose and plan.architecture.readout == Readout(blocks=(0, 1, 2, 3)) and plan.eval_every == 17
+    assert begun(solved(1.0, 0.8), left=199.0).recipe.crop == 96
+    for closed in (solved(0.8, 1.0), solved(1.0), solved(1.0, 1.0), solved()):
+        recipe = begun(closed).recipe
+        assert (recipe.crop, recipe.resize, recipe.steps) == (48, 54, 309)
+    own = begun(solved(1.0, 0.8), resize=90).recipe
+    assert (own.crop, own.resize, own.steps) == (80, 90, 111), "a given size is taken whatever was seen"
+    own = begun(solved(1.0, 0.8), steps=7, batch_size=20, crop=32).recipe
+    assert (own.crop, own.resize, own.steps, own.batch_size) == (32, 36, 7, 20)
+
+
+def test_where_nothing_can_be_judged_the_closed_form_is_delivered() -> None:
+    plan = begun(solved(1.0, 0.8), judges=0)
+    assert (plan.recipe.steps, plan.recipe.crop, plan.choose) == (0, 48, False)
+    assert plan.architecture == FACTS.architecture
+    assert plan.recipe.notes[-1].startswith("1000 images of 3 classes are too few to hold some out")
+    closed = begun(solved(1.0, 0.8), linear="closed", budget=None)
+    assert (closed.recipe.steps, closed.recipe.crop, closed.choose) == (0, 48, False)
+    assert not any("too few" in note for note in closed.recipe.notes)
 
 
 def test_a_budget_does_not_shrink_the_crop_below_what_the_model_was_trained_at() -> None:

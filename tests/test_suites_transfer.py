@@ -254,6 +254,16 @@ def test_draws_are_of_each_class_nested_and_do_not_depend_on_the_order(parts: di
         drawn(train, 13, seed=0)
 
 
+@pytest.mark.parametrize("make", [make_cifar_binary, make_cifar_pickled])
+def test_a_copy_of_cifar_that_lacks_a_file_is_refused(make: Callable[..., None], tmp_path: Path) -> None:
+    make(tmp_path / "c", cifar.CIFAR10, {"train": 5, "test": 1})
+    names = class_names("cifar10")
+    assert names is not None and set(cifar.parts(tmp_path / "c", cifar.CIFAR10, names)) == {"train", "test"}
+    next((tmp_path / "c").glob("data_batch_3*")).unlink()
+    with pytest.raises(DataError, match="data_batch_3"):
+        cifar.parts(tmp_path / "c", cifar.CIFAR10, names)
+
+
 def test_how_many_draws_there_are_and_what_is_measured_on() -> None:
     suite = registry.find("few-shot")
     tasks = [*suite.tasks, *suite.extra]

@@ -457,6 +457,15 @@ def test_kaggle_folder(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["cell_labels.csv", "labels.csv", "metadata-2.csv"])
+def test_a_table_that_calls_itself_one_of_labels_goes_before_folders(name: str, tmp_path: Path) -> None:
+    images(tmp_path, "one/0.png", "one/1.png", "two/2.png")
+    put(tmp_path, name, "image,label", "one/0.png,x", "one/1.png,y", "two/2.png,y")
+    assert open_dataset(tmp_path).train.class_names == ("x", "y")
+    (tmp_path / name).rename(tmp_path / "cells.csv")
+    assert open_dataset(tmp_path).train.class_names == ("one", "two")
+
+
 def test_a_table_for_each_part(tmp_path: Path) -> None:
     images(tmp_path, *(f"images/{i}.png" for i in range(6)))
     for part, (one, other) in {"train": (0, 1), "val": (2, 3), "test": (4, 5)}.items():

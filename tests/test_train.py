@@ -9,12 +9,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from bigtransfer import runs
 from bigtransfer.catalog import InputSpec
@@ -24,7 +26,7 @@ from bigtransfer.hyperrule import Recipe, upstream
 from bigtransfer.jobs import training
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.model import ResNetV2
-from bigtransfer.train import checkpoint, loop
+from bigtransfer.train import checkpoint, loop, parallel
 from bigtransfer.train.objective import Mix, dropout, loss_sum
 
 CPU = torch.device("cpu")
@@ -673,3 +675,14 @@ def test_a_fresh_run_forgets_what_one_without_a_checkpoint_logged(tmp_path: Path
     run.log(0, loss=1.0)
     assert not training.resume(run, loop.new_state(network(), RECIPE, micro_batch=2), PLAN)
     assert run.metrics() == []
+
+
+def test_what_is_held_in_parts_is_known_by_any_of_them() -> None:
+    part: Any = SimpleNamespace(full_tensor=lambda: torch.zeros(1))
+    assert parallel.divided([torch.zeros(1), part]) and parallel.divided([part, torch.zeros(1)])
+    assert not parallel.divided([torch.zeros(1)]) and not parallel.divided([])
+
+
+@pytest.mark.parametrize(("weights", "megabytes"), [(1, 25.0), (250_000_000, 50.0), (2_000_000_000, 200.0)])
+def test_gradients_are_summed_a_twentieth_at_a_time(weights: int, megabytes: float) -> None:
+    assert parallel._bucket_megabytes(nn.Linear(weights, 1, bias=False, device="meta")) == megabytes

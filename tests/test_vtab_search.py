@@ -185,6 +185,7 @@ def test_more_trials_are_added_to_those_there_are(tmp_path: Path) -> None:
 def test_other_settings_or_images_are_another_search(tmp_path: Path) -> None:
     bench = Tried(tmp_path)
     SEARCH.measure(bench)
+    assert (SMALL_SPACE.steps, SMALL_SPACE.size) == ((20, 50, 100), (64,))
     for change in ({"space": SMALL_SPACE}, {"flip": True}):
         before = len(bench.asked)
         dataclasses.replace(SEARCH, **change).measure(bench)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import functools
 import hashlib
 import io
@@ -703,6 +704,60 @@ def test_a_long_list_of_tensors_is_cut_short(tmp_path: Path) -> None:
         torch.save(dict(list(state.items())[:kept]), tmp_path / "a.pt")
         with pytest.raises(WeightsError, match=said):
             weights.load(tmp_path / "a.pt")
+
+
+def test_the_descriptions_for_timm_and_transformers_in_full(tmp_path: Path) -> None:
+    card = card_of(num_classes=2)
+    configs.write_timm(tmp_path, card)
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert described == {
+        "architecture": "resnetv2_50",
+        "num_classes": 2,
+        "num_features": 2048 * TINY.width,
+        "model_args": {
+            "layers": list(TINY.units), "width_factor": TINY.width, "stem_type": "fixed", "norm_layer": "groupnorm",
+        },
+        "label_names": ["class 0", "class 1"],
+        "pretrained_cfg": {
+            "tag": "bigtransfer", "custom_load": False, "input_size": [3, 56, 56], "pool_size": [2, 2],
+            "fixed_input_size": False, "interpolation": "bicubic", "crop_pct": 0.875, "crop_mode": "center",
+            "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "num_classes": 2, "first_conv": "stem.conv",
+            "classifier": "head.fc", "license": "cc0-1.0",
+        },
+    }  # fmt: skip
+    published = card_of(catalog.ARCHITECTURES["r50x1"], 0, input=InputSpec(size=64), class_names=None)
+    configs.write_timm(tmp_path, published)
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert described["architecture"] == "resnetv2_50x1_bit" and described["pretrained_cfg"]["crop_mode"] == "squash"
+    assert "model_args" not in described and "label_names" not in described
+
+    configs.write_transformers(tmp_path, card)
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert described == {
+        "architectures": ["BitForImageClassification"], "model_type": "bit", "num_channels": 3,
+        "embedding_size": 64 * TINY.width, "hidden_sizes": [size * TINY.width for size in (256, 512, 1024, 2048)],
+        "depths": list(TINY.units), "layer_type": "preactivation", "hidden_act": "relu", "global_padding": None,
+        "num_groups": 32, "embedding_dynamic_padding": False, "output_stride": 32, "width_factor": 1,
+        "torch_dtype": "float32", "id2label": {"0": "class 0", "1": "class 1"}, "label2id": {"class 0": 0, "class 1": 1},
+    }  # fmt: skip
+    assert json.loads((tmp_path / "preprocessor_config.json").read_text()) == {
+        "image_processor_type": "BitImageProcessor", "do_resize": True, "size": {"shortest_edge": 64}, "resample": 3,
+        "do_center_crop": True, "crop_size": {"height": 56, "width": 56}, "do_rescale": True, "rescale_factor": 1 / 255,
+        "do_normalize": True, "image_mean": [0.5, 0.5, 0.5], "image_std": [0.5, 0.5, 0.5], "do_convert_rgb": True,
+    }  # fmt: skip
+    configs.write_transformers(tmp_path, dataclasses.replace(published, multi_label=True))
+    described = json.loads((tmp_path / "config.json").read_text())
+    assert (
+        described["architectures"] == ["BitModel"] and "problem_type" not in described and "id2label" not in described
+    )
+    processor = json.loads((tmp_path / "preprocessor_config.json").read_text())
+    assert (processor["size"], processor["resample"], processor["do_center_crop"]) == (
+        {"height": 64, "width": 64},
+        2,
+        False,
+    )
+    configs.write_transformers(tmp_path, dataclasses.replace(card, multi_label=True))
+    assert json.loads((tmp_path / "config.json").read_text())["problem_type"] == "multi_label_classification"
 
 
 def test_names_that_are_no_text(tmp_path: Path) -> None:

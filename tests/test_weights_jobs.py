@@ -129,6 +129,9 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["models", "r50x1-vtab-caltech"]) == 0
     out = capsys.readouterr().out
     assert "3 models" in out and "bit models vtab" not in out
+    assert cli.main(["models", "bit-[sm]-r*x3"]) == 0
+    out = capsys.readouterr().out
+    assert "4 models" in out and "ilsvrc" not in out, "a pattern is all of the name"
     assert cli.main(["models", "bit-m-r50x9"]) == 2
     assert "Did you mean" in capsys.readouterr().err
 

@@ -462,6 +462,6 @@ def _not_run(one: Published, root: Path, told: set[str]) -> Row:
                 f"{len(absent) - 1} more of its {len(tasks)} tasks: bit results --suite {suite.name} tells what they need"
             )
     if one.weights is not None:
-        only = "" if task is None or (task in suite.tasks and len(suite.tasks) == 1) else f" --task {target.task}"
+        only = "" if task is None else f" --task {target.task}"
         reasons.append(f"bit evaluate {one.weights} --suite {suite.name}{only}")
     return row("; ".join(reasons))
