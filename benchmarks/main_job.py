@@ -23,7 +23,8 @@ Methods through the package's own door (`bigtransfer.finetune` with every defaul
 Parts of it:
     last-features               ridge on the last features of the bundled network at the size it was trained at
     all-features                the closed form from features that are computed once for a set: those of both sizes, of which the smaller
-                                is made from the larger also where it is chosen alone; otherwise as `closed`, in a fraction of the time
+                                is made from the larger also where it is chosen alone; otherwise as `closed`, in a fraction of the time.
+                                For sets of small images, which `closed` looks at at two thirds of the size, say --size
     one-size                    of the same features those of all blocks at the smaller size alone, without a choice
 What one could take instead:
     sklearn-pixels              scikit-learn's RidgeClassifierCV on the pixels at 32 px, standardized
@@ -242,8 +243,8 @@ def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> A
         members = (labels == label).nonzero()[:, 0]
         ranks[members] = torch.arange(len(members))
     sample = ranks.argsort(stable=True)[: closed.CHOSEN_BY].sort().values  # as many of each class as there are
-    width = model.architecture.width
-    view, _ = closed.choose(choice, train[sample], labels[sample], classes, width)
+    probes = closed.judge(choice, train[sample], labels[sample], classes, model.architecture.width)
+    view = closed.best(closed.verdicts(probes), otherwise=choice[-1])
     return _on(view, model, train, labels, test, classes)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,10 +141,7 @@ def solve(
         parts = in_time(sample, view)
         spent = (time.perf_counter() - began) / view.passes(network.architecture, spec.size)
         probes = judge(choice, *_joined(parts), classes, network.architecture.width, balanced=balanced)
-        judged = tuple(
-            Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss))
-            for one, probe in probes.items()
-        )
+        judged = verdicts(probes)
 
         def at_hand(one: View) -> bool:
             """Whether what it sees is a part of what has been computed. Of a smaller size the network itself had made the image."""
@@ -305,6 +302,14 @@ def judge(
         one: linear.fit(features[:, columns(choice[-1], one, width)], labels, classes, balanced=balanced)
         for one in choice
     }
+
+
+def verdicts(probes: Mapping[View, Probe]) -> tuple[Judged, ...]:
+    """How good each view is by its classifier's leave-one-out."""
+    return tuple(
+        Judged(view=one, top1=_known(probe.leave_one_out_top1), loss=_known(probe.leave_one_out_loss))
+        for one, probe in probes.items()
+    )
 
 
 def best(judged: Sequence[Judged], *, otherwise: View) -> View:
