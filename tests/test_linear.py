@@ -258,3 +258,11 @@ def test_large_problems_are_solved_for_the_penalty_of_a_part(
     torch.testing.assert_close(large.head.weight, small.head.weight, rtol=1e-5, atol=1e-6)
     for name in ("temperature", "leave_one_out_top1", "leave_one_out_loss"):
         assert getattr(large, name) == pytest.approx(getattr(small, name), rel=1e-6), name
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"), [([0, 3, 1], "Labels 0 to 3"), ([2, -1, 0], "Labels -1 to 2"), ([], "at least one")]
+)
+def test_labels_of_no_class_are_told(labels, told):
+    with pytest.raises(DataError, match=told):
+        linear.fit(torch.zeros(len(labels), 4), torch.tensor(labels, dtype=torch.int64), 3)

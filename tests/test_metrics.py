@@ -130,10 +130,23 @@ def test_confused_pairs_are_the_confusion_matrix_off_the_diagonal():
 def test_bad_labels_and_logits_are_told():
     with pytest.raises(DataError, match="3 classes"):
         state(torch.zeros(1, 3), torch.tensor([3]))
+    for labels, told in (([0, 3, 1], "Labels 0 to 3 do not fit"), ([2, -1, 0], "Labels -1 to 2 do not fit")):
+        with pytest.raises(DataError, match=told):
+            state(torch.zeros(3, 3), torch.tensor(labels))
     with pytest.raises(WeightsError, match="not finite"):
         state(torch.tensor([[0.0, math.nan]]), torch.tensor([0]))
     with pytest.raises(DataError, match="do not add"):
         Classification(2) + Classification(3)
+
+
+def test_bins_of_the_calibration_are_closed_on_the_right():
+    """Of 15: above 9/15 up to 10/15, above 12/15 up to 13/15, and the last."""
+    shares = torch.tensor([0.61, 0.66, 0.81, 1.0], dtype=torch.float64)
+    logits = torch.stack([shares.log(), (1 - shares).log().clamp(min=-800)], 1)
+    bins = state(logits, torch.tensor([0, 1, 0, 0])).calibration()
+    assert {b: int(count) for b, count in enumerate(bins.count) if count} == {9: 2, 12: 1, 14: 1}
+    assert bins.accuracy[[9, 12, 14]].tolist() == [0.5, 1.0, 1.0]
+    assert bins.confidence[[9, 12]].tolist() == pytest.approx([0.635, 0.81])
 
 
 def test_evaluate_is_the_same_for_any_batch_size():

@@ -167,6 +167,8 @@ def test_nothing_and_nonsense() -> None:
         empty.update(torch.zeros(1, 3), torch.zeros(1, 1))
     with pytest.raises(DataError, match="Label 2 does not fit"):
         empty.update(torch.zeros(1, 2), torch.tensor([[2]]))
+    with pytest.raises(DataError, match="Label 2 does not fit"):
+        empty.update(torch.zeros(2, 2), torch.tensor([[0, 2], [1, -1]]))
     with pytest.raises(WeightsError, match="not finite"):
         empty.update(torch.full((1, 2), torch.nan), torch.tensor([[0]]))
 

@@ -259,6 +259,12 @@ def test_a_copy_of_cifar_that_lacks_a_file_is_refused(make: Callable[..., None],
     make(tmp_path / "c", cifar.CIFAR10, {"train": 5, "test": 1})
     names = class_names("cifar10")
     assert names is not None and set(cifar.parts(tmp_path / "c", cifar.CIFAR10, names)) == {"train", "test"}
+    if make is make_cifar_binary:
+        content = bytearray((tmp_path / "c" / "data_batch_2.bin").read_bytes())
+        content[0] = 10
+        (tmp_path / "c" / "data_batch_2.bin").write_bytes(content)
+        with pytest.raises(DataError, match="label 10 among 10 classes"):
+            cifar.parts(tmp_path / "c", cifar.CIFAR10, names)
     next((tmp_path / "c").glob("data_batch_3*")).unlink()
     with pytest.raises(DataError, match="data_batch_3"):
         cifar.parts(tmp_path / "c", cifar.CIFAR10, names)
