@@ -262,6 +262,16 @@ def test_in_time_it_learns_from_as_many_of_each_class_as_can_be(
 
 
 @pytest.mark.usefixtures("ticking")
+def test_what_looking_cost_is_told(pictures: data.ImageSet) -> None:
+    """In plain passes, of all images that were looked at: those held out too, and those for the choice."""
+    network = random_network()
+    choices, held_out = closed.views(network, 16), pictures.subset([0, 7, 14])
+    assert solved(pictures, choices[:1], network, held_out=held_out).look == pytest.approx(1 / 3)
+    wide = choices[-1].passes(network.architecture, 16)
+    assert solved(pictures, choices[-1:], network).look == pytest.approx(1 / 3 / wide)
+
+
+@pytest.mark.usefixtures("ticking")
 def test_time_that_runs_out_between_the_choice_and_the_rest(
     pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +344,7 @@ def test_what_it_says_of_the_images_held_out(pictures: data.ImageSet) -> None:
 
 
 @pytest.mark.parametrize(
-    ("of", "span", "counts"), [(40, 8.9, [2, 8, 8]), (40, 7.9, [2]), (5, 9.0, [2, 5, 5]), (1, 9.0, [1] * 3)]
+    ("of", "span", "counts"), [(40, 8.9, [2, 16, 16]), (40, 7.9, [2]), (5, 9.0, [2, 5, 5]), (1, 9.0, [1] * 3)]
 )
 def test_what_it_costs_to_look_at_an_image(
     pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch, of: int, span: float, counts: list[int]
