@@ -221,6 +221,7 @@ def test_files_of_sets_together_lie_together_and_are_fetched_from_each(tmp_path:
     one, two = (ImageSet(store, range(int(store.runs[-1])), None, ()) for store in stores)
     joined = data.together([one, two], ["one", "two"])
     assert joined.runs is not None and joined.runs.tolist() == [0, 2, 5, 8, 9]
+    assert joined.store.runs is not None and joined.store.runs.tolist() == [0, 2, 5, 8, 9]
     joined.prefetch(np.array([8, 0, 5, 4]))
     assert [store.asked for store in stores] == [[[0, 4]], [[3, 0]]]
     near = open_dataset(write(tmp_path / "near", {"a": 1, "b": 1})).train
