@@ -152,6 +152,10 @@ def architecture(name: str) -> Architecture:
     return found
 
 
+Decoder = Literal["fast", "exact"]
+"""How image files become pixels of the wanted size; see `InputSpec.decoder`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class InputSpec:
     """How an image becomes the model's input at evaluation. Pixels are always RGB scaled to [-1, 1]."""
@@ -165,6 +169,9 @@ class InputSpec:
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
     """Average over the source area when shrinking. The authors' TF and JAX pipelines did not; Pillow always does."""
+    decoder: Decoder = "fast"
+    """exact: images are decoded whole, and resized by Pillow. fast: JPEG files that shrink to a quarter or less are decoded at 1/2, 1/4 or
+    1/8 of their scale, and torch resizes; a hair's difference. Without antialiasing there is only the exact way."""
 
     @property
     def resized(self) -> int:

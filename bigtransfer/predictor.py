@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import glob
 import itertools
@@ -19,6 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from bigtransfer import settings, web, weights
+from bigtransfer.catalog import Decoder, InputSpec
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.forms import open_images
 from bigtransfer.errors import BitError, ConfigError, ImageError, TrainingError, WeightsError
@@ -84,11 +86,21 @@ class Predictor:
     """A model ready to be used: eval mode, kernels standardized once, the input prepared as the model's card says.
 
     device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest one present. precision: "fp32", "bf16", or "auto": bfloat16
-    where the hardware multiplies it natively, else float32.
+    where the hardware multiplies it natively, else float32. decoder: another than the card says (`InputSpec.decoder`).
     """
 
-    def __init__(self, model: ResNetV2, *, device: str | None = None, precision: Precision = "auto") -> None:
-        self.card = card = model.card
+    def __init__(
+        self,
+        model: ResNetV2,
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        decoder: Decoder | None = None,
+    ) -> None:
+        card = model.card
+        if decoder is not None:
+            card = dataclasses.replace(card, input=dataclasses.replace(card.input, decoder=decoder))
+        self.card = card
         self.device = choose_device(device)
         self.dtype = compute_dtype(precision, self.device)
         self.class_names = card.class_names or tuple(map(str, range(card.num_classes)))
@@ -105,10 +117,15 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, model: str | os.PathLike[str], *, device: str | None = None, precision: Precision = "auto"
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        decoder: Decoder | None = None,
     ) -> Predictor:
         """`model`: whatever `weights.load` takes: a model file, a run folder, a name from `bit models` (downloaded if need be)."""
-        return cls(weights.load(model), device=device, precision=precision)
+        return cls(weights.load(model), device=device, precision=precision, decoder=decoder)
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 `(n, channels, size, size)` -> float32 `(n, classes)` on the CPU."""
@@ -181,8 +198,7 @@ class Predictor:
     def _prepare(self, source: Any, name: str, value_range: tuple[float, float] | None) -> np.ndarray:
         try:
             with image_ops.memory_held():
-                pixels = _pixels(source, name, self.card.architecture.in_chans, value_range)
-                return image_ops.prepare(pixels, self.card.input)
+                return _prepared(source, name, self.card.architecture.in_chans, self.card.input, value_range)
         except BitError:
             raise
         except Exception as error:  # whatever it is, it must not cost the other images their answers
@@ -318,16 +334,18 @@ def _named(source: Any, position: int) -> tuple[str, Any]:
     return name if isinstance(name, str) and name else f"image {position}", source
 
 
-def _pixels(source: Any, name: str, channels: int, value_range: tuple[float, float] | None = None) -> image_ops.Pixels:
-    """uint8 `(h, w, c)` of an image in any of the forms that `Predictor.predict` takes."""
+def _prepared(
+    source: Any, name: str, channels: int, spec: InputSpec, value_range: tuple[float, float] | None = None
+) -> image_ops.Pixels:
+    """uint8 `(spec.size, spec.size, channels)` of an image in any of the forms that `Predictor.predict` takes."""
     if callable(source) and not hasattr(source, "read"):
         source = source()
     if hasattr(source, "read"):
         source = _content(source, name)
     if isinstance(source, (str, os.PathLike)):
-        return image_ops.decode(os.fsdecode(source), name, channels)
+        return image_ops.prepared(os.fsdecode(source), name, channels, spec)
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return image_ops.decode(bytes(source), name, channels)
+        return image_ops.prepared(bytes(source), name, channels, spec)
     if isinstance(source, Tensor):
         if source.ndim == 3:
             source = source.permute(1, 2, 0)
@@ -335,12 +353,12 @@ def _pixels(source: Any, name: str, channels: int, value_range: tuple[float, flo
     if isinstance(source, np.ndarray):
         source = _bytes_of(source, name, value_range)
         if source.ndim == 3 and source.shape[2] == channels:
-            return np.ascontiguousarray(source)
+            return image_ops.prepare(np.ascontiguousarray(source), spec)
         if source.ndim == 3 and source.shape[2] == 1:
             source = source[:, :, 0]
         source = Image.fromarray(np.ascontiguousarray(source))
     if isinstance(source, Image.Image):
-        return image_ops.from_pillow(source, name, channels)
+        return image_ops.prepare(image_ops.from_pillow(source, name, channels), spec)
     raise ConfigError(
         f"{name}: {type(source).__name__} is no image; give a path, bytes, a file object, a Pillow image, an array or a tensor."
     )

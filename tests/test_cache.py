@@ -15,6 +15,7 @@ import PIL
 import pytest
 import torch
 
+from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import ConfigError, DataError, ImageError
 from bigtransfer.feed import cache
@@ -41,33 +42,30 @@ def images(folder: Path) -> ImageSet:
     return open_dataset(folder).train
 
 
-def as_is(image: np.ndarray) -> np.ndarray:
-    return image
-
-
-def same_as_decoded(found: DecodedImages, images: ImageSet, prepare=as_is) -> bool:
+def same_as_decoded(found: DecodedImages, images: ImageSet, fixed: InputSpec | None = None) -> bool:
     return len(found) == len(images) and all(
-        np.array_equal(found[i], prepare(images.read(i))) for i in range(len(images)) if i not in found.errors
+        np.array_equal(found[i], images.read(i, fixed)) for i in range(len(images)) if i not in found.errors
     )
 
 
 class Reads:
     """A store that notes in a file, which processes share, how often it is read."""
 
-    def __init__(self, inner, log: Path) -> None:
-        self.inner, self.log = inner, log
+    def __init__(self, inner, log: Path, seconds: float = 0.0) -> None:
+        self.inner, self.log, self.seconds = inner, log, seconds
 
-    def read(self, row: int, channels: int) -> np.ndarray:
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> np.ndarray:
+        time.sleep(self.seconds)
         with open(self.log, "a") as file:
             file.write(f"{row}\n")
-        return self.inner.read(row, channels)
+        return self.inner.read(row, channels, spec)
 
     def __getattr__(self, name: str):
         return getattr(self.__dict__["inner"], name)
 
 
-def counted(images: ImageSet, log: Path) -> ImageSet:
-    return dataclasses.replace(images, store=Reads(images.store, log))  # pyright: ignore[reportArgumentType]
+def counted(images: ImageSet, log: Path, seconds: float = 0.0) -> ImageSet:
+    return dataclasses.replace(images, store=Reads(images.store, log, seconds))  # pyright: ignore[reportArgumentType]
 
 
 # --- In memory
@@ -79,7 +77,7 @@ def test_the_buffer_grows_as_images_come(
 ) -> None:
     monkeypatch.setattr(cache, "_FIRST", 1)
     images = dataclasses.replace(images, channels=channels)
-    found = in_memory(counted(images, tmp_path / "log"), as_is, skip_bad=False, progress=False)
+    found = in_memory(counted(images, tmp_path / "log"), None, skip_bad=False, progress=False)
     assert same_as_decoded(found, images)
     assert found.pixels.nbytes == sum(images.read(i).nbytes for i in range(len(images)))
     assert sorted((tmp_path / "log").read_text().split()) == [str(i) for i in range(9)], "each is read once"
@@ -96,13 +94,13 @@ def test_processes_decode_many_images(
     (folder / "b" / "003.png").write_bytes(b"\x89PNG\r\n\x1a\nnot one")
     if not skip_bad:
         with pytest.raises(ImageError, match=r"003\.png"):
-            in_memory(images, as_is, skip_bad=False, progress=False)
+            in_memory(images, None, skip_bad=False, progress=False)
         (folder / "b" / "003.png").unlink()
         images = open_dataset(folder).train
         monkeypatch.setattr(cache, "_WORTH_PROCESSES", 8)
     monkeypatch.setattr(cache, "in_threads", None)  # whatever wants it would fail
     log = tmp_path / "log"
-    found = in_memory(counted(images, log), as_is, skip_bad=skip_bad, progress=False)
+    found = in_memory(counted(images, log), None, skip_bad=skip_bad, progress=False)
     assert same_as_decoded(found, images)
     assert sorted(map(int, log.read_text().split())) == sorted(images.rows.tolist()), "each is read once"
     wrong = [images.name(i) for i in found.errors]
@@ -111,18 +109,18 @@ def test_processes_decode_many_images(
 
 
 def test_what_fits(images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    prepare = SquareCrop(resize=20, crop=16).prepare
+    fixed = SquareCrop(resize=20, crop=16).fixed
     needed = 9 * 20 * 20 * 3
     monkeypatch.setattr(cache, "available_memory", lambda: needed * 2.6)
-    assert fits(images, prepare, skip_bad=False)
-    assert not fits(images, prepare, copies=2, skip_bad=False)
-    assert fits(images, prepare, copies=2, folder=tmp_path / "new" / "place", skip_bad=False), "one for all"
+    assert fits(images, fixed, skip_bad=False)
+    assert not fits(images, fixed, copies=2, skip_bad=False)
+    assert fits(images, fixed, copies=2, folder=tmp_path / "new" / "place", skip_bad=False), "one for all"
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=needed))
-    assert not fits(images, prepare, folder=tmp_path / "new", skip_bad=False)
-    in_files(tmp_path / "new", images, prepare, skip_bad=False, progress=False)
-    assert fits(images, prepare, folder=tmp_path / "new", skip_bad=False), "it is there already"
+    assert not fits(images, fixed, folder=tmp_path / "new", skip_bad=False)
+    in_files(tmp_path / "new", images, fixed, skip_bad=False, progress=False)
+    assert fits(images, fixed, folder=tmp_path / "new", skip_bad=False), "it is there already"
     monkeypatch.setattr(cache, "available_memory", lambda: needed * 2.4)
-    assert not fits(images, prepare, skip_bad=False) and not fits(images, prepare, folder=tmp_path, skip_bad=False)
+    assert not fits(images, fixed, skip_bad=False) and not fits(images, fixed, folder=tmp_path, skip_bad=False)
 
 
 # --- In files
@@ -130,30 +128,30 @@ def test_what_fits(images: ImageSet, monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_files_are_read_once_and_found_again(images: ImageSet, tmp_path: Path) -> None:
     log, place = tmp_path / "log", tmp_path / "cache"
-    found = in_files(place, counted(images, log), as_is, skip_bad=False, progress=False)
+    found = in_files(place, counted(images, log), None, skip_bad=False, progress=False)
     assert same_as_decoded(found, images) and not found.pixels.flags.writeable
     looked_at = len(log.read_text().split())
     assert looked_at == 9 + 16  # 16 looks tell whether the set has changed
-    again = in_files(place, counted(images, log), as_is, skip_bad=False, progress=False)
+    again = in_files(place, counted(images, log), None, skip_bad=False, progress=False)
     assert same_as_decoded(again, images) and len(log.read_text().split()) == looked_at + 16
     assert len(list(place.glob("decoded-*"))) == 2
 
 
 def test_another_set_has_files_of_its_own(images: ImageSet, folder: Path, tmp_path: Path) -> None:
-    def kept(images: ImageSet, prepare=as_is) -> bool:
-        found = in_files(tmp_path / "cache", images, prepare, skip_bad=False, progress=False)
-        return same_as_decoded(found, images, prepare)
+    def kept(images: ImageSet, fixed: InputSpec | None = None) -> bool:
+        found = in_files(tmp_path / "cache", images, fixed, skip_bad=False, progress=False)
+        return same_as_decoded(found, images, fixed)
 
     assert kept(images)
-    for number, (other, prepare) in enumerate(
+    for number, (other, fixed) in enumerate(
         [
-            (images.subset(np.arange(8)), as_is),
-            (images.subset(np.arange(9)[::-1]), as_is),
-            (dataclasses.replace(images, channels=1), as_is),
-            (images, SquareCrop(resize=20, crop=16).prepare),
+            (images.subset(np.arange(8)), None),
+            (images.subset(np.arange(9)[::-1]), None),
+            (dataclasses.replace(images, channels=1), None),
+            (images, SquareCrop(resize=20, crop=16).fixed),
         ]
     ):
-        assert kept(other, prepare)
+        assert kept(other, fixed)
         assert len(list((tmp_path / "cache").glob("decoded-*.npz"))) == number + 2
     write(folder / "a" / "004.png", seed=99)  # another picture of that name
     assert kept(images)
@@ -162,7 +160,7 @@ def test_another_set_has_files_of_its_own(images: ImageSet, folder: Path, tmp_pa
 @pytest.mark.parametrize("damage", ["no index", "torn index", "empty index", "short pixels", "no pixels"])
 def test_half_written_files_are_written_again(images: ImageSet, tmp_path: Path, damage: str) -> None:
     place = tmp_path / "cache"
-    in_files(place, images, as_is, skip_bad=False, progress=False)
+    in_files(place, images, None, skip_bad=False, progress=False)
     (index,), (pixels,) = place.glob("*.npz"), place.glob("*.pixels")
     if damage == "no index":
         index.unlink()
@@ -176,22 +174,22 @@ def test_half_written_files_are_written_again(images: ImageSet, tmp_path: Path, 
     else:
         pixels.unlink()
     (place / ".decoded-1234.pixels.ab12.tmp").write_bytes(b"left by a process that was killed")
-    assert same_as_decoded(in_files(place, images, as_is, skip_bad=False, progress=False), images)
+    assert same_as_decoded(in_files(place, images, None, skip_bad=False, progress=False), images)
     assert not list(place.glob(".*.tmp"))
 
 
 def test_bad_images_are_known_again(images: ImageSet, folder: Path, tmp_path: Path) -> None:
     (folder / "b" / "003.png").write_bytes(b"")
     with pytest.raises(ImageError, match=r"003\.png"):
-        in_files(tmp_path / "cache", images, as_is, skip_bad=False, progress=False)
+        in_files(tmp_path / "cache", images, None, skip_bad=False, progress=False)
     assert not list((tmp_path / "cache").glob("decoded-*")), "nothing is left of the attempt"
     for _ in range(2):
-        found = in_files(tmp_path / "cache", images, as_is, skip_bad=True, progress=False)
+        found = in_files(tmp_path / "cache", images, None, skip_bad=True, progress=False)
         (number,) = found.errors
         assert images.name(number) == "b/003.png" and "empty" in found.errors[number].reason
         assert same_as_decoded(found, images)
     with pytest.raises(ImageError, match=r"003\.png"):
-        in_files(tmp_path / "cache", images, as_is, skip_bad=False, progress=False)
+        in_files(tmp_path / "cache", images, None, skip_bad=False, progress=False)
 
 
 def test_a_set_without_one_good_image(images: ImageSet, folder: Path, tmp_path: Path) -> None:
@@ -207,29 +205,24 @@ def test_a_set_without_one_good_image(images: ImageSet, folder: Path, tmp_path: 
 def test_no_room(images: ImageSet, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"cannot be kept in .*file.*--cache none"):
-        in_files(tmp_path / "file", images, as_is, skip_bad=False, progress=False)
+        in_files(tmp_path / "file", images, None, skip_bad=False, progress=False)
 
 
 def _fill(images: ImageSet, place: Path) -> None:
-    assert same_as_decoded(in_files(place, images, slow, skip_bad=False, progress=False), images)
-
-
-def slow(image: np.ndarray) -> np.ndarray:
-    time.sleep(0.05)
-    return image
+    assert same_as_decoded(in_files(place, images, None, skip_bad=False, progress=False), images)
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_processes_share_one_and_go_on_if_the_first_dies(images: ImageSet, tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     place, log = tmp_path / "cache", tmp_path / "log"
-    first = context.Process(target=_fill, args=(images, place))
+    first = context.Process(target=_fill, args=(counted(images, tmp_path / "first", seconds=0.05), place))
     first.start()
     while first.is_alive() and not list(place.glob(".decoded-*.tmp")):
         time.sleep(0.01)
     assert first.pid is not None
     os.kill(first.pid, signal.SIGSTOP)  # in the middle of its work, however slow this machine is
-    others = [context.Process(target=_fill, args=(counted(images, log), place)) for _ in range(3)]
+    others = [context.Process(target=_fill, args=(counted(images, log, seconds=0.05), place)) for _ in range(3)]
     for process in others:
         process.start()
     os.kill(first.pid, signal.SIGKILL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import math
 import threading
@@ -10,6 +11,7 @@ import time
 import tracemalloc
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from PIL import Image, ImageCms
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data import containers, images
 from bigtransfer.errors import ConfigError, ImageError
+from bigtransfer.limits import limits
 
 from .data_makers import encoded, pattern
 
@@ -472,20 +475,194 @@ def test_aspect_is_torchvisions_resize_and_centre_crop(native: tuple[int, int], 
                 transforms.CenterCrop(size),
             ]
         )(Image.fromarray(picture))
-        ours = images.prepare(
-            picture, InputSpec(size=size, mode="aspect", crop_pct=crop_pct, interpolation=interpolation)
+        spec = InputSpec(size=size, mode="aspect", crop_pct=crop_pct, interpolation=interpolation, decoder="exact")
+        np.testing.assert_array_equal(images.prepare(picture, spec), np.asarray(theirs))
+        assert_near(
+            images.prepare(picture, dataclasses.replace(spec, decoder="fast")),
+            np.asarray(theirs),
+            1 if interpolation == "bilinear" else 3,
         )
-        np.testing.assert_array_equal(ours, np.asarray(theirs))
 
 
 def test_square_ignores_the_aspect_ratio() -> None:
     from torchvision import transforms
 
     picture = pattern(30, 50)
-    ours = images.prepare(picture, InputSpec(size=24))
-    np.testing.assert_array_equal(ours, np.asarray(transforms.Resize((24, 24))(Image.fromarray(picture))))
+    theirs = np.asarray(transforms.Resize((24, 24))(Image.fromarray(picture)))
+    np.testing.assert_array_equal(images.prepare(picture, InputSpec(size=24, decoder="exact")), theirs)
+    assert_near(images.prepare(picture, InputSpec(size=24)), theirs, 1)
     plain = images.prepare(picture, InputSpec(size=24, antialias=False))
     np.testing.assert_array_equal(plain, images.resize(picture, 24, 24, "bilinear", False))
+
+
+# --- The fast way beside the exact one
+
+
+def assert_near(found: np.ndarray, expected: np.ndarray, levels: int) -> None:
+    assert found.dtype == np.uint8 and found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).max() <= levels
+
+
+def both(data: bytes, channels: int = 3, **spec: Any) -> tuple[np.ndarray, np.ndarray]:
+    """An image file as a model sees it, by the fast decoder and by the exact one."""
+    fast, exact = (images.prepared(data, "x", channels, InputSpec(**spec, decoder=way)) for way in ("fast", "exact"))
+    whole = images.decode(data, "x", channels)
+    np.testing.assert_array_equal(exact, images.prepare(whole, InputSpec(**spec, decoder="exact")))
+    return fast, exact
+
+
+@pytest.fixture
+def loaded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """The heights and widths at which JPEG files are decoded."""
+    shapes = []
+    inner = images._loaded
+
+    def noted(*args: Any) -> np.ndarray:
+        pixels = inner(*args)
+        shapes.append(pixels.shape[:2])
+        return pixels
+
+    monkeypatch.setattr(images, "_loaded", noted)
+    return shapes
+
+
+JPEGS = {
+    "4:2:0": {"subsampling": 2},
+    "4:4:4": {"subsampling": 0},
+    "progressive": {"progressive": True},
+    "restarts": {"restart_marker_blocks": 3},
+}
+
+
+@pytest.mark.parametrize("mode", ["square", "aspect"])
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("native", [(400, 711), (397, 333)])
+@pytest.mark.parametrize("kind", [*JPEGS, "grey", "CMYK"])
+def test_fast_decoding_is_near_the_exact_one(loaded, kind: str, native, interpolation, mode) -> None:
+    picture = Image.fromarray(pattern(*native))
+    picture = picture.convert({"grey": "L", "CMYK": "CMYK"}.get(kind, "RGB"))
+    data = encoded(picture, "JPEG", quality=90, **JPEGS.get(kind, {}))
+    for channels in (3, 1):
+        del loaded[:]
+        fast, exact = both(data, channels, size=48, mode=mode, crop_pct=0.9, interpolation=interpolation)
+        assert_near(fast, exact, 4)
+        assert np.abs(fast.astype(int) - exact).mean() < 0.7
+        height, width = loaded[0]
+        assert 96 <= min(height, width) < min(native) / 1.9, "decoded at a smaller scale, and not too small"
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_fast_decoding_turns_images_upright(orientation: int, scaled: bool) -> None:
+    upright = pattern(250, 333)
+    content = np.ascontiguousarray(stored(upright, orientation))
+    data = encoded(content, "JPEG", quality=95, exif=exif(orientation))
+    for mode in ("square", "aspect"):
+        fast, exact = both(data, size=30 if scaled else 100, mode=mode, crop_pct=0.8)
+        assert_near(fast, exact, 3)
+        assert_near(fast, images.prepare(upright, InputSpec(size=30 if scaled else 100, mode=mode, crop_pct=0.8)), 12)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("extra", range(8))
+def test_what_lies_beyond_the_edge_of_a_smaller_scale_does_not_stretch_the_image(extra: int, orientation: int) -> None:
+    """65 px are 16.25 px at a quarter, of which 17 are decoded: taken for 17, the far edge would be a whole pixel of the result off."""
+    side = 64 + extra
+    ramp = np.repeat(np.linspace(0, 255, side).round().astype(np.uint8)[None], side, axis=0)
+    data = encoded(np.ascontiguousarray(stored(ramp, orientation)), "JPEG", quality=100, exif=exif(orientation))
+    fast, exact = both(data, size=8)
+    assert_near(fast, exact, 2)
+
+
+def test_little_shrinking_takes_all_pixels(loaded) -> None:
+    data = encoded(pattern(99, 160), "JPEG")
+    fast, exact = both(data, size=25)  # 100 px would do
+    assert loaded[0] == (99, 160)
+    assert_near(fast, exact, 1)
+    np.testing.assert_array_equal(fast, images.prepare(images.decode(data, "x"), InputSpec(size=25)))
+
+
+@pytest.mark.parametrize("spec", [InputSpec(size=8, antialias=False), InputSpec(size=8, decoder="exact")])
+def test_decoded_whole_if_asked_or_without_antialiasing(loaded, spec: InputSpec) -> None:
+    data = encoded(pattern(400, 300), "JPEG")
+    found = images.prepared(data, "x", 3, spec)
+    assert loaded == [(400, 300)]
+    np.testing.assert_array_equal(found, images.resize(images.decode(data, "x"), 8, 8, "bilinear", spec.antialias))
+
+
+def test_other_formats_and_thin_images_are_near_too() -> None:
+    for kind in ("PNG", "WEBP", "TIFF"):
+        fast, exact = both(encoded(pattern(300, 200), kind), size=24)
+        assert_near(fast, exact, 1)
+    for native in ((3, 900), (900, 3), (1, 1), (5, 4), (30, 500)):
+        fast, exact = both(encoded(pattern(*native), "JPEG"), size=24, mode="aspect", crop_pct=0.9)
+        assert_near(fast, exact, 1)
+
+
+@pytest.mark.skipif(images._simplejpeg is None, reason="simplejpeg is not installed")
+@pytest.mark.parametrize("kind", [*JPEGS, "grey"])
+@pytest.mark.parametrize("native", [(1, 1), (5, 9), (63, 64), (250, 333), (700, 401)])
+def test_simplejpeg_and_pillow_give_the_same_bytes(kind: str, native, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = np.random.default_rng(4).integers(0, 256, (*native, 3), dtype=np.uint8) // 2 + pattern(*native) // 2
+    data = encoded(Image.fromarray(picture).convert("L" if kind == "grey" else "RGB"), "JPEG", **JPEGS.get(kind, {}))
+
+    def decoded() -> list[np.ndarray]:
+        sizes = [None, *((max(native[0] // k, 1), max(native[1] // k, 1)) for k in (1, 2, 3, 4, 8))]
+        return [images.decode(data, "x", channels, size) for size in sizes for channels in (1, 3)]
+
+    ours = decoded()
+    monkeypatch.setattr(images, "_simplejpeg", None)
+    for found, expected in zip(ours, decoded(), strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.skipif(images._simplejpeg is None, reason="simplejpeg is not installed")
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
+@pytest.mark.parametrize("size", [8, 40])
+def test_damage_is_judged_as_by_pillow_alone(options: dict[str, Any], size: int) -> None:
+    generator = np.random.default_rng(1)
+    data = np.frombuffer(encoded(pattern(70, 50), "JPEG", **options), np.uint8)
+
+    def outcome(content: bytes) -> list[int] | str:
+        try:
+            return images.prepared(content, "x", 3, InputSpec(size=size)).ravel().tolist()
+        except ImageError as error:
+            return error.reason
+
+    kinds = set()
+    for number in range(150):
+        damaged = data.copy()
+        damaged[generator.integers(0, len(data), 1 + number % 3)] = generator.integers(0, 256, 1 + number % 3)
+        content = damaged.tobytes()[: len(data) if number % 4 else generator.integers(20, len(data))]
+        ours = outcome(content)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(images, "_simplejpeg", None)
+            assert outcome(content) == ours
+        kinds.add(type(ours))
+    assert kinds == {list, str}
+
+
+@pytest.mark.parametrize("decoder", ["fast", "exact"])
+def test_limits_and_reasons_are_those_of_decode(decoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = InputSpec(size=8, decoder=decoder)
+    data = encoded(np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8), "JPEG")
+    with pytest.raises(ImageError, match="truncated"):
+        images.prepared(data[: len(data) // 2], "x", 3, spec)
+    with pytest.raises(ImageError, match="no such file"):
+        images.prepared("none.jpg", "x", 3, spec)
+    for limit, value in (("image_pixels", 59_999), ("image_side", 299), ("image_memory", 1000), ("image_seconds", 0)):
+        monkeypatch.setattr(images, "limits", lambda one={limit: value}: dataclasses.replace(limits(), **one))
+        with pytest.raises(ImageError, match=limit):
+            images.prepared(data, "x", 3, spec)
+
+
+def test_memory_is_waited_for_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    monkeypatch.setattr(images, "_take", taken.append)
+    monkeypatch.setattr(images, "_FREE", 0)
+    images.prepared(encoded(pattern(400, 800), "JPEG"), "x", 3, InputSpec(size=32))
+    # At 1/4, where 100 px are left of the shorter side: as decoded first, and what Pillow or torch adds.
+    assert len(taken) == 1 and 100 * 200 * 7 <= taken[0] <= 100 * 200 * 7 + 400 * 800 * 0.1
 
 
 def test_libtiff_writes_nothing_by_itself(capfd: pytest.CaptureFixture[str]) -> None:

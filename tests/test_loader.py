@@ -21,6 +21,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, open_dataset
@@ -411,9 +412,9 @@ class Counting:
     count: int
     reads: Counter[int] = dataclasses.field(default_factory=Counter)
 
-    def read(self, row: int, channels: int) -> np.ndarray:
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> np.ndarray:
         self.reads[row] += 1
-        return np.full((20, 20, channels), row % 256, dtype=np.uint8)
+        return image_ops.prepare(np.full((20, 20, channels), row % 256, dtype=np.uint8), spec)
 
     def name(self, row: int) -> str:
         return f"{row}.png"
@@ -444,12 +445,12 @@ class Files(Counting):
     def runs(self) -> np.ndarray:
         return np.arange(0, self.count + 1, 10)
 
-    def read(self, row: int, channels: int) -> np.ndarray:
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> np.ndarray:
         with open(self.log, "a") as file:
             file.write(f"{os.getpid()} {row // 10}\n")
         if row % 7 == 0:
             raise ImageError(self.name(row), "it is bad")
-        return super().read(row, channels)
+        return super().read(row, channels, spec)
 
 
 @forks
@@ -568,9 +569,9 @@ def test_loaders_can_be_sent_to_processes_that_are_not_forked(pictures: ImageSet
 class Slow(Counting):
     """Takes its time for each image."""
 
-    def read(self, row: int, channels: int) -> np.ndarray:
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> np.ndarray:
         time.sleep(0.1)
-        return super().read(row, channels)
+        return super().read(row, channels, spec)
 
 
 @forks
@@ -728,6 +729,30 @@ def test_evaluation_sees_everything_once_in_order(pictures: ImageSet, batch_size
     assert torch.cat([batch.labels for batch in batches]).tolist() == pictures.labels.tolist()
     images = torch.cat([batch.images for batch in batches]).permute(0, 2, 3, 1).numpy()
     assert all((images[i] == image_ops.prepare(pictures.read(i), spec)).all() for i in range(11))
+
+
+@pytest.mark.parametrize("decoder", ["fast", "exact"])
+def test_photographs_are_the_same_pixels_in_training_and_evaluation(tmp_path: Path, decoder) -> None:
+    """And of the fast decoder others than of the exact one, so that it is known to have been at work."""
+    for i in range(3):
+        picture = np.random.default_rng(i).integers(0, 256, (90, 60 + 41 * i, 3), dtype=np.uint8)
+        (tmp_path / "ab"[i % 2]).mkdir(exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "ab"[i % 2] / f"{i}.jpg")
+    photographs = open_dataset(tmp_path).train
+    spec = InputSpec(size=10, decoder=decoder)
+    (batch,) = eval_batches(photographs, spec, 3)
+    expected = batch.images
+    for i in range(3):
+        seen = image_ops.prepared(tmp_path / photographs.name(i), "x", 3, spec)
+        assert (expected[i].permute(1, 2, 0).numpy() == seen).all()
+        other = dataclasses.replace(spec, decoder="exact" if decoder == "fast" else "fast")
+        assert (photographs.read(i, other) != seen).any()
+    crop = SquareCrop(resize=12, crop=10, random_crop=False, flip=False, decoder=decoder)
+    for cache, workers in (("memory", 0), ("none", 0), ("none", 2)):
+        loader = TrainLoader(photographs, crop, batch_size=3, seed=0, cache=cache, workers=workers)
+        (batch,) = loader.batches(0, 1)
+        order = FullShuffle(3, 3, 0).indices(0)
+        assert (batch.images == expected[torch.from_numpy(order)]).all(), (cache, workers)
 
 
 def test_evaluation_leaves_out_bad_images_only_if_asked(tmp_path: Path) -> None:

@@ -236,7 +236,8 @@ class Pictures:
         assert list(places) == list(range(len(self)))
         return self
 
-    def read(self, i: int) -> np.ndarray:
+    def read(self, i: int, spec: InputSpec) -> np.ndarray:
+        assert spec.size == 32
         return self.pixels[i]
 
 

@@ -122,6 +122,8 @@ class FinetuneConfig(Config):
     """Keep the decoded images in memory; auto does so where they fit."""
     antialias: bool = True
     """Average over the source area when shrinking images, as Pillow does. The original TensorFlow code did not."""
+    decoder: Literal["fast", "exact"] = "fast"
+    """exact: decode images whole and resize them by Pillow; fast: a hair's difference, in half the time. The model remembers it."""
 
     # --- Progress
     eval_every: PositiveInt | None = None

@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from bigtransfer import files
+from bigtransfer.catalog import InputSpec
 from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
 from bigtransfer.data.sources import ImageSet
@@ -148,9 +149,10 @@ class Records:
     def name(self, row: int) -> str:
         return f"{self._prefix}{row:05d}"
 
-    def read(self, row: int, channels: int) -> Pixels:
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
         planes = self._content()[0][row].reshape(3, SIDE, SIDE)
-        return images.with_channels(np.ascontiguousarray(planes.transpose(1, 2, 0)), channels)
+        pixels = images.with_channels(np.ascontiguousarray(planes.transpose(1, 2, 0)), channels)
+        return images.prepare(pixels, spec)
 
     def size(self, row: int) -> tuple[int, int]:
         return SIDE, SIDE

@@ -1,4 +1,5 @@
-"""One image: from file bytes to pixels, and from pixels to the size a model wants. NumPy and Pillow only.
+"""One image: from file bytes to pixels, and from pixels to the size a model wants. NumPy and Pillow, and what does the same faster:
+simplejpeg, where it is installed, and torch's resizing.
 
 Pixels are uint8, `(height, width, channels)`, channels 3 (sRGB as stored, no colour management) or 1 (luma, ITU-R 601).
 """
@@ -24,6 +25,11 @@ from bigtransfer.data.containers import Encoded, extensions, formats
 from bigtransfer.errors import ConfigError, ImageError
 from bigtransfer.limits import limits
 
+try:
+    import simplejpeg as _simplejpeg
+except ImportError:  # There is none for every platform and version of Python.
+    _simplejpeg = None
+
 __all__ = [
     "Interpolation",
     "Pixels",
@@ -33,6 +39,7 @@ __all__ = [
     "from_pillow",
     "memory_held",
     "prepare",
+    "prepared",
     "resize",
     "size",
     "with_channels",
@@ -47,6 +54,9 @@ _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _LARGE_JPEG = 100_000_000
 """Pixels beyond which a JPEG is decoded at half its height and width: nothing is lost that any input size could show."""
+
+_SPARE = 2
+"""How many times the wanted height and width a JPEG that is decoded at a smaller scale has at least, for the filter to do the rest."""
 
 _STRIP = 1 << 20
 """Pixels that are converted at a time."""
@@ -75,18 +85,86 @@ def decode(
     if channels not in (1, 3):
         raise ConfigError(f"Images are read with 1 or 3 channels, not {channels}.")
     with _opened(source, name) as (image, encoded):
-        width, height = image.size
-        if encoded.kind == "JPEG" and at_least is not None:
-            across, down = at_least if (encoded.orientation or 1) >= 5 else at_least[::-1]
-            image.draft(None, (across, down))
-        elif encoded.kind == "JPEG" and width * height > _LARGE_JPEG:
-            image.draft(None, (width // 2, height // 2))
-        needed = _affordable(encoded, (width, height), image.size, image.mode, channels)
-        with _memory(needed):
-            with _undisturbed(encoded, image):
-                image.load()
-            # Asked only now where Pillow knows: loading a TIFF or HEIC turns it upright by itself.
-            return _pixels(image, channels, encoded.orientation or _orientation(image))
+        return _decoded(encoded, image, channels, at_least)
+
+
+def prepared(
+    source: bytes | str | os.PathLike[str], name: str, channels: int = 3, spec: InputSpec | None = None
+) -> Pixels:
+    """An encoded image or image file as a model sees it: `prepare(decode(source, name, channels), spec)`, but for JPEG files sooner.
+
+    With `spec.decoder` "fast" and antialiasing a JPEG file is decoded at 1/2, 1/4 or 1/8 of its scale where at least twice the height and
+    twice the width remain that it is shrunk to. What it is then depends on the file and `spec` alone. Raises as `decode` does.
+    """
+    with _opened(source, name) as (image, encoded):
+        pixels = None if spec is None else _scaled(encoded, image, channels, spec)
+        if pixels is not None:
+            return pixels
+        pixels = _decoded(encoded, image, channels)
+    return prepare(pixels, spec)
+
+
+def _scaled(encoded: Encoded, image: Image.Image, channels: int, spec: InputSpec) -> Pixels | None:
+    """What `prepared` gives of a JPEG file that can be decoded at a smaller scale; of any other image None, and nothing is decoded."""
+    if encoded.kind != "JPEG" or spec.decoder == "exact" or not spec.antialias:
+        return None
+    width, height = image.size
+    orientation = encoded.orientation or 1
+    sideways = orientation >= 5
+    rows, columns, top, left = _places(width if sideways else height, height if sideways else width, spec)
+    if max(rows, columns) > _LONG * spec.resized:
+        return None
+    down, across = (columns, rows) if sideways else (rows, columns)
+    if min(width // across, height // down) < 2 * _SPARE:
+        return None
+    drafted = image.draft(None, (_SPARE * across, _SPARE * down))
+    if drafted is None:
+        return None
+    # Where a side is no multiple of 2, 4 or 8 the last of these pixels lie partly beyond the image: what counts is how much it covers.
+    _, (_, _, right, bottom) = drafted
+    with _memory(_affordable(encoded, (width, height), image.size, image.mode, channels)):
+        stored = _loaded(encoded, image, channels)
+        small = _by_torch(stored, down, across, spec.interpolation, (bottom, right))
+    upright = np.empty((rows, columns, channels), np.uint8)
+    _as_stored(upright, orientation)[:] = small
+    return np.ascontiguousarray(upright[top : top + spec.size, left : left + spec.size])
+
+
+def _decoded(encoded: Encoded, image: Image.Image, channels: int, at_least: tuple[int, int] | None = None) -> Pixels:
+    """What `decode` gives of an image that is opened."""
+    width, height = image.size
+    if encoded.kind == "JPEG" and at_least is not None:
+        across, down = at_least if (encoded.orientation or 1) >= 5 else at_least[::-1]
+        image.draft(None, (across, down))
+    elif encoded.kind == "JPEG" and width * height > _LARGE_JPEG:
+        image.draft(None, (width // 2, height // 2))
+    with _memory(_affordable(encoded, (width, height), image.size, image.mode, channels)):
+        if encoded.kind == "JPEG" and (encoded.orientation or 1) == 1:
+            return _loaded(encoded, image, channels)
+        with _undisturbed(encoded, image):
+            image.load()
+        # Asked only now where Pillow knows: loading a TIFF or HEIC turns it upright by itself.
+        return _pixels(image, channels, encoded.orientation or _orientation(image))
+
+
+def _loaded(encoded: Encoded, image: Image.Image, channels: int) -> Pixels:
+    """The pixels of a JPEG file as stored, at the scale at which the image is to be loaded.
+
+    By simplejpeg, which gives the same bytes as Pillow without its four bytes a pixel and its copies, where it can: it knows all that is
+    whole, in colour or in grey. Whatever it objects to Pillow judges.
+    """
+    scaled = image.decoderconfig[:1] > (1,)  # pyright: ignore[reportAttributeAccessIssue]
+    # It is told a size, which three eighths and four of something tiny have in common.
+    clear = not scaled or max(image.size) >= 32
+    if _simplejpeg is not None and clear and (image.mode == "L" or (image.mode == "RGB" and channels == 3)):
+        least = (image.height, image.width) if scaled else (0, 0)
+        kind = "RGB" if image.mode == "RGB" else "GRAY"
+        with contextlib.suppress(Exception):
+            pixels = _simplejpeg.decode_jpeg(encoded.data, kind, min_height=least[0], min_width=least[1])
+            if pixels.shape[:2] == image.size[::-1]:
+                return with_channels(pixels, channels)
+    image.load()
+    return _pixels(image, channels, 1)
 
 
 def from_pillow(image: Image.Image, name: str, channels: int = 3) -> Pixels:
@@ -130,7 +208,8 @@ def _opened(source: bytes | str | os.PathLike[str], name: str) -> Iterator[tuple
         del data
         if encoded.canvas is not None:
             _affordable(encoded, encoded.canvas, encoded.canvas, "RGB", 3)
-        with _without_warnings():
+        # Of a JPEG nothing is left to remark on, and the filters take longer than its header.
+        with contextlib.nullcontext() if encoded.kind == "JPEG" else _without_warnings():
             image = encoded.opened()
         with image:
             yield image, encoded
@@ -404,25 +483,36 @@ def resize(
     return _plain(image, (height, 0, height), (width, 0, width), interpolation)
 
 
-def prepare(image: Pixels, spec: InputSpec) -> Pixels:
-    """The image as a model sees it at evaluation: uint8 `(spec.size, spec.size, channels)`.
+def prepare(image: Pixels, spec: InputSpec | None) -> Pixels:
+    """The image as a model sees it at evaluation: uint8 `(spec.size, spec.size, channels)`; as it is without `spec`.
 
     Of an image that is more than `_LONG` times as long as wide only the part is resized that the centre crop keeps; antialiased, that may
-    differ by one level here and there from resizing it whole (bicubic: by a few, where it overshoots).
+    differ by one level here and there from resizing it whole (bicubic: by a few, where it overshoots). With `spec.decoder` "fast" torch
+    resizes what is antialiased, by weights of 15 bits where Pillow's have 22: one level here and there (bicubic: two).
     """
-    if spec.mode == "square":
-        return resize(image, spec.size, spec.size, spec.interpolation, spec.antialias)
-    height, width = image.shape[:2]
+    if spec is None:
+        return image
+    height, width, top, left = _places(image.shape[0], image.shape[1], spec)
+    if max(height, width) > _LONG * spec.resized:
+        return _window(image, (height, top), (width, left), spec)
+    if image.shape[:2] != (height, width):
+        if spec.antialias and spec.decoder == "fast":
+            image = _by_torch(image, height, width, spec.interpolation, image.shape[:2])
+        else:
+            image = resize(image, height, width, spec.interpolation, spec.antialias)
+    return np.ascontiguousarray(image[top : top + spec.size, left : left + spec.size])
+
+
+def _places(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """To what height and width an image is resized, and where the part of it that is kept begins: top and left."""
     short = spec.resized
+    if spec.mode == "square":
+        return short, short, 0, 0
     if height <= width:
         height, width = short, int(short * width / height)
     else:
         height, width = int(short * height / width), short
-    top, left = round((height - spec.size) / 2), round((width - spec.size) / 2)
-    if max(height, width) > _LONG * short:
-        return _window(image, (height, top), (width, left), spec)
-    image = resize(image, height, width, spec.interpolation, spec.antialias)
-    return np.ascontiguousarray(image[top : top + spec.size, left : left + spec.size])
+    return height, width, round((height - spec.size) / 2), round((width - spec.size) / 2)
 
 
 _LONG = 16
@@ -452,6 +542,24 @@ def _by_pillow(
     picture = Image.fromarray(image[:, :, 0] if grey else image)
     result = np.asarray(picture.resize((width, height), method, box))
     return result[:, :, None] if grey else result
+
+
+def _by_torch(
+    image: Pixels, height: int, width: int, interpolation: Interpolation, extent: tuple[float, float]
+) -> Pixels:
+    """The image, or its first `extent` (rows, columns; parts of them, too), antialiased at `height` x `width` px."""
+    import torch  # takes seconds
+
+    # Not `torch.nn.functional.interpolate`, which takes a size or how much is resized, but not both, and gives plane after plane.
+    operations = torch.ops.aten
+    operation = operations._upsample_bilinear2d_aa if interpolation == "bilinear" else operations._upsample_bicubic2d_aa
+    result = np.empty((height, width, image.shape[2]), np.uint8)
+    given, wanted = (
+        torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        for pixels in (np.require(image, requirements=["C", "W"]), result)
+    )
+    operation.out(given, [height, width], False, height / extent[0], width / extent[1], out=wanted)
+    return result
 
 
 def _plain(

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from bigtransfer import files
+from bigtransfer.catalog import InputSpec
 from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
 from bigtransfer.data.remote import RemoteFile
@@ -106,8 +107,8 @@ class Store(Protocol):
         """The image's path or key, unique in the store."""
         ...
 
-    def read(self, row: int, channels: int) -> Pixels:
-        """uint8 (height, width, channels); ImageError."""
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
+        """uint8 (height, width, channels), as a model of that input sees it if `spec` is given; ImageError."""
         ...
 
     def size(self, row: int) -> tuple[int, int]:
@@ -154,8 +155,8 @@ class Files(_AtHand):
         """Where the file is."""
         return self.root / self._paths[row]
 
-    def read(self, row: int, channels: int) -> Pixels:
-        return images.decode(self.path(row), str(self.path(row)), channels)
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
+        return images.prepared(self.path(row), str(self.path(row)), channels, spec)
 
     def size(self, row: int) -> tuple[int, int]:
         return images.size(self.path(row), str(self.path(row)))
@@ -187,8 +188,8 @@ class Encoded:
         """The image in messages."""
         raise NotImplementedError
 
-    def read(self, row: int, channels: int) -> Pixels:
-        return images.decode(self.data(row), self._place(row), channels)
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
+        return images.prepared(self.data(row), self._place(row), channels, spec)
 
     def size(self, row: int) -> tuple[int, int]:
         return images.size(self.data(row), self._place(row))
@@ -457,8 +458,8 @@ class Arrays(_AtHand):
     def name(self, row: int) -> str:
         return self._names[row]
 
-    def read(self, row: int, channels: int) -> Pixels:
-        return images.with_channels(self._pixels(row), channels)
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
+        return images.prepare(images.with_channels(self._pixels(row), channels), spec)
 
     def size(self, row: int) -> tuple[int, int]:
         height, width = self._pixels(row).shape[:2]
@@ -488,9 +489,9 @@ class Joined:
         store, row = self._at(row)
         return store.name(row)
 
-    def read(self, row: int, channels: int) -> Pixels:
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
         store, row = self._at(row)
-        return store.read(row, channels)
+        return store.read(row, channels, spec)
 
     def size(self, row: int) -> tuple[int, int]:
         store, row = self._at(row)
@@ -541,10 +542,11 @@ class ImageSet:
             return None
         return np.concatenate([[0], cuts, [len(self)]]).astype(np.int64)
 
-    def read(self, i: int) -> Pixels:
-        """Image `i`: uint8 `(height, width, channels)`, upright. Raises ImageError if it cannot be decoded; DataError if a whole file of
-        images is damaged or cannot be fetched, which no other image would make good."""
-        return self.store.read(int(self.rows[i]), self.channels)
+    def read(self, i: int, spec: InputSpec | None = None) -> Pixels:
+        """Image `i`: uint8 `(height, width, channels)`, upright; as a model sees it if `spec` is given, `(spec.size, spec.size, channels)`:
+        sooner than by `images.prepare`. Raises ImageError if it cannot be decoded; DataError if a whole file of images is
+        damaged or cannot be fetched, which no other image would make good."""
+        return self.store.read(int(self.rows[i]), self.channels, spec)
 
     def name(self, i: int) -> str:
         """The path of image `i` relative to the data set's folder, with forward slashes, or its key; the same on every machine."""
@@ -613,10 +615,10 @@ class _Together:
         number, row = self._at(row)
         return f"{self._titles[number]}/{self._sets[number].name(row)}"
 
-    def read(self, row: int, channels: int) -> Pixels:
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
         number, row = self._at(row)
         assert self._sets[number].channels == channels
-        return self._sets[number].read(row)
+        return self._sets[number].read(row, spec)
 
     def size(self, row: int) -> tuple[int, int]:
         number, row = self._at(row)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigtransfer.catalog import Decoder, InputSpec
 from bigtransfer.data import images
 from bigtransfer.errors import ConfigError
 from bigtransfer.records import Pixels, Share
@@ -46,9 +47,14 @@ class Augmentation(ABC):
         """The augmentation of batch `step`. It has the same fixed part and the same draws at any step."""
         return self
 
-    @abstractmethod
+    @property
+    def fixed(self) -> InputSpec | None:
+        """The fixed part, as what a model of that input sees; None: there is none."""
+        return None
+
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """The fixed part, uint8 (h, w, c) -> uint8 (h', w', c)."""
+        return images.prepare(image, self.fixed)
 
     @abstractmethod
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
@@ -87,14 +93,17 @@ class SquareCrop(Augmentation):
     flip: bool = True
     interpolation: images.Interpolation = "bilinear"
     antialias: bool = True
+    decoder: Decoder = "fast"
+    """As in `InputSpec`."""
 
     @property
     def side(self) -> int:
         return self.crop
 
-    def prepare(self, image: np.ndarray) -> np.ndarray:
+    @property
+    def fixed(self) -> InputSpec:
         side = self.resize if self.random_crop else self.crop
-        return images.resize(image, side, side, self.interpolation, self.antialias)
+        return InputSpec(size=side, interpolation=self.interpolation, antialias=self.antialias, decoder=self.decoder)
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return rng.random((count, 3))
@@ -176,9 +185,6 @@ class InceptionCrop(Augmentation):
     def seen_at(self, size: int) -> InceptionCrop:
         """The same crops resized to `size` px, whatever the step: what a teacher sees beside the student."""
         return dataclasses.replace(self, size=size, growth=None)
-
-    def prepare(self, image: np.ndarray) -> np.ndarray:
-        return image
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
         return rng.random((count, 3 + 2 * _ATTEMPTS[self.style]))

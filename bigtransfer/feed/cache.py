@@ -9,7 +9,7 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from bigtransfer.catalog import InputSpec
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import DataError, ImageError, RunError
 from bigtransfer.feed.augment import Augmentation, Crops
@@ -26,9 +27,6 @@ from bigtransfer.outputs import atomic_write, remove_leftover
 
 CACHE_SHARE = 0.4
 """`auto` keeps the decoded images in memory if they take at most this share of what is free."""
-
-Prepare = Callable[[np.ndarray], np.ndarray]
-"""The fixed part of an augmentation, uint8 (h, w, c) -> uint8 (h', w', c)."""
 
 _FIRST = 1 << 24
 """Least growth of the buffer, bytes."""
@@ -70,16 +68,19 @@ def channels_last(images: np.ndarray) -> Tensor:
     return torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
-def fits(images: ImageSet, prepare: Prepare, *, copies: int = 1, folder: Path | None = None, skip_bad: bool) -> bool:
+def fits(
+    images: ImageSet, fixed: InputSpec | None, *, copies: int = 1, folder: Path | None = None, skip_bad: bool
+) -> bool:
     """Whether the prepared set, judged by a few images, takes at most CACHE_SHARE of the free memory.
 
-    copies: processes of which each keeps one. folder: they share one in a file there, which also needs room unless it is there already.
+    fixed: the fixed part of the augmentation, as below (`Augmentation.fixed`). copies: processes of which each keeps one. folder: they
+    share one in a file there, which also needs room unless it is there already.
     """
     sample = np.random.default_rng(0).choice(len(images), size=min(8, len(images)), replace=False)
     sizes = []
     for i in sample.tolist():
         try:
-            sizes.append(prepare(images.read(i)).nbytes)
+            sizes.append(images.read(i, fixed).nbytes)
         except ImageError:
             if not skip_bad:
                 raise
@@ -88,18 +89,18 @@ def fits(images: ImageSet, prepare: Prepare, *, copies: int = 1, folder: Path | 
         return needed * copies <= CACHE_SHARE * available_memory()
     if needed > CACHE_SHARE * available_memory():
         return False
-    if _index(folder, images, prepare).is_file():
+    if _index(folder, images, fixed).is_file():
         return True
     existing = next(place for place in (folder, *folder.absolute().parents) if place.is_dir())
     return needed <= 0.9 * shutil.disk_usage(existing).free
 
 
-def in_memory(images: ImageSet, prepare: Prepare, *, skip_bad: bool, progress: bool) -> DecodedImages:
+def in_memory(images: ImageSet, fixed: InputSpec | None, *, skip_bad: bool, progress: bool) -> DecodedImages:
     """The decoded set in this process's memory. Each image is read once; ImageError if one cannot be and not `skip_bad`."""
     pixels, used = np.empty(0, dtype=np.uint8), 0
     sizes = np.zeros((len(images), 2), dtype=np.int64)
     errors = {}
-    for i, image in enumerate(_decoded(images, prepare, skip_bad, progress)):
+    for i, image in enumerate(_decoded(images, fixed, skip_bad, progress)):
         if isinstance(image, ImageError):
             errors[i] = image
             continue
@@ -113,7 +114,9 @@ def in_memory(images: ImageSet, prepare: Prepare, *, skip_bad: bool, progress: b
     return DecodedImages(pixels, sizes, images.channels, errors)
 
 
-def in_files(folder: Path, images: ImageSet, prepare: Prepare, *, skip_bad: bool, progress: bool) -> DecodedImages:
+def in_files(
+    folder: Path, images: ImageSet, fixed: InputSpec | None, *, skip_bad: bool, progress: bool
+) -> DecodedImages:
     """The decoded set in files of `folder`, mapped into memory: all processes of a machine share them, and later ones find them.
 
     Whichever process comes first decodes while the others wait; if it dies, the next one does. Files of another set, or of one whose
@@ -122,7 +125,7 @@ def in_files(folder: Path, images: ImageSet, prepare: Prepare, *, skip_bad: bool
     """
     import filelock
 
-    index = _index(folder, images, prepare)
+    index = _index(folder, images, fixed)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with filelock.FileLock(folder / ".decoded.lock"):
@@ -130,7 +133,7 @@ def in_files(folder: Path, images: ImageSet, prepare: Prepare, *, skip_bad: bool
             if found is None:
                 for leftover in folder.glob(".decoded-*.tmp"):  # of a process that was killed
                     remove_leftover(leftover)
-                _write(index, _decoded(images, prepare, skip_bad, progress), len(images))
+                _write(index, _decoded(images, fixed, skip_bad, progress), len(images))
                 found = _mapped(index, images.channels)
     except (OSError, RunError) as error:
         raise DataError(
@@ -142,7 +145,7 @@ def in_files(folder: Path, images: ImageSet, prepare: Prepare, *, skip_bad: bool
     return found
 
 
-def _index(folder: Path, images: ImageSet, prepare: Prepare) -> Path:
+def _index(folder: Path, images: ImageSet, fixed: InputSpec | None) -> Path:
     """The file that says where each image of the set lies in the file of pixels beside it.
 
     Named after the images' names and, to notice other contents, another decoder and another fixed part, 16 prepared images.
@@ -152,7 +155,7 @@ def _index(folder: Path, images: ImageSet, prepare: Prepare) -> Path:
         digest.update(images.name(i).encode(errors="surrogateescape") + b"\0")
     for i in np.linspace(0, len(images) - 1, 16).astype(np.int64).tolist():
         try:
-            image = prepare(images.read(i))
+            image = images.read(i, fixed)
             digest.update(np.array(image.shape, dtype="<i8").tobytes() + image.tobytes())
         except ImageError as error:
             digest.update(error.reason.encode())
@@ -187,15 +190,17 @@ def _mapped(index: Path, channels: int) -> DecodedImages | None:
     return cache if cache.offsets[-1] == len(pixels) else None
 
 
-def _decoded(images: ImageSet, prepare: Prepare, skip_bad: bool, progress: bool) -> Iterator[np.ndarray | ImageError]:
+def _decoded(
+    images: ImageSet, fixed: InputSpec | None, skip_bad: bool, progress: bool
+) -> Iterator[np.ndarray | ImageError]:
     """Every prepared image, or why it cannot be read, in order."""
     cores = usable_cores()
     if cores > 2 and len(images) >= _WORTH_PROCESSES:
-        decoded = _in_pieces(images, prepare, skip_bad, cores)
+        decoded = _in_pieces(images, fixed, skip_bad, cores)
     else:
 
         def one(index: int, _stopped: Stopped) -> np.ndarray | ImageError:
-            return _one(images, prepare, skip_bad, index)
+            return _one(images, fixed, skip_bad, index)
 
         # Pillow releases the GIL while it decodes and resizes, so threads are enough for few images.
         decoded = in_threads(one, range(len(images)), threads=cores, ahead=4 * cores)
@@ -210,9 +215,9 @@ def _decoded(images: ImageSet, prepare: Prepare, skip_bad: bool, progress: bool)
         )
 
 
-def _one(images: ImageSet, prepare: Prepare, skip_bad: bool, index: int) -> np.ndarray | ImageError:
+def _one(images: ImageSet, fixed: InputSpec | None, skip_bad: bool, index: int) -> np.ndarray | ImageError:
     try:
-        return np.ascontiguousarray(prepare(images.read(index)))
+        return np.ascontiguousarray(images.read(index, fixed))
     except ImageError as error:
         if not skip_bad:
             raise
@@ -220,11 +225,11 @@ def _one(images: ImageSet, prepare: Prepare, skip_bad: bool, index: int) -> np.n
 
 
 def _in_pieces(
-    images: ImageSet, prepare: Prepare, skip_bad: bool, processes: int
+    images: ImageSet, fixed: InputSpec | None, skip_bad: bool, processes: int
 ) -> Generator[np.ndarray | ImageError, None, None]:
     """The same by worker processes, which hand over the pixels of many images at a time: of small images, what Python does for each
     takes as long as the decoding, and only one thread at a time can do it."""
-    piece = functools.partial(_piece, images, prepare, skip_bad)
+    piece = functools.partial(_piece, images, fixed, skip_bad)
     with contextlib.closing(in_processes(piece, range(0, len(images), _PIECE), processes=processes)) as pieces:
         for pixels, shapes in pieces:
             rest = pixels.numpy()
@@ -238,14 +243,14 @@ def _in_pieces(
 
 
 def _piece(
-    images: ImageSet, prepare: Prepare, skip_bad: bool, start: int, stopped: Stopped
+    images: ImageSet, fixed: InputSpec | None, skip_bad: bool, start: int, stopped: Stopped
 ) -> tuple[Tensor, list[tuple[int, ...] | ImageError]]:
     """The images from `start`: their pixels end to end, uint8 (bytes,), and the shape of each, or why it cannot be read."""
     found: list[np.ndarray | ImageError] = []
     for index in range(start, min(start + _PIECE, len(images))):
         if stopped():
             break
-        found.append(_one(images, prepare, skip_bad, index))
+        found.append(_one(images, fixed, skip_bad, index))
     pixels = [image.reshape(-1) for image in found if not isinstance(image, ImageError)]
     together = torch.from_numpy(np.concatenate([np.empty(0, np.uint8), *pixels]))
     return together, [image if isinstance(image, ImageError) else image.shape for image in found]

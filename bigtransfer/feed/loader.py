@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from bigtransfer.catalog import InputSpec
-from bigtransfer.data import images as image_ops
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import ImageError
 from bigtransfer.feed import cache as caches
@@ -107,14 +106,14 @@ class TrainLoader:
         self._share = share(batch_size, rank, ranks)
         self._ahead = FetchAhead(stop=0)
         self._cache: caches.DecodedImages | DeviceImages | None = None
-        prepare = augmentation.prepare
-        if cache == "auto" and caches.fits(images, prepare, copies=ranks, folder=cache_folder, skip_bad=skip_bad):
+        fixed = augmentation.fixed
+        if cache == "auto" and caches.fits(images, fixed, copies=ranks, folder=cache_folder, skip_bad=skip_bad):
             cache = "memory"
         if cache in ("memory", "device"):
             if cache_folder is None:
-                self._cache = caches.in_memory(images, prepare, skip_bad=skip_bad, progress=progress)
+                self._cache = caches.in_memory(images, fixed, skip_bad=skip_bad, progress=progress)
             else:
-                self._cache = caches.in_files(cache_folder, images, prepare, skip_bad=skip_bad, progress=progress)
+                self._cache = caches.in_files(cache_folder, images, fixed, skip_bad=skip_bad, progress=progress)
         if cache == "device":
             assert self._cache is not None and device is not None
             self._cache = DeviceImages(self._cache, device)
@@ -145,7 +144,7 @@ class TrainLoader:
             if stopped():
                 break
             try:
-                prepared = augmentation.prepare(self.images.read(index))
+                prepared = self.images.read(index, augmentation.fixed)
             except ImageError as error:
                 if not self.skip_bad:
                     raise
@@ -334,7 +333,7 @@ def eval_batches(
 
     def prepared(index: int) -> np.ndarray | None:
         try:
-            return image_ops.prepare(images.read(index), spec)
+            return images.read(index, spec)
         except ImageError:
             if skip_bad:
                 return None

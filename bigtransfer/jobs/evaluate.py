@@ -86,7 +86,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     assert config.data is not None
     if config.out is not None:
         refuse_run(Path(config.out))
-    predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
+    predictor = Predictor.load(config.model, device=config.device, precision=config.precision, decoder=config.decoder)
     card = predictor.card
     splits = open_dataset(
         config.data,

@@ -128,7 +128,8 @@ def _input(spec: InputSpec, channels: int) -> str:
         short = spec.resized
         how = f"shorter side resized to {short}, then the centre {spec.size} x {spec.size}"
     antialias = "" if spec.antialias else ", without antialiasing"
-    return f"{spec.size} x {spec.size} px, {colour} in [-1, 1]; {how} ({spec.interpolation}{antialias})"
+    exact = ", decoded whole" if spec.decoder == "exact" and spec.antialias else ""
+    return f"{spec.size} x {spec.size} px, {colour} in [-1, 1]; {how} ({spec.interpolation}{antialias}{exact})"
 
 
 def _recipe(recipe: Mapping[str, Any]) -> Iterator[str]:

@@ -27,7 +27,7 @@ from bigtransfer.terminal import cell, json_line, line
 
 def run(config: PredictConfig) -> int:
     """Predict and write in the format asked for. Exit status 1 if some image could not be read."""
-    predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
+    predictor = Predictor.load(config.model, device=config.device, precision=config.precision, decoder=config.decoder)
     sources = list(_sources(config.images))
     _refuse_inputs(config, sources)
     names: list[str] = []

@@ -65,7 +65,7 @@ def measured(
     tasks = [(suite, task) for suite in map(find, config.suite) for task in chosen(suite, config.task)]
     results.refuse(config.results or results.DEFAULT_FILE)
     root = settings.benchmarks_folder() if config.root is None else Path(config.root)
-    predictor = Predictor.load(config.model, device=config.device, precision=config.precision)
+    predictor = Predictor.load(config.model, device=config.device, precision=config.precision, decoder=config.decoder)
     for suite, task in tasks:
         started = time.perf_counter()
         try:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from bigtransfer.catalog import InputSpec
+from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
 from bigtransfer.data.sources import Store, Strings
 from bigtransfer.errors import ImageError
@@ -33,8 +35,8 @@ class _Around:
     def name(self, row: int) -> str:
         return self._inner.name(row)
 
-    def read(self, row: int, channels: int) -> Pixels:
-        return self._inner.read(row, channels)
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
+        return self._inner.read(row, channels, spec)
 
     def size(self, row: int) -> tuple[int, int]:
         return self._inner.size(row)
@@ -79,9 +81,9 @@ class Cropped(_Around):
             high = np.maximum(last.clip(low, high), low + 1)
         return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
 
-    def read(self, row: int, channels: int) -> Pixels:
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
         pixels = self._inner.read(row, channels)
-        return np.ascontiguousarray(pixels[self._part(row, *pixels.shape[:2])])
+        return images.prepare(np.ascontiguousarray(pixels[self._part(row, *pixels.shape[:2])]), spec)
 
     def size(self, row: int) -> tuple[int, int]:
         rows, columns = self._part(row, *self._inner.size(row))

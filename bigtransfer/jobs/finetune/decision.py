@@ -153,6 +153,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
             random_crop=config.random_crop,
             flip=config.flip,
             antialias=config.antialias,
+            decoder=config.decoder,
         ),
         linear=config.linear,
         balance=config.balance,
@@ -163,7 +164,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
 
 
 def input_spec(config: FinetuneConfig, size: int) -> InputSpec:
-    return InputSpec(size=size, antialias=config.antialias)
+    return InputSpec(size=size, antialias=config.antialias, decoder=config.decoder)
 
 
 def _architecture(config: FinetuneConfig, facts: Facts) -> Architecture:

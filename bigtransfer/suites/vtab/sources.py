@@ -85,8 +85,8 @@ class Rows:
     def name(self, row: int) -> str:
         return self._names[row]
 
-    def read(self, row: int, channels: int) -> Pixels:
-        return images.with_channels(self._at(row), channels)
+    def read(self, row: int, channels: int, spec: catalog.InputSpec | None = None) -> Pixels:
+        return images.prepare(images.with_channels(self._at(row), channels), spec)
 
     def size(self, row: int) -> tuple[int, int]:
         height, width = self._at(row).shape[:2]
@@ -171,9 +171,9 @@ class _Following:
         images, row = self._at(row)
         return images.name(row)
 
-    def read(self, row: int, channels: int) -> Pixels:
+    def read(self, row: int, channels: int, spec: catalog.InputSpec | None = None) -> Pixels:
         images, row = self._at(row)
-        return images.store.read(int(images.rows[row]), channels)
+        return images.store.read(int(images.rows[row]), channels, spec)
 
     def size(self, row: int) -> tuple[int, int]:
         images, row = self._at(row)
