@@ -601,7 +601,7 @@ def test_other_formats_and_thin_images_are_near_too() -> None:
 
 @pytest.mark.skipif(images._simplejpeg is None, reason="simplejpeg is not installed")
 @pytest.mark.parametrize("kind", [*JPEGS, "grey"])
-@pytest.mark.parametrize("native", [(1, 1), (5, 9), (63, 64), (250, 333), (700, 401)])
+@pytest.mark.parametrize("native", [(1, 1), (3, 3), (5, 9), (63, 64), (250, 333)])
 def test_simplejpeg_and_pillow_give_the_same_bytes(kind: str, native, monkeypatch: pytest.MonkeyPatch) -> None:
     picture = np.random.default_rng(4).integers(0, 256, (*native, 3), dtype=np.uint8) // 2 + pattern(*native) // 2
     data = encoded(Image.fromarray(picture).convert("L" if kind == "grey" else "RGB"), "JPEG", **JPEGS.get(kind, {}))
