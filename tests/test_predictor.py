@@ -434,3 +434,22 @@ def test_file_addresses_from_python(tmp_path: Path) -> None:
     by_path, by_address = predictor.predict([str(tmp_path / "a b.png"), f"file://{tmp_path}/a%20b.png"])
     assert by_path.probabilities is not None and by_address.probabilities is not None
     assert np.array_equal(by_path.probabilities, by_address.probabilities)
+
+
+def test_another_decoder_than_the_card_says(network, tmp_path):
+    """And the file is read as `images.prepared` reads it, whatever form it comes in."""
+    picture = np.random.default_rng(0).integers(0, 256, (8 * SIZE + 5, 9 * SIZE, 3), dtype=np.uint8)
+    path = tmp_path / "a.jpg"
+    Image.fromarray(picture).save(path)
+    found = {}
+    for decoder in (None, "fast", "exact"):
+        predictor = Predictor(network, device="cpu", precision="fp32", decoder=decoder)
+        assert predictor.card.input == dataclasses.replace(network.card.input, decoder=decoder or "fast")
+        seen = image_ops.prepared(path, "a", 3, predictor.card.input)
+        expected = predictor.logits(torch.tensor(seen).permute(2, 0, 1)[None]).softmax(1)[0].numpy()
+        for form in (path, path.read_bytes(), io.BytesIO(path.read_bytes())):
+            (answer,) = predictor.predict([form])
+            np.testing.assert_array_equal(answer.probabilities, expected)
+        found[decoder] = expected
+    assert (found[None] == found["fast"]).all() and (found["fast"] != found["exact"]).any()
+    assert network.card.input.decoder == "fast"

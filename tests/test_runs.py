@@ -262,12 +262,15 @@ def test_a_plan_is_made_from_facts_alone() -> None:
         asked.append((crop, batch))
         return 16
 
-    config = FinetuneConfig(data="photos", crop=64, batch_size=128, steps=50, seed=3, flip=False, antialias=False)
+    config = FinetuneConfig(
+        data="photos", crop=64, batch_size=128, steps=50, seed=3, flip=False, antialias=False, decoder="exact"
+    )
     facts = dataclasses.replace(FACTS, fitting=fitting, speed=lambda crop, batch: pytest.fail("there is no budget"))
     plan = decide(config, facts)
     assert (plan.recipe.steps, plan.recipe.batch_size, plan.recipe.resize, plan.recipe.crop) == (50, 128, 80, 64)
     assert (plan.augmentation.resize, plan.augmentation.crop, plan.augmentation.flip) == (80, 64, False)
-    assert plan.input == InputSpec(size=64, antialias=False) and plan.augmentation.antialias is False
+    assert plan.input == InputSpec(size=64, antialias=False, decoder="exact") and plan.augmentation.antialias is False
+    assert plan.augmentation.fixed == InputSpec(size=plan.augmentation.resize, antialias=False, decoder="exact")
     assert (plan.seed, plan.eval_every, plan.images, plan.classes, plan.native_size) == (3, 5, 30, 3, (40, 50))
     assert plan.micro_batch == 16 and asked == [(64, 128)]
     own = dataclasses.replace(config, eval_every=7, micro_batch=4, steps=5)
