@@ -1207,6 +1207,7 @@ def test_unreadable_images_stop_or_are_left_out(
         with pytest.raises(SystemExit):
             in_process([*short, "--steps", "2", "--skip-bad-images"])
     assert in_process([*short, "--steps", "2", "--skip-bad-images"]) == 0
+    assert capsys.readouterr().err.count("note: 1 unreadable image is left out; the report lists it\n") == 1
     assert json.loads((tmp_path / "run" / "unreadable.json").read_text()) == [
         {"name": "red/1.png", "reason": "the file is empty (0 bytes)"}
     ]

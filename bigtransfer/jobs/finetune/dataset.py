@@ -130,7 +130,10 @@ def usable(
     train, val, test = readable(train), readable(parts.val), readable(parts.test)
     assert train is not None
     if unreadable:
-        print(f"note: {len(unreadable)} unreadable images are left out; the report lists them", file=sys.stderr)
+        told = "1 unreadable image is left out; the report lists it"
+        if len(unreadable) > 1:
+            told = f"{len(unreadable)} unreadable images are left out; the report lists them"
+        print(f"note: {told}", file=sys.stderr)
     if split_file is None:
         fraction = 0.0 if as_it_is and config.val_fraction is None else config.val_fraction
         if fraction is None:
