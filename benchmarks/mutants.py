@@ -277,7 +277,9 @@ def _named(printed: str) -> list[str]:
 
 
 def _environment(copy: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    # Triton reads its variable when it is first imported: before the tests' conftest could set it.
+    settings = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "TRITON_INTERPRET": "1"}
+    return {**os.environ, "PYTHONPATH": str(copy), **settings}
 
 
 class Tests:
