@@ -1436,3 +1436,13 @@ def test_fine_tuning_a_network_that_was_chosen_for_other_images(short: list[str]
     again = weights.load(tmp_path / "again")
     assert again.card.architecture == dataclasses.replace(chosen.card.architecture, readout=None)
     assert again.num_features == 2048
+
+
+def test_no_command_measures_images_held_out_alone() -> None:
+    """They lie among those that were learnt from, on which a model looks better than it is."""
+    tested = finetune.measuring._partly(32, 1166, "test", "bit evaluate run data")
+    assert tested.endswith(
+        "32 of the 1,166 test images, drawn at random. All of them are measured by: bit evaluate run data"
+    )
+    judged = finetune.measuring._partly(32, 166, "val", "bit evaluate run data")
+    assert judged.endswith("these numbers are of 32 of the 166 val images, drawn at random.")

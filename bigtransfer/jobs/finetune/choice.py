@@ -69,7 +69,7 @@ def deliver(
     shown = ", ".join(
         f"{one.kind} {one.mean_per_class if plan.balance else one.top1:.1%}" for one in made.candidates
     ) + (" mean per class" if plan.balance else "")
-    print(f"chosen: {made.delivered}, by {made.images:,} validation images ({shown})")
+    print(f"chosen: {made.delivered}, by {made.images:,} validation images, of which the loss decides ({shown})")
     judged = chosen.network(solved, tuned)
     if whole is solved or made.delivered == "fine-tuned":
         return judged, judged, made

@@ -52,10 +52,7 @@ def evaluate(
     rest = len(images) - len(result) - len(unreadable)
     partly = ()
     if rest:
-        partly = (
-            f"The budget was used up: these numbers are of {len(result):,} of the {len(images):,} {split} images, drawn at random. "
-            f"All of them are measured by: bit evaluate {line(str(folder))} {line(config.data)}",
-        )
+        partly = (_partly(len(result), len(images), split, f"bit evaluate {line(str(folder))} {line(config.data)}"),)
     about = {"split": split, "model": model.card.name, "data": config.data, "unreadable": unreadable}
     if isinstance(result, MultiLabel):
         assert predictor.thresholds is not None
@@ -84,6 +81,13 @@ def evaluate(
     if rest:
         numbers[f"{split}/images"] = len(result)
     return {key.replace("/", "_"): value for key, value in numbers.items()}
+
+
+def _partly(seen: int, images: int, split: str, command: str) -> str:
+    """What is said where the time was not enough for all images. The command measures all of a test part; images that were held out for
+    validation lie among those that were learnt from, and no command measures them alone."""
+    note = f"The budget was used up: these numbers are of {seen:,} of the {images:,} {split} images, drawn at random."
+    return f"{note} All of them are measured by: {command}" if split == "test" else note
 
 
 def _late(clock: Clock) -> Callable[[], bool]:
