@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from bigtransfer import catalog, model
+from bigtransfer import catalog, model, weights
 from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.errors import UnknownModel, WeightsError
 from bigtransfer.weights import names
@@ -86,6 +86,12 @@ def test_every_entry() -> None:
         assert classes is None or len(classes) == card.num_classes
         for alias in record.aliases:
             assert catalog.get(alias) is record
+
+
+def test_the_list_says_of_the_bundled_network_what_its_file_says() -> None:
+    listed, found = PUBLISHED["bit-t-r26x1"].card, weights.load("bit-t-r26x1").card
+    assert (listed.input, listed.num_classes) == (found.input, found.num_classes)
+    assert (listed.architecture, listed.licence) == (found.architecture, found.licence)
 
 
 def test_the_whole_list_is_there() -> None:
