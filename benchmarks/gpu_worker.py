@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.networks import WEIGHTS, as_theirs, randomize, timm_network
+from benchmarks.networks import WEIGHTS, as_theirs, fast_operations, randomize, timm_network
 from bigtransfer import catalog, model, ops
 from bigtransfer.feed.augment import InceptionCrop, SquareCrop, draws
 from bigtransfer.feed.cache import DecodedImages
@@ -79,16 +79,6 @@ def serve(connection: Connection, log: str, room: AbstractContextManager[Any], n
             traceback.print_exc()
             answer = {"error": f"{type(error).__name__}: {str(error).strip()[:500]}"}
         connection.send(answer)
-
-
-@contextlib.contextmanager
-def fast_operations(wanted: bool) -> Iterator[None]:
-    before = os.environ.get("BIT_NATIVE")
-    os.environ["BIT_NATIVE"] = "1" if wanted else "0"
-    try:
-        yield
-    finally:
-        os.environ.pop("BIT_NATIVE") if before is None else os.environ.update(BIT_NATIVE=before)
 
 
 def error_of(found: Tensor, expected: Tensor) -> float:

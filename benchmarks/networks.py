@@ -1,7 +1,10 @@
-"""The same network in several programs: random weights that hide nothing, and timm's class with ours in it."""
+"""The same network in several programs: random weights that hide nothing, timm's class with ours in it, fast operations or not."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -54,3 +57,14 @@ def timm_network(arch: Architecture, num_classes: int) -> nn.Module:
         return ResNetV2(
             list(arch.units), width_factor=arch.width, num_classes=num_classes, stem_type="fixed", conv_layer=conv
         )
+
+
+@contextlib.contextmanager
+def fast_operations(wanted: bool) -> Iterator[None]:
+    """Within, the operations have their fast forms, or only the plain ones."""
+    before = os.environ.get("BIT_NATIVE")
+    os.environ["BIT_NATIVE"] = "1" if wanted else "0"
+    try:
+        yield
+    finally:
+        os.environ.pop("BIT_NATIVE") if before is None else os.environ.update(BIT_NATIVE=before)

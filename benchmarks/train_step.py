@@ -19,7 +19,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import timm
@@ -30,6 +30,7 @@ from timm.layers import GroupNormAct, StdConv2d
 from timm.models.resnetv2 import ResNetV2 as TimmResNetV2
 from torch import Tensor, nn
 
+from benchmarks.networks import fast_operations
 from bigtransfer.catalog import Architecture
 from bigtransfer.model import ResNetV2
 from bigtransfer.ops import native
@@ -90,16 +91,6 @@ class InTransformers(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x).logits
-
-
-@contextmanager
-def fast_operations(wanted: bool) -> Iterator[None]:
-    before = os.environ.get("BIT_NATIVE")
-    os.environ["BIT_NATIVE"] = "1" if wanted else "0"
-    try:
-        yield
-    finally:
-        os.environ.pop("BIT_NATIVE") if before is None else os.environ.update(BIT_NATIVE=before)
 
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -183,6 +183,28 @@ def by_plain_form(
     return [next(found) if need else None for need in needed]
 
 
+def standardized_by_plain_form(kernel: Tensor, eps: float, dtype: torch.dtype, grad: Tensor) -> Tensor | None:
+    """The gradient of `standardize` for its kernel, differentiable in its turn."""
+
+    def form(kernel: Tensor) -> Tensor:
+        return plain.standardize(kernel, eps).to(dtype)
+
+    return by_plain_form(form, (kernel,), (True,), grad)[0]
+
+
+def norm_by_plain_form(
+    ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, grad: Tensor
+) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
+    """The gradients of `group_norm_relu` for its arguments (`ctx`: which of them need one), differentiable in their turn."""
+
+    def form(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return plain.group_norm_relu(x, ctx.groups, weight, bias, ctx.eps)
+
+    need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
+    found = by_plain_form(form, (x, weight, bias), (need_x, need_weight, need_bias), grad)
+    return found[0], None, found[1], found[2], None
+
+
 class _Standardize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, kernel: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
@@ -198,11 +220,7 @@ class _Standardize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         kernel, stats = ctx.saved_tensors
         if differentiated(grad):
-
-            def form(kernel: Tensor) -> Tensor:
-                return plain.standardize(kernel, ctx.eps).to(ctx.dtype)
-
-            return by_plain_form(form, (kernel,), (True,), grad)[0], None, None
+            return standardized_by_plain_form(kernel, ctx.eps, ctx.dtype, grad), None, None
         contiguous = kernel.is_contiguous()
         grad = grad.contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
         out = torch.empty_like(kernel)
@@ -227,13 +245,7 @@ class _GroupNormReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         x, weight, bias, stats = ctx.saved_tensors
         if differentiated(grad):
-
-            def form(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                return plain.group_norm_relu(x, ctx.groups, weight, bias, ctx.eps)
-
-            need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
-            found = by_plain_form(form, (x, weight, bias), (need_x, need_weight, need_bias), grad)
-            return found[0], None, found[1], found[2], None
+            return norm_by_plain_form(ctx, x, weight, bias, grad)
         n, channels, h, w = x.shape
         grad = grad.contiguous(memory_format=torch.channels_last)
         out = torch.empty_like(x, memory_format=torch.channels_last)

@@ -29,8 +29,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bigtransfer.ops import plain
-from bigtransfer.ops.native import by_plain_form, differentiated
+from bigtransfer.ops.native import differentiated, norm_by_plain_form, standardized_by_plain_form
 
 _log = logging.getLogger(__name__)
 
@@ -649,13 +648,7 @@ class _GroupNormReLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, Tensor | None, None]:
         x, weight, bias, stats = ctx.saved_tensors
         if differentiated(grad):
-
-            def form(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-                return plain.group_norm_relu(x, ctx.groups, weight, bias, ctx.eps)
-
-            need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
-            found = by_plain_form(form, (x, weight, bias), (need_x, need_weight, need_bias), grad)
-            return found[0], None, found[1], found[2], None
+            return norm_by_plain_form(ctx, x, weight, bias, grad)
         n, channels, h, w = x.shape
         pixels, groups = h * w, ctx.groups
         grad = grad.contiguous(memory_format=torch.channels_last)
@@ -677,7 +670,7 @@ class _GroupNormReLU(torch.autograd.Function):
                 _norm_apply_backward[grid](
                     *taken, out, sums, pixels, channels, groups, ctx.count, *divided, PARTS=parts, **sizes
                 )
-        need_x, _, need_weight, need_bias, _ = ctx.needs_input_grad
+        _, _, need_weight, need_bias, _ = ctx.needs_input_grad
         of_weight, of_bias = sums.sum(1) if need_weight or need_bias else (None, None)
         return out, None, of_weight, of_bias, None
 
@@ -703,7 +696,7 @@ class _Standardize(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, None]:
         kernel, stats = ctx.saved_tensors
         if differentiated(grad):
-            return _by_plain_standardization(kernel, ctx.eps, ctx.dtype, grad), None, None
+            return standardized_by_plain_form(kernel, ctx.eps, ctx.dtype, grad), None, None
         contiguous = kernel.is_contiguous()
         grad = grad.contiguous(memory_format=torch.contiguous_format if contiguous else torch.channels_last)
         out = torch.empty_like(kernel)
@@ -711,13 +704,6 @@ class _Standardize(torch.autograd.Function):
         with _on(kernel):
             _standardize_backward[(len(kernel),)](kernel, grad, stats, out, length, **_tile_of_row(length))
         return out, None, None
-
-
-def _by_plain_standardization(kernel: Tensor, eps: float, dtype: torch.dtype, grad: Tensor) -> Tensor | None:
-    def form(kernel: Tensor) -> Tensor:
-        return plain.standardize(kernel, eps).to(dtype)
-
-    return by_plain_form(form, (kernel,), (True,), grad)[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -769,7 +755,7 @@ class _StandardizeAll(torch.autograd.Function):
         stats, *kernels = ctx.saved_tensors
         if any(grad is not None and differentiated(grad) for grad in grads):
             found = [
-                None if grad is None or not needed else _by_plain_standardization(kernel, ctx.eps, ctx.dtype, grad)
+                None if grad is None or not needed else standardized_by_plain_form(kernel, ctx.eps, ctx.dtype, grad)
                 for kernel, grad, needed in zip(kernels, grads, ctx.needs_input_grad[2:], strict=True)
             ]
             return None, None, *found
