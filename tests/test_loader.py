@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.data import images as image_ops
 from bigtransfer.errors import ConfigError, DataError, ImageError
+from bigtransfer.feed import background
 from bigtransfer.feed.augment import Growth, InceptionCrop, SquareCrop, draws, normalize
 from bigtransfer.feed.background import in_processes, in_threads
 from bigtransfer.feed.loader import Batch, FeatureLoader, TrainLoader, eval_batches
@@ -558,6 +560,23 @@ def test_closing_ends_the_workers_and_signals_do_not(pictures: ImageSet) -> None
     assert [first.step, *following] == list(range(13)) and all(worker.is_alive() for worker in workers)
     batches.close()
     assert not multiprocessing.active_children()
+
+
+@forks
+def test_signals_do_not_end_workers_that_have_only_just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = background._serve
+
+    def slow_to_start(*args: Any) -> None:
+        time.sleep(0.2)
+        serve(*args)
+
+    def items() -> Iterator[int]:
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGTERM)
+        yield from range(4)
+
+    monkeypatch.setattr(background, "_serve", slow_to_start)
+    assert list(in_processes(lambda item, _: item + 1, items(), processes=2)) == [1, 2, 3, 4]
 
 
 def test_loaders_can_be_sent_to_processes_that_are_not_forked(pictures: ImageSet) -> None:

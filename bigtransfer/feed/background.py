@@ -23,6 +23,9 @@ R = TypeVar("R")
 Stopped = Callable[[], bool]
 """Asked now and then by long work: True when nobody wants its result any more."""
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+"""Ctrl-C in a terminal, and many a scheduler's end, reach all of a job's processes; only the main one shall act on them."""
+
 
 def in_threads(
     function: Callable[[T, Stopped], R], items: Iterable[T], *, threads: int, ahead: int
@@ -78,7 +81,8 @@ def in_processes(
         for _ in range(processes):
             pipe, far_end = context.Pipe()
             process = context.Process(target=_serve, args=(function, far_end, stop), daemon=True)
-            process.start()
+            with _later(STOPPING):  # the worker is born with them held back, and ignores them before it lets them in
+                process.start()
             far_end.close()  # so that the worker's death is the pipe's end
             workers.append((process, pipe))
         waiting: deque[tuple[Any, Any]] = deque()
@@ -122,15 +126,29 @@ def _died(process: Any) -> DataError:
     )
 
 
+@contextlib.contextmanager
+def _later(signals: Iterable[signal.Signals]) -> Generator[None, None, None]:
+    """Holds signals back until the end of the block (Windows cannot)."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _serve(function: Callable[[Any, Stopped], Any], pipe: Any, stop: Any) -> None:
     """A worker's life: until it is told to stop, or the main process is gone."""
     # A forked process does not have the threads that torch's operations ran on before, and would wait for them for ever; each worker
     # has a core of its own anyway. Not imported for this: it takes seconds.
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    # Ctrl-C in a terminal, and many a scheduler's SIGTERM, reach all of a job's processes; only the main one shall act on them.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in STOPPING:
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     parent = multiprocessing.parent_process()
     assert parent is not None
     while True:
