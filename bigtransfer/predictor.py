@@ -8,8 +8,8 @@ import functools
 import glob
 import itertools
 import os
-from collections import deque
-from collections.abc import Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -76,6 +76,20 @@ class Prediction:
     def probability(self) -> float | None:
         """Its probability."""
         return next((probability for _, probability in self.top(1)), None)
+
+    def record(self, k: int = 5, *, probabilities: bool = False) -> dict[str, Any]:
+        """The answer as JSON says it: "image", and "label", "probability" and "top", the `k` most probable classes, or "error"; of a
+        multi-label model also "labels". probabilities: also those of all classes, by name."""
+        record: dict[str, Any] = {"image": self.name}
+        if self.probabilities is None:
+            return record | {"error": self.error}
+        if self.thresholds is not None:
+            record["labels"] = self.labels
+        record |= {"label": self.label, "probability": self.probability}
+        record["top"] = [{"label": label, "probability": probability} for label, probability in self.top(k)]
+        if probabilities:
+            record["probabilities"] = dict(zip(told_apart(self.class_names), self.probabilities.tolist(), strict=True))
+        return record
 
     def __repr__(self) -> str:
         answer = f"error={self.error!r}" if self.error else f"label={self.label!r}, probability={self.probability:.3f}"
@@ -188,21 +202,47 @@ class Predictor:
 
             def submit() -> list[tuple[str, Future[np.ndarray]]]:
                 chunk = [_named(source, i) for i, source in itertools.islice(sources, size)]
-                return [(name, pool.submit(self._prepare, source, name, value_range)) for name, source in chunk]
+                return [(name, pool.submit(self.prepare, source, name, value_range)) for name, source in chunk]
 
             waiting = deque([submit(), submit()])
             while current := waiting.popleft():
                 yield from self._predict_batch(current, features)
                 waiting.append(submit())
 
-    def _prepare(self, source: Any, name: str, value_range: tuple[float, float] | None) -> np.ndarray:
+    def prepare(
+        self, image: Any, name: str = "image", value_range: tuple[float, float] | None = None
+    ) -> image_ops.Pixels:
+        """One image as the network sees it: uint8 `(size, size, channels)`; from any thread, also from several at a time.
+
+        image: in a form that `predict` takes, except those that stand for many. ImageError, with `name`, if it cannot be read.
+        """
         try:
             with image_ops.memory_held():
-                return _prepared(source, name, self.card.architecture.in_chans, self.card.input, value_range)
+                return _prepared(image, name, self.card.architecture.in_chans, self.card.input, value_range)
         except BitError:
             raise
         except Exception as error:  # whatever it is, it must not cost the other images their answers
             raise ImageError(name, f"it cannot be prepared ({type(error).__name__}: {error})") from error
+
+    def answer(
+        self, images: Sequence[image_ops.Pixels], names: Sequence[str], *, features: bool = False
+    ) -> list[Prediction]:
+        """Predictions of images that `prepare` made, in their order, computed all at once; [] of none.
+
+        features: also fill in `Prediction.features`. WeightsError if an answer is not of finite numbers.
+        """
+        if not len(images):
+            return []
+        pooled, logits = self._forward(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
+        if not torch.isfinite(logits).all():
+            raise WeightsError(
+                f"The answers of {self.card.name} are not finite numbers: its weights are damaged, or its training diverged."
+            )
+        probable = logits.softmax(1) if self.thresholds is None else logits.sigmoid()
+        return [
+            Prediction(name, self.class_names, probabilities, row if features else None, thresholds=self.thresholds)
+            for name, probabilities, row in zip(names, probable.numpy(), pooled.numpy(), strict=True)
+        ]
 
     def _predict_batch(self, batch: list[tuple[str, Future[np.ndarray]]], features: bool) -> Iterator[Prediction]:
         ready: list[np.ndarray] = []
@@ -212,23 +252,11 @@ class Predictor:
                 ready.append(future.result())
             except ImageError as error:
                 errors[i] = error.reason
-        if ready:
-            pooled, logits = self._forward(torch.from_numpy(np.stack(ready)).permute(0, 3, 1, 2))
-            if not torch.isfinite(logits).all():
-                raise WeightsError(
-                    f"The answers of {self.card.name} are not finite numbers: its weights are damaged, or its training diverged."
-                )
-            probable = logits.softmax(1) if self.thresholds is None else logits.sigmoid()
-            rows = zip(probable.numpy(), pooled.numpy(), strict=True)
-        else:
-            rows = iter(())
+        answers = iter(
+            self.answer(ready, [name for i, (name, _) in enumerate(batch) if i not in errors], features=features)
+        )
         for i, (name, _) in enumerate(batch):
-            if i in errors:
-                yield Prediction(name, self.class_names, None, error=errors[i])
-            else:
-                probabilities, row = next(rows)
-                shown = row if features else None
-                yield Prediction(name, self.class_names, probabilities, shown, thresholds=self.thresholds)
+            yield Prediction(name, self.class_names, None, error=errors[i]) if i in errors else next(answers)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 `(n, channels, size, size)` -> pooled features and logits, float32 on the CPU. Where a GPU's memory does not
@@ -247,6 +275,13 @@ class Predictor:
             )
         halves = [self._forward(half) for half in images.tensor_split(2)]
         return torch.cat([pooled for pooled, _ in halves]), torch.cat([logits for _, logits in halves])
+
+
+@functools.lru_cache(maxsize=8)
+def told_apart(class_names: tuple[str, ...]) -> list[str]:
+    """The class names with their numbers where two are equal (ImageNet has two cranes)."""
+    count = Counter(class_names)
+    return [f"{name} #{i}" if count[name] > 1 else name for i, name in enumerate(class_names)]
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import io
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -453,3 +454,22 @@ def test_another_decoder_than_the_card_says(network, tmp_path):
         found[decoder] = expected
     assert (found[None] == found["fast"]).all() and (found["fast"] != found["exact"]).any()
     assert network.card.input.decoder == "fast"
+
+
+def test_the_two_steps_of_a_prediction_are_the_whole(predictor: Predictor, pixels: list[np.ndarray]) -> None:
+    """`prepare` each, from several threads, and `answer` all at once: what a server does."""
+    with ThreadPoolExecutor(3) as pool:
+        ready = list(pool.map(predictor.prepare, pixels))
+    assert all(one.shape == (SIZE, SIZE, 3) and one.dtype == np.uint8 for one in ready)
+    names = [f"image {i}" for i in range(len(pixels))]
+    answers = predictor.answer(ready, names, features=True)
+    for answer, expected in zip(answers, predictor.predict(pixels), strict=True):
+        assert answer.name == expected.name
+        np.testing.assert_array_equal(answer.probabilities, expected.probabilities)
+    np.testing.assert_array_equal([answer.features for answer in answers], predictor.features(pixels))
+    assert predictor.answer(ready[:1], ["x"])[0].features is None
+    assert predictor.answer([], []) == []
+    with pytest.raises(ImageError, match=r"broken: .*not in an image format"):
+        predictor.prepare(b"no image", "broken")
+    with pytest.raises(ValueError, match="argument 2 is longer"):  # a name too few must not shift the others
+        predictor.answer(ready[:2], ["x"])

@@ -7,7 +7,6 @@ import csv
 import functools
 import os
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any, TextIO
 
@@ -21,7 +20,7 @@ from bigtransfer.data.forms import open_images
 from bigtransfer.errors import ConfigError, DataError, ImageError
 from bigtransfer.limits import limits
 from bigtransfer.outputs import atomic_write, text_output
-from bigtransfer.predictor import Prediction, Predictor, fetch
+from bigtransfer.predictor import Prediction, Predictor, fetch, told_apart
 from bigtransfer.terminal import cell, json_line, line
 
 
@@ -134,7 +133,7 @@ def _writer(
     config: PredictConfig,
     stream: TextIO,
     shown: bool,
-    class_names: Sequence[str],
+    class_names: tuple[str, ...],
     names: Sequence[str],
     several: bool,
 ) -> Callable[[Prediction], None]:
@@ -142,12 +141,12 @@ def _writer(
     may be given several classes."""
     top_k = min(config.top_k, len(class_names))
     if config.format == "jsonl":
-        return functools.partial(_write_json, stream, _keys(class_names) if config.probabilities else None, top_k)
+        return functools.partial(_write_json, stream, config.probabilities, top_k)
     if config.format == "csv":
         rows = csv.writer(stream, lineterminator="\n")
         header = ["image", *(["labels"] if several else []), "label", "probability"]
         header += [f"{title}_{k}" for k in range(2, top_k + 1) for title in ("label", "probability")]
-        rows.writerow([*header, *map(cell, _keys(class_names) if config.probabilities else ()), "error"])
+        rows.writerow([*header, *map(cell, told_apart(class_names) if config.probabilities else ()), "error"])
         columns = len(class_names) if config.probabilities else 0
         return functools.partial(_write_row, rows, columns, top_k, several)
     widths = [max([5, *(len(line(name)) for name in column)]) for column in (names, class_names)]
@@ -161,24 +160,8 @@ def _writer(
     return functools.partial(_write_line, stream, image_width, label_width, top_k)
 
 
-def _keys(class_names: Sequence[str]) -> list[str]:
-    """The class names, told apart by class number where two are equal (ImageNet has two cranes)."""
-    count = Counter(class_names)
-    return [f"{name} #{i}" if count[name] > 1 else name for i, name in enumerate(class_names)]
-
-
-def _write_json(stream: TextIO, keys: Sequence[str] | None, top_k: int, prediction: Prediction) -> None:
-    record: dict[str, Any] = {"image": prediction.name}
-    if prediction.probabilities is None:
-        record["error"] = prediction.error
-    else:
-        if prediction.thresholds is not None:
-            record["labels"] = prediction.labels
-        record |= {"label": prediction.label, "probability": prediction.probability}
-        record["top"] = [{"label": label, "probability": p} for label, p in prediction.top(top_k)]
-        if keys is not None:
-            record["probabilities"] = dict(zip(keys, prediction.probabilities.tolist(), strict=True))
-    print(json_line(record, stream), file=stream)
+def _write_json(stream: TextIO, probabilities: bool, top_k: int, prediction: Prediction) -> None:
+    print(json_line(prediction.record(top_k, probabilities=probabilities), stream), file=stream)
 
 
 def _write_row(rows: Any, columns: int, top_k: int, several: bool, prediction: Prediction) -> None:
