@@ -11,7 +11,7 @@ import contextlib
 import copy
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, cast, overload
+from typing import Any, ClassVar, Literal, NamedTuple, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,21 @@ Norm = Literal["gn", "bn"]
 
 POOLINGS = ("avg", "max", "avgmax", "catavgmax", "")
 """What `ResNetV2.global_pool` may be: BiT's average, and timm's others (`ops.pool`); "" leaves the map as it is."""
+
+
+class PooledMap(NamedTuple):
+    """A map that some of the features are pooled from."""
+
+    map: Tensor
+    """`(n, channels, h, w)`, after the norm and ReLU."""
+    pooling: str
+    """How its pixels become features: one of `POOLINGS` but ""."""
+    start: int
+    """Where its features begin in the vector that the head sees."""
+    share: float = 1.0
+    """What they are multiplied by there; those of several maps at one place are added."""
+    mirrored: bool = False
+    """The map is of the mirror image."""
 
 
 class Conv2d(nn.Conv2d):
@@ -218,6 +233,14 @@ class ResNetV2(nn.Module):
         """Pooled features `(n, 2048 * width)` in the parameters' dtype: what the head sees."""
         return self.forward_head(self.forward_features(x), pre_logits=True)
 
+    def pooled_maps(self, x: Tensor) -> list[PooledMap]:
+        """The maps that `features` are pooled from: pooled, multiplied by their shares and added at their places, they are `features(x)`.
+
+        Raises ConfigError where nothing is pooled (`reset_classifier(n, "")`)."""
+        if not self.global_pool:
+            raise ConfigError('Without pooling (global_pool "") there are no features that maps are pooled to.')
+        return [PooledMap(self.forward_features(x), self.global_pool, 0)]
+
     def forward(self, x: Tensor) -> Tensor:
         return self.forward_head(self.forward_features(x))
 
@@ -375,23 +398,41 @@ class JoinedResNetV2(ResNetV2):
                 seen = (seen + self._seen(x.flip(-1), readout)) / 2
         return seen if self.beside is None else torch.cat([seen, self.beside.features(x)], dim=1)
 
+    def pooled_maps(self, x: Tensor) -> list[PooledMap]:
+        readout = self.architecture.readout
+        found: list[PooledMap] = []
+        if readout is None:
+            found.append(PooledMap(super().forward_features(x), "avg", 0))
+        else:
+            share = 0.5 if readout.mirrored else 1.0
+            found += self._maps(x, readout, share)
+            if readout.mirrored:
+                found += [one._replace(mirrored=True) for one in self._maps(x.flip(-1), readout, share)]
+        if self.beside is not None:
+            own = self.num_features - self.beside.num_features
+            found += [one._replace(start=own + one.start) for one in self.beside.pooled_maps(x)]
+        return found
+
     def _seen(self, x: Tensor, readout: Readout) -> Tensor:
         """The readout's features of images as they are."""
-        views = [_resized(x, size) for size in readout.sizes] or [x]
-        return torch.cat([pooled for view in views for pooled in self._pooled(view, readout)], dim=1)
+        return torch.cat([ops.pool(one.map, one.pooling) for one in self._maps(x, readout)], dim=1)
 
-    def _pooled(self, x: Tensor, readout: Readout) -> list[Tensor]:
-        """Means and maxima of the blocks' maps of images of one size."""
-        x = self._stem(x)[1]
-        pooled = []
-        for number, block in enumerate(self.blocks[: max(readout.blocks) + 1]):
-            x = _through(block, x, self.grad_checkpointing, self.norm_checkpointing)
-            if number in readout.blocks:
-                # The norm that the map meets next in the network, too.
-                last = number + 1 == len(self.blocks)
-                following = self.norm if last else cast(nn.Sequential, self.blocks[number + 1])[0].norm1
-                pooled.append(ops.pool(cast(nn.Module, following)(x), "catavgmax" if readout.maxima else "avg"))
-        return pooled
+    def _maps(self, x: Tensor, readout: Readout, share: float = 1.0) -> list[PooledMap]:
+        """The blocks' maps of images as they are, at each of the readout's sizes."""
+        pooling, start = "catavgmax" if readout.maxima else "avg", 0
+        found = []
+        for size in readout.sizes or (None,):
+            y = self._stem(x if size is None else _resized(x, size))[1]
+            widths = iter(readout.block_features(self.architecture.width))
+            for number, block in enumerate(self.blocks[: max(readout.blocks) + 1]):
+                y = _through(block, y, self.grad_checkpointing, self.norm_checkpointing)
+                if number in readout.blocks:
+                    # The norm that the map meets next in the network, too.
+                    last = number + 1 == len(self.blocks)
+                    following = self.norm if last else cast(nn.Sequential, self.blocks[number + 1])[0].norm1
+                    found.append(PooledMap(cast(nn.Module, following)(y), pooling, start, share))
+                    start += next(widths)
+        return found
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """`forward_features`' vector -> logits, or with pre_logits the vector in the parameters' dtype."""

@@ -24,6 +24,7 @@ from bigtransfer.catalog import Decoder, InputSpec
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.forms import open_images
 from bigtransfer.errors import BitError, ConfigError, ImageError, TrainingError, WeightsError
+from bigtransfer.evals.explanation import Explanation, explain
 from bigtransfer.evals.multilabel import DEFAULT_THRESHOLD
 from bigtransfer.feed.augment import normalize
 from bigtransfer.fetch import path_of
@@ -208,6 +209,62 @@ class Predictor:
             while current := waiting.popleft():
                 yield from self._predict_batch(current, features)
                 waiting.append(submit())
+
+    def explain(
+        self,
+        image: Any,
+        label: str | None = None,
+        against: str | None = None,
+        *,
+        value_range: tuple[float, float] | None = None,
+    ) -> Explanation:
+        """Which parts of one image, in any form that `predict` takes, speak for a class.
+
+        label: the class; None: the most probable one. against: explain why it is rather `label` than this class; None: the class by itself.
+        Raises ImageError if the image cannot be read, ConfigError for a class that the model does not know.
+        """
+        found = list(itertools.islice(itertools.chain.from_iterable(map(expanded, _as_iterable(image))), 2))
+        if len(found) != 1:
+            raise ConfigError(f"One image is explained at a time, not {'none' if not found else 'several'}.")
+        name, source = _named(found[0], 0)
+        pixels = [self.prepare(source, name, value_range)]
+        number = None if label is None else self._class(label)
+        other = None if against is None else [self._class(against)]
+        return self.explain_prepared(pixels, None if number is None else [number], other)[0]
+
+    def explain_prepared(
+        self,
+        images: Sequence[image_ops.Pixels],
+        classes: Sequence[int] | None = None,
+        against: Sequence[int] | None = None,
+    ) -> list[Explanation]:
+        """The same of images that `prepare` made, and of classes by their numbers, one for each image; [] of none. It takes the memory of a
+        training's forward pass: give a few images at a time."""
+        if not len(images):
+            return []
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        if classes is None:
+            classes = self.logits(pixels).numpy().argmax(1).tolist()
+        batch = normalize(pixels.to(self.device), self.dtype)
+        asked, other = (None if some is None else torch.tensor(some, device=self.device) for some in (classes, against))
+        assert asked is not None
+        maps, logits, exact = explain(self._model, batch, asked, other)
+        return [
+            Explanation(
+                map=of_one.numpy(),
+                logit=float(logits[i]),
+                exact=exact,
+                label=self.class_names[classes[i]],
+                against=None if against is None else self.class_names[against[i]],
+                input=self.card.input,
+            )
+            for i, of_one in enumerate(maps)
+        ]
+
+    def _class(self, name: str) -> int:
+        if name not in self.class_names:
+            raise ConfigError(f"The model knows no class {name!r}.")
+        return self.class_names.index(name)
 
     def prepare(
         self, image: Any, name: str = "image", value_range: tuple[float, float] | None = None

@@ -515,6 +515,14 @@ def _places(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, in
     return height, width, round((height - spec.size) / 2), round((width - spec.size) / 2)
 
 
+def part_seen(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    """The part of an image of this size that the network's input holds: top, left, height and width in the image's own pixels."""
+    tall, wide, top, left = _places(height, width, spec)
+    first, start = round(top * height / tall), round(left * width / wide)
+    below, beyond = round((top + spec.size) * height / tall), round((left + spec.size) * width / wide)
+    return first, start, max(1, below - first), max(1, beyond - start)
+
+
 _LONG = 16
 
 
