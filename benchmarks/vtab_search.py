@@ -43,8 +43,8 @@ def main() -> None:
     )
     registry.SUITES[suite.name] = suite
     config = EvaluateConfig(model=given.model, suite=(suite.name,), root=given.root, results=given.results)
-    for _, one, outcome in measured(config):
-        print(one.name, *([described(number) for number in outcome] if isinstance(outcome, list) else [outcome]))
+    for outcome in measured(config):
+        print(outcome, *(described(number) for number in outcome.results), outcome.error or "")
 
 
 if __name__ == "__main__":

@@ -18,11 +18,11 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, TextIO
 
-from bigtransfer.errors import RunError
+from bigtransfer.errors import ConfigError, RunError
 
 try:
     import fcntl
@@ -88,6 +88,29 @@ def refuse_unwritable(path: str | os.PathLike[str]) -> None:
         raise RunError(f"{path} is not a regular file, and what is added to must be one. Choose another place.")
     with _workshop(path, place):
         pass
+
+
+def refuse_replacing(
+    written: Iterable[tuple[str, str | os.PathLike[str] | None]], read: Iterable[str | os.PathLike[str] | None]
+) -> None:
+    """ConfigError if a file that is to be written is one that is read, or one that is to be written too.
+
+    written: (flag, path); read: files, or whatever else was named as an input. None, and what is no regular file, such as a pipe, is passed
+    over.
+    """
+    read = [other for other in read if other is not None]
+    before: list[tuple[str, str | os.PathLike[str]]] = []
+    for flag, path in written:
+        if path is None:
+            continue
+        there = os.path.isfile(path)
+        for other in read if there else ():
+            if os.path.isfile(other) and os.path.samefile(path, other):
+                raise ConfigError(f"{flag} {path} would replace {other}, which is read. Choose another file.")
+        for first, other in before:
+            if os.path.realpath(path) == os.path.realpath(other) and (there or not os.path.exists(path)):
+                raise ConfigError(f"{flag} {path} would replace what {first} writes. Choose another file.")
+        before.append((flag, path))
 
 
 @contextlib.contextmanager

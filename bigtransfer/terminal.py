@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import json
 import os
 import re
@@ -33,6 +34,17 @@ def visible(text: str) -> str:
 def line(text: str) -> str:
     r"""`visible` text that also cannot break a line or a column: \n and \t are escapes too."""
     return visible(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def fitted(text: str, most: int = 60) -> str:
+    """`text` as a `line` of at most `most` characters (30 or more): of a longer one its beginning, its end and six digits that tell it from
+    others with the same."""
+    text = line(text)
+    if len(text) <= most:
+        return text
+    digits = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:6]
+    end = (most - 10) // 3
+    return f"{text[: most - 11 - end]}...{text[-end:]} #{digits}"
 
 
 def cell(text: str) -> str:

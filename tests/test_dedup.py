@@ -81,6 +81,12 @@ def test_the_hash_of_the_mirror_image_comes_without_mirroring():
     assert torch.equal(duplicates.differences(images)[1], duplicates.differences(images.flip(2))[0])
     assert set(plain.unique().tolist()) == {-1.0, 1.0}
     distance = (64 - plain @ plain.T) / 2
+    flat = torch.full((1, SIDE, SIDE), 90.0) + torch.randn(
+        1, SIDE, SIDE
+    )  # less than any contrast: like nothing, itself included
+    for found_in in (duplicates.hashes, duplicates.differences):
+        assert all(side.eq(0).all() for side in found_in(flat))
+    assert plain.mean(1).abs().max() < 0.05, "as many bits are above the median as below"
     assert distance.diagonal().eq(0).all() and distance[0, 1:].min() > duplicates.HAMMING
 
 
@@ -107,6 +113,20 @@ def test_central_squares_are_found_among_what_was_squashed_to_squares(width, hei
     cut = sketches([ImageOps.fit(image, (64, 64)) for image in originals])
     for one, other in ((squashed, cut), (cut, squashed)):
         assert found(duplicates.search(one, other)) == {(i, i): "near" for i in range(6)}
+
+
+def test_the_parts_that_a_picture_is_fitted_to_reach_to_26_of_32():
+    """The smallest square part is 26 px, which one of 25 still fits and one of 24 no more."""
+    rng = np.random.default_rng(5)
+    whole = torch.from_numpy(np.stack([rng.integers(0, 256, (SIDE, SIDE)) for _ in range(4)])).float()
+    fits = {}
+    for side in (24, 25, 26, 27):
+        part = torch.nn.functional.interpolate(
+            whole[:, None, 3 : 3 + side, 4 : 4 + side], size=(SIDE, SIDE), mode="nearest"
+        )
+        fits[side] = registered(whole, part[:, 0], torch.zeros(4, dtype=torch.int64))[1]
+    assert min(fits[side].min() for side in (25, 26, 27)) > 0.7, fits
+    assert fits[24].max() < 0.6, fits
 
 
 def test_pictures_of_alike_large_forms_are_not_the_same():
@@ -408,6 +428,12 @@ def test_what_makes_no_sense_is_refused(data, tmp_path, capsys, flags, said, mon
     assert cli.main(["dedup", source, *given]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error
+
+
+def test_the_split_does_not_replace_the_record_of_the_comparison(data, tmp_path, capsys):
+    out = tmp_path / "o"
+    assert cli.main(["dedup", str(data), "--no-features", "--out", str(out), "--split", str(out / "config.json")]) == 2
+    assert "would replace what --out writes" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_split_of_two_sets_has_no_split_file(data, capsys):

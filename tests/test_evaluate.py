@@ -285,6 +285,28 @@ def test_files_of_class_names_that_are_wrong(tmp_path, content, said):
         readable_names(("0", "1"), str(tmp_path / "names.tsv"))
 
 
+def test_files_that_are_read_are_not_written(model, data, tmp_path, capsys):
+    """Nor is one written twice: the record of a measurement would be lost."""
+    out = tmp_path / "out"
+    assert bit(model, data, "--out", out) == 0
+    before = {file: file.read_bytes() for file in out.iterdir() if file.is_file()}
+    (tmp_path / "names").symlink_to(out / "evaluation.json")
+    capsys.readouterr()
+    for flags, said in (
+        (["--json", out / "config.json"], "would replace what --out writes"),
+        (["--json", out / "new" / ".." / "evaluation.json"], "would replace what --out writes"),
+        (["--class-names", out / "config.json"], "would replace"),
+        (["--exclude", tmp_path / "names"], "would replace"),
+    ):
+        (out / "new").mkdir(exist_ok=True)
+        assert bit(model, data, "--out", out, *flags) == 2
+        assert said in capsys.readouterr().err
+    assert bit(model, data, "--json", model) == 2
+    assert {file: file.read_bytes() for file in before} == before
+    assert bit(model, data, "--out", tmp_path / "none", "--json", tmp_path / "none" / "config.json") == 2
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_file_of_class_names(tmp_path):
     (tmp_path / "names.tsv").write_bytes("\ufeff1\tb\u00e4r\tmore\n0\tant\n0\tant\n".encode())
     assert readable_names(("0", "1"), str(tmp_path / "names.tsv")) == ("ant", "b\u00e4r")

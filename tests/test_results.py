@@ -9,6 +9,7 @@ import json
 import re
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from bigtransfer import catalog, cli
@@ -253,8 +254,6 @@ def test_means_are_of_all_tasks_by_the_protocol_of_the_suite(tmp_path: Path) -> 
 
 
 def _changed(result: Result, **changes: object) -> Result:
-    import msgspec
-
     return msgspec.structs.replace(result, **changes)
 
 
@@ -380,6 +379,24 @@ def test_what_is_read_is_never_replaced(flag: str, tmp_path: Path, monkeypatch: 
     assert Path("mine.toml").read_text() == EXAMPLE
     assert not Path("new").exists()
     assert cli.main(["results", "--root", "none", flag, "new"]) == 0
+
+
+def test_long_names_of_models_do_not_make_tables_wide_and_stay_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, page, table = (tmp_path / name for name in ("r.jsonl", "r.html", "r.csv"))
+    names = [f"{'long ' * 4000}{middle}{' end' * 40}" for middle in "ab"] + ["\u202e" * 50]
+    mine = [_of(CIFAR10, "transfer", model=name, precision="x" * 500) for name in names]
+    results.append(file, [*mine, *(msgspec.structs.replace(one, model=name) for name in names for one in _curve())])
+    assert cli.main(["results", str(file), "--root", "none", "--out", str(page), "--csv", str(table)]) == 0
+    rows = [row for row in capsys.readouterr().out.splitlines() if row.startswith("  long") or "u202e" in row]
+    assert rows and max(map(len, rows)) < 220
+    shown = {re.split("  +", row.strip())[0] for row in rows}
+    assert len(shown) == 3 and max(map(len, shown)) == 60
+    text = html.unescape(page.read_text())
+    assert all(name in text for name in shown) and max(map(len, text.splitlines())) < 20_000
+    with table.open() as stream:
+        assert {row["model"] for row in csv.DictReader(stream)} >= set(names[:2]), "the table is for programs"
 
 
 def test_bars_of_two_models_of_one_name_are_two() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from bigtransfer import catalog, cli, records, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import ConfigError, DataError, RunError, UnreadableImages
-from bigtransfer.jobs.suite import Workbench, chosen
+from bigtransfer.jobs.suite import Workbench, called, chosen
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor
 from bigtransfer.suites import registry, results
@@ -223,7 +224,7 @@ def test_the_advice_for_unreadable_images_is_one_that_can_be_followed(
     monkeypatch.setitem(registry.SUITES, "shapes", SUITE)
     (root / "squares" / "test" / "a" / "testa0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
     command = ["evaluate", model, "--suite", "shapes", "--root", str(root), "--results", str(tmp_path / "r.jsonl")]
-    assert cli.main(command) == 2
+    assert cli.main(command) == 1
     told = capsys.readouterr().err
     assert "testa0" in told
     assert "get these anew" in told
@@ -366,25 +367,92 @@ def test_a_result_that_cannot_be_is_refused_with_its_field(field: str, value: ob
         results.read([file])
 
 
-def test_only_the_published_weights_bear_the_name_of_a_published_model(
-    root: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+SECOND = dataclasses.replace(BENCHMARK, name="second", folders=("second",))
+BAD = dataclasses.replace(BENCHMARK, name="bad", title="Bad", folders=("bad",))
+
+
+def test_a_refused_task_does_not_end_the_others_and_the_same_command_goes_on_with_it(
+    root: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Their numbers would stand beside the published ones."""
-    monkeypatch.setitem(registry.SUITES, "shapes", SUITE)
+    tasks = [Task(name=one.name, benchmark=one, protocol=TopOne()) for one in (BAD, BENCHMARK, SECOND)]
+    monkeypatch.setitem(registry.SUITES, "shapes", Suite(name="shapes", title="Shapes", tasks=tuple(tasks)))
+    shutil.copytree(root / "squares", root / "second")
+    shutil.copytree(root / "squares", root / "bad")
+    (root / "bad" / "test" / "a" / "testa0.png").unlink()
+    file = tmp_path / "r.jsonl"
+    command = ["evaluate", model, "--suite", "shapes", "--root", str(root), "--results", str(file), "--device", "cpu"]
+    plain, command = command, [*command, "--precision", "fp32"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr()
+    assert "shapes: bad: refused. The test part of Bad" in said.err
+    assert "has 8 images, but 9 were published" in said.err
+    assert "1 without a result, for the reasons above:\n  shapes: bad\nThe same command goes on" in said.err
+    assert [one.task for one in results.read([file])] == ["squares", "second"]
+    shutil.rmtree(root / "bad")
+    shutil.copytree(root / "squares", root / "bad")
+    assert cli.main(command) == 0
+    out = capsys.readouterr().out
+    assert [one.task for one in results.read([file])] == ["squares", "second", "bad"], (
+        "what is measured is not repeated"
+    )
+    assert out.count(" (measured on ") == 2
+    assert cli.main([*command, "--seed", "1", "--task", "squares"]) == 0
+    assert cli.main([*plain, "--precision", "bf16", "--task", "squares"]) == 0
+    assert cli.main([*command, "--decoder", "exact", "--task", "squares"]) == 0
+    assert len(results.read([file])) == 6, "what could give another number is measured"
+    other = weights.load(model)
+    other.card = dataclasses.replace(other.card, input=InputSpec(size=24))
+    weights.save(tmp_path / "other.safetensors", other)
+    assert cli.main(["evaluate", str(tmp_path / "other.safetensors"), *command[2:], "--task", "squares"]) == 0
+    assert len(results.read([file])) == 7
+    old = file.read_text().replace('"bigtransfer":"', '"bigtransfer":"0.0.1-')
+    file.write_text(old)
+    assert cli.main([*command, "--task", "squares"]) == 0
+    assert len(results.read([file])) == 8
+
+
+def test_only_the_published_weights_bear_the_name_of_a_published_model(
+    root: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their numbers would stand beside the published ones: what a file says of itself and where it comes from proves nothing."""
     network = weights.load(model)
-    card = network.card
-    assert card is not None
-    known = catalog.published()["bit-m-r50x1"].card
-    for source, called in (
-        (known.source, known.name),
-        ("bit finetune", "bit-m-r50x1 (by name only; from bit finetune)"),
-    ):
-        network.card = dataclasses.replace(card, name=known.name, source=source)
-        weights.save(tmp_path / "named.safetensors", network)
-        file = tmp_path / f"{len(source)}.jsonl"
-        command = ["evaluate", str(tmp_path / "named.safetensors"), "--suite", "shapes", "--root", str(root)]
-        assert cli.main([*command, "--results", str(file)]) == 0
-        assert {one.model for one in results.read([file])} == {called}
+    for name in ("bit-m-r50x1", "bit-t-r26x1", "BiT-M-R50x1 ", "resnetv2_50x1_bitm_in21k"):
+        known = catalog.find(name.strip())
+        assert known is not None
+        network.card = dataclasses.replace(known.card, name=name, architecture=network.architecture, num_classes=3)
+        assert network.card.source == known.card.source
+        file = tmp_path / "named.safetensors"
+        weights.save(file, network)
+        found = tmp_path / f"{name}.jsonl"
+        command = ["evaluate", str(file), "--suite", "shapes", "--root", str(root), "--results", str(found)]
+        assert cli.main(command) == 0
+        assert {one.model for one in results.read([found])} == {f"{name} (by name only)"}
+        assert f"The published one: bit evaluate {known.card.name}\n" in capsys.readouterr().err
+
+
+def test_what_is_published_is_known_by_how_it_was_named_or_by_its_numbers(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = weights.load(model)
+    monkeypatch.setitem(catalog.ARCHITECTURES, "tiny", network.architecture)
+    card = dataclasses.replace(network.card, name="bit-m-tiny", source="https://example.org/tiny.npz")
+    known = catalog.Published(card=card, addresses=("https://example.org/tiny.npz",))
+    monkeypatch.setattr(catalog, "published", lambda: {card.name: known})
+    monkeypatch.setattr(catalog, "find", lambda name: known if name == card.name else None)
+    file = tmp_path / "copy.safetensors"
+    network.card = card
+    weights.save(file, network)
+    predictor = Predictor.load(str(file))
+    assert called(card.name, predictor) == called(known.addresses[0], predictor) == card.name
+    assert called(str(file), predictor) == "bit-m-tiny (by name only)", "the published one is not here to compare with"
+    cached = tmp_path / "cache" / "example.org" / "tiny.npz"
+    cached.parent.mkdir(parents=True)
+    weights.export(cached, network, "npz")
+    assert called(str(file), predictor) == card.name
+    with torch.no_grad():
+        network.head.bias[0] += 1e-4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
+    weights.save(file, network)
+    assert called(str(file), Predictor.load(str(file))) == "bit-m-tiny (by name only)"
 
 
 def test_suites_and_tasks_that_are_not_there(root: Path) -> None:

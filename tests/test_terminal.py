@@ -52,6 +52,15 @@ def test_no_cell_starts_a_formula(text: str, written: str) -> None:
     assert terminal.cell(text) == written
 
 
+def test_long_text_is_cut_to_its_ends_and_stays_apart() -> None:
+    assert terminal.fitted("x" * 60) == "x" * 60
+    cut = [terminal.fitted("start" + middle * 100 + "end") for middle in "ab"]
+    assert [len(text) for text in cut] == [60, 60] and cut[0] != cut[1]
+    assert all(text.startswith("start") and "end #" in text for text in cut)
+    assert len({terminal.fitted(f"{'a' * 50}{n}{'a' * 50}") for n in range(10)}) == 10
+    assert len(terminal.fitted("\n" * 31)) == 60 and len(terminal.fitted("a" * 31, 30)) == 30
+
+
 def test_json_stays_exact_in_every_encoding() -> None:
     value = {"größe": [FORGED, "🐈", 0.1]}
     for encoding in ("utf-8", "ascii", "cp1252", "latin-1", "UTF8", "utf_8"):

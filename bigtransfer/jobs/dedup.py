@@ -29,7 +29,7 @@ from bigtransfer.evals.duplicates import Pair, Sketches
 from bigtransfer.jobs.evaluate import choose_part, refuse_run
 from bigtransfer.jobs.plan import environment, run_folder
 from bigtransfer.machine import usable_cores
-from bigtransfer.outputs import atomic_write, text_output
+from bigtransfer.outputs import atomic_write, refuse_replacing, text_output
 from bigtransfer.predictor import Predictor
 from bigtransfer.report import duplicates as page
 from bigtransfer.report.pictures import picture
@@ -135,6 +135,9 @@ def dedup(config: DedupConfig, *, progress: bool = False) -> Deduplicated:
     """Compare as `config` asks, and write the files it asks for. Images that cannot be read are left out and listed."""
     folder = Path(config.out) if config.out is not None else run_folder(None, config.data, "dedup")
     refuse_run(folder, "dedup")
+    # Before anything is compared: the run's own files, what is read, and the corrected split are different ones.
+    own = [("--out", folder / name) for name in ("config.json", "duplicates.csv", "duplicates.html")]
+    refuse_replacing([*own, ("--split", config.split)], (config.data, config.test))
     predictor = (
         Predictor.load(config.model, device=config.device, precision=config.precision) if config.features else None
     )
@@ -373,11 +376,6 @@ def _refuse_split(config: DedupConfig, first: Side, second: Side) -> None:
     """ConfigError if the corrected split cannot be written; before anything is compared."""
     if config.split is None:
         return
-    for source in (config.data, config.test):
-        if source is None or not os.path.isfile(config.split) or not os.path.exists(source):
-            continue
-        if os.path.samefile(config.split, source):
-            raise ConfigError(f"--split {config.split} would replace {source}, which is read. Choose another file.")
     if config.split.endswith(".jsonl"):
         for side in (first, second):
             for images in side.parts.values():

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bigtransfer import evals, records, report, runs
+from bigtransfer import evals, outputs, records, report, runs
 from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, classes, exclusions, open_dataset
 from bigtransfer.data.classes import Match
@@ -86,6 +86,10 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     assert config.data is not None
     if config.out is not None:
         refuse_run(Path(config.out))
+    outputs.refuse_replacing(
+        [*_written("--out", config.out, ("evaluation.json", "config.json", "report.html")), ("--json", config.json)],
+        (config.model, config.data, config.class_names, config.exclude),
+    )
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision, decoder=config.decoder)
     card = predictor.card
     splits = open_dataset(
@@ -156,6 +160,11 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         thresholds=thresholds,
         notes=notes,
     )
+
+
+def _written(flag: str, folder: str | None, files: Sequence[str]) -> list[tuple[str, Path]]:
+    """What a command writes into a folder."""
+    return [] if folder is None else [(flag, Path(folder) / file) for file in files]
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,9 @@ from bigtransfer import web
 from bigtransfer.config import PredictConfig
 from bigtransfer.data import containers
 from bigtransfer.data.forms import open_images
-from bigtransfer.errors import ConfigError, DataError, ImageError
+from bigtransfer.errors import DataError, ImageError
 from bigtransfer.limits import limits
-from bigtransfer.outputs import atomic_write, text_output
+from bigtransfer.outputs import atomic_write, refuse_replacing, text_output
 from bigtransfer.predictor import Prediction, Predictor, fetch, told_apart
 from bigtransfer.terminal import cell, json_line, line
 
@@ -62,12 +62,8 @@ def run(config: PredictConfig) -> int:
 def _refuse_inputs(config: PredictConfig, sources: Sequence[Any]) -> None:
     """ConfigError if an output would replace the model or one of the images."""
     model = os.path.join(config.model, "model.safetensors") if os.path.isdir(config.model) else config.model
-    for flag, output in (("--out", config.out), ("--features", config.features)):
-        if output is None or not os.path.isfile(output):
-            continue
-        for source in (model, *(source for source in sources if isinstance(source, str))):
-            if os.path.isfile(source) and os.path.samefile(source, output):
-                raise ConfigError(f"{flag} {output} would replace {source}, which is read. Choose another file.")
+    images = (source for source in sources if isinstance(source, str))
+    refuse_replacing([("--out", config.out), ("--features", config.features)], (model, *images))
 
 
 def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], bytes]]]:

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import csv
-import os
 import shutil
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from bigtransfer import outputs, settings
 from bigtransfer.config import ResultsConfig
-from bigtransfer.errors import ConfigError
 from bigtransfer.report import comparison
 from bigtransfer.suites import published, registry, results
 from bigtransfer.suites.published import Row
 from bigtransfer.suites.results import DEFAULT_FILE, Result
 from bigtransfer.suites.suite import Suite
-from bigtransfer.terminal import cell, line
+from bigtransfer.terminal import cell, fitted, line
 
 
 def run(config: ResultsConfig) -> None:
@@ -25,15 +25,20 @@ def run(config: ResultsConfig) -> None:
     suites = [registry.find(name) for name in config.suite]
     root = settings.benchmarks_folder() if config.root is None else Path(config.root)
     files = config.files or ((DEFAULT_FILE,) if Path(DEFAULT_FILE).exists() else ())
-    _refuse_inputs(config, files)
+    outputs.refuse_replacing(
+        [("--out", config.out), ("--csv", config.csv)],
+        [*files, *(name for name in config.suite if name.endswith(".toml"))],
+    )
     found = results.read(files)
     if suites:
         found = [result for result in found if result.suite in {suite.name for suite in suites}]
-    rows = published.rows(found, chosen(suites, config.all), root)
+    # Before rows are made, so that a name is the same in all of them; those of published models are short.
+    shown = [msgspec.structs.replace(one, model=fitted(one.model), precision=fitted(one.precision)) for one in found]
+    rows = published.rows(shown, chosen(suites, config.all), root)
     listed = _suites(suites or list(registry.SUITES.values()), root, bool(suites)) if suites or not found else []
     for text in [
         *_comparison(rows),
-        *_own(found),
+        *_own(shown),
         *listed,
     ]:
         print(text)
@@ -43,27 +48,8 @@ def run(config: ResultsConfig) -> None:
         _write_csv(config.csv, rows, found)
     if config.out is not None:
         with outputs.text_output(config.out) as stream:
-            stream.write(comparison.page_of(rows, found))
+            stream.write(comparison.page_of(rows, shown))
         print(f"\npage: {config.out}")
-
-
-def _refuse_inputs(config: ResultsConfig, files: Sequence[str]) -> None:
-    """ConfigError where what is written would replace what is read, or the other thing that is written."""
-    read = [*files, *(name for name in config.suite if name.endswith(".toml"))]
-    for flag, path, others in (
-        ("--out", config.out, read),
-        ("--csv", config.csv, [*read, *([config.out] if config.out is not None else [])]),
-    ):
-        for other in others:
-            if path is not None and _same(path, other):
-                raise ConfigError(f"{flag} {path} would replace {other}. Choose another file.")
-
-
-def _same(one: str, other: str) -> bool:
-    """Whether two paths mean one regular file, which may not be there yet."""
-    if os.path.exists(one) and os.path.exists(other):
-        return os.path.samefile(one, other) and os.path.isfile(one)
-    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def chosen(suites: Sequence[Suite], everything: bool) -> list[published.Published]:

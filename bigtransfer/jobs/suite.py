@@ -9,11 +9,13 @@ import fnmatch
 import functools
 import hashlib
 import io
+import json
 import os
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from bigtransfer import catalog, outputs, settings, weights
+from bigtransfer import catalog, fetch, outputs, settings, weights
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.config import EvaluateConfig, FinetuneConfig
 from bigtransfer.data import ImageSet, Splits
-from bigtransfer.errors import ConfigError, ImageError, UnreadableImages
+from bigtransfer.errors import BitError, ConfigError, ImageError, UnreadableImages
 from bigtransfer.feed.loader import eval_batches
 from bigtransfer.jobs.finetune import finetune
 from bigtransfer.jobs.plan import environment
@@ -41,57 +43,119 @@ from bigtransfer.suites.results import Result
 from bigtransfer.suites.suite import Suite, Task
 
 
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What came of a task."""
+
+    suite: Suite
+    task: Task
+    results: tuple[Result, ...] = ()
+    earlier: bool = False
+    """Whether the results were in the file before: nothing was measured anew."""
+    error: BitError | None = None
+    """Why there are none: MissingData where the images are not here, else what was refused."""
+
+    def __str__(self) -> str:
+        return f"{self.suite.name}: {self.task.name}"
+
+
 def evaluate(config: EvaluateConfig) -> int:
-    """`bit evaluate --suite`: every task of the suites. Exit status 1 if the images of one are not here."""
-    missing = 0
-    for suite, task, outcome in measured(config, progress=True):
-        if isinstance(outcome, MissingData):
-            missing += 1
-            print(f"{suite.name}: {task.name}: not run. {outcome}", file=sys.stderr)
-        else:
-            for one in outcome:
-                print(f"{suite.name}: {task.name}: {described(one)}", flush=True)
-    print(f"\nresults: {config.results or results.DEFAULT_FILE}; beside what others published: bit results")
-    return 1 if missing else 0
+    """`bit evaluate --suite`: every task of the suites. Exit status 1 if one of them has no result: its images are not here, or are not
+    what was published, or the model does not fit."""
+    left: list[Outcome] = []
+    for outcome in measured(config, progress=True):
+        if outcome.error is not None:
+            left.append(outcome)
+            what = "not run" if isinstance(outcome.error, MissingData) else "refused"
+            print(f"{outcome}: {what}. {outcome.error}", file=sys.stderr, flush=True)
+        for one in outcome.results:
+            before = f" (measured on {one.date[:10]})" if outcome.earlier else ""
+            print(f"{outcome}: {described(one)}{before}", flush=True)
+    file = config.results or results.DEFAULT_FILE
+    if left:
+        print(f"\n{len(left)} without a result, for the reasons above:", file=sys.stderr)
+        print("\n".join(f"  {outcome}" for outcome in left), file=sys.stderr)
+        print("The same command goes on with them, and repeats none that is measured.", file=sys.stderr)
+    print(f"\nresults: {file}; beside what others published: bit results")
+    return 1 if left else 0
 
 
-def measured(
-    config: EvaluateConfig, *, progress: bool = False
-) -> Iterator[tuple[Suite, Task, list[Result] | MissingData]]:
-    """Run the tasks one after another; each one's results are in the file before the next begins.
+def measured(config: EvaluateConfig, *, progress: bool = False) -> Iterator[Outcome]:
+    """Run the tasks one after another; each one's results are in the file before the next begins. A task that is refused does not keep
+    the others from being measured, and one whose result is in the file, of the same weights, images, protocol, seed and versions, is not
+    measured again.
 
-    Raises BitError where a benchmark is there but not as it was published, or the model does not fit.
+    Raises BitError only for what concerns all of them: the model, the file of results, names of suites and tasks.
     """
     tasks = [(suite, task) for suite in map(find, config.suite) for task in chosen(suite, config.task)]
-    results.refuse(config.results or results.DEFAULT_FILE)
+    file = config.results or results.DEFAULT_FILE
+    results.refuse(file)
     root = settings.benchmarks_folder() if config.root is None else Path(config.root)
     predictor = Predictor.load(config.model, device=config.device, precision=config.precision, decoder=config.decoder)
-    for suite, task in tasks:
-        started = time.perf_counter()
-        try:
-            parts = task.benchmark.open(root, task.protocol.needs)
-        except MissingData as error:
-            yield suite, task, error
-            continue
-        bench = Workbench(
-            predictor,
-            parts,
-            model=config.model,
-            name=task.benchmark.name,
-            place=place(config.results or results.DEFAULT_FILE, suite, task),
-            seed=config.seed or 0,
-            batch_size=config.batch_size,
-            workers=config.workers,
-            progress=progress,
+    model = called(config.model, predictor)
+    if model.endswith(_BY_NAME_ONLY):
+        known = published_name(predictor.card)
+        print(
+            f"note: {config.model} bears the name of a published model, but nothing shows that it is that one: results call it {model}. "
+            f"The published one: bit evaluate {known}",
+            file=sys.stderr,
         )
+    for suite, task in tasks:
         try:
-            numbers = task.protocol.measure(bench)
-        except UnreadableImages as error:
-            advice = "A benchmark is measured on all of its images: get these anew."
-            raise UnreadableImages(error.images, error.total, advice) from error
-        found = _results(suite, task, bench, numbers, time.perf_counter() - started)
-        results.append(config.results or results.DEFAULT_FILE, found)
-        yield suite, task, found
+            outcome = _outcome(suite, task, config, predictor, model, root, progress)
+        except BitError as error:
+            yield Outcome(suite=suite, task=task, error=error)
+            continue
+        if not outcome.earlier:
+            results.append(file, outcome.results)
+        yield outcome
+
+
+def _outcome(
+    suite: Suite, task: Task, config: EvaluateConfig, predictor: Predictor, model: str, root: Path, progress: bool
+) -> Outcome:
+    """One task measured, or found in the file of results."""
+    started = time.perf_counter()
+    parts = task.benchmark.open(root, task.protocol.needs)
+    file = config.results or results.DEFAULT_FILE
+    bench = Workbench(
+        predictor,
+        parts,
+        model=config.model,
+        name=task.benchmark.name,
+        place=place(file, suite, task),
+        seed=config.seed or 0,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        progress=progress,
+    )
+    if known := _known(file, suite, task, bench, model):
+        return Outcome(suite=suite, task=task, results=known, earlier=True)
+    try:
+        numbers = task.protocol.measure(bench)
+    except UnreadableImages as error:
+        advice = "A benchmark is measured on all of its images: get these anew."
+        raise UnreadableImages(error.images, error.total, advice) from error
+    found = _results(suite, task, bench, model, numbers, time.perf_counter() - started)
+    return Outcome(suite=suite, task=task, results=tuple(found))
+
+
+def _known(file: str, suite: Suite, task: Task, bench: Workbench, model: str) -> tuple[Result, ...]:
+    """The lines of a task's latest measurement in the file, if it was one of the same in everything that could change a number."""
+    if not Path(file).exists():
+        return ()
+    same = {**_identity(suite, task, bench, model), "card_input": dataclasses.asdict(bench.card.input)}
+    # As a file holds it: lists for tuples.
+    same = json.loads(json.dumps(same))
+    here = environment(bench.device)
+    found = [
+        one
+        for one in results.read([file])
+        if all(getattr(one, name) == value for name, value in same.items())
+        and all(one.environment.get(name) == here[name] for name in ("bigtransfer", "torch"))
+    ]
+    last = max((one.date for one in found), default="")
+    return tuple(one for one in found if one.date == last)
 
 
 def place(results: str | os.PathLike[str], suite: Suite, task: Task) -> Path:
@@ -238,33 +302,40 @@ def weights_digest(predictor: Predictor) -> str:
     return weights.digest(predictor.state_dict())
 
 
+def _identity(suite: Suite, task: Task, bench: Workbench, model: str) -> dict[str, Any]:
+    """What a number rests on and is known before it is measured, by the fields of `Result`."""
+    return {
+        "suite": suite.name,
+        "task": task.name,
+        "benchmark": task.benchmark.name,
+        "revision": task.benchmark.revision,
+        "fingerprint": " ".join(index_digest(images) for images in bench.parts.values()),
+        "protocol": task.protocol.name,
+        "parameters": task.protocol.parameters(),
+        "model": model,
+        "weights": weights_digest(bench.predictor),
+        "architecture": bench.card.architecture.name,
+        "precision": str(bench.predictor.dtype).removeprefix("torch."),
+        "seed": bench.seed,
+    }
+
+
 def _results(
-    suite: Suite, task: Task, bench: Workbench, numbers: Sequence[Measurement], seconds: float
+    suite: Suite, task: Task, bench: Workbench, model: str, numbers: Sequence[Measurement], seconds: float
 ) -> list[Result]:
     seen = bench.used or bench.card.input
-    fingerprint = " ".join(index_digest(images) for images in bench.parts.values())
     here, now = environment(bench.device), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     return [
         Result(
-            suite=suite.name,
-            task=task.name,
-            benchmark=task.benchmark.name,
-            revision=task.benchmark.revision,
-            fingerprint=fingerprint,
-            protocol=task.protocol.name,
-            parameters=task.protocol.parameters(),
+            **_identity(suite, task, bench, model),
             metric=one.metric,
             value=one.value,
             interval=one.interval,
             images=one.images,
             note=one.note,
             drawn=list(one.drawn),
-            model=called(bench.card),
-            weights=weights_digest(bench.predictor),
-            architecture=bench.card.architecture.name,
             input=dataclasses.asdict(seen),
-            precision=str(bench.predictor.dtype).removeprefix("torch."),
-            seed=bench.seed,
+            card_input=dataclasses.asdict(bench.card.input),
             seconds=seconds,
             environment=here,
             date=now,
@@ -273,13 +344,33 @@ def _results(
     ]
 
 
-def called(card: ModelCard) -> str:
-    """The model's name in results. That of a published model only if the card says that it is that one: runs and files can bear any name,
-    and their numbers would stand beside the published ones."""
-    known = catalog.published().get(card.name)
-    if known is None or known.bundled or card.source == known.card.source:
-        return card.name
-    return f"{card.name} (by name only; from {card.source or 'nobody says where'})"
+_BY_NAME_ONLY = " (by name only)"
+
+
+def published_name(card: ModelCard) -> str | None:
+    """The published model whose name, in any spelling, a card bears; None if it bears one of its own."""
+    known = catalog.find(card.name.strip())
+    return None if known is None else known.card.name
+
+
+def called(asked: str, predictor: Predictor) -> str:
+    """The model's name in results. That of a published model only for what was asked for by that name or address, or has the very
+    weights of it that lie on this machine: a file can call itself anything and say that it comes from anywhere, and its numbers would
+    stand beside the published ones."""
+    record = catalog.meant(asked)
+    if record is None:
+        record = next((one for one in catalog.published().values() if asked in one.addresses), None)
+    if record is not None:
+        return record.card.name
+    name = published_name(predictor.card)
+    if name is None:
+        return predictor.card.name
+    here = catalog.get(name)
+    if fetch.local(here) is not None and here.card.architecture == predictor.card.architecture:
+        precision = "bf16" if predictor.dtype == torch.bfloat16 else "fp32"
+        if weights_digest(Predictor.load(name, device="cpu", precision=precision)) == weights_digest(predictor):
+            return name
+    return f"{predictor.card.name}{_BY_NAME_ONLY}"
 
 
 def described(result: Result) -> str:

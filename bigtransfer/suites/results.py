@@ -46,6 +46,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     architecture: str
     input: dict[str, Any]
     """What the preparation came to for this model: the fields of `InputSpec`."""
+    card_input: dict[str, Any] = {}
+    """What the model's card says of its input; empty in files of earlier versions."""
     precision: str
     seed: records.Whole
     seconds: records.NotNegative
