@@ -9,8 +9,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from bigtransfer.config.check import CheckConfig
 from bigtransfer.config.convert import ConvertConfig
-from bigtransfer.config.dedup import DedupConfig
 from bigtransfer.config.demo import DemoConfig
 from bigtransfer.config.distill import DistillConfig
 from bigtransfer.config.evaluate import EvaluateConfig
@@ -45,10 +45,10 @@ from bigtransfer.config.shard import ShardConfig
 
 __all__ = [
     "Batch",
+    "CheckConfig",
     "Config",
     "ConvertConfig",
     "Count",
-    "DedupConfig",
     "DemoConfig",
     "DistillConfig",
     "EvaluateConfig",

@@ -29,8 +29,8 @@ class EvaluateConfig(Config):
     class_names: str | None = None
     """Tab-separated file of the data's name of a class (its folder's) and the model's, one class a line. Default: they are the same."""
     exclude: str | None = None
-    """Images that the model may know from its training, to be measured without them as well: a file with the name of one a line, or the
-    table of `bit dedup`."""
+    """Images that the model may know from its training, to be measured without them as well: a file with the name of one a line, or
+    findings.csv of `bit check`."""
     skip_bad_images: bool = False
     """Take unreadable images as a matter of course; otherwise they are left out as well, but the exit status is 1."""
     image_column: str | None = None

@@ -62,7 +62,7 @@ class FinetuneConfig(Config):
     split_file: str | None = None
     """Repeat the split of an earlier run: its split.json."""
     exclude: str | None = None
-    """Images to leave out: a file with the name of one a line, or the table of `bit dedup`."""
+    """Images to leave out: a file with the name of one a line, or findings.csv of `bit check`."""
     skip_bad_images: bool = False
     """Leave unreadable images out (they are listed) instead of stopping before the training."""
 

@@ -52,7 +52,7 @@ class PretrainConfig(Config):
     upstream: str | None = None
     """What the images are, in words, for the model's card. Default: the data set's name."""
     exclude: str | None = None
-    """Images to leave out: a file with the name of one a line, or the table of `bit dedup`. Of several sets, from each that has the
+    """Images to leave out: a file with the name of one a line, or findings.csv of `bit check`. Of several sets, from each that has the
     name."""
     set_weights: tuple[Positive, ...] | None = None
     """Of several sets, how often images of each are drawn, in any unit, such as 3 1 1. Default: in proportion to their sizes."""

@@ -1,11 +1,11 @@
-"""Images to leave out, by name: the lists and the table that `bit dedup` writes, or a list of one's own."""
+"""Images to leave out, by name: the tables that `bit check` writes, or a list of one's own."""
 
 from __future__ import annotations
 
 import csv
 import io
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Literal
 
 import numpy as np
@@ -28,7 +28,14 @@ COLUMNS = (
     "mirrored",
     "verdict",
 )
-"""Of the table of `bit dedup`: names of two images, the parts they are in, how alike they are."""
+"""Of duplicates.csv of `bit check`: names of two images, the parts they are in, how alike they are."""
+
+FINDINGS = ("image", "part", "class", "finding", "score", "likely", "other", "exclude")
+"""Of findings.csv of `bit check`: an image, what was found, how bad it is, the class that is likelier, another image that shows the same,
+and who leaves it out."""
+
+EXCLUDE = ("", "train", "test", "all")
+"""In the last column of `FINDINGS`: nobody, the commands that train, those that measure, both."""
 
 SAME = ("copy", "near")
 """Verdicts of images that show the same picture; the others are only listed."""
@@ -37,7 +44,8 @@ Side = Literal["train", "test"]
 
 
 def read(path: str | os.PathLike[str], side: Side) -> list[str]:
-    """The names in a file: one image a line, or, of a table with `COLUMNS`, those that are the same picture as another one.
+    """The names in a file: one image a line; of a table with `FINDINGS` those that its last column has this side leave out; of one with
+    `COLUMNS` those that are the same picture as another one.
 
     side: whose images are left out. "test": what is in another part too, of the part that is measured on. "train": what is in a part to
     be measured on too, and what repeats an earlier training image. DataError if the file cannot be read.
@@ -52,27 +60,50 @@ def read(path: str | os.PathLike[str], side: Side) -> list[str]:
     first = text.partition("\n")[0].rstrip("\r")
     if first.split(",")[:2] == list(COLUMNS[:2]):
         return _of_table(path, text, side)
+    if first.split(",")[:2] == list(FINDINGS[:2]):
+        return _of_findings(path, text, side)
     return list(dict.fromkeys(name for row in text.split("\n") if (name := row.rstrip("\r")).strip()))
 
 
 def _of_table(path: str | os.PathLike[str], text: str, side: Side) -> list[str]:
     names: dict[str, None] = {}
+    for number, row in _rows(path, text, COLUMNS):
+        if row["verdict"] not in (*SAME, "similar") or not row["test"] or not row["train"]:
+            raise DataError(
+                f"--exclude {path}, line {number}: not a row of two images and a verdict ({', '.join(SAME)}, similar)."
+            )
+        across = row["test_part"] != row["train_part"]
+        if row["verdict"] in SAME and (across or (side == "train" and row["train_part"] == "train")):
+            names[str(row[side])] = None
+    return list(names)
+
+
+def _of_findings(path: str | os.PathLike[str], text: str, side: Side) -> list[str]:
+    names: dict[str, None] = {}
+    for number, row in _rows(path, text, ("image", "exclude")):
+        wanted = (row["exclude"] or "").strip()
+        if wanted not in EXCLUDE or not row["image"]:
+            raise DataError(
+                f"--exclude {path}, line {number}: not a row of an image and who leaves it out (train, test, all or nothing)."
+            )
+        if wanted in (side, "all"):
+            names[str(row["image"])] = None
+    return list(names)
+
+
+def _rows(
+    path: str | os.PathLike[str], text: str, columns: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, str | None]]]:
+    """Line number and cells of each row of a table, which must have these columns."""
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    missing = [name for name in COLUMNS if name not in (rows.fieldnames or ())]
+    missing = [name for name in columns if name not in (rows.fieldnames or ())]
     if missing:
-        raise DataError(f"--exclude {path} lacks the column {missing[0]} of a table of `bit dedup`.")
+        raise DataError(f"--exclude {path} lacks the column {missing[0]} of a table of `bit check`.")
     try:
         for row in rows:
-            if row["verdict"] not in (*SAME, "similar") or not row["test"] or not row["train"]:
-                raise DataError(
-                    f"--exclude {path}, line {rows.line_num}: not a row of two images and a verdict ({', '.join(SAME)}, similar)."
-                )
-            across = row["test_part"] != row["train_part"]
-            if row["verdict"] in SAME and (across or (side == "train" and row["train_part"] == "train")):
-                names[row[side]] = None
+            yield rows.line_num, row
     except csv.Error as error:
         raise DataError(f"--exclude {path}, line {rows.line_num}: {error}.") from error
-    return list(names)
 
 
 def find(parts: Mapping[str, ImageSet], names: Collection[str], path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
@@ -98,7 +129,7 @@ def find(parts: Mapping[str, ImageSet], names: Collection[str], path: str | os.P
         gone = listed(name for name in names if name in left)
         raise DataError(
             f"--exclude {path} names images that the data set does not have: {gone}. Names are relative to the data set's folder, as "
-            "`bit dedup` writes them for the same data set."
+            "`bit check` writes them for the same data set."
         )
     return {part: np.unique(np.array(indices, dtype=np.int64)) for part, indices in found.items()}
 

@@ -314,4 +314,4 @@ class _Ours:
     asked: dict[str, Any]
 
 
-_COMMANDS = ("finetune", "pretrain", "evaluate", "dedup")
+_COMMANDS = ("finetune", "pretrain", "evaluate", "check")

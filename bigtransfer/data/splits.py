@@ -57,6 +57,21 @@ def imbalance(images: ImageSet) -> Imbalance | None:
     )
 
 
+def single(data: Splits) -> Splits:
+    """The data set with plain labels if every image's list of labels holds one."""
+    labelled = [part for part in data.parts().values() if part.several]
+    if not all(part.labels is None or part.labels.shape[1] == 1 for part in labelled):
+        return data
+    return dataclasses.replace(
+        data,
+        **{
+            name: dataclasses.replace(part, labels=None if part.labels is None else part.labels[:, 0])
+            for name, part in data.parts().items()
+            if part.several
+        },
+    )
+
+
 def hold_out(images: ImageSet, fraction: float, seed: int = 0) -> tuple[ImageSet, ImageSet]:
     """(train, val): `fraction` of the images, drawn class by class in proportion, are held out for validation.
 

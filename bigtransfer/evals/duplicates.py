@@ -81,6 +81,15 @@ class Sketches:
     def __len__(self) -> int:
         return len(self.thumbnails)
 
+    def subset(self, which: slice) -> Sketches:
+        """Those of some of the images."""
+        return Sketches(
+            thumbnails=self.thumbnails[which],
+            digests=self.digests[which],
+            features=self.features[which],
+            readable=self.readable[which],
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:

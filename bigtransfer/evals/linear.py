@@ -221,6 +221,57 @@ def fit(
     )
 
 
+@torch.no_grad()
+def left_out(
+    features: Tensor, labels: Tensor, num_classes: int, probe: Probe, *, groups: Tensor | None = None
+) -> Tensor:
+    """What is said of each image by the classifier fitted, as `probe` was, without it and without the images of its group: logits float64
+    `(n, classes)`, those of a class that has no other image the less.
+
+    features, labels, num_classes: what `fit` made `probe` of, unbalanced. groups int `(n,)`: images of one number are left out together,
+    such as copies of one picture, which would tell each other's label; None: each image alone.
+
+    Exact in closed form, but for standardization and penalty, which keep using all images: with the hat matrix H of all, the residuals of a
+    group G fitted without it are (I - H_GG)^-1 of those fitted with it. O(n d min(n, d)) operations.
+    """
+    n, d = features.shape
+    _check(labels, num_classes)
+    labels = labels.to(features.device)
+    mean, scale = standardization(features)
+    x = (features.double() - mean) * scale
+    own = nn.functional.one_hot(labels, num_classes).double()
+    centred = own - own.mean(0)
+    # The hat matrix without the intercept is X (X^T X + penalty I)^-1 X^T = root root^T = I - penalty (X X^T + penalty I)^-1.
+    if n > d:
+        factor = torch.linalg.cholesky(x.T @ x + probe.penalty * torch.eye(d, dtype=x.dtype, device=x.device))
+        root = torch.linalg.solve_triangular(factor, x.T, upper=False).T
+        fitted, leverage = root @ (root.T @ centred), root.square().sum(1)
+
+        def block(rows: Tensor) -> Tensor:
+            return root[rows] @ root[rows].T
+    else:
+        hat = torch.linalg.cholesky(x @ x.T + probe.penalty * torch.eye(n, dtype=x.dtype, device=x.device))
+        hat = -probe.penalty * torch.cholesky_inverse(hat)
+        hat.diagonal().add_(1)
+        fitted, leverage = hat @ centred, hat.diagonal()
+
+        def block(rows: Tensor) -> Tensor:
+            return hat[rows][:, rows]
+
+    residuals = centred - fitted
+    scores = own - residuals / (1 - leverage - 1 / n).clamp_min(1e-9)[:, None]
+    if groups is not None:
+        order = groups.argsort(stable=True)
+        _, sizes = groups[order].unique_consecutive(return_counts=True)
+        for rows in order.split(sizes.tolist()):
+            if len(rows) == n:  # nothing is left to judge them by
+                scores[rows] = own.mean(0)
+            elif len(rows) > 1:
+                rest = torch.eye(len(rows), dtype=x.dtype, device=x.device) - block(rows) - 1 / n
+                scores[rows] = own[rows] - torch.linalg.solve(rest, residuals[rows])
+    return scores / probe.temperature
+
+
 class FewshotClassifier(nn.Module):
     """Raw features `(n, d)` -> scores float64 `(n, classes)`, as `fewshot_lsr` fitted them."""
 

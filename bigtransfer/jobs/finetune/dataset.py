@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -47,15 +46,7 @@ def opened(config: FinetuneConfig, channels: int) -> Splits:
         label_separator=config.label_separator,
         channels=channels,
     )
-    labelled = [part for part in there.parts().values() if part.several]
-    if config.label_separator is None and all(part.labels is None or part.labels.shape[1] == 1 for part in labelled):
-        single = {
-            name: dataclasses.replace(part, labels=None if part.labels is None else part.labels[:, 0])
-            for name, part in there.parts().items()
-            if part.several
-        }
-        there = dataclasses.replace(there, **single)
-    return there
+    return there if config.label_separator is not None else splits.single(there)
 
 
 def left(config: FinetuneConfig, opened: Splits) -> tuple[Splits, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""The knobs of `bit dedup`."""
+"""The knobs of `bit check`."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from bigtransfer.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class DedupConfig(Config):
-    """Find images that show the same picture, between two sets or within one.
+class CheckConfig(Config):
+    """Find what is wrong with a data set: duplicates, leaks, wrong labels, bad pictures.
 
-    What is in the training and the test images too makes a model look better than it is. Found are copies, re-encoded, resized, brightened
-    and mirrored images, and other crops, by perceptual hashes and a network's features, and confirmed by their correlation where they fit
-    best. Writes a table, a page to look at, and lists that --exclude of `bit pretrain`, `finetune` and `evaluate` takes.
+    Looks at every image once and finds copies and near-duplicates (within a class, under contradicting classes, between parts), labels that
+    are likely to be wrong, outliers, blurred, dark, bright, empty, tiny and oddly shaped pictures, classes of very different size, and
+    traits such as the size that give the class away. Writes a page to look at, and a table that --exclude of `bit finetune`, `evaluate`
+    and `pretrain` takes. With TEST, what shows the same picture is looked for between the two sets only.
     """
 
     data: Positional[str]
-    """The training images, in any form that `bit finetune` reads; without TEST, images whose parts are compared with each other and with
-    themselves."""
+    """The images, in any form that `bit finetune` reads; with TEST the training images."""
     test: Positional[str | None] = None
-    """The test images, likewise."""
+    """The test images, likewise, where they are a data set of their own."""
     out: str | None = None
-    """Folder for duplicates.csv, duplicates.html and the lists. Default: runs/DATA-dedup."""
+    """Folder for check.html, findings.csv and duplicates.csv. Default: runs/DATA-check."""
     split: str | None = None
-    """File for a corrected split: NAME.json for `bit finetune DATA --split-file` (without TEST), or NAME.jsonl, a table of the images that
-    every command reads."""
+    """File for a split without leaks: NAME.json for `bit finetune DATA --split-file` (without TEST), or NAME.jsonl, a table of the images
+    that every command reads. Default: split.json in the folder, if there are leaks and no TEST."""
     drop: Literal["train", "test"] = "train"
     """Which side of a pair the corrected split leaves out."""
     image_column: str | None = None
@@ -41,9 +41,10 @@ class DedupConfig(Config):
 
     # --- Method
     model: str = "bit-t-r26x1"
-    """The network whose features are compared: a name from `bit models`, a model file or a run folder."""
+    """The network that looks: a name from `bit models`, a model file or a run folder."""
     features: bool = True
-    """Compare features too; --no-features looks at hashes alone, several times as fast, and misses more of other crops."""
+    """Look with the network too; --no-features is several times as fast, misses more of other crops, and finds no wrong labels
+    and outliers."""
 
     # --- Machine
     device: str | None = None
@@ -59,7 +60,8 @@ class DedupConfig(Config):
         if not self.features:
             forbid(self, ("model", "device", "precision"), "has no effect with --no-features")
         if self.split is None:
-            forbid(self, ("drop",), "has no effect without --split")
+            if self.test is not None:
+                forbid(self, ("drop",), "has no effect without --split")
         elif not self.split.endswith((".json", ".jsonl")):
             raise ConfigError(
                 f"--split {self.split}: give a name that ends in .json (a split file) or .jsonl (a table of the images)."

@@ -1,9 +1,9 @@
-"""How well `bit dedup` finds near-duplicates: changed copies of real images, the public lists of CIFAR's, leaks of real sets.
+"""How well `bit check` finds near-duplicates: changed copies of real images, the public lists of CIFAR's, leaks of real sets.
 
-usage: python -m benchmarks.dedup changes WORK SET...             images of SET/test/<class>/ and ten changed copies of each
-       python -m benchmarks.dedup strangers WORK SET SET...       the images of the first set against those of the others
-       python -m benchmarks.dedup cifar WORK CIFAR LISTS [N]      CIFAR/{train,test}/<class>/NNNN.*: the place in the class's original order
-       python -m benchmarks.dedup leaks WORK SET...               SET/{train,test}: what is in both
+usage: python -m benchmarks.duplicates changes WORK SET...             images of SET/test/<class>/ and ten changed copies of each
+       python -m benchmarks.duplicates strangers WORK SET SET...       the images of the first set against those of the others
+       python -m benchmarks.duplicates cifar WORK CIFAR LISTS [N]      CIFAR/{train,test}/<class>/NNNN.*: its place among its class
+       python -m benchmarks.duplicates leaks WORK SET...               SET/{train,test}: what is in both
 
 Each runs the command itself, in WORK, and prints what came out as Markdown. LISTS: a folder with cifair_duplicates_cifar10.csv (Barz &
 Denzler) and labels.json (`{"train": [...], "test": [...]}`, CIFAR-10's labels in the original order).
@@ -74,10 +74,10 @@ def drawn(folder: Path, count: int) -> list[Path]:
 
 
 def command(*arguments: str) -> float:
-    """Run `bit dedup`; seconds."""
-    print(f"\n`bit dedup {' '.join(arguments)}`\n", flush=True)
+    """Run `bit check`; seconds."""
+    print(f"\n`bit check {' '.join(arguments)}`\n", flush=True)
     started = time.perf_counter()
-    status = cli.main(["dedup", *arguments])
+    status = cli.main(["check", *arguments])
     if status != 0:
         raise SystemExit(f"exit status {status}")
     return time.perf_counter() - started
@@ -212,7 +212,7 @@ def main(arguments: Sequence[str]) -> None:
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
     print(
         f"bigtransfer {bigtransfer.__version__} ({commit}), torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} thread(s) of {processor}\n\n`python -m benchmarks.dedup {' '.join(arguments)}`",
+        f"{torch.get_num_threads()} thread(s) of {processor}\n\n`python -m benchmarks.duplicates {' '.join(arguments)}`",
         flush=True,
     )
     if what == "cifar":

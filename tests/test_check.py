@@ -1,4 +1,4 @@
-"""`bit dedup`, the lists that it writes, and `--exclude` of the commands that read them."""
+"""`bit check`: same pictures and what it makes of them; `--exclude` of the commands that read its tables."""
 
 from __future__ import annotations
 
@@ -219,7 +219,7 @@ def test_registration_says_how_well_the_best_fit_fits():
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """Two classes, 8 training and 4 test images; test/a/0 and 1 are train/a/2 and 3 changed; train/b/7 repeats train/b/6."""
-    root = tmp_path_factory.mktemp("dedup") / "set"
+    root = tmp_path_factory.mktemp("check") / "set"
     for part, seeds in (("train", range(8)), ("test", range(100, 104))):
         for n, seed in enumerate(seeds):
             path = root / part / ("a" if n < len(seeds) // 2 else "b") / f"{n}.png"
@@ -253,24 +253,28 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
+def excluded(folder, side):
+    return sorted(exclusions.read(folder / "findings.csv", side))
+
+
 def test_between_two_sets(data, tmp_path, capsys, model):
     out = tmp_path / "out"
-    assert cli.main(["dedup", str(data / "train"), str(data / "test"), "--model", model, "--out", str(out)]) == 0
+    assert cli.main(["check", str(data / "train"), str(data / "test"), "--model", model, "--out", str(out)]) == 0
     same = [row for row in rows_of(out / "duplicates.csv") if row["verdict"] != "similar"]
     assert [(row["test"], row["train"], row["mirrored"]) for row in same] == [
         ("a/0.png", "a/2.png", "0"),
         ("a/1.png", "a/3.png", "1"),
     ]
     assert all(int(row["hash"]) <= 10 and 0.9 < float(row["correlation"]) <= 1 and row["cosine"] for row in same)
-    assert (out / "exclude-test.txt").read_text() == "a/0.png\na/1.png\n"
-    assert (out / "exclude-train.txt").read_text() == "a/2.png\na/3.png\n"
+    assert excluded(out, "test") == ["a/0.png", "a/1.png"] and excluded(out, "train") == ["a/2.png", "a/3.png"]
     said = capsys.readouterr().out
-    assert (
-        "2 of 4 test images (50.0%) show the same as 2 train images" in said and str(out / "exclude-test.txt") in said
-    )
+    assert "1. 2 of 4 test images (50.0%) show the same as 2 train images" in said
+    for command in (f"bit finetune {data / 'train'}", f"bit evaluate MODEL {data / 'test'}"):
+        assert f"use:    {command} --exclude {out / 'findings.csv'}   (2 images)\n" in said
     record = json.loads((out / "config.json").read_text())
-    assert record["command"] == "dedup" and record["found"]["excluded"] == {"test": 2, "train": 2}
-    shown = html_pages.parse((out / "duplicates.html").read_text(encoding="utf-8"))
+    assert record["command"] == "check" and record["found"]["findings"]["leak"] == 4
+    assert record["found"]["images"] == {"test": 4, "train": 8}
+    shown = html_pages.parse((out / "check.html").read_text(encoding="utf-8"))
     assert len(shown.all("img")) >= 4 and "a/0.png" in shown.text
 
 
@@ -278,38 +282,40 @@ def test_the_same_again_is_the_same(data, tmp_path, model):
     files = []
     for name, flags in (("one", ["--batch-size", "3", "--workers", "1"]), ("two", [])):
         out = tmp_path / name
-        assert cli.main(["dedup", str(data), "--model", model, "--out", str(out), *flags]) == 0
-        files.append(
-            [(out / file).read_bytes() for file in ("duplicates.csv", "exclude-train.txt", "exclude-test.txt")]
-        )
-    assert files[0][1:] == files[1][1:]
-    cut = [[row.split(b",")[:5] for row in content[0].splitlines()] for content in files]
-    assert cut[0] == cut[1]  # cosines may differ in the last digit with the batch
+        assert cli.main(["check", str(data), "--model", model, "--out", str(out), *flags]) == 0
+        files.append([(out / file).read_bytes() for file in ("duplicates.csv", "findings.csv")])
+    # What a network computes may differ in the last digit with the batch.
+    cut = [[[row.split(b",")[:4] for row in content.splitlines()] for content in contents] for contents in files]
+    assert cut[0] == cut[1]
 
 
 def test_within_one_set(data, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main(["dedup", str(data), "--no-features", "--out", str(out)]) == 0
+    assert cli.main(["check", str(data), "--no-features", "--out", str(out)]) == 0
     same = [row for row in rows_of(out / "duplicates.csv") if row["verdict"] != "similar"]
     assert [(row["test_part"], row["train_part"], row["verdict"], row["cosine"]) for row in same] == [
         ("test", "train", "near", ""),
         ("test", "train", "near", ""),
         ("train", "train", "copy", ""),
     ]
-    assert (out / "exclude-train.txt").read_text() == "train/a/2.png\ntrain/a/3.png\ntrain/b/7.png\n"
-    assert (out / "exclude-test.txt").read_text() == "test/a/0.png\ntest/a/1.png\n"
+    assert excluded(out, "train") == ["train/a/2.png", "train/a/3.png", "train/b/7.png"]
+    assert excluded(out, "test") == ["test/a/0.png", "test/a/1.png"]
     said = capsys.readouterr().out
-    assert "1 of 8 train images repeat an earlier one" in said and "split: " not in said
-    assert f"\nlook:   {out / 'duplicates.html'}\ntable:  {out / 'duplicates.csv'}\n" in said
-    assert f"use:    bit finetune {data} --exclude {out / 'exclude-train.txt'}\n" in said
-    assert f"use:    bit evaluate MODEL {data} --exclude {out / 'exclude-test.txt'}\n" in said
+    assert "2. 1 of 8 train images repeat an earlier one" in said
+    assert f"\npage:   {out / 'check.html'}\ntable:  {out / 'findings.csv'}; pairs: {out / 'duplicates.csv'}\n" in said
+    assert f"use:    bit finetune {data} --exclude {out / 'findings.csv'}   (3 images)\n" in said
+    assert f"use:    bit evaluate MODEL {data} --exclude {out / 'findings.csv'}   (2 images)\n" in said
+    # Where parts leak a split without leaks is written unasked.
+    assert f"split:  {out / 'split.json'}\n" in said
+    corrected = splits.load_split(out / "split.json", open_dataset(data))
+    assert len(corrected.train) == 5 and corrected.test is not None and len(corrected.test) == 4
 
 
 def test_a_corrected_split_as_a_split_file_and_as_a_table(data, tmp_path, capsys):
     for name in ("split.json", "split.jsonl"):
         assert (
             cli.main(
-                ["dedup", str(data), "--no-features", "--out", str(tmp_path / "o"), "--split", str(tmp_path / name)]
+                ["check", str(data), "--no-features", "--out", str(tmp_path / "o"), "--split", str(tmp_path / name)]
             )
             == 0
         )
@@ -320,7 +326,7 @@ def test_a_corrected_split_as_a_split_file_and_as_a_table(data, tmp_path, capsys
         assert each.train.class_names == ("a", "b")
         assert each.train.class_counts().tolist() == [2, 3]
         assert cli_names(each.train) == {"0.png", "1.png", "4.png", "5.png", "6.png"}
-    assert cli.main(["dedup", str(tmp_path / "split.jsonl"), "--no-features", "--out", str(tmp_path / "again")]) == 0
+    assert cli.main(["check", str(tmp_path / "split.jsonl"), "--no-features", "--out", str(tmp_path / "again")]) == 0
     assert not [row for row in rows_of(tmp_path / "again" / "duplicates.csv") if row["verdict"] != "similar"]
     said = capsys.readouterr().out
     assert f"\nsplit:  {tmp_path / 'split.jsonl'}\n" in said
@@ -332,14 +338,19 @@ def test_a_folder_without_duplicates(tmp_path, capsys):
     for seed in range(3):
         (tmp_path / "d" / "ab"[seed % 2]).mkdir(parents=True, exist_ok=True)
         picture(seed).save(tmp_path / "d" / "ab"[seed % 2] / f"{seed}.png")
-    command = ["dedup", str(tmp_path / "d"), "--no-features", "--out", str(tmp_path / "o")]
+    command = ["check", str(tmp_path / "d"), "--no-features", "--out", str(tmp_path / "o")]
     assert cli.main(command) == 0
     assert "No image repeats another one.\n" in capsys.readouterr().out
     for number in range(11):
         (tmp_path / "d" / "a" / f"bad{number}.png").write_bytes(b"")
     assert cli.main(command) == 1
     said = capsys.readouterr().out
-    assert "11 images cannot be read" in said and "  ... and 1 more\n" in said and said.count("is empty") == 10
+    assert (
+        "1. 11 images are left out: not readable." in said
+        and "11 images cannot be read" in said
+        and "  ... and 1 more\n" in said
+        and said.count("is empty") == 10
+    )
     (tmp_path / "d" / "a" / "bad0.png").unlink()
     assert cli.main(command) == 1
     said = capsys.readouterr().out
@@ -348,7 +359,7 @@ def test_a_folder_without_duplicates(tmp_path, capsys):
 
 def test_the_test_side_may_give_way(data, tmp_path):
     target = tmp_path / "split.jsonl"
-    command = ["dedup", str(data / "train"), str(data / "test"), "--no-features", "--out", str(tmp_path / "o")]
+    command = ["check", str(data / "train"), str(data / "test"), "--no-features", "--out", str(tmp_path / "o")]
     assert cli.main([*command, "--split", str(target), "--drop", "test"]) == 0
     table = open_dataset(target)
     assert table.test is not None and (len(table.train), len(table.test)) == (8, 2)
@@ -367,7 +378,7 @@ def test_the_smaller_resolution_decides(tmp_path, model):
         for part, image in (("train", large), ("test", large.resize((20, 20), Image.Resampling.BILINEAR))):
             (tmp_path / part / "a").mkdir(parents=True, exist_ok=True)
             image.save(tmp_path / part / "a" / f"{n}.png")
-    command = ["dedup", str(tmp_path / "train"), str(tmp_path / "test"), "--model", model, "--out", str(tmp_path / "o")]
+    command = ["check", str(tmp_path / "train"), str(tmp_path / "test"), "--model", model, "--out", str(tmp_path / "o")]
     assert cli.main(command) == 0
     rows = [row for row in rows_of(tmp_path / "o" / "duplicates.csv") if row["verdict"] != "similar"]
     assert [row["test"] == row["train"] for row in rows] == [True] * 3
@@ -378,11 +389,11 @@ def test_unreadable_images_are_named_and_the_rest_goes_on(data, tmp_path, capsys
     (tmp_path / "t" / "a").mkdir(parents=True)
     (tmp_path / "t" / "a" / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     picture(2).save(tmp_path / "t" / "a" / "good.png")
-    command = ["dedup", str(data / "train"), str(tmp_path / "t"), "--no-features", "--out", str(tmp_path / "o")]
+    command = ["check", str(data / "train"), str(tmp_path / "t"), "--no-features", "--out", str(tmp_path / "o")]
     assert cli.main(command) == 1
     assert "a/bad.png" in capsys.readouterr().out
     assert cli.main([*command, "--skip-bad-images"]) == 0
-    assert (tmp_path / "o" / "exclude-test.txt").read_text() == "a/good.png\n"
+    assert excluded(tmp_path / "o", "test") == ["a/bad.png", "a/good.png"]
     (tmp_path / "t" / "a" / "good.png").unlink()
     assert cli.main(command) == 2 and "None of 1 images" in capsys.readouterr().err
 
@@ -394,14 +405,14 @@ def test_names_that_others_chose_stay_harmless_and_are_found_again(tmp_path, nam
         picture(1).save(tmp_path / part / name)
         picture(2 if part == "train" else 3).save(tmp_path / part / "other.png")
     out = tmp_path / "out"
-    command = ["dedup", str(tmp_path / "train"), str(tmp_path / "test"), "--no-features", "--out", str(out)]
+    command = ["check", str(tmp_path / "train"), str(tmp_path / "test"), "--no-features", "--out", str(out)]
     assert cli.main(command) == 0
     (row,) = [row for row in rows_of(out / "duplicates.csv") if row["verdict"] != "similar"]
     assert row["test"][0] not in "=-@" and "\n" not in row["test"] and "‮" not in row["test"]
-    page = (out / "duplicates.html").read_text(encoding="utf-8")
+    page = (out / "check.html").read_text(encoding="utf-8")
     assert "<b>&" not in page and "‮" not in page
     images = open_dataset(tmp_path / "test", min_classes=1)
-    for file in ("duplicates.csv", "exclude-test.txt"):
+    for file in ("duplicates.csv", "findings.csv"):
         names = exclusions.read(out / file, "test")
         (place,) = exclusions.find(images.parts(), names, out / file)["train"]
         assert images.train.name(int(place)) == name
@@ -411,7 +422,6 @@ def test_names_that_others_chose_stay_harmless_and_are_found_again(tmp_path, nam
     ("flags", "said"),
     [
         (["--split", "x.csv"], ".jsonl"),
-        (["--drop", "test"], "--split"),
         (["--no-features", "--model", "other.safetensors"], "--no-features"),
         (["--out", "{run}"], "run of `bit finetune`"),
         (["--split", "{table}"], "would replace"),
@@ -425,19 +435,21 @@ def test_what_makes_no_sense_is_refused(data, tmp_path, capsys, flags, said, mon
     table.write_text(json.dumps({"image": str(data / "train" / "a" / "0.png"), "label": "a"}) + "\n")
     source = str(table if "{table}" in flags else data)
     given = [flag.format(run=tmp_path / "run", table=table) for flag in flags]
-    assert cli.main(["dedup", source, *given]) == 2
+    assert cli.main(["check", source, *given]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and said in error
 
 
 def test_the_split_does_not_replace_the_record_of_the_comparison(data, tmp_path, capsys):
     out = tmp_path / "o"
-    assert cli.main(["dedup", str(data), "--no-features", "--out", str(out), "--split", str(out / "config.json")]) == 2
+    assert cli.main(["check", str(data), "--no-features", "--out", str(out), "--split", str(out / "config.json")]) == 2
     assert "would replace what --out writes" in capsys.readouterr().err and not out.exists()
 
 
 def test_a_split_of_two_sets_has_no_split_file(data, capsys):
-    assert cli.main(["dedup", str(data / "train"), str(data / "test"), "--split", "x.json"]) == 2
+    assert cli.main(["check", str(data / "train"), str(data / "test"), "--drop", "test"]) == 2
+    assert "--split" in capsys.readouterr().err
+    assert cli.main(["check", str(data / "train"), str(data / "test"), "--split", "x.json"]) == 2
     assert "--split NAME.jsonl" in capsys.readouterr().err
 
 
