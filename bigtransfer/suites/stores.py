@@ -60,6 +60,25 @@ class Renamed(_Around):
         return self._names[row]
 
 
+class Brighter(_Around):
+    """The images with their pixels multiplied: black and white ones whose white was stored as 1."""
+
+    encoded = False  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride]
+
+    def __init__(self, inner: Store, factor: int) -> None:
+        super().__init__(inner)
+        self._factor = factor
+
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
+        pixels = self._inner.read(row, channels)
+        if pixels.max(initial=0) > 255 // self._factor:
+            raise ImageError(self.name(row), f"its pixels are more than {255 // self._factor}")
+        return images.prepare(pixels * np.uint8(self._factor), spec)
+
+    def data(self, row: int) -> Any:
+        return self.read(row, 3).tobytes()
+
+
 class Cropped(_Around):
     """Of each image what lies inside of its border, or of that a box."""
 

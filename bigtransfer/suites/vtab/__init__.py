@@ -3,6 +3,7 @@
     tasks.py       what each task is: classes, groups, what may be flipped and cropped, where its images come from
     order.py       which thousand images those are: TensorFlow Datasets' order, computed from names
     sources.py     the `vtab-1k` folder of others, and the authors' own archives
+    prepared.py    what TensorFlow Datasets has prepared; tfrecord.py: its record files
     labels.py      how the structured tasks' labels are made
     protocols.py   the HyperRule and what is beside it; search.py: the search for each task
 

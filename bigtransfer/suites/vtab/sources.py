@@ -6,8 +6,12 @@ images before it is known which are needed, and nothing is unpickled.
 
 from __future__ import annotations
 
+import csv
 import gzip
+import hashlib
+import io
 import json
+import lzma
 import math
 import re
 import threading
@@ -15,18 +19,19 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-import google_crc32c
 import numpy as np
 
-from bigtransfer import catalog
+from bigtransfer import catalog, files
 from bigtransfer.data import ImageSet, cifar, images
 from bigtransfer.data.named import matlab
 from bigtransfer.data.sources import Files, Pixels, Store, Strings, TarFiles
 from bigtransfer.errors import DataError, ImageError
-from bigtransfer.suites.vtab import labels
+from bigtransfer.limits import limits
+from bigtransfer.suites.vtab import labels, tfrecord
 from bigtransfer.suites.vtab.order import order
 
 
@@ -122,13 +127,10 @@ def from_archive(archive: Archive, classes: int, folder: Path, needed: Iterable[
         orders = {split: order(split, pools[split].keys) for split in {one.split for one in archive.parts.values()}}
         found = {}
         for part in needed:
-            pieces = [
-                (one.split, orders[one.split][one.start : one.stop])
-                for one in (archive.parts[name] for name in _PIECES.get(part, (part,)))
-            ]
-            found[part] = _joined([(pools[split], places) for split, places in pieces], classes)
+            own = [(pools[one.split], orders[one.split][one.start : one.stop]) for one in pieces(archive.parts, part)]
+            found[part] = joined(own, classes)
         return found
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, EOFError, zlib.error) as error:
+    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, EOFError, zlib.error, csv.Error) as error:
         raise DataError(
             f"{folder} does not hold what was published: {error or type(error).__name__}. Expected: {archive.obtain}"
         ) from error
@@ -137,7 +139,13 @@ def from_archive(archive: Archive, classes: int, folder: Path, needed: Iterable[
 _PIECES = {"train1000": ("train800", "val200")}
 
 
-def _joined(pieces: Sequence[tuple[Pool, np.ndarray]], classes: int) -> ImageSet:
+def pieces(parts: Mapping[str, Slice], part: str) -> list[Slice]:
+    """The slices that a part of the protocol consists of."""
+    return [parts[name] for name in _PIECES.get(part, (part,))]
+
+
+def joined(own: Sequence[tuple[Pool, np.ndarray]], classes: int) -> ImageSet:
+    """The images at these places of pools, one pool after the other."""
     sets = [
         ImageSet(
             pool.images(places),
@@ -145,15 +153,15 @@ def _joined(pieces: Sequence[tuple[Pool, np.ndarray]], classes: int) -> ImageSet
             np.asarray(pool.labels, np.int64)[places],
             tuple(map(str, range(classes))),
         )
-        for pool, places in pieces
+        for pool, places in own
     ]
     if len(sets) == 1:
         return sets[0]
     labelled = np.concatenate([np.asarray(one.labels) for one in sets])
-    return ImageSet(_Following(sets), range(len(labelled)), labelled, sets[0].class_names)
+    return ImageSet(Following(sets), range(len(labelled)), labelled, sets[0].class_names)
 
 
-class _Following:
+class Following:
     """Image sets one after the other, as a store; their names stay."""
 
     runs = None
@@ -267,7 +275,7 @@ def cifar100(folder: Path) -> dict[str, Pool]:
         split: Pool(
             keys=range(len(images)),
             labels=np.asarray(images.labels),
-            images=lambda places, images=images: _Following([images.subset(places)]),
+            images=lambda places, images=images: Following([images.subset(places)]),
         )
         for split, images in cifar.parts(folder, cifar.CIFAR100, names).items()
     }
@@ -582,6 +590,170 @@ def kitti(folder: Path) -> dict[str, Pool]:
     return {split: _file_pool(base, rows) for split, rows in listed.items()}
 
 
+# --- Archives whose images are others in TFDS than in the archive
+
+
+class Remade(Files):
+    """Image files of which another image is made whenever one is read."""
+
+    encoded = False  # pyright: ignore[reportAssignmentType]
+
+    def __init__(self, root: Path, paths: Sequence[str], make: Callable[[Pixels], Pixels]) -> None:
+        """make: uint8 RGB (height, width, 3) -> the same of any size."""
+        super().__init__(root, paths)
+        self._make = make
+
+    def _made(self, row: int) -> Pixels:
+        try:
+            return self._make(super().read(row, 3))
+        except (ValueError, _opencv().error) as error:
+            raise ImageError(self.name(row), f"OpenCV cannot make the protocol's image of it ({error})") from error
+
+    def read(self, row: int, channels: int, spec: catalog.InputSpec | None = None) -> Pixels:
+        return images.prepare(images.with_channels(self._made(row), channels), spec)
+
+    def size(self, row: int) -> tuple[int, int]:
+        height, width = self._made(row).shape[:2]
+        return height, width
+
+    def data(self, row: int) -> bytes:
+        return self._made(row).tobytes()
+
+
+def _opencv() -> Any:
+    """TFDS makes these images by OpenCV, whose results no other library repeats to the bit."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise DataError(
+            "TensorFlow Datasets makes these images by OpenCV: pip install 'bigtransfer[opencv]'. Or take the folder vtab-1k."
+        ) from error
+    cv2.setNumThreads(0)  # images are made by several threads already
+    return cv2
+
+
+def _through_jpeg(cv2: Any, bgr: np.ndarray, quality: int) -> Pixels:
+    done, packed = cv2.imencode(".jpg", bgr, [int(cv2.IMWRITE_JPEG_QUALITY), quality])
+    assert done
+    return np.ascontiguousarray(cv2.imdecode(packed, cv2.IMREAD_COLOR)[:, :, ::-1])
+
+
+SUN_PIXELS = 120_000
+"""Of an image of SUN397 at most."""
+
+
+def sun_image(image: Pixels) -> Pixels:
+    """An image of SUN397 as TFDS holds it: of at most `SUN_PIXELS`, through JPEG of OpenCV's own quality, 95."""
+    cv2 = _opencv()
+    bgr = image[:, :, ::-1]
+    pixels = bgr.shape[0] * bgr.shape[1]
+    if pixels > SUN_PIXELS:
+        share = math.sqrt(SUN_PIXELS / pixels)
+        bgr = cv2.resize(bgr, dsize=None, fx=share, fy=share)
+    return _through_jpeg(cv2, np.ascontiguousarray(bgr), 95)
+
+
+SUN_NAMES = "d9d39607a6703ae49dc79967ad56738c420c73d7f03ec5704d9160ba767ba957"
+"""SHA-256 of the names of SUN397's images as TFDS takes them, sorted, a line break between two."""
+_SUN_IGNORED = "/c/church/outdoor/sun_bhenjvsvrtumjuri.jpg"
+"""Which decoders do not agree about."""
+
+
+def sun_parts() -> bytes:
+    """Of each image of SUN397 in the order of names, which part TFDS drew it for: b"0" train, b"1" validation, b"2" test."""
+    return lzma.decompress((resources.files("bigtransfer.suites") / "files" / "sun397-splits.txt.xz").read_bytes())
+
+
+def sun397(folder: Path) -> dict[str, Pool]:
+    """`SUN397/a/abbey/sun_....jpg`, classes of one or two folders below the letter; the parts that TFDS drew
+    (`sun_parts`)."""
+    _opencv()
+    base = _inside(folder, "SUN397", holds="a/abbey")
+    found = ("/" + path.relative_to(base).as_posix() for path in base.rglob("sun_*.jpg"))
+    names = sorted(name for name in found if name != _SUN_IGNORED)
+    parts = sun_parts()
+    if (
+        len(names) != len(parts)
+        or hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest() != SUN_NAMES
+    ):
+        raise ValueError(
+            f"it holds {len(names):,} images, and those that were published are {len(parts):,} of other names. Is the copy complete, and "
+            "nothing added or renamed?"
+        )
+    classes = sorted({name.rpartition("/")[0] for name in names})
+    numbers = {name: number for number, name in enumerate(classes)}
+    pools = {}
+    for code, split in zip(b"012", ("train", "validation", "test"), strict=True):
+        own = [name for name, part in zip(names, parts, strict=True) if part == code]
+        labelled = np.array([numbers[name.rpartition("/")[0]] for name in own], np.int64)
+        pools[split] = Pool(
+            keys=own,
+            labels=labelled,
+            images=lambda places, own=own: Remade(base, [own[place][1:] for place in places.tolist()], sun_image),
+        )
+    return pools
+
+
+RADIUS = 300
+"""Of an eye, px."""
+
+
+def retina_image(image: Pixels) -> Pixels:
+    """A photograph of an eye as TFDS's `btgraham-300` holds it, which is how the winner of Kaggle's competition of 2015 saw it: scaled to a
+    radius of 300 px, less its local average, grey beyond 0.9 of the radius and cut there; through JPEG of quality 72."""
+    cv2 = _opencv()
+    bgr = np.ascontiguousarray(image[:, :, ::-1])
+    middle = bgr[bgr.shape[0] // 2].sum(axis=1)
+    radius = float((middle > middle.mean() / 10.0).sum()) / 2.0
+    if radius < 1.0:  # a black line across it: as high as the image
+        radius = bgr.shape[0] / 2.0
+    scale = RADIUS / radius
+    if scale * scale * bgr.shape[0] * bgr.shape[1] > limits().image_pixels:
+        raise ValueError(
+            f"it is dark but for {2 * radius:.0f} px of its middle row, and would be enlarged beyond the limit image_pixels"
+        )
+    bgr = cv2.resize(bgr, dsize=None, fx=scale, fy=scale)
+    bgr = cv2.addWeighted(bgr, 4, cv2.GaussianBlur(bgr, (0, 0), RADIUS / 30), -4, 128)
+    height, width = bgr.shape[:2]
+    within = np.zeros(bgr.shape)
+    kept = int(RADIUS * 0.9)
+    cv2.circle(within, center=(width // 2, height // 2), radius=kept, color=(1, 1, 1), thickness=-1)
+    bgr = (bgr * within + (1 - within) * 128).astype(np.uint8)
+    rows = slice(max(height // 2 - kept, 0), min(height // 2 + kept, height))
+    columns = slice(max(width // 2 - kept, 0), min(width // 2 + kept, width))
+    return _through_jpeg(cv2, np.ascontiguousarray(bgr[rows, columns]), 72)
+
+
+def retinopathy(folder: Path) -> dict[str, Pool]:
+    """`train/NAME.jpeg`, `test/NAME.jpeg`, `trainLabels.csv` (image, level), and `retinopathy_solution.csv` (image, level, Usage), in which
+    "Public" is the validation part and "Private" the test part."""
+    _opencv()
+    found = {}
+    for split, file, below, usage in (
+        ("train", "trainLabels.csv", "train", None),
+        ("validation", "retinopathy_solution.csv", "test", "Public"),
+        ("test", "retinopathy_solution.csv", "test", "Private"),
+    ):
+        text = files.read(folder / file, "table_bytes").decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
+        own = [row for row in rows if usage is None or row.get("Usage") == usage]
+        named = [(row["image"], row["level"]) for row in own]
+        for name, level in named:
+            if not re.fullmatch(r"\d{1,6}_(left|right)", name or "", re.ASCII) or not re.fullmatch(
+                "[0-4]", level or ""
+            ):
+                raise ValueError(f"{file} has a row of the image {name!r} and the level {level!r}")
+        pool = Pool(
+            keys=[name for name, _ in named],
+            labels=np.array([int(level) for _, level in named], np.int64),
+            images=lambda places, named=named, below=below: Remade(
+                folder / below, [f"{named[place][0]}.jpeg" for place in places.tolist()], retina_image
+            ),
+        )
+        found[split] = pool
+    return found
+
+
 # --- TensorFlow's own form
 
 
@@ -590,122 +762,28 @@ def dmlab(folder: Path) -> dict[str, Pool]:
     found = {}
     for split in ("train", "validation", "test"):
         for base in (folder, folder / "dmlab"):
-            if files := sorted(base.glob(f"dmlab-{split}.tfrecord*")):
+            if shards := sorted(base.glob(f"dmlab-{split}.tfrecord*")):
                 break
         else:
             raise FileNotFoundError(f"there is no dmlab-{split}.tfrecord")
         names, labelled, offsets, lengths, runs = [], [], [], [], [0]
-        for file in files:
-            for start, record in _tfrecords(file):
-                example = _example(record)
+        for file in shards:
+            for start, record in tfrecord.records(file):
+                example = tfrecord.example(record)
                 try:
-                    name, image, label = example["filename"], example["image"], example["label"]
-                except KeyError as error:
-                    raise ValueError(f"{file.name} has an example without {error}") from None
-                if not isinstance(name, slice) or not isinstance(image, slice) or not isinstance(label, int):
-                    raise ValueError(f"{file.name} has an example of other types than DMLab's")
-                names.append(record[name].decode("utf-8", "surrogateescape"))
-                labelled.append(label)
+                    image, label = example.texts("image", 1)[0], example.numbers("label", 1)[0]
+                    names.append(example.text("filename"))
+                except ValueError as error:
+                    raise ValueError(f"{file.name} has an example that is none of DMLab's: {error}") from None
+                labelled.append(int(label))
                 offsets.append(start + image.start)
                 lengths.append(image.stop - image.start)
             runs.append(len(names))
-        store = TarFiles(files, np.array(runs), np.array(offsets), np.array(lengths), Strings(names))
+        store = TarFiles(shards, np.array(runs), np.array(offsets), np.array(lengths), Strings(names))
         everything = ImageSet(store, range(len(names)), np.array(labelled), ())
         found[split] = Pool(
             keys=names,
             labels=np.array(labelled),
-            images=lambda places, everything=everything: _Following([everything.subset(places)]),
+            images=lambda places, everything=everything: Following([everything.subset(places)]),
         )
     return found
-
-
-def _tfrecords(file: Path) -> Iterator[tuple[int, bytes]]:
-    """Where each record of a TFRecord file begins, and the record: its length in 8 bytes and their checksum in 4, itself, and its own
-    checksum (CRC-32C, turned by 15 bits and moved by a constant)."""
-    size = file.stat().st_size
-    with file.open("rb") as content:
-        while head := content.read(12):
-            length = int.from_bytes(head[:8], "little")
-            if len(head) < 12 or _masked(head[:8]) != int.from_bytes(head[8:], "little"):
-                raise ValueError(f"{file.name} is damaged, or no TFRecord file")
-            start = content.tell()
-            if length > size - start - 4:
-                raise ValueError(f"{file.name} is cut short")
-            record = content.read(length)
-            if _masked(record) != int.from_bytes(content.read(4), "little"):
-                raise ValueError(f"{file.name} is damaged")
-            yield start, record
-
-
-def _masked(data: bytes) -> int:
-    crc = google_crc32c.value(data)
-    return (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def _example(record: bytes) -> dict[str, slice | int]:
-    """The features of a tf.train.Example by name: the place of the first text, or the first number. ValueError if it is none."""
-    found: dict[str, slice | int] = {}
-    whole = slice(0, len(record))
-    for features in _fields(record, whole, 1):
-        for entry in _fields(record, features, 1):
-            key = next(iter(_fields(record, entry, 1)), None)
-            for feature in _fields(record, entry, 2):
-                for texts in _fields(record, feature, 1):
-                    for text in _fields(record, texts, 1):
-                        found.setdefault(_text(record, key), text)
-                for numbers in _fields(record, feature, 3):
-                    number, _ = _varint(record, next(_values(record, numbers, 1)), numbers.stop)
-                    found.setdefault(_text(record, key), number)
-    return found
-
-
-def _text(record: bytes, place: slice | None) -> str:
-    return "" if place is None else record[place].decode("utf-8", "replace")
-
-
-def _fields(record: bytes, place: slice, wanted: int) -> Iterator[slice]:
-    """Of a protocol buffer's message at that place, the places of the fields of that number that hold bytes."""
-    for number, kind, value in _message(record, place):
-        if number == wanted and kind == 2:
-            yield value
-
-
-def _values(record: bytes, place: slice, wanted: int) -> Iterator[int]:
-    """Where the numbers of a field begin, packed or not."""
-    for number, kind, value in _message(record, place):
-        if number == wanted and kind in (0, 2):
-            yield value.start
-    raise ValueError("an example has a feature without a number")
-
-
-def _message(record: bytes, place: slice) -> Iterator[tuple[int, int, slice]]:
-    """Number, kind (0 number, 1 eight bytes, 2 bytes, 5 four bytes) and place of each field."""
-    at = place.start
-    while at < place.stop:
-        tag, at = _varint(record, at, place.stop)
-        kind, start = tag & 7, at
-        if kind == 0:
-            _, at = _varint(record, at, place.stop)
-        elif kind == 2:
-            length, start = _varint(record, at, place.stop)
-            at = start + length
-        elif kind in (1, 5):
-            at += 8 if kind == 1 else 4
-        else:
-            raise ValueError(f"an example has a field of the kind {kind}")
-        if at > place.stop:
-            raise ValueError("an example ends before its fields do")
-        yield tag >> 3, kind, slice(start, at)
-
-
-def _varint(record: bytes, at: int, stop: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and where it ends."""
-    value = 0
-    for shift in range(0, 70, 7):
-        if at >= stop:
-            break
-        value |= (record[at] & 127) << shift
-        at += 1
-        if record[at - 1] < 128:
-            return value, at
-    raise ValueError("an example has a number without end")

@@ -15,7 +15,8 @@ import numpy as np
 
 from bigtransfer.data import ImageSet
 from bigtransfer.suites.benchmark import Benchmark
-from bigtransfer.suites.vtab import labels, sources
+from bigtransfer.suites.vtab import labels, prepared, sources
+from bigtransfer.suites.vtab.prepared import Prepared, number
 from bigtransfer.suites.vtab.sources import Archive, Slice
 
 Group = Literal["natural", "specialized", "structured"]
@@ -38,8 +39,9 @@ class VtabTask:
     """Typical height and width, px, by which the HyperRule chooses the resolution; (0, 0) where they vary and are large."""
     folders: tuple[str, ...]
     """Names that the task's folder has in a `vtab-1k` folder; the first is the usual one."""
-    archive: Archive | None = None
-    """None: only the `vtab-1k` folder is read."""
+    archive: Archive
+    prepared: Prepared
+    """The same images as TensorFlow Datasets keeps them."""
     flip: bool = True
     """Whether training images may be mirrored."""
     crop: bool = True
@@ -48,26 +50,31 @@ class VtabTask:
     def benchmark(self) -> Benchmark:
         """Its images, as a benchmark of the parts "train1000", "train800", "val200" and "test"."""
         archive = self.archive
-        obtain = "the folder vtab-1k as the repositories NOAH, SSF and PETL-ViT describe and link it, with this task's folder in it"
         return Benchmark(
             name=f"vtab-{self.name.replace('_', '-')}",
             title=f"VTAB-1k's {self.title}",
             revision="1k",
             parts={**TRAIN, "test": self.test},
             classes=self.classes,
-            licence=archive.licence if archive else "the source's own",
-            obtain=obtain + (f"; or {archive.obtain}" if archive else "; the authors' own files are not read"),
-            gigabytes=archive.gigabytes if archive else 1.0,
-            folders=(*(f"vtab-1k/{name}" for name in self.folders), *(archive.folders if archive else ())),
+            licence=archive.licence,
+            obtain="the folder vtab-1k as the repositories NOAH, SSF and PETL-ViT describe and link it, with this task's folder in it; or "
+            f"{archive.obtain}; or what TensorFlow Datasets has prepared ({self.prepared.folders[0]})",
+            gigabytes=archive.gigabytes,
+            folders=tuple(
+                dict.fromkeys((*(f"vtab-1k/{name}" for name in self.folders), *archive.folders, *self.prepared.folders))
+            ),
             read=self._read,
         )
 
     def _read(self, folder: Path, parts: Iterable[str]) -> Mapping[str, ImageSet]:
-        # A folder of vtab-1k is known by its lists; whatever else it is called, anything else is the authors' files.
-        listed = any((folder / name).is_file() for name in ("test.txt", "train800val200.txt", "train800.txt"))
-        if listed or self.archive is None:
+        # A folder of vtab-1k is known by its lists, one of TFDS by its versions; whatever else it is called, anything else is the authors'
+        # files.
+        if any((folder / name).is_file() for name in ("test.txt", "train800val200.txt", "train800.txt")):
             return sources.from_folder(self.classes, folder, parts)
-        return sources.from_archive(self.archive, self.classes, folder, parts)
+        archive = self.archive
+        if (version := self.prepared.find(folder)) is not None:
+            return prepared.read(self.prepared, archive.pools, archive.parts, self.classes, version, parts)
+        return sources.from_archive(archive, self.classes, folder, parts)
 
 
 def _slices(
@@ -127,6 +134,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=6_084,
         native=(0, 0),
         folders=("caltech101",),
+        prepared=Prepared(name="caltech101", major=(3,), label=number("label"), called="image/file_name"),
         archive=Archive(
             folders=("caltech-101", "caltech101"),
             pools={"train": 3_060, "test": 6_084},
@@ -146,6 +154,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=10_000,
         native=(32, 32),
         folders=("cifar", "cifar100"),
+        prepared=Prepared(name="cifar100", major=(3,), label=number("label"), called="id"),
         archive=Archive(
             folders=("cifar-100-binary", "cifar-100-python", "cifar100"),
             pools={"train": 50_000, "test": 10_000},
@@ -164,6 +173,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=1_880,
         native=(0, 0),
         folders=("dtd",),
+        prepared=Prepared(name="dtd", major=(3,), label=number("label"), called="file_name"),
         archive=Archive(
             folders=("dtd",),
             pools={"train": 1_880, "validation": 1_880, "test": 1_880},
@@ -182,6 +192,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=6_149,
         native=(0, 0),
         folders=("oxford_flowers102", "flowers102"),
+        prepared=Prepared(name="oxford_flowers102", major=(2,), label=number("label"), called="file_name"),
         archive=Archive(
             folders=("flowers-102", "flowers102"),
             pools={"train": 1_020, "validation": 1_020, "test": 6_149},
@@ -200,6 +211,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=3_669,
         native=(0, 0),
         folders=("oxford_iiit_pet", "pets", "oxford_pet"),
+        prepared=Prepared(name="oxford_iiit_pet", major=(3, 4), label=number("label"), called="file_name"),
         archive=Archive(
             folders=("oxford-iiit-pet", "pets"),
             pools={"train": 3_680, "test": 3_669},
@@ -218,6 +230,17 @@ TASKS: tuple[VtabTask, ...] = (
         test=21_750,
         native=(0, 0),
         folders=("sun397",),
+        prepared=Prepared(name="sun397", config="tfds", major=(4,), label=number("label"), called="file_name"),
+        archive=Archive(
+            folders=("SUN397", "sun397"),
+            pools={"train": 76_128, "validation": 10_875, "test": 21_750},
+            parts=_slices(),
+            read=sources.sun397,
+            obtain="SUN397.tar.gz (vision.princeton.edu/projects/2010/SUN), unpacked; its images are made smaller by OpenCV "
+            "(pip install 'bigtransfer[opencv]')",
+            gigabytes=37,
+            licence="for research",
+        ),
     ),
     VtabTask(
         name="svhn",
@@ -227,6 +250,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=26_032,
         native=(32, 32),
         folders=("svhn",),
+        prepared=Prepared(name="svhn_cropped", major=(3,), label=number("label")),
         archive=Archive(
             folders=("svhn",),
             pools={"train": 73_257, "test": 26_032},
@@ -245,6 +269,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=32_768,
         native=(96, 96),
         folders=("patch_camelyon",),
+        prepared=Prepared(name="patch_camelyon", major=(2,), label=number("label"), called="id"),
         archive=Archive(
             folders=("pcam", "patch_camelyon"),
             pools={"train": 262_144, "validation": 32_768, "test": 32_768},
@@ -263,6 +288,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=5_400,
         native=(64, 64),
         folders=("eurosat",),
+        prepared=Prepared(name="eurosat", config="rgb", major=(2,), label=number("label"), called="filename"),
         archive=Archive(
             folders=("eurosat", "EuroSAT", "2750"),
             pools={"train": 27_000},
@@ -281,6 +307,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=6_300,
         native=(256, 256),
         folders=("resisc45",),
+        prepared=Prepared(name="resisc45", major=(3,), label=number("label"), called="filename"),
         archive=Archive(
             folders=("NWPU-RESISC45", "resisc45"),
             pools={"train": 31_500},
@@ -299,6 +326,23 @@ TASKS: tuple[VtabTask, ...] = (
         test=42_670,
         native=(0, 0),
         folders=("diabetic_retinopathy",),
+        prepared=Prepared(
+            name="diabetic_retinopathy_detection",
+            config="btgraham-300",
+            major=(3,),
+            label=number("label"),
+            called="name",
+        ),
+        archive=Archive(
+            folders=("diabetic-retinopathy-detection", "diabetic_retinopathy"),
+            pools={"train": 35_126, "validation": 10_906, "test": 42_670},
+            parts=_slices(),
+            read=sources.retinopathy,
+            obtain="train/, test/ and trainLabels.csv (kaggle.com/c/diabetic-retinopathy-detection) and retinopathy_solution.csv, the test "
+            "part's levels, unpacked; its images are made by OpenCV (pip install 'bigtransfer[opencv]')",
+            gigabytes=88,
+            licence="Kaggle's rules of the competition",
+        ),
     ),
     VtabTask(
         name="clevr_count",
@@ -308,6 +352,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=15_000,
         native=(320, 480),
         folders=("clevr_count",),
+        prepared=Prepared(name="clevr", major=(3,), label=prepared.clevr_count, called="file_name"),
         archive=_clevr(sources.clevr_objects),
         crop=False,
     ),
@@ -319,6 +364,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=15_000,
         native=(320, 480),
         folders=("clevr_dist", "clevr_distance"),
+        prepared=Prepared(name="clevr", major=(3,), label=prepared.clevr_distance, called="file_name"),
         archive=_clevr(sources.clevr_depth),
         crop=False,
     ),
@@ -330,6 +376,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=22_735,
         native=(360, 480),
         folders=("dmlab",),
+        prepared=Prepared(name="dmlab", major=(2,), label=number("label"), called="filename"),
         archive=Archive(
             folders=("dmlab",),
             pools={"train": 65_550, "validation": 22_628, "test": 22_735},
@@ -349,6 +396,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=711,
         native=(375, 1242),
         folders=("kitti", "kitti_distance"),
+        prepared=Prepared(name="kitti", major=(3,), label=prepared.kitti_distance, called="image/file_name"),
         archive=Archive(
             folders=("kitti",),
             pools={"train": 6_347, "validation": 423, "test": 711},
@@ -368,6 +416,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=73_728,
         native=(64, 64),
         folders=("dsprites_loc", "dsprites_location"),
+        prepared=Prepared(name="dsprites", major=(2,), label=number("label_x_position", lambda x: x // 2), bright=255),
         archive=_dsprites(labels.dsprites_location),
         flip=False,
         crop=False,
@@ -380,6 +429,9 @@ TASKS: tuple[VtabTask, ...] = (
         test=73_728,
         native=(64, 64),
         folders=("dsprites_ori", "dsprites_orientation"),
+        prepared=Prepared(
+            name="dsprites", major=(2,), label=number("label_orientation", lambda turn: turn * 2 // 5), bright=255
+        ),
         archive=_dsprites(labels.dsprites_orientation),
         flip=False,
     ),
@@ -391,6 +443,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=12_150,
         native=(96, 96),
         folders=("smallnorb_azi", "smallnorb_azimuth"),
+        prepared=Prepared(name="smallnorb", major=(2,), label=number("label_azimuth")),
         archive=_smallnorb(labels.smallnorb_azimuth),
         flip=False,
     ),
@@ -402,6 +455,7 @@ TASKS: tuple[VtabTask, ...] = (
         test=12_150,
         native=(96, 96),
         folders=("smallnorb_ele", "smallnorb_elevation"),
+        prepared=Prepared(name="smallnorb", major=(2,), label=number("label_elevation")),
         archive=_smallnorb(labels.smallnorb_elevation),
     ),
 )
