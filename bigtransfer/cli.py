@@ -28,7 +28,7 @@ from bigtransfer.config.fields import shortened
 from bigtransfer.errors import BitError, ConfigError, passing
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Your images": ("check", "finetune", "evaluate", "predict", "report", "results"),
+    "Your images": ("check", "finetune", "evaluate", "predict", "serve", "report", "results"),
     "Models": ("models", "info", "convert"),
     "Upstream": ("pretrain", "distill", "shard"),
     "Try it": ("demo",),

@@ -37,6 +37,10 @@ class Limits:
     """Bytes that decoding one image may take, and all that a process decodes at a time together."""
     image_seconds: int = 20
     """That decoding one image may take on a slow core, as estimated from its format, its pixels and its bytes."""
+    request_bytes: int = 64 * 2**20
+    """Of one request to `bit serve`, with all its images."""
+    requests_bytes: int = 2**30
+    """Of all requests to `bit serve` that are under way."""
     download_bytes: int = 32 * 10**9
     """Of one downloaded file whose size is not known beforehand. Shards: `$BIT_SHARD_CACHE`."""
     image_download_bytes: int = 64 * 2**20

@@ -313,7 +313,11 @@ def test_every_command_has_its_job() -> None:
 def test_every_knob_is_asked_for_by_the_job(command: str) -> None:
     """No flag is taken and then forgotten; what each does is tested with the job."""
     package = REPOSITORY / "bigtransfer"
-    others = {"shard": ("data/writer.py",), "evaluate": ("jobs/suite.py",)}
+    others = {
+        "shard": ("data/writer.py",),
+        "evaluate": ("jobs/suite.py",),
+        "serve": ("serve/app.py", "serve/service.py"),
+    }
     own = package / "jobs" / command
     files = [
         *(own.glob("*.py") if own.is_dir() else [own.with_suffix(".py")]),
@@ -323,7 +327,7 @@ def test_every_knob_is_asked_for_by_the_job(command: str) -> None:
         node.attr
         for file in files
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("config", "self.config")
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("config", "self.config", "service.config")
     }
     assert {field.name for field in dataclasses.fields(config.of_command(command))} <= asked
 

@@ -41,6 +41,7 @@ from bigtransfer.config.predict import PredictConfig
 from bigtransfer.config.pretrain import PretrainConfig
 from bigtransfer.config.report import ReportConfig
 from bigtransfer.config.results import ResultsConfig
+from bigtransfer.config.serve import ServeConfig
 from bigtransfer.config.shard import ShardConfig
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "ReportConfig",
     "ResultsConfig",
     "Seed",
+    "ServeConfig",
     "ShardConfig",
     "Share",
     "Side",

@@ -1,0 +1,90 @@
+"""`bit serve`: answers over HTTP."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Sequence
+
+from bigtransfer import files, limits
+from bigtransfer.config import ServeConfig, seconds
+from bigtransfer.errors import ConfigError
+from bigtransfer.predictor import Predictor
+
+TOKEN = "BIT_TOKEN"
+
+_STRICTER = "image_bytes=32M,image_pixels=100M,image_seconds=5"
+"""Limits for images of strangers, unless `--limits` or `$BIT_LIMITS` say otherwise."""
+
+
+def run(config: ServeConfig) -> int:
+    """Serve until SIGTERM or Ctrl-C."""
+    try:
+        from bigtransfer.serve import access, app, log, server, service
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("bigtransfer"):
+            raise
+        raise ConfigError(
+            f"`bit serve` needs the package {error.name}: pip install 'bigtransfer[serve]', or pip install '.[serve]' in a clone."
+        ) from error
+    given = os.environ.get(limits.VARIABLE)
+    os.environ[limits.VARIABLE] = ",".join(filter(None, (_STRICTER, given)))
+    try:
+        models = [
+            service.Model(
+                name, functools.partial(Predictor.load, model, device=config.device, precision=config.precision)
+            )
+            for name, model in service.named(config.models).items()
+        ]
+        tokens = _tokens(config)
+        bound = server.listen(config.host, config.port)
+        serving = service.Service(config, models)
+        door = access.Access(config.host, hosts=config.hosts, origins=config.cors, tokens=tokens)
+        application = app.create(serving, door, failed=lambda: running.stop())
+        running = server.Server(application, timeout=seconds(config.timeout), connections=config.max_connections)
+        if not tokens and not access.is_local(config.host):
+            print(
+                "warning: everybody who reaches this machine can use it; --token-file keeps strangers out.",
+                file=sys.stderr,
+            )
+        print(f"{', '.join(serving.models)} at {server.address(bound)} (Ctrl-C stops)", flush=True)
+        with log.on_standard_error():
+            running.run(bound)
+            log.event("stopped")
+        if serving.failure is not None:
+            raise serving.failure
+        return 0
+    finally:
+        if given is None:
+            del os.environ[limits.VARIABLE]
+        else:
+            os.environ[limits.VARIABLE] = given
+
+
+def _tokens(config: ServeConfig) -> Sequence[str]:
+    """The tokens of which a client must have one; none: it needs none. ConfigError for what is too easily guessed."""
+    if config.token_file is not None:
+        where, text = config.token_file, _read(config.token_file)
+    else:
+        where, text = f"${TOKEN}", os.environ.get(TOKEN, "")
+        if not text:
+            return ()
+    tokens = [line.strip() for line in text.splitlines() if line.strip()]
+    if not tokens:
+        raise ConfigError(f"{where} holds no token.")
+    for token in tokens:
+        if len(token) < 16 or not token.isascii() or not token.isprintable() or " " in token:
+            raise ConfigError(
+                f"A token in {where} is too short or has odd characters: 16 or more letters and digits, such as "
+                'python -c "import secrets; print(secrets.token_urlsafe())" prints.'
+            )
+    return tokens
+
+
+def _read(path: str) -> str:
+    try:
+        return files.read(path, "record_bytes").decode("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise ConfigError(f"--token-file {path} cannot be read: {reason}.") from error

@@ -1,0 +1,290 @@
+"use strict";
+const $ = id => document.getElementById(id);
+const AT_ONCE = 6, TRIES = 30, THUMBNAIL = 224;
+let token = "", models = [], most = Infinity, rows = [], waiting = [], working = 0, unlocking = null;
+
+// --- The server
+
+async function ask(address, options = {}) {
+  for (let attempt = 1; ; attempt++) {
+    const used = token;
+    let response;
+    try {
+      response = await fetch(address, {...options, headers: used ? {Authorization: `Bearer ${used}`} : {}});
+    } catch {
+      throw new Error("the server cannot be reached");
+    }
+    if (response.status === 401) {
+      if (token === used) await unlock();
+      continue;
+    }
+    const answer = await response.json().catch(() => ({error: `the server answered ${response.status}`}));
+    if ((response.status === 429 || response.status === 503) && attempt < TRIES) {
+      const pause = Number(response.headers.get("Retry-After")) || 1;
+      await new Promise(done => setTimeout(done, 1000 * pause * (1 + Math.random() / 2)));
+      continue;
+    }
+    if (!response.ok && !answer.predictions) throw new Error(answer.error || `the server answered ${response.status}`);
+    return answer;
+  }
+}
+
+function unlock() {
+  unlocking ??= new Promise(done => {
+    $("token").value = "";
+    $("locked").showModal();
+    $("locked").addEventListener("close", () => { token = $("token").value.trim(); unlocking = null; done(); }, {once: true});
+  });
+  return unlocking;
+}
+
+async function start() {
+  try {
+    let found = await ask("models");
+    while (!found.models.every(model => model.ready)) {
+      $("about").textContent = "The model is being loaded …";
+      await new Promise(done => setTimeout(done, 1000));
+      found = await ask("models");
+    }
+    models = found.models;
+    most = found.limits.bytes;
+  } catch (error) {
+    $("about").textContent = `Something is wrong: ${error.message}.`;
+    return;
+  }
+  for (const model of models) $("model").append(new Option(model.name));
+  $("choice").hidden = models.length < 2;
+  describe();
+  pump();
+}
+
+const chosen = () => models.find(model => model.name === $("model").value);
+
+function describe() {
+  const {name, classes, multi_label} = chosen();
+  const shown = classes.slice(0, 12).join(", ") + (classes.length > 12 ? ", …" : ".");
+  $("about").textContent = `${name} knows ${classes.length.toLocaleString("en")} classes: ${shown}`
+    + (multi_label ? " An image may have several of them, or none." : "");
+}
+
+// --- Images in
+
+function add(files) {
+  for (const file of files) {
+    const item = element("li", "waiting"), row = {file, item, model: $("model").value};
+    item.append(element("span", "picture", "…"), element("div", "name", file.name), element("div", "label", "waiting"));
+    item.children[1].title = file.name;
+    rows.push(row);
+    waiting.push(row);
+    $("list").append(item);
+  }
+  summarize();
+  pump();
+}
+
+function pump() {
+  if (!models.length) return;
+  for (; working < AT_ONCE && waiting.length; working++) {
+    const row = waiting.shift();
+    look(row).finally(() => { working--; summarize(); pump(); });
+  }
+}
+
+async function look(row) {
+  row.model ||= models[0].name;
+  picture(row);
+  if (row.file.size > most) return show(row, {error: `it has more than ${most.toLocaleString("en")} bytes`});
+  const form = new FormData();
+  form.append("image", row.file, row.file.name);
+  try {
+    const answer = await ask(`predict?model=${encodeURIComponent(row.model)}`, {method: "POST", body: form});
+    show(row, answer.predictions[0]);
+  } catch (error) {
+    show(row, {error: error.message});
+  }
+}
+
+async function picture(row) {
+  const old = row.item.querySelector(".picture");
+  try {
+    let bitmap = await createImageBitmap(row.file);
+    const scale = Math.min(1, THUMBNAIL / Math.max(bitmap.width, bitmap.height));
+    const canvas = document.createElement("canvas");
+    canvas.className = scale === 1 && Math.max(bitmap.width, bitmap.height) < 64 ? "picture tiny" : "picture";
+    canvas.width = Math.max(1, Math.round(bitmap.width * scale));
+    canvas.height = Math.max(1, Math.round(bitmap.height * scale));
+    const pen = canvas.getContext("2d");
+    pen.imageSmoothingQuality = "high";
+    pen.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
+    bitmap.close();
+    old.replaceWith(canvas);
+  } catch {
+    old.textContent = "no preview";  // a format that the server reads and this browser does not
+  }
+}
+
+const entries = reader => new Promise((done, failed) => reader.readEntries(done, failed));
+
+async function within(entry, found) {
+  if (entry.isFile) {
+    found.push(await new Promise((done, failed) => entry.file(done, failed)));
+  } else {
+    const reader = entry.createReader();
+    for (let some = await entries(reader); some.length; some = await entries(reader))
+      for (const each of some) await within(each, found);
+  }
+  return found;
+}
+
+async function dropped(transfer) {
+  const tops = [...transfer.items].filter(item => item.kind === "file").map(item => item.webkitGetAsEntry?.());
+  if (!tops.some(entry => entry?.isDirectory)) return add(transfer.files);
+  const found = [];
+  for (const entry of tops) if (entry) await within(entry, found).catch(() => {});
+  add(found.filter(file => !file.name.startsWith(".")).sort((a, b) => a.name.localeCompare(b.name, undefined, {numeric: true})));
+}
+
+// --- Answers out
+
+function element(tag, kind, text) {
+  const made = document.createElement(tag);
+  made.className = kind;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+const percent = share => `${(100 * share).toFixed(1)}%`;
+
+function show(row, answer) {
+  row.answer = answer;
+  const item = row.item, label = item.querySelector(".label");
+  item.className = answer.error ? "wrong" : "";
+  if (answer.error) {
+    label.textContent = answer.error;
+    return;
+  }
+  const given = answer.labels ?? [answer.label];
+  label.textContent = given.join(", ") || "none of its classes";
+  const list = element("ol", "top");
+  for (const {label: name, probability} of answer.top) {
+    const bar = element("li", answer.labels?.includes(name) ? "given" : "");
+    bar.title = name;
+    bar.append(element("span", "", name), element("b", "", percent(probability)));
+    bar.style.setProperty("--share", probability);
+    list.append(bar);
+  }
+  item.append(list);
+}
+
+function summarize() {
+  const done = rows.filter(row => row.answer), wrong = done.filter(row => row.answer.error).length;
+  $("results").hidden = !rows.length;
+  $("summary").textContent = (done.length < rows.length ? `${done.length} of ${rows.length} images` : `${rows.length} image${rows.length === 1 ? "" : "s"}`)
+    + (wrong ? `, ${wrong} without an answer` : "");
+  $("csv").disabled = !done.length;
+  const counts = new Map();
+  for (const {answer} of done) if (!answer.error)
+    for (const label of answer.labels ?? [answer.label]) counts.set(label, (counts.get(label) ?? 0) + 1);
+  const sorted = [...counts].sort((a, b) => b[1] - a[1]);
+  $("counts").textContent = rows.length < 2 ? "" : sorted.slice(0, 20).map(([label, n]) => `${label}: ${n}`).join(" · ") + (sorted.length > 20 ? " · …" : "");
+}
+
+// As `bit predict --format csv` writes it.
+
+function number(value) {  // as C's %.6g
+  if (value === 0) return "0";
+  const [digits, power] = value.toExponential(5).split("e"), exponent = Number(power);
+  if (exponent >= -4 && exponent < 6) return String(Number(value.toFixed(5 - exponent)));
+  const sign = exponent < 0 ? "-" : "+";
+  return `${Number(digits)}e${sign}${String(Math.abs(exponent)).padStart(2, "0")}`;
+}
+
+const HIDDEN = /[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u2028\u2029\ufeff\ufff9-\ufffb]|[\ud800-\udbff](?![\udc00-\udfff])|(?<![\ud800-\udbff])[\udc00-\udfff]/g;
+const NAMED = {"\n": "\\n", "\t": "\\t", "\r": "\\r"};
+
+function escaped(character) {
+  const code = character.charCodeAt(0);
+  return NAMED[character] ?? (code < 256 ? `\\x${code.toString(16).padStart(2, "0")}` : `\\u${code.toString(16).padStart(4, "0")}`);
+}
+
+function cell(text) {
+  const formula = /^[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]/.test(text) && !/^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$/.test(text);
+  return (formula ? "'" : "") + text.replace(HIDDEN, escaped);
+}
+
+const quoted = text => /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+
+function table() {
+  const done = rows.filter(row => row.answer), good = done.filter(row => !row.answer.error);
+  const several = good.some(row => row.answer.labels), many = new Set(done.map(row => row.model)).size > 1;
+  const k = Math.max(1, ...good.map(row => row.answer.top.length));
+  const head = ["image", ...(many ? ["model"] : []), ...(several ? ["labels"] : []), "label", "probability"];
+  for (let i = 2; i <= k; i++) head.push(`label_${i}`, `probability_${i}`);
+  const lines = [[...head, "error"]];
+  for (const {file, answer, model} of done) {
+    const top = (answer.top ?? []).flatMap(({label, probability}) => [cell(label), number(probability)]);
+    while (top.length < 2 * k) top.push("");
+    const labels = several ? [cell((answer.labels ?? []).join("|"))] : [];
+    lines.push([cell(file.name), ...(many ? [cell(model)] : []), ...labels, ...top, cell(answer.error ?? "")]);
+  }
+  return lines.map(line => line.map(quoted).join(",") + "\n").join("");
+}
+
+function save() {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([table()], {type: "text/csv"}));
+  link.download = "predictions.csv";
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+// --- The camera
+
+let stream = null;
+
+function darken() {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+  stream = null;
+}
+
+async function shoot() {
+  const video = $("video"), canvas = document.createElement("canvas");
+  canvas.width = video.videoWidth;
+  canvas.height = video.videoHeight;
+  canvas.getContext("2d").drawImage(video, 0, 0);
+  const photo = await new Promise(done => canvas.toBlob(done, "image/jpeg", 0.95));
+  if (photo) add([new File([photo], `photo-${new Date().toTimeString().slice(0, 8).replaceAll(":", "-")}.jpg`, {type: "image/jpeg"})]);
+}
+
+async function open() {
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({video: {facingMode: "environment", width: {ideal: 1920}}});
+    $("video").srcObject = stream;
+    $("viewfinder").showModal();
+  } catch (error) {
+    $("about").textContent = `The camera cannot be used: ${error.message}.`;
+  }
+}
+
+// --- Wires
+
+$("files").addEventListener("change", event => { add(event.target.files); event.target.value = ""; });
+$("shot").addEventListener("change", event => { add(event.target.files); event.target.value = ""; });
+$("model").addEventListener("change", describe);
+$("csv").addEventListener("click", save);
+$("clear").addEventListener("click", () => { rows = []; waiting = []; $("list").replaceChildren(); summarize(); });
+$("camera").addEventListener("click", open);
+$("shoot").addEventListener("click", shoot);
+$("enough").addEventListener("click", () => $("viewfinder").close());
+$("viewfinder").addEventListener("close", darken);
+if (!navigator.mediaDevices?.getUserMedia) {  // not over plain HTTP from another machine; a phone's own camera still does
+  $("camera").hidden = true;
+  $("snap").hidden = false;
+}
+document.addEventListener("paste", event => {
+  if (event.clipboardData.files.length) { event.preventDefault(); add(event.clipboardData.files); }
+});
+document.addEventListener("dragover", event => { event.preventDefault(); $("drop").classList.add("over"); });
+document.addEventListener("dragleave", event => { if (!event.relatedTarget) $("drop").classList.remove("over"); });
+document.addEventListener("drop", event => { event.preventDefault(); $("drop").classList.remove("over"); dropped(event.dataTransfer); });
+start();

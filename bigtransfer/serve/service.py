@@ -1,0 +1,268 @@
+"""The models that are served, and how much may be under way at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from bigtransfer.config import ServeConfig, seconds
+from bigtransfer.data.images import Pixels
+from bigtransfer.errors import ConfigError, ImageError
+from bigtransfer.limits import limits
+from bigtransfer.predictor import Prediction, Predictor
+from bigtransfer.serve import log
+from bigtransfer.serve.metrics import Metrics
+from bigtransfer.serve.queue import Queue
+from bigtransfer.serve.refusals import Refusal
+from bigtransfer.serve.requests import Upload
+
+FAILED = "the model could not compute an answer"
+"""What a client is told of an image that is sound and has no answer; the log knows more."""
+
+
+class Model:
+    """One model under its name. Ready once it has been loaded and has answered."""
+
+    def __init__(self, name: str, load: Callable[[], Predictor]) -> None:
+        self.name = name
+        self.failing = False
+        """Whether nothing of its last batch could be computed."""
+        self._load = load
+        self._predictor: Predictor | None = None
+        self._queue: Queue[tuple[str, Pixels], Prediction] | None = None
+
+    @property
+    def predictor(self) -> Predictor:
+        """Refusal as long as it is loaded."""
+        if self._predictor is None:
+            raise Refusal(
+                503, "loading", f"The model {self.name} is being loaded; ask again in a moment.", retry_after=2
+            )
+        return self._predictor
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has answered, and did so when it was last asked."""
+        return self._queue is not None and not self.failing
+
+    async def run(self, computing: ThreadPoolExecutor, metrics: Metrics, batch_size: int | None) -> None:
+        """Load it and let it answer once; then answer what `answer` is asked, until cancelled."""
+        predictor = await asyncio.get_running_loop().run_in_executor(computing, self._warm)
+        self._queue = Queue(
+            self._computed,
+            size=batch_size or predictor.batch_size,
+            executor=computing,
+            watch=metrics.batches_of(self.name),
+        )
+        self._predictor = predictor
+        metrics.follow_queue(self.name, self._queue.__len__)
+        await self._queue.run()
+
+    def _warm(self) -> Predictor:
+        predictor = self._load()
+        size, channels = predictor.card.input.size, predictor.card.architecture.in_chans
+        predictor.answer([np.zeros((size, size, channels), np.uint8)], ["warm-up"])
+        return predictor
+
+    async def answer(self, upload: Upload, decoding: ThreadPoolExecutor, metrics: Metrics) -> Prediction:
+        """What is on one image, or why that cannot be said."""
+        predictor = self.predictor
+        if upload.error is not None:
+            return self._unanswered(upload, upload.error, "unreadable", metrics)
+        began = time.monotonic()
+        try:
+            pixels = await asyncio.get_running_loop().run_in_executor(
+                decoding, predictor.prepare, upload.data, upload.name
+            )
+        except ImageError as error:
+            return self._unanswered(upload, error.reason, "unreadable", metrics)
+        metrics.decoding.labels(self.name).observe(time.monotonic() - began)
+        assert self._queue is not None  # as soon as there is a predictor
+        try:
+            prediction = await self._queue.answer((upload.name, pixels))
+        except Exception as error:
+            log.error("model_failed", error, model=self.name)
+            return self._unanswered(upload, FAILED, "failed", metrics)
+        metrics.images.labels(self.name, "answered").inc()
+        return prediction
+
+    def _computed(self, items: Sequence[tuple[str, Pixels]]) -> list[Prediction]:
+        try:
+            answers = self.predictor.answer([pixels for _, pixels in items], [name for name, _ in items])
+        except BaseException:
+            self.failing = True
+            raise
+        self.failing = False
+        return answers
+
+    def _unanswered(self, upload: Upload, why: str, outcome: str, metrics: Metrics) -> Prediction:
+        metrics.images.labels(self.name, outcome).inc()
+        return Prediction(upload.name, self.predictor.class_names, None, error=why)
+
+
+class Service:
+    """All models; one computes at a time, however many there are, and images are decoded by as many threads as there are cores."""
+
+    def __init__(self, config: ServeConfig, models: Sequence[Model]) -> None:
+        self.config = config
+        self.models = {model.name: model for model in models}
+        self.metrics = Metrics()
+        self.failure: BaseException | None = None
+        """Why a model could not be loaded."""
+        self._images = self._bytes = 0
+        self._computing = ThreadPoolExecutor(1, "compute")
+        self._decoding = ThreadPoolExecutor(os.cpu_count(), "decode")
+        self.metrics.follow(lambda: self.ready, lambda: self._images)
+        self._seconds = 0.1
+        """That an image took lately, in the mean of many."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether every model is."""
+        return all(model.ready for model in self.models.values())
+
+    def model(self, name: str | None) -> Model:
+        """The model of that name, or the first; Refusal if there is none."""
+        if name is None:
+            return next(iter(self.models.values()))
+        if name not in self.models:
+            raise Refusal(
+                404, "no_such_model", f"There is no model {name[:80]!r} here; there are {', '.join(self.models)}."
+            )
+        return self.models[name]
+
+    @contextlib.asynccontextmanager
+    async def running(self, failed: Callable[[], None]) -> AsyncIterator[None]:
+        """Within, models are loaded and answer. failed: called when one cannot be loaded, with `failure` set."""
+
+        async def run(model: Model) -> None:
+            try:
+                await model.run(self._computing, self.metrics, self.config.batch_size)
+            except Exception as error:
+                self.failure = error
+                failed()
+
+        began = time.monotonic()
+        tasks = [asyncio.create_task(run(model)) for model in self.models.values()]
+        tasks.append(asyncio.create_task(self._announced(began)))
+        try:
+            yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self._decoding.shutdown(wait=False, cancel_futures=True)
+            self._computing.shutdown(wait=False, cancel_futures=True)
+
+    async def _announced(self, began: float) -> None:
+        while not self.ready:
+            await asyncio.sleep(0.02)
+        log.event("ready", models=list(self.models), seconds=round(time.monotonic() - began, 3))
+
+    async def answers(self, model: Model, uploads: Sequence[Upload]) -> list[Prediction]:
+        """What is on the images, in their order. Refusal if too many are under way, or the answers take too long."""
+        with self._under_way(len(uploads)):
+            began = time.monotonic()
+            allowed = seconds(self.config.timeout)
+            try:
+                async with asyncio.timeout(allowed):
+                    found = await asyncio.gather(
+                        *(model.answer(each, self._decoding, self.metrics) for each in uploads)
+                    )
+            except TimeoutError:
+                raise self.late() from None
+            # Of an image among those under way, for how long to come back later.
+            self._seconds += 0.05 * ((time.monotonic() - began) / max(1, self._images) - self._seconds)
+            return found
+
+    def late(self) -> Refusal:
+        """The refusal of what could not be answered in time."""
+        return Refusal(
+            503,
+            "too_slow",
+            f"No answer within {self.config.timeout}: the server is busy.",
+            retry_after=self._patience(),
+        )
+
+    def check_room(self, images: int = 1) -> None:
+        """Refusal if that many more images would be too many."""
+        if images > self.config.max_waiting:
+            raise Refusal(413, "too_many_images", f"At most {self.config.max_waiting} images are under way at a time.")
+        if self._images + images > self.config.max_waiting:
+            raise Refusal(
+                429,
+                "busy",
+                f"{self._images} images are under way already; ask again in a moment.",
+                retry_after=self._patience(),
+            )
+
+    @contextlib.contextmanager
+    def _under_way(self, images: int) -> Iterator[None]:
+        self.check_room(images)
+        self._images += images
+        try:
+            yield
+        finally:
+            self._images -= images
+
+    def _patience(self) -> float:
+        """Seconds until about half of what is under way will be done."""
+        return min(60.0, self._images * self._seconds / 2)
+
+    @contextlib.contextmanager
+    def room(self) -> Iterator[Callable[[int], None]]:
+        """Within, the function that is called with numbers of bytes before they are kept: it raises a Refusal if all requests together
+        would have too many."""
+        held = 0
+
+        def take(more: int) -> None:
+            nonlocal held
+            if self._bytes + more > limits().requests_bytes:
+                raise Refusal(
+                    429, "busy", "Too much is being uploaded; ask again in a moment.", retry_after=self._patience()
+                )
+            held += more
+            self._bytes += more
+
+        try:
+            yield take
+        finally:
+            self._bytes -= held
+
+
+def named(given: Sequence[str]) -> dict[str, str]:
+    """Name -> model, of what a user typed: NAME=MODEL, or a model that is named by its file or folder. ConfigError if two have one name."""
+    models: dict[str, str] = {}
+    for each in given:
+        name, equals, model = each.partition("=")
+        if not equals or os.path.exists(each) or not _plain(name):
+            name, model = _name(each), each
+        if not name or not model:
+            raise ConfigError(f"{each!r} names no model; write MODEL or NAME=MODEL.")
+        if name in models:
+            raise ConfigError(
+                f"Two models are named {name}: {models[name]} and {model}. Name one otherwise: NAME=MODEL."
+            )
+        models[name] = model
+    return models
+
+
+def _plain(name: str) -> bool:
+    return bool(name) and all(character.isalnum() or character in "-_." for character in name)
+
+
+def _name(model: str) -> str:
+    path = os.path.normpath(model)
+    name = os.path.basename(path)
+    stem, ending = os.path.splitext(name)
+    if ending in (".safetensors", ".npz", ".pth", ".onnx"):
+        name = stem
+        if name == "model":  # as run folders call theirs
+            name = os.path.basename(os.path.dirname(os.path.abspath(path))) or name
+    return name
