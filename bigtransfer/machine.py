@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 _CONTAINER_LIMITS = (
@@ -40,3 +41,36 @@ def available_memory(groups: Path = Path("/sys/fs/cgroup"), machine: Path = Path
 def usable_cores() -> int:
     """Processor cores that this process may use, which schedulers and containers often limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_OF_SEVERAL_MACHINES = (
+    "nfs",
+    "nfs4",
+    "cifs",
+    "smb3",
+    "smbfs",
+    "9p",
+    "afs",
+    "ceph",
+    "lustre",
+    "gpfs",
+    "beegfs",
+    "glusterfs",
+    "pvfs2",
+    "virtiofs",
+)
+"""Types of file systems that other machines may have mounted too; of those in user space ("fuse.sshfs") nearly all are such."""
+
+
+def on_network(path: str | os.PathLike[str], mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Whether a path is on a file system that other machines may share, where locks cannot be relied on. False where the system does not
+    say (macOS, Windows)."""
+    real, kind, longest = os.path.realpath(path), "", -1
+    with contextlib.suppress(OSError):
+        for line in mounts.read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+            fields, _, rest = line.partition(" - ")
+            place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields.split()[4])
+            # Of two at one place the later one is seen.
+            if len(place) >= longest and (real == place or real.startswith(place.rstrip("/") + "/")):
+                kind, longest = rest.split()[0], len(place)
+    return kind in _OF_SEVERAL_MACHINES or kind.startswith("fuse.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sqlite3
 import threading
 from collections import Counter
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bigtransfer import cli, weights
+from bigtransfer import cli, machine, weights
 from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard
 from bigtransfer.data import ImageSet
 from bigtransfer.errors import TrainingError
@@ -124,6 +125,13 @@ class _Tuned(Bench):
 SEARCH = Search(flip=False, crop=True, trials=3)
 
 
+@pytest.fixture(params=["data base", "journal"])
+def storage(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The two forms in which trials are on record."""
+    monkeypatch.setattr(machine, "on_network", lambda _: request.param == "journal")
+    return request.param
+
+
 def expected(trials: int, space: Space = SEARCH.space) -> tuple[int, dict[str, Any]]:
     draws = [space.draw(0, number) for number in range(trials)]
     values = [0.0 if one["learning_rate"] > 0.05 else round(1000 * good(one)) for one in draws]
@@ -157,6 +165,7 @@ def test_a_diverged_trial_counts_as_nothing(tmp_path: Path) -> None:
     assert len(bench.asked) == 3
 
 
+@pytest.mark.usefixtures("storage")
 def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     bench = Tried(tmp_path)
     bench.stop_at = 1
@@ -169,9 +178,14 @@ def test_an_interrupted_search_goes_on(tmp_path: Path) -> None:
     assert SEARCH.measure(whole) == [found]
 
 
-def test_more_trials_are_added_to_those_there_are(tmp_path: Path) -> None:
+def test_more_trials_are_added_to_those_there_are(
+    tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bench = Tried(tmp_path)
     SEARCH.measure(bench)
+    (file,) = (*tmp_path.glob("search-*.sqlite3"), *tmp_path.glob("search-*.journal"))
+    assert file.suffix == {"data base": ".sqlite3", "journal": ".journal"}[storage]
+    monkeypatch.setattr(machine, "on_network", lambda _: storage != "journal")  # a folder that was moved keeps its form
     before = len(bench.asked)
     (found,) = dataclasses.replace(SEARCH, trials=5).measure(bench)
     assert [count for count, _ in bench.asked[before:]] == [6] * 2 + [10]
@@ -196,6 +210,7 @@ def test_other_settings_or_images_are_another_search(tmp_path: Path) -> None:
     assert len(bench.asked) - before == 4
 
 
+@pytest.mark.usefixtures("storage")
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")  # threads share what is ignored
 def test_two_processes_share_the_trials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(search, "_POLL", 0.05)
@@ -222,6 +237,62 @@ def test_two_processes_share_the_trials(tmp_path: Path, monkeypatch: pytest.Monk
     rates = Counter(drawn["learning_rate"] for bench in benches for _, drawn in bench.asked)
     assert set(rates.values()) == {1} and len(rates) == 3
     assert all(bench.asked for bench in benches)
+
+
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+@pytest.mark.parametrize("sign", ["old", "new", "none, old", "none, new"])
+def test_signs_of_life_in_a_journal(sign: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial of which there was none for long is of a process that died; others are left to theirs."""
+    monkeypatch.setattr(machine, "on_network", lambda _: True)
+    hour = 3600.0
+    with search._record(tmp_path, "search-x") as record:
+        trial = record.study.ask()
+        with record.alive(trial):
+            (file,) = (tmp_path / "search-x.alive").iterdir()
+            kept = file.read_bytes()
+        assert not file.exists()
+        if sign in ("old", "new"):
+            file.write_bytes(kept)
+            then = file.stat().st_mtime - (hour if sign == "old" else 0)
+            os.utime(file, (then, then))
+        elif sign == "none, old":  # the clock of the files is an hour ahead of the trial's beginning
+            monkeypatch.setattr(search, "HEARTBEAT", -hour)
+        record.fail_dead()
+        states = [one.state.name for one in record.study.get_trials()]
+        assert states == ["FAIL" if sign in ("old", "none, old") else "RUNNING"]
+        assert {one.name for one in (tmp_path / "search-x.alive").iterdir()} <= {file.name}
+
+
+def test_a_trial_under_way_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "on_network", lambda _: True)
+    monkeypatch.setattr(search, "HEARTBEAT", 0.01)
+    with search._record(tmp_path, "search-x") as record, record.alive(record.study.ask()):
+        (file,) = (tmp_path / "search-x.alive").iterdir()
+        os.utime(file, (0, 0))
+        for _ in range(1000):
+            if file.stat().st_mtime > 1:
+                break
+            threading.Event().wait(0.01)
+        assert file.stat().st_mtime > 1
+
+
+def test_which_file_systems_other_machines_share(tmp_path: Path) -> None:
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        "21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw\n"
+        "22 21 0:40 / /home rw - nfs4 server:/home rw\n"
+        "23 22 8:2 / /home/me/disk rw - xfs /dev/sdb rw\n"
+        "24 21 0:41 / /mnt/two\\040words rw - cifs //server/share rw\n"
+        "25 21 0:42 / /far rw - fuse.sshfs me@there: rw\n"
+        "26 21 0:43 / /over rw - nfs server:/o rw\n"
+        "27 26 0:44 / /over rw - tmpfs none rw\n"
+    )
+    for path, shared in {
+        "/": False, "/home/you": True, "/home": True, "/homes": False, "/home/me/disk/x": False, "/home/me/diskette": True,
+        "/mnt/two words/x": True, "/far/x": True, "/over/x": False,
+    }.items():  # fmt: skip
+        assert machine.on_network(path, mounts) == shared, path
+    assert not machine.on_network("/home", tmp_path / "none")
 
 
 def test_what_a_killed_process_was_at_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,8 @@
 """The search for each task: several settings drawn at random, the best of them by 200 images, and that one on all thousand.
 
-What is drawn for a trial depends on the seed and its number alone. The trials stand in a data base (optuna's, SQLite) in the
-measurement's folder: an interrupted search goes on, more trials are added to those there are, and several processes that see the folder
-share them.
+What is drawn for a trial depends on the seed and its number alone. The trials stand in optuna's storage in the measurement's folder (an
+SQLite data base; on network file systems, whose locks SQLite cannot rely on, optuna's journal): an interrupted search goes on, more trials
+are added to those there are, and several processes that see the folder share them.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+import secrets
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +23,7 @@ from typing import Any, ClassVar
 import filelock
 import numpy as np
 
-from bigtransfer import hyperrule
+from bigtransfer import hyperrule, machine
 from bigtransfer.errors import ConfigError, TrainingError
 from bigtransfer.suites.benchmark import index_digest
 from bigtransfer.suites.protocol import Bench, Measurement, Preparation, Protocol
@@ -127,9 +129,8 @@ class Search(Protocol):
         digest = hashlib.sha256(repr((content, index_digest(bench.parts["train1000"]))).encode()).hexdigest()[:12]
         folder = bench.folder()
         folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f".search-{digest}.lock")
-        with _study(folder / f"search-{digest}.sqlite3", lock) as study:
-            return _values(study, lock, self, bench.seed, tried)
+        with _record(folder, f"search-{digest}") as record:
+            return _values(record, self, bench.seed, tried)
 
 
 def _top1(tuned: Bench, bench: Bench, part: str, size: int) -> Measurement:
@@ -156,31 +157,140 @@ def _optuna() -> Any:
     return optuna
 
 
-@contextmanager
-def _study(file: Path, lock: filelock.BaseFileLock) -> Iterator[Any]:
-    optuna = _optuna()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        with lock:  # two processes that make the tables would be in each other's way
-            storage = optuna.storages.RDBStorage(
+class _Record:
+    """The trials on record, and what processes that share them need: one at a time, and which of them still live."""
+
+    study: Any
+
+    def alone(self) -> AbstractContextManager[Any]:
+        """Keeps other processes out of a look at the trials that leads to changes of them."""
+        raise NotImplementedError
+
+    def alive(self, trial: Any) -> AbstractContextManager[Any]:
+        """Gives signs of life of a trial that is under way."""
+        raise NotImplementedError
+
+    def fail_dead(self) -> None:
+        """Marks the trials as failed whose process has died."""
+        raise NotImplementedError
+
+
+class _DataBase(_Record):
+    """SQLite: optuna's own heartbeats, a lock of the system."""
+
+    def __init__(self, file: Path, lock: Path) -> None:
+        optuna = _optuna()
+        self._lock = filelock.FileLock(lock)
+        with self._lock:  # two processes that make the tables would be in each other's way
+            self._storage = optuna.storages.RDBStorage(
                 f"sqlite:///{file.resolve()}",
                 engine_kwargs={"connect_args": {"timeout": 60}},
                 heartbeat_interval=HEARTBEAT,
                 grace_period=3 * HEARTBEAT,
             )
-            study = optuna.create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+            self.study = _made(self._storage)
+
+    def close(self) -> None:
+        self._storage.remove_session()
+        self._storage.engine.dispose()
+
+    def alone(self) -> AbstractContextManager[Any]:
+        return self._lock
+
+    def alive(self, trial: Any) -> AbstractContextManager[Any]:
+        return nullcontext()  # `optimize` gives them
+
+    def fail_dead(self) -> None:
+        _optuna().storages.fail_stale_trials(self.study)
+
+
+class _Journal(_Record):
+    """Optuna's journal: a file that is added to under a lock file, which every file system has. Signs of life are files that are touched:
+    their times are those of one clock, the server's."""
+
+    def __init__(self, file: Path, lock: Path) -> None:
+        optuna = _optuna()
+        journal = optuna.storages.journal
+        self._signs = file.with_suffix(".alive")
+        self._signs.mkdir(exist_ok=True)
+        self._lock = journal.JournalFileOpenLock(str(lock))
+        backend = journal.JournalFileBackend(str(file), lock_obj=journal.JournalFileOpenLock(str(file)))
+        with self.alone():
+            self._storage = optuna.storages.JournalStorage(backend)
+            self.study = _made(self._storage)
+
+    def close(self) -> None:
+        pass
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        self._lock.acquire()
         try:
-            yield study
+            yield
         finally:
-            storage.remove_session()
-            storage.engine.dispose()
+            self._lock.release()
+
+    @contextmanager
+    def alive(self, trial: Any) -> Iterator[None]:
+        sign, done = self._signs / str(trial.number), threading.Event()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT):
+                with suppress(OSError):  # a server that is away for a moment
+                    sign.touch()
+
+        sign.touch()
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            sign.unlink(missing_ok=True)
+
+    def fail_dead(self) -> None:
+        state = _optuna().trial.TrialState
+        now = self._signs / f"now-{secrets.token_hex(4)}"
+        now.touch()
+        try:
+            seconds = now.stat().st_mtime
+            for trial in self.study.get_trials(deepcopy=False, states=(state.RUNNING,)):
+                try:
+                    last = (self._signs / str(trial.number)).stat().st_mtime
+                except FileNotFoundError:  # between two of its steps, or its process died there
+                    last = trial.datetime_start.timestamp()
+                if seconds - last > 3 * HEARTBEAT:
+                    with suppress(RuntimeError):  # it has ended meanwhile
+                        self._storage.set_trial_state_values(trial._trial_id, state.FAIL)
+        finally:
+            now.unlink(missing_ok=True)
 
 
-def _values(
-    study: Any, lock: filelock.BaseFileLock, search: Search, seed: int, tried: Callable[[Mapping[str, Any]], float]
-) -> list[float]:
+def _made(storage: Any) -> Any:
+    return _optuna().create_study(storage=storage, study_name="search", direction="maximize", load_if_exists=True)
+
+
+@contextmanager
+def _record(folder: Path, name: str) -> Iterator[_Record]:
+    """The trials of that name in a folder: in the form that is there, else in that which suits its file system."""
     optuna = _optuna()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    base, journal, lock = folder / f"{name}.sqlite3", folder / f"{name}.journal", folder / f".{name}.lock"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        if journal.exists() or (not base.exists() and machine.on_network(folder)):
+            record = _Journal(journal, lock)
+        else:
+            record = _DataBase(base, lock)
+        try:
+            yield record
+        finally:
+            record.close()
+
+
+def _values(record: _Record, search: Search, seed: int, tried: Callable[[Mapping[str, Any]], float]) -> list[float]:
+    optuna, study = _optuna(), record.study
     done, open_ = optuna.trial.TrialState.COMPLETE, (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)
 
     def objective(trial: Any) -> float:
@@ -193,11 +303,12 @@ def _values(
                 trial.suggest_categorical(name, choices)
             else:
                 trial.suggest_float(name, *choices, log=name in _LOGARITHMIC)
-        return tried(drawn)
+        with record.alive(trial):
+            return tried(drawn)
 
     while True:
-        with lock:
-            optuna.storages.fail_stale_trials(study)
+        with record.alone():
+            record.fail_dead()
             trials = [one for one in study.get_trials(deepcopy=False) if _NUMBER in one.user_attrs]
             known = {one.user_attrs[_NUMBER]: one.value for one in trials if one.state == done}
             under_way = {one.user_attrs[_NUMBER] for one in trials if one.state in open_}
