@@ -152,6 +152,12 @@ def architecture(name: str) -> Architecture:
     return found
 
 
+EXPORTED = (".onnx",)
+"""How the files of exported networks end, by which they are known: ONNX has no signature."""
+
+DEFAULT_THRESHOLD = 0.5
+"""Probability from which on a label is given where no images are left to choose better ones by."""
+
 Decoder = Literal["fast", "exact"]
 """How image files become pixels of the wanted size; see `InputSpec.decoder`."""
 

@@ -25,6 +25,8 @@ class Limits:
     """Of one JSON file: a model's card, an index, a run's configuration."""
     table_bytes: int = 2**30
     """Of one table of text: CSV, TSV, JSON lines."""
+    exported_bytes: int = 2**31
+    """Of one exported network: an ONNX file, or the weights of OpenVINO's."""
     input_side: int = 2048
     """Pixels of the height and width of a network's input, as a model's card or a flag asks for."""
     image_bytes: int = 512 * 2**20

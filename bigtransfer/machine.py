@@ -74,3 +74,9 @@ def on_network(path: str | os.PathLike[str], mounts: Path = Path("/proc/self/mou
             if len(place) >= longest and (real == place or real.startswith(place.rstrip("/") + "/")):
                 kind, longest = rest.split()[0], len(place)
     return kind in _OF_SEVERAL_MACHINES or kind.startswith("fuse.")
+
+
+def threads() -> int:
+    """Threads that a computation on the CPU takes: as many as `$OMP_NUM_THREADS` says, as with torch, else one for each usable core."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if re.fullmatch("[1-9][0-9]{0,3}", asked) else usable_cores()

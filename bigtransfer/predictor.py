@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import glob
 import itertools
 import os
+import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from bigtransfer import settings, web, weights
-from bigtransfer.catalog import Decoder, InputSpec
+from bigtransfer import backends, settings, web
+from bigtransfer.backends import Backend, Choice, Precision
+from bigtransfer.catalog import DEFAULT_THRESHOLD, Decoder, InputSpec
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.forms import open_images
-from bigtransfer.errors import BitError, ConfigError, ImageError, TrainingError, WeightsError
-from bigtransfer.evals.explanation import Explanation, explain
-from bigtransfer.evals.multilabel import DEFAULT_THRESHOLD
-from bigtransfer.feed.augment import normalize
+from bigtransfer.errors import BitError, ConfigError, ImageError, WeightsError
 from bigtransfer.fetch import path_of
 from bigtransfer.limits import limits
-from bigtransfer.model import ResNetV2, fold
-from bigtransfer.train.loop import Precision, compute_dtype
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from bigtransfer.evals.explanation import Explanation
+    from bigtransfer.model import ResNetV2
 
 _BATCH_PIXELS = 2**23
 """Input pixels computed at a time by default: 36 images of 480 px."""
@@ -98,26 +99,26 @@ class Prediction:
 
 
 class Predictor:
-    """A model ready to be used: eval mode, kernels standardized once, the input prepared as the model's card says.
+    """A model ready to be used: the input prepared as the model's card says, and the network computed by a backend.
 
-    device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest one present. precision: "fp32", "bf16", or "auto": bfloat16
-    where the hardware multiplies it natively, else float32. decoder: another than the card says (`InputSpec.decoder`).
+    model: a network, or a backend that has one. backend, device, precision: see `load`; nothing is chosen anew for a backend that is given.
+    decoder: another than the card says (`InputSpec.decoder`).
     """
 
     def __init__(
         self,
-        model: ResNetV2,
+        model: ResNetV2 | Backend,
         *,
         device: str | None = None,
         precision: Precision = "auto",
         decoder: Decoder | None = None,
+        backend: Choice = "auto",
     ) -> None:
-        card = model.card
+        self._backend = model if isinstance(model, Backend) else backends.of_network(model, backend, device, precision)
+        card = self._backend.card
         if decoder is not None:
             card = dataclasses.replace(card, input=dataclasses.replace(card.input, decoder=decoder))
         self.card = card
-        self.device = choose_device(device)
-        self.dtype = compute_dtype(precision, self.device)
         self.class_names = card.class_names or tuple(map(str, range(card.num_classes)))
         """By class number; the numbers themselves if the model knows no names."""
         self.batch_size = max(1, min(256, _BATCH_PIXELS // card.input.size**2))
@@ -128,7 +129,6 @@ class Predictor:
             self.thresholds = np.full(card.num_classes, DEFAULT_THRESHOLD, np.float32)
             if card.thresholds is not None:
                 self.thresholds[:] = card.thresholds
-        self._model = fold(model, self.dtype).to(self.device).to(memory_format=torch.channels_last)
 
     @classmethod
     def load(
@@ -138,21 +138,68 @@ class Predictor:
         device: str | None = None,
         precision: Precision = "auto",
         decoder: Decoder | None = None,
+        backend: Choice = "auto",
     ) -> Predictor:
-        """`model`: whatever `weights.load` takes: a model file, a run folder, a name from `bit models` (downloaded if need be)."""
-        return cls(weights.load(model), device=device, precision=precision, decoder=decoder)
+        """`model`: a file that `bit convert` exported, or whatever `weights.load` takes: a model file, a run folder, a name from
+        `bit models` (downloaded if need be).
+
+        device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest one present, of other backends than torch the CPU. precision: "fp32",
+        "bf16", or "auto": bfloat16 where the backend has it and the hardware multiplies it natively, else float32. backend: what computes;
+        "auto" follows the form (`backends.opened`).
+        """
+        return cls(backends.opened(model, backend, device, precision), decoder=decoder)
+
+    @property
+    def backend(self) -> backends.Name:
+        """What computes."""
+        return self._backend.name
+
+    @property
+    def device(self) -> str:
+        """Where, as torch calls devices."""
+        return self._backend.device
+
+    @property
+    def precision(self) -> str:
+        """In which number format: "fp32" or "bf16"."""
+        return self._backend.precision
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The same, as torch calls it."""
+        import torch
+
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that compute: with standardized kernels, in the type of the computation. ConfigError for another backend than
+        torch."""
+        return self._model.state_dict()
+
+    @property
+    def _model(self) -> ResNetV2:
+        """What torch computes; ConfigError for another backend."""
+        from bigtransfer.backends.by_torch import Torch
+
+        if not isinstance(self._backend, Torch):
+            raise ConfigError(
+                f"Only torch has the network itself, which this needs; this model is computed by {self.backend}. Give the model file."
+            )
+        return self._backend.network
 
     def logits(self, images: Tensor) -> Tensor:
         """uint8 `(n, channels, size, size)` -> float32 `(n, classes)` on the CPU."""
-        return self._forward(images)[1]
+        return self._tensors(images)[1]
 
     def pooled(self, images: Tensor) -> Tensor:
         """uint8 `(n, channels, size, size)` -> pooled features float32 `(n, features)` on the CPU."""
-        return self._forward(images)[0]
+        return self._tensors(images)[0]
 
-    def state_dict(self) -> dict[str, Tensor]:
-        """The tensors that compute: with standardized kernels, in the type of the computation."""
-        return self._model.state_dict()
+    def _tensors(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        import torch  # which who has tensors has loaded
+
+        pooled, logits = self._backend.run(images.cpu().numpy())
+        return torch.from_numpy(pooled), torch.from_numpy(logits)
 
     def features(
         self, images: Any, *, batch_size: int | None = None, value_range: tuple[float, float] | None = None
@@ -164,7 +211,7 @@ class Predictor:
             if prediction.error is not None:
                 raise ImageError(prediction.name, prediction.error)
             rows.append(prediction.features)
-        return np.stack(rows) if rows else np.empty((0, self._model.num_features), np.float32)
+        return np.stack(rows) if rows else np.empty((0, self.card.architecture.num_features), np.float32)
 
     def predict(
         self, images: Any, *, batch_size: int | None = None, value_range: tuple[float, float] | None = None
@@ -242,13 +289,19 @@ class Predictor:
         training's forward pass: give a few images at a time."""
         if not len(images):
             return []
+        import torch
+
+        from bigtransfer.evals.explanation import Explanation, explain
+        from bigtransfer.feed.augment import normalize
+
+        network = self._model
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         if classes is None:
             classes = self.logits(pixels).numpy().argmax(1).tolist()
         batch = normalize(pixels.to(self.device), self.dtype)
         asked, other = (None if some is None else torch.tensor(some, device=self.device) for some in (classes, against))
-        assert asked is not None
-        maps, logits, exact = explain(self._model, batch, asked, other)
+        assert asked is not None and classes is not None
+        maps, logits, exact = explain(network, batch, asked, other)
         return [
             Explanation(
                 map=of_one.numpy(),
@@ -290,15 +343,15 @@ class Predictor:
         """
         if not len(images):
             return []
-        pooled, logits = self._forward(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
-        if not torch.isfinite(logits).all():
+        pooled, logits = self._backend.run(np.stack(images).transpose(0, 3, 1, 2))
+        if not np.isfinite(logits).all():
             raise WeightsError(
                 f"The answers of {self.card.name} are not finite numbers: its weights are damaged, or its training diverged."
             )
-        probable = logits.softmax(1) if self.thresholds is None else logits.sigmoid()
+        rows = zip(names, probable(logits, several=self.thresholds is not None), pooled, strict=True)
         return [
             Prediction(name, self.class_names, probabilities, row if features else None, thresholds=self.thresholds)
-            for name, probabilities, row in zip(names, probable.numpy(), pooled.numpy(), strict=True)
+            for name, probabilities, row in rows
         ]
 
     def _predict_batch(self, batch: list[tuple[str, Future[np.ndarray]]], features: bool) -> Iterator[Prediction]:
@@ -315,24 +368,6 @@ class Predictor:
         for i, (name, _) in enumerate(batch):
             yield Prediction(name, self.class_names, None, error=errors[i]) if i in errors else next(answers)
 
-    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 `(n, channels, size, size)` -> pooled features and logits, float32 on the CPU. Where a GPU's memory does not
-        suffice the batch is computed in halves, down to single images."""
-        try:
-            with torch.inference_mode():
-                pooled = self._model.features(normalize(images.to(self.device, non_blocking=True), self.dtype))
-                logits = self._model.head(pooled)
-            # Cloned outside: tensors made in inference mode could not be used with autograd.
-            return pooled.float().cpu().clone(), logits.float().cpu().clone()
-        except torch.OutOfMemoryError:
-            pass  # outside the handler the traceback no longer keeps the batch's memory
-        if len(images) == 1:
-            raise TrainingError(
-                f"Not enough memory on {self.device} for a single image of {images.shape[-1]} px. Use --device cpu."
-            )
-        halves = [self._forward(half) for half in images.tensor_split(2)]
-        return torch.cat([pooled for pooled, _ in halves]), torch.cat([logits for _, logits in halves])
-
 
 @functools.lru_cache(maxsize=8)
 def told_apart(class_names: tuple[str, ...]) -> list[str]:
@@ -341,26 +376,18 @@ def told_apart(class_names: tuple[str, ...]) -> list[str]:
     return [f"{name} #{i}" if count[name] > 1 else name for i, name in enumerate(class_names)]
 
 
-def choose_device(name: str | None) -> torch.device:
-    """The device of that name, or the fastest one present if None; ConfigError if it is not there."""
-    if name is None:
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-    with contextlib.suppress(RuntimeError):  # torch: not a device's name
-        device = torch.device(name)
-        count = {
-            "cpu": 1,
-            "cuda": torch.cuda.device_count(),
-            "mps": int(torch.backends.mps.is_available()),
-        }.get(device.type, 0)
-        if (device.index or 0) < count:
-            return device
-        if device.type in ("cuda", "mps"):
-            raise ConfigError(
-                f"There is no device {name} here: torch sees {count} of that kind. --device cpu always works."
-            )
-    raise ConfigError(f"{name!r} is no device that is supported; choose cpu, cuda, cuda:N or mps.")
+def probable(logits: np.ndarray, *, several: bool) -> np.ndarray:
+    """float32 `(n, classes)`: softmax, or with `several` the sigmoid of each."""
+    if several:
+        return np.exp(-np.logaddexp(np.float32(0), -logits))
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _is_tensor(value: Any) -> TypeGuard[Any]:
+    """Without loading torch: who has a tensor has it loaded."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def expanded(source: Any) -> Iterable[Any]:
@@ -390,13 +417,13 @@ def fetch(address: str) -> bytes:
 
 def _as_iterable(images: Any) -> Iterable[Any]:
     """The images one by one, whether one was given or many."""
-    if isinstance(images, (Tensor, np.ndarray)):
+    if isinstance(images, np.ndarray) or _is_tensor(images):
         if images.ndim < 2 or images.ndim > 4:
             raise ConfigError(f"Images have 2 or 3 axes, and batches of them 4; {images.ndim} were given.")
         if images.ndim == 4:
             return images
         # Of three axes the last of an array, and the first of a tensor, are channels, unless there are too many of them.
-        if isinstance(images, Tensor) or images.ndim == 2 or images.shape[2] <= _MOST_CHANNELS:
+        if _is_tensor(images) or images.ndim == 2 or images.shape[2] <= _MOST_CHANNELS:
             return (images,)
         return (images,) if images.shape[0] <= _MOST_CHANNELS else images
     one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
@@ -438,10 +465,15 @@ def _prepared(
         return image_ops.prepared(os.fsdecode(source), name, channels, spec)
     if isinstance(source, (bytes, bytearray, memoryview)):
         return image_ops.prepared(bytes(source), name, channels, spec)
-    if isinstance(source, Tensor):
+    if _is_tensor(source):
         if source.ndim == 3:
             source = source.permute(1, 2, 0)
-        source = (source.float() if source.dtype == torch.bfloat16 else source).detach().cpu().numpy()
+        source = (
+            (source.float() if source.dtype.itemsize == 2 and source.is_floating_point() else source)
+            .detach()
+            .cpu()
+            .numpy()
+        )
     if isinstance(source, np.ndarray):
         source = _bytes_of(source, name, value_range)
         if source.ndim == 3 and source.shape[2] == channels:

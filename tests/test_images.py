@@ -812,3 +812,19 @@ def test_large_images_are_converted_strip_by_strip(monkeypatch: pytest.MonkeyPat
     laid = 255 + (la - 255) * (rgba[:, :, 3] / 255)
     assert np.abs(whole["grey and alpha"][:, :, 0] - laid).max() <= 2
     assert np.abs(whole["premultiplied"][:, :, 0].astype(int) - whole["grey and alpha"][:, :, 0]).max() <= 3
+
+
+def test_resizing_without_torch_gives_the_same_bytes() -> None:
+    """Where torch is loaded images are resized by it, elsewhere by NumPy: a model's answers must not depend on that."""
+    rng = np.random.default_rng(0)
+    for case in range(40):
+        height, width = (int(n) for n in rng.integers(1, 300, 2))
+        size = [int(n) for n in rng.integers(1, 120, 2)]
+        image = rng.integers(0, 256, (height, width, (1, 3)[case % 2]), dtype=np.uint8)
+        if case % 3 == 0:  # where bicubic overshoots
+            image = (image > 127).astype(np.uint8) * np.uint8(255)
+        extent = (height - min(0.9, height / 2) * rng.random(), width - min(0.9, width / 2) * rng.random())
+        for given in ((height, width), extent):
+            for interpolation in ("bilinear", "bicubic"):
+                wanted = images._by_torch(image, *size, interpolation, given)
+                np.testing.assert_array_equal(images._as_torch(image, *size, interpolation, given), wanted)

@@ -15,6 +15,7 @@ _WEIGHT_SUFFIXES: dict[str, tuple[str, ...]] = {
     "torch": (".tar", ".pth", ".pt"),
     "timm": (".safetensors", ".bin", ".pth", ".pt", ".tar"),
     "transformers": (),
+    "onnx": (".onnx",),
 }
 """Form -> how its file is called; timm may also be a folder, transformers always is one."""
 
@@ -23,7 +24,8 @@ _WEIGHT_SUFFIXES: dict[str, tuple[str, ...]] = {
 class ConvertConfig(Config):
     """Write a model in the form that other software reads, or read any published form into a model file.
 
-    What is written is read back and compared before the command says that it is done.
+    What is written is read back and compared before the command says that it is done. With --to onnx the network becomes a program that
+    runs without torch: its answers on images are compared with the model's.
     """
 
     source: Positional[str]
@@ -31,9 +33,9 @@ class ConvertConfig(Config):
     a transformers or timm folder, or hf-hub:user/name."""
     destination: Positional[str]
     """File or folder to write. transformers: a folder; timm: a file (.safetensors, .pth) or a folder; npz: a .npz file; torch:
-    a .pth.tar file; bit: a .safetensors file."""
-    to: Literal["bit", "timm", "transformers", "npz", "torch"] = "bit"
-    """Form: bit is bigtransfer's own, npz and torch are those of the authors' code."""
+    a .pth.tar file; bit: a .safetensors file; onnx: an .onnx file."""
+    to: Literal["bit", "timm", "transformers", "npz", "torch", "onnx"] = "bit"
+    """Form: bit is bigtransfer's own, npz and torch are those of the authors' code, onnx is for onnxruntime, OpenVINO and others."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the stored weights; the 16-bit ones halve the size and lose digits."""
     overwrite: bool = False
@@ -41,13 +43,22 @@ class ConvertConfig(Config):
     offline: bool = False
     """Never download (also BIT_OFFLINE=1)."""
 
+    # --- Exported networks
+    input: Literal["float32", "uint8"] | None = None
+    """What an onnx file takes: float32 in [-1, 1], or uint8 pixels, which it scales itself. Default: float32."""
+    images: str | None = None
+    """Images to compare the answers on, in any form that `bit finetune` reads, or a folder. Default: those that the run was given, else
+    made-up ones."""
+
     def check(self) -> None:
         known = {suffix for suffixes in _WEIGHT_SUFFIXES.values() for suffix in suffixes}
         suffix = os.path.splitext(self.destination)[1]
         fitting = _WEIGHT_SUFFIXES[self.to]
         is_file = suffix in known
-        if (is_file and suffix not in fitting) or (not is_file and self.to in ("bit", "npz", "torch")):
+        if (is_file and suffix not in fitting) or (not is_file and self.to in ("bit", "npz", "torch", "onnx")):
             wanted = f"should end in {' or '.join(fitting)}" if fitting else "should be a folder"
             raise ConfigError(f"{self.destination} {wanted} with --to {self.to}.")
-        if self.to in ("npz", "torch"):
+        if self.to in ("npz", "torch", "onnx"):
             forbid(self, ("dtype",), f"has no effect with --to {self.to}, which stores float32")
+        if self.to != "onnx":
+            forbid(self, ("input", "images"), "is for --to onnx")

@@ -19,7 +19,7 @@ class EvaluateConfig(Config):
     """
 
     model: Positional[str]
-    """A model file, a run folder, or a name from `bit models`."""
+    """A model file, a run folder, a file that `bit convert` exported, or a name from `bit models`."""
     data: Positional[str | None] = None
     """Labelled images in any form that `bit finetune` reads; not with --suite."""
     split: Literal["auto", "train", "val", "test"] = "auto"
@@ -64,6 +64,8 @@ class EvaluateConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
+    backend: Literal["auto", "torch", "onnxruntime"] = "auto"
+    """What computes the network. auto: onnxruntime for a model that `bit convert --to onnx` wrote, else torch."""
     batch_size: Batch | None = None
     """Images computed at a time. Default: by their size."""
     decoder: Literal["fast", "exact"] | None = None
@@ -94,5 +96,6 @@ _OF_IMAGES = (
     "label_separator",
     "json",
     "out",
+    "backend",
 )
 _OF_SUITES = ("task", "root", "results", "seed")

@@ -17,7 +17,7 @@ class PredictConfig(Config):
     """
 
     model: Positional[str]
-    """A model file, a run folder, or a name from `bit models`."""
+    """A model file, a run folder, a file that `bit convert` exported, or a name from `bit models`."""
     images: Positional[tuple[str, ...]]
     """Image files, folders (all images below them), patterns such as "photos/*.jpg", addresses (https://, file://), or - for
     an image on standard input, or a list of these there, one a line."""
@@ -39,6 +39,8 @@ class PredictConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
+    backend: Literal["auto", "torch", "onnxruntime"] = "auto"
+    """What computes the network. auto: onnxruntime for a model that `bit convert --to onnx` wrote, else torch."""
     batch_size: Batch | None = None
     """Images computed at a time. Default: by their size."""
     decoder: Literal["fast", "exact"] | None = None

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import math
 import os
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -124,7 +125,7 @@ def _scaled(encoded: Encoded, image: Image.Image, channels: int, spec: InputSpec
     _, (_, _, right, bottom) = drafted
     with _memory(_affordable(encoded, (width, height), image.size, image.mode, channels)):
         stored = _loaded(encoded, image, channels)
-        small = _by_torch(stored, down, across, spec.interpolation, (bottom, right))
+        small = _antialiased(stored, down, across, spec.interpolation, (bottom, right))
     upright = np.empty((rows, columns, channels), np.uint8)
     _as_stored(upright, orientation)[:] = small
     return np.ascontiguousarray(upright[top : top + spec.size, left : left + spec.size])
@@ -497,7 +498,7 @@ def prepare(image: Pixels, spec: InputSpec | None) -> Pixels:
         return _window(image, (height, top), (width, left), spec)
     if image.shape[:2] != (height, width):
         if spec.antialias and spec.decoder == "fast":
-            image = _by_torch(image, height, width, spec.interpolation, image.shape[:2])
+            image = _antialiased(image, height, width, spec.interpolation, image.shape[:2])
         else:
             image = resize(image, height, width, spec.interpolation, spec.antialias)
     return np.ascontiguousarray(image[top : top + spec.size, left : left + spec.size])
@@ -552,11 +553,80 @@ def _by_pillow(
     return result[:, :, None] if grey else result
 
 
+def _antialiased(
+    image: Pixels, height: int, width: int, interpolation: Interpolation, extent: tuple[float, float]
+) -> Pixels:
+    """The image, or its first `extent` (rows, columns; parts of them, too), antialiased at `height` x `width` px, as torch does it.
+
+    Torch is not loaded for that, which would take seconds: where nobody has loaded it NumPy gives the same bytes.
+    """
+    resize = _by_torch if "torch" in sys.modules else _as_torch
+    return resize(image, height, width, interpolation, extent)
+
+
+def _as_torch(
+    image: Pixels, height: int, width: int, interpolation: Interpolation, extent: tuple[float, float]
+) -> Pixels:
+    """`_by_torch` without torch, bit for bit (ATen/native/cpu/UpSampleKernel.cpp, of uint8): weights as whole numbers of 16 bits, columns
+    first, and what comes of them rounded to 8 bits."""
+    rows, columns, channels = image.shape
+    if columns != width:
+        halfway = np.empty((rows, width, channels), np.uint8)
+        bands = list(_bands(columns, width, extent[1], interpolation))
+        step = max(1, _STRIP // columns)
+        for top in range(0, rows, step):
+            strip = image[top : top + step].transpose(0, 2, 1).astype(np.float64)
+            for first, low, weights in bands:
+                made = _rounded(strip[:, :, low : low + weights.shape[1]] @ weights.T)
+                halfway[top : top + step, first : first + len(weights)] = made.transpose(0, 2, 1)
+        image = halfway
+    if rows == height:
+        return image
+    result = np.empty((height, width, channels), np.uint8)
+    for first, low, weights in _bands(rows, height, extent[0], interpolation):
+        part = image[low : low + weights.shape[1]].reshape(weights.shape[1], -1).astype(np.float64)
+        result[first : first + len(weights)] = _rounded(weights @ part).reshape(len(weights), width, channels)
+    return result
+
+
+def _rounded(sums: np.ndarray) -> np.ndarray:
+    return np.floor(sums + 0.5).clip(0, 255).astype(np.uint8)
+
+
+def _bands(n: int, length: int, extent: float, interpolation: Interpolation) -> Iterator[tuple[int, int, np.ndarray]]:
+    """Of `n` samples, whose first `extent` become `length`: for some results at a time the first of them, the first sample that they are
+    made of, and the weights float64 (results, samples), whole numbers divided by a power of two, so that sums of pixels are exact."""
+    scale = 1 / (length / extent)
+    wide = max(scale, 1.0)
+    support = (1 if interpolation == "bilinear" else 2) * wide
+    centre = scale * (np.arange(length) + 0.5)
+    low = (centre - support + 0.5).astype(np.int64).clip(0)
+    high = (centre + support + 0.5).astype(np.int64).clip(None, n)
+    places = low[:, None] + np.arange((high - low).max())
+    distance = np.abs((places - centre[:, None] + 0.5) * (1 / wide))
+    weights = np.where(distance < (1 if interpolation == "bilinear" else 2), _kernel(distance, interpolation), 0)
+    weights = np.where(places < high[:, None], weights, 0)
+    weights /= weights.sum(axis=1, keepdims=True)
+    # As many bits as the largest leaves room for.
+    bits = next((bits for bits in range(22) if int(0.5 + weights.max() * 2 ** (bits + 1)) >= 2**15), 22)
+    weights = np.trunc(weights * 2**bits + np.copysign(0.5, weights)) / 2**bits
+    for first in range(0, length, _BAND):
+        some = slice(first, first + _BAND)
+        begin, end = int(low[some].min()), int(high[some].max())
+        dense = np.zeros((len(low[some]), end - begin))
+        for row, start, values in zip(dense, low[some] - begin, weights[some], strict=True):
+            row[start : start + len(values)] = values[: len(row) - start]
+        yield first, begin, dense
+
+
+_BAND = 8
+"""Results that are computed at a time: products with matrices that are mostly not zero."""
+
+
 def _by_torch(
     image: Pixels, height: int, width: int, interpolation: Interpolation, extent: tuple[float, float]
 ) -> Pixels:
-    """The image, or its first `extent` (rows, columns; parts of them, too), antialiased at `height` x `width` px."""
-    import torch  # takes seconds
+    import torch
 
     # Not `torch.nn.functional.interpolate`, which takes a size or how much is resized, but not both, and gives plane after plane.
     operations = torch.ops.aten

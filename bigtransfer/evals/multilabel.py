@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bigtransfer.catalog import DEFAULT_THRESHOLD
 from bigtransfer.dist import World
 from bigtransfer.errors import DataError, WeightsError
 from bigtransfer.feed.labels import multi_hot
-
-DEFAULT_THRESHOLD = 0.5
-"""Probability from which on a label is given where no images are left to choose better ones by."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bigtransfer import weights
+from bigtransfer import outputs, weights
+from bigtransfer.backends import graph, onnx_file
 from bigtransfer.config import ConvertConfig
 from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.jobs import parity
+from bigtransfer.model import ResNetV2
 from bigtransfer.weights import configs
 
 
@@ -22,6 +25,9 @@ def run(config: ConvertConfig) -> None:
         raise ConfigError(
             f"{destination} is a {'file' if destination.is_file() else 'folder'} already; remove it first."
         )
+    if config.to == "onnx":
+        _export(config, network, destination)
+        return
     weights.export(destination, network, config.to, dtype=config.dtype)
 
     if different := weights.differing(destination, network, config.to, config.dtype):
@@ -34,6 +40,27 @@ def run(config: ConvertConfig) -> None:
         print("This form has no place for the class names and the input size; keep the source for them.")
     if note := _use(config, card.num_classes, configs.timm_name(card.architecture)):
         print(f"Use it:\n  {note}")
+
+
+def _export(config: ConvertConfig, network: ResNetV2, destination: Path) -> None:
+    """The network as an ONNX file, once its answers are those of the network."""
+    card = network.card
+    pixels, where = parity.images(config.images, config.source, card)
+    content = graph.onnx_model(network, input=config.input or "float32")
+    found = parity.compare(content, network, pixels)
+    print(f"{len(pixels)} images of {where}, computed by onnxruntime and by torch in float32:\n  {found}", flush=True)
+    found.check()
+    with outputs.atomic_write(destination) as temporary:
+        temporary.write_bytes(content)
+    if onnx_file.read(destination).content != content:
+        raise WeightsError(f"{destination} does not hold what was written to it. Is the disk sound?")
+    sides = f"{card.input.size}, {card.input.size}" if graph.of_one_size(card) else "height, width"
+    taken = "uint8 pixels" if config.input == "uint8" else "float32 in [-1, 1]"
+    print(
+        f"{destination}: {_size(destination)}, ONNX with operators of version {graph.OPSET}; takes RGB (batch, "
+        f"{card.architecture.in_chans}, {sides}), {taken}"
+    )
+    print(f"Use it:\n  bit predict {config.destination} IMAGES")
 
 
 def _size(path: Path) -> str:

@@ -90,7 +90,13 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         [*_written("--out", config.out, ("evaluation.json", "config.json", "report.html")), ("--json", config.json)],
         (config.model, config.data, config.class_names, config.exclude),
     )
-    predictor = Predictor.load(config.model, device=config.device, precision=config.precision, decoder=config.decoder)
+    predictor = Predictor.load(
+        config.model,
+        device=config.device,
+        precision=config.precision,
+        decoder=config.decoder,
+        backend=config.backend,
+    )
     card = predictor.card
     splits = open_dataset(
         config.data,

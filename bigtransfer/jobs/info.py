@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from bigtransfer import catalog, fetch, hyperrule, settings
+from bigtransfer import backends, catalog, fetch, hyperrule, settings
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.config import InfoConfig
 from bigtransfer.terminal import json_line, line
@@ -23,6 +23,8 @@ def run(config: InfoConfig) -> None:
     record = catalog.meant(config.model)
     if record is not None and fetch.local(record) is None:
         card = record.full_card()
+    elif record is None and backends.is_exported(config.model):
+        card = backends.describe(config.model)
     else:
         from bigtransfer import weights  # loads torch, which takes seconds and only reading files needs
 

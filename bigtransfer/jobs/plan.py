@@ -230,8 +230,9 @@ def _equal(name: str, one: Any, other: Any) -> bool:
     return one == other
 
 
-def environment(device: torch.device) -> dict[str, Any]:
+def environment(device: torch.device | str) -> dict[str, Any]:
     """Versions and hardware, for the record."""
+    device = torch.device(device)
     return {
         "bigtransfer": bigtransfer.__version__,
         "torch": str(torch.__version__),

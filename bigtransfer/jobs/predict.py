@@ -26,8 +26,17 @@ from bigtransfer.terminal import cell, json_line, line
 
 def run(config: PredictConfig) -> int:
     """Predict and write in the format asked for. Exit status 1 if some image could not be read."""
-    predictor = Predictor.load(config.model, device=config.device, precision=config.precision, decoder=config.decoder)
+    predictor = Predictor.load(
+        config.model,
+        device=config.device,
+        precision=config.precision,
+        decoder=config.decoder,
+        backend=config.backend,
+    )
     sources = list(_sources(config.images))
+    if len(sources) > _MANY:
+        with contextlib.suppress(ImportError):
+            import torch  # noqa: F401 - with which images are resized sooner, to the same bytes
     _refuse_inputs(config, sources)
     names: list[str] = []
     features: list[np.ndarray] = []
@@ -120,6 +129,9 @@ def _from_standard_input() -> Iterator[str | tuple[str, Callable[[], bytes]]]:
 def _missing(error: ImageError) -> bytes:
     raise error
 
+
+_MANY = 500
+"""Images whose resizing without torch takes about as long as loading it."""
 
 _LONGEST = 1 << 16
 """Bytes of a line, with its end, of a list of names: longer ones are no names."""

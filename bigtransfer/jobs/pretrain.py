@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bigtransfer import data, files, hyperrule, records, report, runs, weights
+from bigtransfer.backends.by_torch import choose_device
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Vocabulary, architecture
 from bigtransfer.config import PretrainConfig, command_line, seconds
 from bigtransfer.data import ImageSet, exclusions, splits
@@ -27,7 +28,6 @@ from bigtransfer.feed.order import MixedOrder, Order
 from bigtransfer.jobs import training
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2, build
-from bigtransfer.predictor import choose_device
 from bigtransfer.train import loop, objective, parallel
 from bigtransfer.train.teacher import Teacher, open_teacher
 

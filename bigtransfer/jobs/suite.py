@@ -91,7 +91,13 @@ def measured(config: EvaluateConfig, *, progress: bool = False) -> Iterator[Outc
     file = config.results or results.DEFAULT_FILE
     results.refuse(file)
     root = settings.benchmarks_folder() if config.root is None else Path(config.root)
-    predictor = Predictor.load(config.model, device=config.device, precision=config.precision, decoder=config.decoder)
+    predictor = Predictor.load(
+        config.model,
+        device=config.device,
+        precision=config.precision,
+        decoder=config.decoder,
+        backend="torch",  # whose tensors the results name
+    )
     model = called(config.model, predictor)
     if model.endswith(_BY_NAME_ONLY):
         known = published_name(predictor.card)
@@ -197,7 +203,8 @@ class Workbench(Bench):
         self._parent: Workbench | None = None
         self._run: Path | None = None
         self._predictor, self._batch_size, self._workers, self._progress = predictor, batch_size, workers, progress
-        self.card, self.device, self.seed, self.parts = predictor.card, predictor.device, seed, parts
+        self.card, self.device = predictor.card, torch.device(predictor.device)
+        self.seed, self.parts = seed, parts
         self.used: InputSpec | None = None
         """How images were last seen, by this model or what was made from it."""
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from bigtransfer import files, runs
-from bigtransfer.catalog import ModelCard
+from bigtransfer.catalog import EXPORTED, ModelCard
 from bigtransfer.errors import BitError, WeightsError
 from bigtransfer.limits import limits
 from bigtransfer.weights import configs
@@ -124,6 +124,11 @@ _Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor], "ModelCa
 def _kind(path: Path) -> Callable[[Path, contextlib.ExitStack], _Opened]:
     with files.opened(path) as file:  # a pipe would be waited for
         start = file.read(256)
+    if path.suffix.lower() in EXPORTED:
+        raise WeightsError(
+            f"{path} is an exported network: `bit predict`, `evaluate` and `info` take it, but it cannot be trained or converted. Give the "
+            "model file that it was made from."
+        )
     if not start:
         raise WeightsError(f"{path} is empty. Download or save it again.")
     if start.startswith(b"version https://git-lfs.github.com"):

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from bigtransfer import runs
 from bigtransfer.config import CheckConfig
@@ -36,7 +35,7 @@ LABELS, FLAWS, OUTLIERS = 120, 24, 36
 """Pictures on the page at most: of labels, of each flaw, of outliers."""
 
 
-def write(config: CheckConfig, checked: Checked, device: torch.device | None) -> None:
+def write(config: CheckConfig, checked: Checked, device: str | None) -> None:
     """Write everything into the folder, and the corrected split."""
     folder = checked.folder
     found = findings(checked)
@@ -46,7 +45,7 @@ def write(config: CheckConfig, checked: Checked, device: torch.device | None) ->
             {
                 "command": "check",
                 "asked": dataclasses.asdict(config),
-                "environment": environment(device or torch.device("cpu")),
+                "environment": environment(device or "cpu"),
                 "found": {
                     "images": {part: len(images) for part, images in checked.seen.parts.items()},
                     "pairs": dict(sorted(Counter(pair.verdict for pair in checked.pairs).items())),

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from bigtransfer import hyperrule, machine, report, runs, weights
+from bigtransfer.backends.by_torch import choose_device
 from bigtransfer.catalog import ModelCard
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import Splits, exclusions, splits
@@ -26,7 +27,6 @@ from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measu
 from bigtransfer.jobs.finetune.decision import FinetunePlan
 from bigtransfer.jobs.plan import Begun, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2, joined
-from bigtransfer.predictor import choose_device
 from bigtransfer.train import checkpoint
 
 

@@ -1,0 +1,108 @@
+"""What computes a network: torch, onnxruntime or OpenVINO, behind one door, on which `Predictor` is built. Torch is loaded by need only."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+
+from bigtransfer import fetch, web
+from bigtransfer.backends import onnx_file
+from bigtransfer.catalog import EXPORTED, ModelCard
+from bigtransfer.errors import ConfigError
+
+if TYPE_CHECKING:
+    from bigtransfer.model import ResNetV2
+
+Name = Literal["torch", "onnxruntime"]
+Choice = Literal["auto", "torch", "onnxruntime"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class Backend(ABC):
+    """A network ready to compute, on one device. Thread-safe."""
+
+    name: ClassVar[Name]
+    card: ModelCard
+    device: str
+    """As torch calls devices."""
+    precision: str
+    """Of the computation: "fp32" or "bf16"."""
+
+    @abstractmethod
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """uint8 `(n, channels, size, size)`, n at least 1, strides as they come -> features `(n, features)` and logits `(n, classes)`,
+        float32 and contiguous. Without classes the logits are the features."""
+
+
+def opened(
+    model: str | os.PathLike[str],
+    backend: Choice = "auto",
+    device: str | None = None,
+    precision: Precision = "auto",
+) -> Backend:
+    """`model`: a file of an exported network, or whatever `weights.load` takes.
+
+    backend "auto" follows the form: onnxruntime for an ONNX file, else torch. Named, onnxruntime computes model files too: they are
+    exported first, in memory. Raises ConfigError for a backend that is not installed, cannot compute the file, or has not that device
+    or precision; else as `weights.load`.
+    """
+    if not is_exported(model):
+        from bigtransfer import weights  # loads torch
+
+        return of_network(weights.load(model), backend, device, precision)
+    if backend == "torch":
+        raise ConfigError(
+            f"{model} is an exported network, which torch does not compute. Give the model file it was made from."
+        )
+    from bigtransfer.backends.by_onnxruntime import OnnxRuntime
+
+    path = _located(model)
+    return OnnxRuntime(onnx_file.read(path), path, device, precision)
+
+
+def of_network(
+    network: ResNetV2, backend: Choice = "auto", device: str | None = None, precision: Precision = "auto"
+) -> Backend:
+    """The same of a network in memory."""
+    if backend in ("auto", "torch"):
+        from bigtransfer.backends.by_torch import Torch
+
+        return Torch(network, device, precision)
+    from bigtransfer.backends import graph
+    from bigtransfer.backends.by_onnxruntime import OnnxRuntime
+
+    name = network.card.name
+    return OnnxRuntime(onnx_file.parse(graph.onnx_model(network, input="uint8"), name), name, device, precision)
+
+
+def describe(model: str | os.PathLike[str]) -> ModelCard:
+    """The card of an exported network. Raises WeightsError."""
+    return onnx_file.read(_located(model)).card
+
+
+def is_exported(model: str | os.PathLike[str]) -> bool:
+    """Whether that is the file of an exported network, by its name."""
+    return os.fspath(model).lower().endswith(EXPORTED)
+
+
+def _located(model: str | os.PathLike[str]) -> str:
+    """The file, fetched if need be."""
+    text = os.fspath(model)
+    if web.is_web(text):
+        return os.fspath(fetch.fetch(text))
+    return os.path.expanduser(fetch.path_of(text))
+
+
+def extra(module: str, name: str) -> Any:
+    """The module of an optional package; ConfigError, naming the extra that brings it, where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        package = module.partition(".")[0]
+        raise ConfigError(
+            f"This needs the package {package}, which is not installed here ({error}). Install it: pip install 'bigtransfer[{name}]'."
+        ) from error

@@ -1,0 +1,105 @@
+"""Networks computed by ONNX Runtime, without torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bigtransfer.backends import Backend, Precision, extra
+from bigtransfer.backends.onnx_file import OnnxFile
+from bigtransfer.catalog import ModelCard
+from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.machine import threads
+
+_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
+
+
+class OnnxRuntime(Backend):
+    name = "onnxruntime"
+
+    def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
+        """where: what errors call the file. device: None is the CPU."""
+        if precision == "bf16":
+            raise ConfigError("onnxruntime computes in fp32; for bf16 take --backend torch.")
+        runtime = extra("onnxruntime", "onnx")
+        self.card, self.device, self.precision = file.card, device or "cpu", "fp32"
+        self._where = where
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads()
+        options.log_severity_level = 4  # what is wrong is raised as well
+        try:
+            self._session = runtime.InferenceSession(file.content, options, providers=[_provider(runtime, self.device)])
+            self._type, self._outputs = _checked(self._session, file.card)
+        except (ConfigError, MemoryError):
+            raise
+        except Exception as error:  # of as many kinds as the library has parts
+            raise WeightsError(f"{where} is damaged, or not what its card says ({_short(error)}).") from error
+
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = self.outputs(images, self._outputs)
+        return answers([*found.values()], len(images), self.card, self._where)
+
+    def outputs(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """The graph's results of those names."""
+        if self._type is np.float32:
+            images = scaled(images)
+        try:
+            results = self._session.run(names, {"image": np.ascontiguousarray(images)})
+        except Exception as error:
+            raise WeightsError(f"{self._where}: onnxruntime cannot compute it ({_short(error)}).") from error
+        return dict(zip(names, results, strict=True))
+
+
+def scaled(images: np.ndarray) -> np.ndarray:
+    """uint8 0 to 255 -> float32 in [-1, 1]: `feed.augment.normalize` without torch."""
+    return (images.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
+
+
+def answers(results: list[Any], count: int, card: ModelCard, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features and, if there are any, logits, as arrays that a graph of that card gives; WeightsError if they are not."""
+    widths = [card.architecture.num_features, *([card.num_classes] if card.num_classes else ())]
+    found = [np.ascontiguousarray(result, np.float32) for result in results]
+    if [array.shape for array in found] != [(count, width) for width in widths]:
+        raise WeightsError(
+            f"{where} gives {[array.shape for array in found]} for {count} images, which is not what its card says."
+        )
+    return found[0], found[-1]
+
+
+def _provider(runtime: Any, device: str) -> Any:
+    kind, _, number = device.partition(":")
+    name = _PROVIDERS.get(kind)
+    if name is None or (number and not number.isdecimal()) or name not in runtime.get_available_providers():
+        raise ConfigError(f"onnxruntime has no device {device!r} here; take --device cpu.")
+    return (name, {"device_id": int(number or 0)}) if kind == "cuda" else name
+
+
+def _checked(session: Any, card: ModelCard) -> tuple[Any, list[str]]:
+    """What the graph takes, np.uint8 or np.float32, and the names of its results that are asked for."""
+    (image,) = session.get_inputs()
+    side = card.input.size
+    shape = [
+        wanted if isinstance(length, str) else length
+        for length, wanted in zip(image.shape[1:], (0, side, side), strict=True)
+    ]
+    if (image.name, isinstance(image.shape[0], str)) != ("image", True) or shape != [
+        card.architecture.in_chans,
+        side,
+        side,
+    ]:
+        raise ValueError(f"its input is {image.name} {image.shape}")
+    given = {one.name: one.shape[1:] for one in session.get_outputs() if one.type == "tensor(float)"}
+    wanted = {"features": [card.architecture.num_features]} | (
+        {"logits": [card.num_classes]} if card.num_classes else {}
+    )
+    for name, width in wanted.items():
+        if given.get(name) != width:
+            raise ValueError(f"its result {name} has the shape {given.get(name)} an image, not {width}")
+    return _TYPES[image.type], list(wanted)
+
+
+def _short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."

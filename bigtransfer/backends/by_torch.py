@@ -1,0 +1,74 @@
+"""Networks computed by torch: on a CPU by this package's own operations, on a GPU."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bigtransfer.backends import Backend, Precision
+from bigtransfer.errors import ConfigError, TrainingError
+from bigtransfer.feed.augment import normalize
+from bigtransfer.model import ResNetV2, fold
+from bigtransfer.train.loop import compute_dtype
+
+
+class Torch(Backend):
+    """The network with its kernels standardized once."""
+
+    name = "torch"
+
+    def __init__(self, network: ResNetV2, device: str | None, precision: Precision) -> None:
+        """device: None takes the fastest one present."""
+        self.card = network.card
+        self._device = choose_device(device)
+        self.device = str(self._device)
+        self._dtype = compute_dtype(precision, self._device)
+        self.precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"
+        self.network = fold(network, self._dtype).to(self._device).to(memory_format=torch.channels_last)
+
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        pooled, logits = self._forward(torch.from_numpy(images))
+        return pooled.numpy(), logits.numpy()
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 `(n, channels, size, size)` -> pooled features and logits, float32 on the CPU. Where a GPU's memory does not
+        suffice the batch is computed in halves, down to single images."""
+        try:
+            with torch.inference_mode():
+                pooled = self.network.features(normalize(images.to(self._device, non_blocking=True), self._dtype))
+                logits = self.network.head(pooled)
+            # Cloned outside: tensors made in inference mode could not be used with autograd.
+            return pooled.float().cpu().clone(), logits.float().cpu().clone()
+        except torch.OutOfMemoryError:
+            pass  # outside the handler the traceback no longer keeps the batch's memory
+        if len(images) == 1:
+            raise TrainingError(
+                f"Not enough memory on {self._device} for a single image of {images.shape[-1]} px. Use --device cpu."
+            )
+        halves = [self._forward(half) for half in images.tensor_split(2)]
+        return torch.cat([pooled for pooled, _ in halves]), torch.cat([logits for _, logits in halves])
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device of that name, or the fastest one present if None; ConfigError if it is not there."""
+    if name is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    with contextlib.suppress(RuntimeError):  # torch: not a device's name
+        device = torch.device(name)
+        count = {
+            "cpu": 1,
+            "cuda": torch.cuda.device_count(),
+            "mps": int(torch.backends.mps.is_available()),
+        }.get(device.type, 0)
+        if (device.index or 0) < count:
+            return device
+        if device.type in ("cuda", "mps"):
+            raise ConfigError(
+                f"There is no device {name} here: torch sees {count} of that kind. --device cpu always works."
+            )
+    raise ConfigError(f"{name!r} is no device that is supported; choose cpu, cuda, cuda:N or mps.")

@@ -1,0 +1,188 @@
+"""The door for ONNX files: what is in one, read without the library that will run it, and nothing but what `bit convert` writes let in.
+
+An ONNX file is a program in a small language, as Protocol Buffers. Others might read files that lie beside it ("external data"), contain
+loops, functions or operators of plug-ins; those are refused here before anything else looks at the file. What is left are the operators
+of a convolutional network and its constants. How much memory and time these take for one image is not judged: as with any model, run
+those of people you trust.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from bigtransfer import files
+from bigtransfer.catalog import ModelCard
+from bigtransfer.errors import WeightsError
+
+CARD_KEY = "bigtransfer"
+"""Key of the model card among the file's metadata."""
+
+OPERATIONS = frozenset(
+    (
+        "Add",
+        "BatchNormalization",
+        "Cast",
+        "Concat",
+        "Conv",
+        "Div",
+        "Gemm",
+        "Identity",
+        "InstanceNormalization",
+        "MatMul",
+        "MaxPool",
+        "Mul",
+        "Pad",
+        "ReduceMax",
+        "ReduceMean",
+        "Relu",
+        "Reshape",
+        "Shape",
+        "Sigmoid",
+        "Slice",
+        "Softmax",
+        "Sub",
+    )
+)
+"""The operators that our graphs are made of (`graph.onnx_model`)."""
+
+
+@dataclass(frozen=True, eq=False)
+class OnnxFile:
+    """A file that may be run."""
+
+    content: bytes
+    card: ModelCard
+
+
+def read(path: str | os.PathLike[str]) -> OnnxFile:
+    """The ONNX file at `path`, checked. WeightsError where it is none, or none that `bit convert` wrote."""
+    where = os.fspath(path)
+    try:
+        content = files.read(path, "exported_bytes")
+    except FileNotFoundError as error:
+        raise WeightsError(f"There is no file {where}.") from error
+    except OSError as error:
+        raise WeightsError(f"{where} cannot be read: {error.strerror}.") from error
+    return parse(content, where)
+
+
+def parse(content: bytes, where: str) -> OnnxFile:
+    """The same of a file's bytes; errors begin with `where`."""
+    found = _Found()
+    try:
+        _walk(memoryview(content), "model", found)
+    except _Malformed as error:
+        raise WeightsError(f"{where} is damaged, or no ONNX file.") from error
+    if found.refused:
+        raise WeightsError(f"{where} {found.refused}, which an exported BiT network has not. It is not run.")
+    if odd := sorted(set(found.operations) - OPERATIONS):
+        raise WeightsError(
+            f"{where} has operators that an exported BiT network has not: {', '.join(odd[:5])[:200]}. It is not run."
+        )
+    texts = [value for key, value in found.metadata if key == CARD_KEY.encode()]
+    if len(texts) != 1:
+        raise WeightsError(
+            f"{where} carries no model card: `bit convert --to onnx` did not write it, and what its input and its classes mean is unknown."
+        )
+    try:
+        text = texts[0].decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise WeightsError(f"{where}: its card is not UTF-8 text.") from error
+    return OnnxFile(content, ModelCard.from_json(text, f"{where}: its card"))
+
+
+# --- Protocol Buffers
+
+_MESSAGES: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 8: "opset", 14: "entry", 20: "training", 25: "function"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {4: "operator", 5: "attribute", 7: "domain"},
+    "attribute": {5: "tensor", 6: "subgraph", 10: "tensor", 11: "subgraph", 22: "sparse", 23: "sparse"},
+    "tensor": {13: "external", 14: "location"},
+    "opset": {1: "domain"},
+    "entry": {1: "key", 2: "value"},
+}
+"""onnx.proto: message -> number of a field -> what is in it. Fields that are not named are passed over."""
+
+_REFUSED = {
+    "training": "has a graph for training",
+    "function": "has functions of its own",
+    "subgraph": "has loops or branches",
+    "sparse": "has sparse constants",
+    "external": "reads constants from other files",
+}
+_LENGTH, _VARINT, _FIXED = 2, 0, {1: 8, 5: 4}
+
+
+class _Malformed(Exception):
+    """Not what it should be."""
+
+
+@dataclass
+class _Found:
+    operations: list[str] = field(default_factory=list)
+    metadata: list[tuple[bytes, bytes]] = field(default_factory=list)
+    refused: str = ""
+
+
+def _walk(message: memoryview, kind: str, found: _Found) -> None:
+    entry = {"key": b"", "value": b""}
+    for number, wire, value in _fields(message):
+        what = _MESSAGES[kind].get(number)
+        if what is None:
+            continue
+        if what == "location":
+            if wire != _VARINT or value != 0:
+                found.refused = _REFUSED["external"]
+            continue
+        if wire != _LENGTH or not isinstance(value, memoryview):
+            raise _Malformed
+        if what in _REFUSED:
+            found.refused = _REFUSED[what]
+        elif what in entry:
+            entry[what] = bytes(value)
+        elif what == "operator":
+            found.operations.append(bytes(value).decode("utf-8", "replace"))
+        elif what == "domain":
+            if bytes(value) not in (b"", b"ai.onnx"):
+                found.refused = "has operators of others than ONNX"
+        else:
+            _walk(value, what, found)
+    if kind == "entry":
+        found.metadata.append((entry["key"], entry["value"]))
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:
+    """Number, wire type and value of a message's fields, in their order."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        number, wire = key >> 3, key & 7
+        if wire == _VARINT:
+            value, at = _varint(message, at)
+            yield number, wire, value
+            continue
+        if wire == _LENGTH:
+            length, at = _varint(message, at)
+        elif wire in _FIXED:
+            length = _FIXED[wire]
+        else:
+            raise _Malformed
+        if number == 0 or length > len(message) - at:
+            raise _Malformed
+        yield number, wire, message[at : at + length]
+        at += length
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if at >= len(message):
+            raise _Malformed
+        byte = message[at]
+        value, at = value | (byte & 127) << shift, at + 1
+        if byte < 128:
+            return value, at
+    raise _Malformed

@@ -1,0 +1,166 @@
+"""Whether an exported network answers as the network does: compared on images, before the file counts as written."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bigtransfer import records
+from bigtransfer.backends import onnx_file
+from bigtransfer.backends.by_onnxruntime import OnnxRuntime
+from bigtransfer.backends.by_torch import Torch
+from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.data import ImageSet, open_dataset, open_images
+from bigtransfer.data import images as image_ops
+from bigtransfer.errors import BitError, DataError, ImageError, RunError, WeightsError
+from bigtransfer.model import ResNetV2
+from bigtransfer.predictor import probable
+
+TOLERANCE = 1e-4
+"""Of float32: how much probabilities may differ, and logits and features relative to the largest of them. What is found is about 1e-6: sums
+in another order."""
+_COUNT = 64
+_AT_A_TIME = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parity:
+    """The largest differences over all images."""
+
+    count: int
+    logits: float
+    """Relative to the largest logit."""
+    probabilities: float
+    features: float
+    """Relative to the largest feature."""
+    same: int
+    """Images whose most probable class is the same."""
+    doubtful: int
+    """Images whose two most probable classes are no further apart than the tolerance: either may come first."""
+
+    def __str__(self) -> str:
+        classes = (
+            f"the same class for {self.same} of {self.count}"
+            if self.same < self.count
+            else f"the same class for all {self.count}"
+        )
+        return (
+            f"largest differences: logits {self.logits:.1e} of the largest, probabilities {self.probabilities:.1e}, features "
+            f"{self.features:.1e} of the largest; {classes} (allowed: {TOLERANCE:g})"
+        )
+
+    def check(self) -> None:
+        """WeightsError where they are more than rounding explains."""
+        worst = max(self.logits, self.probabilities, self.features)
+        if not worst <= TOLERANCE or self.same + self.doubtful < self.count:  # NaN is not
+            raise WeightsError(
+                f"The exported network does not answer as the model does: they differ by {worst:.1e}, and {TOLERANCE:g} is allowed. "
+                "Nothing was written. Please report this model."
+            )
+
+
+def compare(content: bytes, network: ResNetV2, pixels: np.ndarray) -> Parity:
+    """An ONNX file's answers beside those of torch on a CPU in float32. pixels: uint8 `(n, channels, size, size)`."""
+    several = network.card.multi_label
+    plain = Torch(network, "cpu", "fp32")
+    exported = OnnxRuntime(onnx_file.parse(content, network.card.name), network.card.name, "cpu", "fp32")
+    worst: dict[str, float] = {}
+    largest: dict[str, float] = {}
+    same = doubtful = 0
+    for first in range(0, len(pixels), _AT_A_TIME):
+        some = pixels[first : first + _AT_A_TIME]
+        features, logits = plain.run(some)
+        wanted = {"features": features}
+        if network.card.num_classes:
+            wanted |= {"logits": logits, "probabilities": probable(logits, several=several)}
+        found = exported.outputs(some, [*wanted])
+        for name, value in wanted.items():
+            worst[name] = max(worst.get(name, 0.0), float(np.abs(found[name] - value).max()))
+            largest[name] = max(largest.get(name, 0.0), float(np.abs(value).max()))
+        if network.card.num_classes:
+            agree = wanted["logits"].argmax(1) == found["logits"].argmax(1)
+            ordered = np.sort(wanted["probabilities"], axis=1)
+            close = ordered[:, -1] - ordered[:, -2:].min(axis=1) <= TOLERANCE
+            same, doubtful = same + int(agree.sum()), doubtful + int((~agree & close).sum())
+        else:
+            same += len(some)
+    return Parity(
+        count=len(pixels),
+        logits=worst.get("logits", 0.0) / (largest.get("logits") or 1.0),
+        probabilities=worst.get("probabilities", 0.0),
+        features=worst["features"] / (largest["features"] or 1.0),
+        same=same,
+        doubtful=doubtful,
+    )
+
+
+def images(asked: str | None, source: str, card: ModelCard) -> tuple[np.ndarray, str]:
+    """Up to 64 images, uint8 `(n, channels, size, size)`, and in words what they are: those of `asked`, else of the data that the run in
+    the folder `source` was given, else made-up ones. Raises DataError where those asked for cannot be had."""
+    spec, channels = card.input, card.architecture.in_chans
+    if asked is not None:
+        return _read(_opened(asked, card), spec, asked), asked
+    data = _of_run(source)
+    if data is not None:
+        try:
+            return _read(_opened(data, card), spec, data), data
+        except BitError:  # moved since
+            pass
+    return _made_up(channels, spec.size), "made-up pictures (--images names real ones)"
+
+
+def _opened(data: str, card: ModelCard) -> ImageSet:
+    try:
+        splits = open_dataset(data, multi_label=card.multi_label, channels=card.architecture.in_chans, min_classes=1)
+    except DataError:
+        return open_images([data])  # without labels
+    return next(part for part in (splits.test, splits.val, splits.train) if part is not None)
+
+
+def _read(images: ImageSet, spec: InputSpec, name: str) -> np.ndarray:
+    found = []
+    for i in np.unique(np.linspace(0, len(images) - 1, _COUNT).round().astype(int)):
+        try:
+            found.append(images.read(int(i), spec))
+        except ImageError:  # others will do
+            continue
+    if not found:
+        raise DataError(f"None of the images of {name} can be read.")
+    return np.ascontiguousarray(np.stack(found).transpose(0, 3, 1, 2))
+
+
+def _made_up(channels: int, size: int) -> np.ndarray:
+    """Soft patches of colour, coarse to fine: nothing to recognise, but sums of the usual sizes."""
+    rng = np.random.default_rng(0)
+    pictures = []
+    for grain in (2, 3, 5, 8, 13, 21, 34, 55) * 2:
+        patches = rng.integers(0, 256, (grain, grain, channels), dtype=np.uint8)
+        pictures.append(
+            image_ops.resize(patches, size, size) if channels in (1, 3) else np.resize(patches, (size, size, channels))
+        )
+    return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    data: Any = None
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Of a run's config.json, what it was given."""
+
+    asked: _Asked
+
+
+def _of_run(source: str) -> str | None:
+    folder = Path(source) if os.path.isdir(source) else Path(source).parent
+    try:
+        data = records.read(folder / "config.json", _Origin, RunError).asked.data
+    except (FileNotFoundError, RunError):
+        return None
+    return data if isinstance(data, str) else None
