@@ -157,11 +157,10 @@ def test_dsprites_factors_and_classes() -> None:
     assert set(labels.dsprites_location(np.arange(1024))) == set(range(16))
 
 
-def test_smallnorb_and_svhn() -> None:
+def test_smallnorb_labels() -> None:
     info = np.array([[4, 8, 34, 5], [6, 0, 2, 1]])
     assert labels.smallnorb_azimuth(info).tolist() == [17, 1]
     assert labels.smallnorb_elevation(info).tolist() == [8, 0]
-    assert labels.svhn_digit(np.array([10, 1, 9], np.uint8)).tolist() == [0, 1, 9]
 
 
 def test_caltech_draws_thirty_of_each_class_and_leaves_out_what_is_no_jpeg() -> None:

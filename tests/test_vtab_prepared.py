@@ -275,7 +275,7 @@ def test_examples_of_another_kind_are_refused(example: Mapping[str, Any], said: 
         opened(tmp_path, task)
 
 
-@pytest.mark.parametrize("damage", ["content", "length", "cut", "beyond"])
+@pytest.mark.parametrize("damage", ["content", "length", "sum", "cut", "beyond"])
 def test_damage_is_noticed_where_it_matters(damage: str, tmp_path: Path) -> None:
     """Of records that the protocol does not take only the lengths are read."""
     task = _svhn(tmp_path)
@@ -285,7 +285,9 @@ def test_damage_is_noticed_where_it_matters(damage: str, tmp_path: Path) -> None
     if damage == "cut":
         content = content[:-1]
     else:  # the third of its records is the eighth of the split, and the seven before it are taken
-        content[{"content": starts[1], "length": starts[2] - 12, "beyond": starts[2]}[damage] + 3] ^= 1
+        content[
+            {"content": starts[1], "length": starts[2] - 12, "sum": starts[2] - 6, "beyond": starts[2]}[damage] + 3
+        ] ^= 1
     file.write_bytes(content)
     if damage == "beyond":
         assert _marks(opened(tmp_path, task)["train800"]) == THOUSAND[:7]

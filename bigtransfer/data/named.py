@@ -18,7 +18,8 @@ from pathlib import Path
 import filelock
 import numpy as np
 
-from bigtransfer import fetch, files, settings
+from bigtransfer import fetch, settings
+from bigtransfer.data import originals
 from bigtransfer.data.archives import unpack
 from bigtransfer.data.layout import Found, Part
 from bigtransfer.data.sources import Arrays, Files
@@ -154,27 +155,8 @@ def _stl10(folder: Path) -> None:
 
 def _svhn(folder: Path) -> None:
     for split in ("train", "test"):
-        content = matlab(folder / _RAW / f"{split}_32x32.mat")
-        # 10 means 0
-        _save(folder, split, content["X"].transpose(3, 0, 1, 2), content["y"].reshape(-1).astype(np.int64) % 10)
+        _save(folder, split, *originals.svhn(folder / _RAW / f"{split}_32x32.mat"))
     _save_class_names(folder, map(str, range(10)))
-
-
-def matlab(file: Path) -> dict[str, np.ndarray]:
-    """The variables of a Matlab file by name. Raises DataError without scipy, ValueError if the file is damaged."""
-    try:
-        from scipy.io import loadmat
-    except ImportError as error:
-        raise DataError(
-            "This data set comes as a Matlab file, which needs the package scipy: pip install scipy"
-        ) from error
-    try:
-        with files.opened(file) as stream:
-            return loadmat(stream)
-    except OSError:
-        raise
-    except Exception as error:  # scipy's own, zlib's, and what follows from bytes that make no sense
-        raise ValueError(f"{file} is damaged: {error}") from error
 
 
 # --- Sets of image files
@@ -194,29 +176,23 @@ def _files(folder: Path, listed: Mapping[str, Sequence[tuple[str, str]]], class_
 def _flowers(folder: Path) -> Found:
     import torchvision
 
-    base = folder / "flowers-102"
-    labels = matlab(base / "imagelabels.mat")["labels"].reshape(-1)
-    splits = matlab(base / "setid.mat")
     # The class names are an addition of newer torchvision versions; the set itself only has numbers.
     names: list[str] = getattr(torchvision.datasets.Flowers102, "classes", None) or [
         str(number) for number in range(1, 103)
     ]
-    listed = {
-        split: [(f"flowers-102/jpg/image_{i:05d}.jpg", names[labels[i - 1] - 1]) for i in splits[key].reshape(-1)]
-        for split, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid"))
-    }
-    return _files(folder, listed, names)
+    found = originals.flowers(folder / "flowers-102")
+    return _files(
+        folder,
+        {part: [(f"flowers-102/{path}", names[label]) for path, label in own] for part, own in found.items()},
+        names,
+    )
 
 
 def _pets(folder: Path) -> Found:
-    names: dict[int, str] = {}
-    listed = {}
-    for split, file in (("train", "trainval.txt"), ("test", "test.txt")):
-        rows = [line.split() for line in (folder / "oxford-iiit-pet/annotations" / file).read_text().splitlines()]
-        for image, number, *_ in rows:
-            names[int(number)] = image.rpartition("_")[0].replace("_", " ").title()
-        listed[split] = [(f"oxford-iiit-pet/images/{image}.jpg", names[int(number)]) for image, number, *_ in rows]
-    return _files(folder, listed, [names[number] for number in sorted(names)])
+    found = originals.pets(folder / "oxford-iiit-pet")
+    names = dict(sorted((label, originals.breed(path)) for own in found.values() for path, label in own))
+    listed = {part: [(f"oxford-iiit-pet/{path}", names[label]) for path, label in own] for part, own in found.items()}
+    return _files(folder, listed, names.values())
 
 
 def _food(folder: Path) -> Found:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bigtransfer import catalog, files, records
-from bigtransfer.data import ImageSet, cifar, open_dataset
-from bigtransfer.data.named import matlab
+from bigtransfer import catalog, files
+from bigtransfer.data import ImageSet, cifar, open_dataset, originals
 from bigtransfer.data.sources import Files
 from bigtransfer.errors import DataError
 from bigtransfer.suites.benchmark import Benchmark
@@ -90,26 +89,24 @@ CIFAR100 = Benchmark(
 def _pets(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
     names = catalog.class_names("oxford_iiit_pet")
     assert names is not None
-    found = {}
-    for part, file in (("train", "trainval.txt"), ("test", "test.txt")):
-        path = folder / "annotations" / file
-        if part not in needed or not path.exists():
-            continue
-        paths, labels = [], []
-        for number, row in enumerate(lines_of(path), 1):
-            image, label = row.split()[:2] if len(row.split()) >= 2 else ("", "")
-            breed = image.rpartition("_")[0].replace("_", " ").title()
-            stated = records.whole(label) or 0
-            expected = names[stated - 1] if 1 <= stated <= len(names) else "none"
-            if breed != expected:
+    try:
+        lists = {part: folder / "annotations" / file for part, file in originals.PETS_LISTS.items()}
+        found = originals.pets(folder, [part for part, path in lists.items() if part in needed and path.exists()])
+    except ValueError as error:
+        raise DataError(f"{error}.") from error
+    for part, listed in found.items():
+        for number, (path, label) in enumerate(listed, 1):
+            expected = names[label] if 0 <= label < len(names) else "none"
+            if originals.breed(path) != expected:
                 raise DataError(
-                    f"{path}, line {number}: {row[:200]!r} is no row of this set: class {label[:40] or '?'} is {expected}, not "
-                    f"{breed[:40] or '?'}."
+                    f"{lists[part]}, line {number}: class {label + 1} is {expected}, not "
+                    f"{originals.breed(path)[:40] or '?'}."
                 )
-            paths.append(f"images/{image}.jpg")
-            labels.append(stated - 1)
-        found[part] = listed_files(folder, paths, labels, names)
-    return found
+    return {part: _listed(folder, listed, names) for part, listed in found.items()}
+
+
+def _listed(folder: Path, listed: originals.Listed, names: tuple[str, ...]) -> ImageSet:
+    return listed_files(folder, [path for path, _ in listed], [label for _, label in listed], names)
 
 
 def lines_of(path: Path) -> list[str]:
@@ -153,39 +150,22 @@ PETS = Benchmark(
 def _flowers(folder: Path, needed: Iterable[str]) -> Mapping[str, ImageSet]:
     names = catalog.class_names("oxford_flowers102")
     assert names is not None
-    labels = _numbers(folder / "imagelabels.mat", "labels")
-    if len(labels) and not (labels.min() >= 1 and labels.max() <= len(names)):
+    try:
+        listed = originals.flowers(folder)
+    except ValueError as error:
+        raise DataError(f"{error}. Get it anew.") from error
+    stated = [label for own in listed.values() for _, label in own]
+    if stated and not (min(stated) >= 0 and max(stated) < len(names)):
         raise DataError(
-            f"{folder / 'imagelabels.mat'}: labels {labels.min()} to {labels.max()}, but 1 to {len(names)} were published."
+            f"{folder / 'imagelabels.mat'}: labels {min(stated) + 1} to {max(stated) + 1}, but 1 to {len(names)} were published."
         )
-    numbers = {
-        part: _numbers(folder / "setid.mat", key)
-        for part, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid"))
-    }
-    numbers["train+val"] = np.concatenate([numbers["train"], numbers["val"]])
+    listed["train+val"] = listed["train"] + listed["val"]
     found = {}
     for part in needed:
-        chosen = numbers[part]
-        if len(chosen) and not (chosen.min() >= 1 and chosen.max() <= len(labels)):
-            raise DataError(
-                f"{folder / 'setid.mat'}: images {chosen.min()} to {chosen.max()}, of {len(labels)} that have labels."
-            )
-        found[part] = listed_files(
-            folder, [f"jpg/image_{number:05d}.jpg" for number in chosen], (labels[chosen - 1] - 1).tolist(), names
-        )
+        found[part] = _listed(folder, listed[part], names)
         if part != "test":
             _check_even(folder, part, found[part])
     return found
-
-
-def _numbers(path: Path, key: str) -> np.ndarray:
-    """int64 (n,) under that name in a Matlab file."""
-    try:
-        return np.asarray(matlab(path)[key]).reshape(-1).astype(np.int64)
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-    except (KeyError, ValueError, TypeError) as error:
-        raise DataError(f"{path} holds no numbers called {key} ({error}). Get it anew.") from error
 
 
 FLOWERS = Benchmark(

@@ -19,11 +19,6 @@ DSPRITES_FACTORS = {"shape": 3, "scale": 6, "orientation": 40, "x": 32, "y": 32}
 """Name of each factor of dSprites -> its values, in the order in which they count: that of y changes from image to image."""
 
 
-def svhn_digit(stored: np.ndarray) -> np.ndarray:
-    """Digit of a house number, stored as 1 to 10, of which 10 is the digit 0."""
-    return np.asarray(stored, np.int64) % 10
-
-
 def clevr_count(objects: Sequence[int] | np.ndarray) -> np.ndarray:
     """Class of images with 3 to 10 objects: their number less 3."""
     return np.asarray(objects, np.int64) - 3

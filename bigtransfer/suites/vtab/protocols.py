@@ -122,7 +122,11 @@ class Closed(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Probe(Protocol):
-    """A linear classifier of the features that the network's own head sees: ridge regression whose penalty leave-one-out chooses."""
+    """A linear classifier of the features that the network's own head sees: ridge regression whose penalty leave-one-out chooses.
+
+    `learning.Transfer` with its linear probe does the same, and `Closed` is its closed form; they stay protocols of their own, as their
+    names and parameters are part of what makes results comparable, and those that were measured would no longer be.
+    """
 
     name: ClassVar[str] = "linear-probe"
     needs: ClassVar[tuple[str, ...]] = ("train1000", "test")

@@ -26,8 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from bigtransfer import catalog, files
-from bigtransfer.data import ImageSet, cifar, images
-from bigtransfer.data.named import matlab
+from bigtransfer.data import ImageSet, cifar, images, originals
 from bigtransfer.data.sources import Files, Pixels, Store, Strings, TarFiles
 from bigtransfer.errors import DataError, ImageError
 from bigtransfer.limits import limits
@@ -287,8 +286,7 @@ def svhn(folder: Path) -> dict[str, Pool]:
     for split in ("train", "test"):
         pool = _named(folder, split)
         if pool is None:
-            content = matlab(folder / f"{split}_32x32.mat")
-            pool = _array_pool(split, content["X"].transpose(3, 0, 1, 2), labels.svhn_digit(content["y"].reshape(-1)))
+            pool = _array_pool(split, *originals.svhn(folder / f"{split}_32x32.mat"))
         found[split] = pool
     return found
 
@@ -479,24 +477,20 @@ def _inside(folder: Path, *ways: str, holds: str) -> Path:
 def flowers102(folder: Path) -> dict[str, Pool]:
     """`jpg/image_%05d.jpg`, `imagelabels.mat` and `setid.mat`."""
     base = _inside(folder, "flowers-102", holds="setid.mat")
-    classes, sets = matlab(base / "imagelabels.mat")["labels"].reshape(-1), matlab(base / "setid.mat")
-    found = {}
-    for split, key in {"train": "trnid", "validation": "valid", "test": "tstid"}.items():
-        names = [(f"image_{number:05d}.jpg", int(classes[number - 1]) - 1) for number in sets[key].reshape(-1).tolist()]
-        found[split] = _file_pool(base, [(name, f"jpg/{name}", label) for name, label in names])
-    return found
+    found = originals.flowers(base)
+    splits = {"train": "train", "validation": "val", "test": "test"}
+    return {split: _listed_pool(base, found[part]) for split, part in splits.items()}
+
+
+def _listed_pool(base: Path, listed: originals.Listed) -> Pool:
+    """A pool whose keys are the names of the files."""
+    return _file_pool(base, [(PurePosixPath(path).name, path, label) for path, label in listed])
 
 
 def pets(folder: Path) -> dict[str, Pool]:
     """`images/NAME.jpg`, and `annotations/{trainval,test}.txt` of rows "NAME class species breed"."""
     base = _inside(folder, "oxford-iiit-pet", holds="annotations/trainval.txt")
-    found = {}
-    for split, file in {"train": "trainval.txt", "test": "test.txt"}.items():
-        rows = [line.split() for line in (base / "annotations" / file).read_text(encoding="utf-8").splitlines() if line]
-        found[split] = _file_pool(
-            base, [(f"{name}.jpg", f"images/{name}.jpg", int(number) - 1) for name, number, *_ in rows]
-        )
-    return found
+    return {split: _listed_pool(base, listed) for split, listed in originals.pets(base).items()}
 
 
 def dtd(folder: Path) -> dict[str, Pool]:
