@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -229,6 +230,13 @@ def test_everything_at_once(tmp_path, model, capsys):  # noqa: F811
     assert "rather red" in page.text and [row[0] for row in page.rows() if row[0] == "height and width"] == [
         "height and width"
     ]
+    run = tmp_path / "run"
+    assert cli.main(["finetune", str(data), "--model", model, "--linear", "closed", "--out", str(run)]) == 0
+    suspected = json.loads((run / "suspects.json").read_text(encoding="utf-8"))
+    assert ("blue/strange.png", "blue", "red") in [(one["name"], one["label"], one["likely"]) for one in suspected]
+    report = html_pages.parse((run / "report.html").read_text(encoding="utf-8"))
+    (shown,) = (one for one in report.all("section") if one.all("h2")[0].text == "Your data")
+    assert len(shown.all("img")) == len(suspected) and f"bit check {data}" in shown.text
     rest, counts = exclusions.without(open_dataset(data), out / "findings.csv")
     assert counts == {"train": len(left_out)} and len(rest.train) == 29 - len(left_out)
 
@@ -249,7 +257,7 @@ def test_labels_of_test_images_are_told_but_never_left_out(tmp_path):
     labelled = Labelled(rows=np.arange(4), labels=np.array([0, 1, 0, 1]), class_names=names)
     checked = Checked(
         seen=Parts(parts), within=True, pairs=[], unreadable={}, outliers=[], flaws=[], classes={}, imbalance=None, folder=tmp_path,
-        seconds=0.0, judged=[Judged(of=labelled, suspects=suspected, agreement=0.5, shortcuts=[])],
+        seconds=0.0, judged=[Judged(of=labelled, suspects=suspected, agreement=0.5, shortcuts=[], growth=None)],
     )  # fmt: skip
     assert [(one.image, one.exclude) for one in findings(checked)] == [(0, ""), (2, "train")]
 

@@ -158,6 +158,7 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
         "model.safetensors",
         "report.html",
         "split.json",
+        "suspects.json",
         "unreadable.json",
     }, "no checkpoint is left of a finished run"
     config = json.loads((run / "config.json").read_text())

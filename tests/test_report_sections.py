@@ -18,7 +18,7 @@ from bigtransfer.errors import RunError
 from bigtransfer.report import charts, page, sections
 from bigtransfer.report.contents import Contents
 from bigtransfer.report.pictures import Pictures
-from bigtransfer.report.sections import SECTIONS, confusion, copies, labels, mistakes, uncertain
+from bigtransfer.report.sections import SECTIONS, confusion, copies, data, labels, mistakes, uncertain
 from tests.conftest import REPOSITORY
 from tests.html_pages import Element, parse
 
@@ -918,6 +918,33 @@ def test_copies_the_worst_first(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     text = section(folder, "Pictures that are there more than once (1)").text
     assert "several parts" not in text and "under different classes" not in text
     assert "among the training images" not in shown(folder).text
+
+
+# --- Your data
+
+
+SUSPECTS = [
+    {"name": "a/4.png", "label": "ant", "likely": "bee", "own_probability": 0.01, "likely_probability": 0.9},
+    {"name": "c/5.png", "label": "cat", "likely": "ant", "own_probability": 0.02, "likely_probability": 0.5},
+]
+
+
+def test_labels_that_the_closed_form_suspects(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(folder, "suspects.json", SUSPECTS)
+    assert computed(folder, "data") is None, "no closed form is on record"
+    write(folder, "closed.json", {**CLOSED, "counted": [300, 500, 200, 300]})
+    text = " ".join(section(folder, "Your data").text.split())
+    assert "2 labels are likely to be wrong of 1,100 training images" in text
+    assert "Of these images bee has 500, cat has 200." in text
+    assert text.index("is ant 1%rather bee 90%4.png") < text.index("is cat 2%rather ant 50%5.png")
+    assert "bit check " in text
+    monkeypatch.setattr(data, "SHOWN", 1)
+    assert len(section(folder, "Your data").all("figure")) == 1
+    write(folder, "suspects.json", [])
+    assert "None of 1,100 labels of training images" in " ".join(section(folder, "Your data").text.split())
+    write(folder, "suspects.json", [{**SUSPECTS[0], "likely_probability": 2}])
+    with pytest.raises(RunError, match="likely_probability"):
+        shown(folder)
 
 
 # --- What to do next

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bigtransfer.evals import linear
+from bigtransfer.records import Share
 
 TIMES = 10.0
 """How many times as probable as its own class another one must be for an image's label to be suspected."""
@@ -46,15 +47,32 @@ class Suspect:
         return self.likely_probability / max(self.own_probability, 1e-9)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Suspected:
+    """A suspect as suspects.json of a run has it: by names."""
+
+    name: str
+    label: str
+    likely: str
+    own_probability: Share
+    likely_probability: Share
+
+
 def wrong_labels(
-    features: Tensor, labels: Tensor, num_classes: int, *, groups: Tensor | None = None
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    groups: Tensor | None = None,
+    probe: linear.Probe | None = None,
 ) -> tuple[list[Suspect], float | None]:
     """The images whose label is likely to be wrong, the likeliest first; and how many of all are told apart correctly by the others.
 
     features float `(n, d)`, labels int `(n,)` in 0..num_classes-1. groups int `(n,)`: images of one number show the same picture, and say
-    nothing of each other. Each image is judged by the closed-form classifier of the other images (`linear.left_out`), whose probabilities
-    are calibrated by the same means; it is a suspect if these hold another class for `TIMES` times as probable as its own. None are found
-    where fewer than two classes have `FEWEST` images, and the second value is None then.
+    nothing of each other. probe: of these images, whose penalty and temperature are taken; None: it is solved first. Each image is judged
+    by the closed-form classifier of the other images (`linear.left_out`), whose probabilities are calibrated by the same means; it is a
+    suspect if these hold another class for `TIMES` times as probable as its own. None are found where fewer than two classes have `FEWEST`
+    images, and the second value is None then.
 
     It shares its idea with confident learning (Northcutt et al. 2021): probabilities of images that were not learnt from. That puts the
     bound at the mean probability of each class; benchmarks/results/check_cpu_2026-11-26.md has both.
@@ -64,7 +82,7 @@ def wrong_labels(
     if int((counts >= FEWEST).sum()) < 2:
         return [], None
     rows = known.nonzero()[:, 0]
-    probe = linear.fit(features[rows], labels[rows], num_classes)
+    probe = probe or linear.fit(features[rows], labels[rows], num_classes)
     own_groups = None if groups is None else groups[rows]
     scores = linear.left_out(features[rows], labels[rows], num_classes, probe, groups=own_groups)
     scores[:, counts < FEWEST] = -torch.inf

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bigtransfer.evals.growth import Growth
 from bigtransfer.evals.shortcuts import Shortcut
 from bigtransfer.outputs import atomic_write
 from bigtransfer.report import page
@@ -79,6 +80,16 @@ class ClassRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class More:
+    """What more images would do."""
+
+    growth: Growth
+    class_names: Sequence[str]
+    share: float
+    """In which the accuracy is to lie within the interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Page:
     """What the page shows. Of pictures there may be more than are shown."""
 
@@ -102,6 +113,7 @@ class Page:
     alike: Sequence[Twins]
     """The likeliest first."""
     shortcuts: Sequence[Shortcut]
+    growth: More | None
     flaws: Sequence[Flaw]
     outliers: Sequence[Shown]
     all_outliers: int

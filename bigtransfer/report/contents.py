@@ -19,6 +19,7 @@ from bigtransfer.data.checks import Copy
 from bigtransfer.errors import RunError
 from bigtransfer.evals.candidates import Choice, Closed
 from bigtransfer.evals.record import Count, Evaluation, LabelsEvaluation, LeftOut
+from bigtransfer.evals.suspects import Suspected
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.report.pictures import Pictures
 
@@ -86,6 +87,8 @@ class Contents:
     """Changes of the training's plan on the way, to keep a budget."""
     closed: Closed | None
     """The closed form that a fine-tuning began with."""
+    suspects: Sequence[Suspected] | None
+    """Training images whose label is likely to be wrong by the closed form; None: not looked for."""
     choice: Choice | None
     """How it was chosen what a fine-tuning delivers; None if there was no choice."""
     pictures: Pictures
@@ -110,6 +113,7 @@ class Contents:
                 _read(folder / runs.BUDGET, lambda path: runs.read_budget(path.parent)) or runs.Budget()
             ).replanned,
             closed=_read(folder / "closed.json", lambda path: records.read(path, Closed, RunError)),
+            suspects=_read(folder / "suspects.json", lambda path: records.read(path, list[Suspected], RunError)),
             choice=_read(folder / "choice.json", lambda path: records.read(path, Choice, RunError)),
             pictures=pictures,
         )

@@ -14,8 +14,9 @@ import torch
 from bigtransfer.data import exclusions, splits
 from bigtransfer.data.splits import Imbalance
 from bigtransfer.errors import ImageError
-from bigtransfer.evals import duplicates, quality, shortcuts, suspects
+from bigtransfer.evals import duplicates, growth, quality, shortcuts, suspects
 from bigtransfer.evals.duplicates import Pair
+from bigtransfer.evals.growth import Growth
 from bigtransfer.evals.quality import Flawed
 from bigtransfer.evals.shortcuts import Shortcut
 from bigtransfer.evals.suspects import Outlier, Suspect
@@ -43,6 +44,8 @@ class Judged:
     agreement: float | None
     """Share of the images that the others would have given the class they have; None: not known."""
     shortcuts: list[Shortcut]
+    growth: Growth | None
+    """What more images would do; None: not known."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -186,6 +189,15 @@ def _judge(labelled: Labelled, looked: Looked, groups: np.ndarray) -> Judged:
             groups=torch.from_numpy(groups[rows[some]]),
         )
         found = [dataclasses.replace(one, image=int(rows[some[one.image]])) for one in found]
+    grown = None
+    if looked.features.shape[1]:
+        some = _few(np.arange(len(rows)), labels, growth.MOST)
+        grown = growth.grow(
+            torch.from_numpy(looked.features[rows[some]].astype(np.float32)),
+            torch.from_numpy(labels[some]),
+            len(labelled.class_names),
+            groups=torch.from_numpy(groups[rows[some]]),
+        )
     looks = [look for row in rows if (look := looked.looks[row]) is not None]
     traits: dict[str, Sequence[str] | np.ndarray] = {
         "height and width": [f"{look.height} x {look.width}" for look in looks],
@@ -196,18 +208,20 @@ def _judge(labelled: Labelled, looked: Looked, groups: np.ndarray) -> Judged:
     }
     if not np.isnan(looked.bytes_per_pixel[rows]).any():
         traits["file size per pixel"] = looked.bytes_per_pixel[rows]
-    return Judged(of=labelled, suspects=found, agreement=agreement, shortcuts=shortcuts.judge_all(traits, labels))
+    return Judged(
+        of=labelled, suspects=found, agreement=agreement, shortcuts=shortcuts.judge_all(traits, labels), growth=grown
+    )
 
 
-def _few(rows: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-    """At most `suspects.MOST` of them, drawn at random, the same ones each time, in their order; of each label in proportion."""
-    if len(rows) <= suspects.MOST:
+def _few(rows: np.ndarray, labels: np.ndarray | None = None, most: int = suspects.MOST) -> np.ndarray:
+    """At most so many of them, drawn at random, the same ones each time, in their order; of each label in proportion."""
+    if len(rows) <= most:
         return rows
     order = np.random.default_rng(0).permutation(len(rows))
     if labels is not None:
         order = order[np.argsort(labels[order], kind="stable")]
-        order = order[np.linspace(0, len(order) - 1, suspects.MOST).round().astype(int)]
-    return rows[np.sort(order[: suspects.MOST])]
+        order = order[np.linspace(0, len(order) - 1, most).round().astype(int)]
+    return rows[np.sort(order[:most])]
 
 
 def groups_of(checked: Checked) -> np.ndarray:

@@ -9,6 +9,7 @@ from pathlib import Path
 from bigtransfer.config import CheckConfig
 from bigtransfer.data.layout import quoted
 from bigtransfer.evals import quality
+from bigtransfer.evals.growth import Growth
 from bigtransfer.evals.shortcuts import Shortcut
 from bigtransfer.jobs.check.findings import Checked, findings
 from bigtransfer.report.check import Topic
@@ -90,6 +91,9 @@ def of(config: CheckConfig, checked: Checked) -> str:
     rows += nothing(checked)
     if not found:
         rows.append("Nothing else was found.")
+    for judged in checked.judged:
+        if judged.growth is not None:
+            rows += ["", _growth(judged.growth, judged.of.class_names)]
     if not config.features:
         rows.append("Labels and outliers were not looked for: --no-features.")
     elif any(part.several for part in checked.seen.parts.values()):
@@ -152,6 +156,16 @@ def _shortcut(one: Shortcut) -> str:
         f"A shortcut: the {one.trait} alone tells the class of {one.recall:.0%} of the images (mean per class), guessing of "
         f"{one.chance:.0%}."
     )
+
+
+def _growth(found: Growth, class_names: tuple[str, ...]) -> str:
+    now, (twice, four) = found.points[-1], found.forecasts
+    text = (
+        f"more photos: {now.accuracy:.1%} with {now.images:,} (closed form); with {twice.images:,} about {twice.accuracy:.1%} "
+        f"({twice.low:.1%} to {twice.high:.1%}), with {four.images:,} about {four.accuracy:.1%} ({four.low:.1%} to {four.high:.1%})"
+    )
+    first = [line(quoted(class_names[gain.label])) for gain in found.gains[:3] if gain.doubled - gain.recall > 0.005]
+    return text + (f"; most by {', '.join(first)}" if first and len(class_names) > 2 else "")
 
 
 def _count(number: int, one: str, several: str = "") -> str:

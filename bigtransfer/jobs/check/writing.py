@@ -17,7 +17,7 @@ from bigtransfer.config import CheckConfig
 from bigtransfer.data import Splits, exclusions, splits
 from bigtransfer.data.sources import Files
 from bigtransfer.errors import ConfigError, RunError
-from bigtransfer.evals import quality
+from bigtransfer.evals import growth, quality
 from bigtransfer.evals.duplicates import Pair
 from bigtransfer.jobs.check import summary
 from bigtransfer.jobs.check.findings import Checked, findings
@@ -52,6 +52,9 @@ def write(config: CheckConfig, checked: Checked, device: str | None) -> None:
                     "findings": dict(Counter(one.finding for one in found)),
                     "agreement": [judged.agreement for judged in checked.judged],
                     "shortcuts": [dataclasses.asdict(one) for judged in checked.judged for one in judged.shortcuts],
+                    "growth": [
+                        dataclasses.asdict(judged.growth) for judged in checked.judged if judged.growth is not None
+                    ],
                     "seconds": round(checked.seconds, 1),
                 },
             },
@@ -166,6 +169,14 @@ def _shown(config: CheckConfig, checked: Checked) -> page.Page:
         same=[twins(pair) for pair in same[:SHOWN]],
         alike=[twins(pair) for pair in alike[:SHOWN_ALIKE]],
         shortcuts=[one for judged in checked.judged for one in judged.shortcuts],
+        growth=next(
+            (
+                page.More(growth=judged.growth, class_names=judged.of.class_names, share=growth.INTERVAL)
+                for judged in checked.judged
+                if judged.growth is not None
+            ),
+            None,
+        ),
         flaws=flaws,
         outliers=[shown(one.image) for one in checked.outliers[:OUTLIERS]],
         all_outliers=len(checked.outliers),

@@ -167,7 +167,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         model.card = dataclasses.replace(model.card, metrics=measured)
         weights.save(folder / "model.safetensors", model)
         if images is None:
-            report.write(folder, [part for part in (parts.test, parts.val) if part is not None])
+            report.write(folder, list(parts.parts().values()))
         if kept is not None:
             kept.note()
         checkpoint.remove(folder)

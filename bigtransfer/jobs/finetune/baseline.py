@@ -105,6 +105,8 @@ def solve(
     if solved.whole is not None and solved.answers is not None:
         formats.write_safetensors(run.folder / WHOLE, solved.whole.head.state_dict(), {})
         formats.write_safetensors(run.folder / ANSWERS, {"logits": solved.answers}, {})
+    if solved.suspects is not None:
+        runs.write_json(run.folder / "suspects.json", [dataclasses.asdict(one) for one in solved.suspects])
     found = solved.record()
     runs.write_json(run.folder / "closed.json", dataclasses.asdict(found))
     return found, 0.0 if clock is None else solved.look  # of all images a better estimate than of the first ones

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from bigtransfer.catalog import InputSpec, Readout
 from bigtransfer.data import ImageSet, splits
-from bigtransfer.evals import linear
+from bigtransfer.evals import linear, suspects
 from bigtransfer.evals.candidates import Closed, Judged, View, Whole
 from bigtransfer.evals.linear import Probe
+from bigtransfer.evals.suspects import Suspected
 from bigtransfer.feed.loader import eval_batches
 from bigtransfer.model import ResNetV2, fold, joined
 
@@ -28,6 +29,10 @@ CHOSEN_BY = 1_000
 
 LARGEST_VIEW = 448
 """Pixels beyond which images are not enlarged to see more of them: the published networks' largest size of training."""
+
+SUSPECTED = 4_000
+"""Images up to which the closed form is asked whose labels are likely to be wrong: it takes a solution of the same size once more, which is
+seconds for so many."""
 
 _PIECE = 64
 """Images between two looks at the clock."""
@@ -58,6 +63,8 @@ class Solved:
     """How many they are."""
     look: float = 0.0
     """Seconds that a plain forward pass of an image at the size of `spec` took in the mean, with its share of decoding."""
+    suspects: tuple[Suspected, ...] | None = None
+    """Images whose label is likely to be wrong, by the others; None: there was no time to look, or too few images to tell."""
     answers: Tensor | None = None
     """What the model says of those held out, logits float32 `(held_out, classes)`, on the CPU; None without such."""
 
@@ -133,12 +140,13 @@ def solve(
         """Whether the time will be up in so many seconds."""
         return within is not None and time.perf_counter() - started + after > within
 
-    def in_time(some: ImageSet, view: View) -> list[tuple[Tensor, Tensor]]:
+    def in_time(some: ImageSet, view: View) -> list[_Part]:
         """In pieces, as far as the time goes."""
         parts, taken = [], some.subset([])
         while len(taken) < len(some) and not (late() and parts and len(taken) >= at_least):
             more = some if within is None else splits.evenly(some, len(taken) + _PIECE, seed)
-            parts.append(features_of(_without(more, taken), view))
+            new = _without(more, taken)
+            parts.append((*features_of(new, view), new))
             taken = more
         return parts
 
@@ -166,7 +174,7 @@ def solve(
         )
         if at_hand(view):
             kept = columns(choice[-1], view, network.architecture.width)
-            parts = [(seen[:, kept], labels) for seen, labels in parts]
+            parts = [(seen[:, kept], labels, new) for seen, labels, new in parts]
             rest, probe = images.subset([]) if late() else _without(images, sample), probes[view]
         else:
             parts = []
@@ -175,8 +183,11 @@ def solve(
     began = time.perf_counter()
     if probe is None or more:  # else it is the one that was judged
         probe = linear.fit(seen, labels, classes, balanced=balanced)
-    whole = answers = None
-    if held_out is not None and len(seen) == len(images) and not late(time.perf_counter() - began):
+    suspected = whole = answers = None
+    spent = time.perf_counter() - began
+    if not late(spent) and len(seen) <= SUSPECTED:
+        suspected = _suspected([new for *_, new in (*parts, *more)], seen, labels, classes, probe)
+    if held_out is not None and len(seen) == len(images) and not late(spent):
         more, their_labels = features_of(held_out, view)
         with torch.no_grad():
             answers = probe.head(more)
@@ -193,6 +204,7 @@ def solve(
         seconds=time.perf_counter() - started,
         whole=whole,
         held_out=len(held_out or ()),
+        suspects=suspected,
         answers=answers,
         look=looking / passed,
     )
@@ -231,9 +243,34 @@ def _without(images: ImageSet, others: ImageSet) -> ImageSet:
     return images.subset(np.flatnonzero(~np.isin(images.rows, others.rows))) if len(others) else images
 
 
-def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    features, labels = zip(*parts, strict=True)
+_Part = tuple[Tensor, Tensor, ImageSet]
+"""Features and labels of images, and these."""
+
+
+def _joined(parts: Sequence[_Part]) -> tuple[Tensor, Tensor]:
+    features, labels, _ = zip(*parts, strict=True)
     return torch.cat(features), torch.cat(labels)
+
+
+def _suspected(
+    sets: Sequence[ImageSet], features: Tensor, labels: Tensor, classes: int, probe: Probe
+) -> tuple[Suspected, ...] | None:
+    """The images of `sets`, one after the other, whose label is likely to be wrong, the likeliest first."""
+    found, agreement = suspects.wrong_labels(features, labels, classes, probe=probe)
+    if agreement is None:
+        return None
+    names = sets[0].class_names
+    places = [(images, i) for images in sets for i in range(len(images))]
+    return tuple(
+        Suspected(
+            name=places[one.image][0].name(places[one.image][1]),
+            label=names[one.label],
+            likely=names[one.likely],
+            own_probability=one.own_probability,
+            likely_probability=one.likely_probability,
+        )
+        for one in found
+    )
 
 
 def features(
