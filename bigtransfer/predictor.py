@@ -22,6 +22,7 @@ from bigtransfer.backends import Backend, Choice, Precision
 from bigtransfer.catalog import DEFAULT_THRESHOLD, Decoder, InputSpec
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.forms import open_images
+from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import BitError, ConfigError, ImageError, WeightsError
 from bigtransfer.fetch import path_of
 from bigtransfer.limits import limits
@@ -52,6 +53,8 @@ class Prediction:
     """Why the image cannot be read; None if it can."""
     thresholds: np.ndarray | None = None
     """Of a multi-label model, float32 `(classes,)`: the probabilities from which on the classes are given; None of others."""
+    logits: np.ndarray | None = None
+    """float32 `(classes,)`: what the probabilities are made of, if asked for."""
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The `k` most probable classes (or all, if fewer) with their probabilities; [] if the image cannot be read."""
@@ -222,7 +225,7 @@ class Predictor:
         address (http, https); the bytes of a file, or a file object opened for reading bytes; a Pillow image; an array `(h, w)` or
         `(h, w, channels)`; a tensor `(channels, h, w)` or `(h, w)`; or a function that returns one of these (called from a thread). Also
         many in one: an array `(n, h, w, channels)` or `(n, h, w)`, a tensor `(n, channels, h, w)`. 2 channels are grey and alpha, 4 are
-        RGB and alpha. A pair (name, image) names it.
+        RGB and alpha. A pair (name, image) names it. Also an `ImageSet`, as `data.open_dataset` gives them.
         value_range: the values of arrays and tensors that stand for black and white, such as (0, 1): needed unless they are uint8;
         values beyond are taken for the nearer of the two.
         One that cannot be read gives a `Prediction` with an `error`; the others go on. ConfigError for what is no image, and for arrays
@@ -235,18 +238,20 @@ class Predictor:
         images: Any,
         *,
         features: bool = False,
+        logits: bool = False,
         batch_size: int | None = None,
         value_range: tuple[float, float] | None = None,
+        workers: int | None = None,
     ) -> Iterator[Prediction]:
         """`predict` for any number of images: yields as it goes, and decodes the next batch while one is computed.
 
-        features: also fill in `Prediction.features`.
+        features, logits: also fill in those of `Prediction`. workers: decoding threads; None: one for each core.
         """
         if value_range is not None and not value_range[0] < value_range[1]:
             raise ConfigError(f"value_range must be the values of black and white, the lower first, not {value_range}.")
         size = batch_size or self.batch_size
         sources = enumerate(itertools.chain.from_iterable(map(expanded, _as_iterable(images))))
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
+        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
 
             def submit() -> list[tuple[str, Future[np.ndarray]]]:
                 chunk = [_named(source, i) for i, source in itertools.islice(sources, size)]
@@ -254,7 +259,7 @@ class Predictor:
 
             waiting = deque([submit(), submit()])
             while current := waiting.popleft():
-                yield from self._predict_batch(current, features)
+                yield from self._predict_batch(current, features, logits)
                 waiting.append(submit())
 
     def explain(
@@ -335,26 +340,40 @@ class Predictor:
             raise ImageError(name, f"it cannot be prepared ({type(error).__name__}: {error})") from error
 
     def answer(
-        self, images: Sequence[image_ops.Pixels], names: Sequence[str], *, features: bool = False
+        self,
+        images: Sequence[image_ops.Pixels],
+        names: Sequence[str],
+        *,
+        features: bool = False,
+        logits: bool = False,
     ) -> list[Prediction]:
         """Predictions of images that `prepare` made, in their order, computed all at once; [] of none.
 
-        features: also fill in `Prediction.features`. WeightsError if an answer is not of finite numbers.
+        features, logits: also fill in those of `Prediction`. WeightsError if an answer is not of finite numbers.
         """
         if not len(images):
             return []
-        pooled, logits = self._backend.run(np.stack(images).transpose(0, 3, 1, 2))
-        if not np.isfinite(logits).all():
+        pooled, scores = self._backend.run(np.stack(images).transpose(0, 3, 1, 2))
+        if not np.isfinite(scores).all():
             raise WeightsError(
                 f"The answers of {self.card.name} are not finite numbers: its weights are damaged, or its training diverged."
             )
-        rows = zip(names, probable(logits, several=self.thresholds is not None), pooled, strict=True)
+        rows = zip(names, probable(scores, several=self.thresholds is not None), pooled, scores, strict=True)
         return [
-            Prediction(name, self.class_names, probabilities, row if features else None, thresholds=self.thresholds)
-            for name, probabilities, row in rows
+            Prediction(
+                name,
+                self.class_names,
+                probabilities,
+                row if features else None,
+                thresholds=self.thresholds,
+                logits=own if logits else None,
+            )
+            for name, probabilities, row, own in rows
         ]
 
-    def _predict_batch(self, batch: list[tuple[str, Future[np.ndarray]]], features: bool) -> Iterator[Prediction]:
+    def _predict_batch(
+        self, batch: list[tuple[str, Future[np.ndarray]]], features: bool, logits: bool
+    ) -> Iterator[Prediction]:
         ready: list[np.ndarray] = []
         errors: dict[int, str] = {}
         for i, (_, future) in enumerate(batch):
@@ -362,9 +381,8 @@ class Predictor:
                 ready.append(future.result())
             except ImageError as error:
                 errors[i] = error.reason
-        answers = iter(
-            self.answer(ready, [name for i, (name, _) in enumerate(batch) if i not in errors], features=features)
-        )
+        names = [name for i, (name, _) in enumerate(batch) if i not in errors]
+        answers = iter(self.answer(ready, names, features=features, logits=logits))
         for i, (name, _) in enumerate(batch):
             yield Prediction(name, self.class_names, None, error=errors[i]) if i in errors else next(answers)
 
@@ -390,8 +408,18 @@ def _is_tensor(value: Any) -> TypeGuard[Any]:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+@dataclass(frozen=True)
+class _Of:
+    """An image of a set, which knows how to read it as a model sees it."""
+
+    images: ImageSet
+    index: int
+
+
 def expanded(source: Any) -> Iterable[Any]:
-    """The images that one of the things given to `Predictor.predict` stands for: many for a folder or a pattern, else itself."""
+    """The images that one of the things given to `Predictor.predict` stands for: many for a set, a folder or a pattern, else itself."""
+    if isinstance(source, ImageSet):
+        return ((source.name(i), _Of(source, i)) for i in range(len(source)))
     if not isinstance(source, (str, os.PathLike)):
         return (source,)
     place = os.fspath(source)
@@ -427,7 +455,7 @@ def _as_iterable(images: Any) -> Iterable[Any]:
             return (images,)
         return (images,) if images.shape[0] <= _MOST_CHANNELS else images
     one = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image)
-    if isinstance(images, one) or callable(images) or hasattr(images, "read") or _is_pair(images):
+    if isinstance(images, (*one, ImageSet)) or callable(images) or hasattr(images, "read") or _is_pair(images):
         return (images,)
     if not isinstance(images, Iterable):
         raise ConfigError(f"{type(images).__name__} is neither an image nor several of them.")
@@ -457,6 +485,12 @@ def _prepared(
     source: Any, name: str, channels: int, spec: InputSpec, value_range: tuple[float, float] | None = None
 ) -> image_ops.Pixels:
     """uint8 `(spec.size, spec.size, channels)` of an image in any of the forms that `Predictor.predict` takes."""
+    if isinstance(source, _Of):
+        try:
+            pixels = source.images.read(source.index, spec)
+        except ImageError as error:
+            raise ImageError(name, error.reason) from error
+        return image_ops.with_channels(pixels, channels)
     if callable(source) and not hasattr(source, "read"):
         source = source()
     if hasattr(source, "read"):

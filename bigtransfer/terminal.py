@@ -53,6 +53,11 @@ def cell(text: str) -> str:
     return ("'" if formula else "") + line(text)
 
 
+def utf8(text: str) -> str:
+    """`text` as UTF-8 can hold it: parts of no character, as in file names of other encodings, as escapes."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+
+
 def json_line(value: Any, stream: TextIO | None = None, *, indent: int | None = None) -> str:
     """`value` as JSON that means exactly what `value` is: what is hidden, or what `stream` cannot encode, as JSON's escapes."""
     encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("_", "-")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import os
 from abc import ABC, abstractmethod
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 
-from bigtransfer import fetch, web
+from bigtransfer import fetch, files, web
 from bigtransfer.backends import onnx_file
 from bigtransfer.catalog import EXPORTED, ModelCard
 from bigtransfer.errors import ConfigError
@@ -82,6 +83,12 @@ def of_network(
 def describe(model: str | os.PathLike[str]) -> ModelCard:
     """The card of an exported network. Raises WeightsError."""
     return onnx_file.read(_located(model)).card
+
+
+def digest(model: str | os.PathLike[str]) -> str:
+    """SHA-256 of the file of an exported network."""
+    with files.opened(_located(model)) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def is_exported(model: str | os.PathLike[str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Batch, Config, Folder, Positional, Seed, Threads, forbid
+from bigtransfer.config.fields import Batch, Config, Folder, Positional, PositiveInt, Seed, Threads, forbid
 from bigtransfer.errors import ConfigError
 
 
@@ -57,7 +57,10 @@ class EvaluateConfig(Config):
     json: str | None = None
     """File for all numbers as JSON: with the confusion matrix and the prediction for each image."""
     out: Folder | None = None
-    """Folder for the same as evaluation.json, and report.html to look at."""
+    """Folder for the same as evaluation.json, and report.html to look at. With it the same command goes on after a kill, and several
+    processes under torchrun share the work."""
+    part_images: PositiveInt | None = None
+    """With --out, images of which the answers are kept at a time: a multiple of the batch size. Default: about 4,096."""
 
     # --- Machine
     device: str | None = None
@@ -78,6 +81,8 @@ class EvaluateConfig(Config):
             forbid(self, _OF_IMAGES, "is for images of your own, not for --suite")
         else:
             forbid(self, _OF_SUITES, "is for --suite")
+            if self.out is None:
+                forbid(self, ("part_images",), "needs --out FOLDER, where the parts are kept")
             if self.data is None:
                 raise ConfigError(
                     "Name the images to measure on (bit evaluate MODEL DATA), or a benchmark with --suite."
@@ -97,5 +102,6 @@ _OF_IMAGES = (
     "json",
     "out",
     "backend",
+    "part_images",
 )
 _OF_SUITES = ("task", "root", "results", "seed")

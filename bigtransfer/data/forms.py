@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import errno
 import functools
@@ -21,7 +22,7 @@ from bigtransfer.data import archives, images, index, named, remote, shards, tab
 from bigtransfer.data.kinds import HEAD, Passed
 from bigtransfer.data.layout import Found, build, from_paths, listed
 from bigtransfer.data.remote import Cache, RemoteFile
-from bigtransfer.data.sources import Files, ImageSet, Splits
+from bigtransfer.data.sources import Files, ImageSet, Splits, together
 from bigtransfer.data.tables import Columns
 from bigtransfer.errors import ConfigError, DataError
 
@@ -103,6 +104,50 @@ def open_images(sources: Sequence[str | os.PathLike[str]]) -> ImageSet:
                 raise DataError(f"There is no image, folder or match for {_shown(source)}.")
         paths.update(dict.fromkeys(found))
     return ImageSet(Files(Path.cwd(), paths), np.arange(len(paths), dtype=np.int64), None, ())
+
+
+def open_anything(sources: Sequence[str | os.PathLike[str]], channels: int = 3) -> ImageSet:
+    """The images of data sets in any form that `open_dataset` knows, of all parts, and those that `open_images` finds; without labels.
+
+    Of one data set the names are its own; of several each begins with the source as it was typed, "." for those of `open_images`.
+    """
+    plain: list[str] = []
+    sets: dict[str, ImageSet] = {}
+    for source in map(str, sources):
+        where = os.path.expanduser(fetch.path_of(source))
+        if _is_plain(where):
+            plain.append(where)
+            continue
+        splits = open_dataset(source, channels=channels, multi_label=True, min_classes=1)
+        sets[source] = _whole(list(splits.parts().values()))
+    if plain:
+        sets["."] = dataclasses.replace(open_images(plain), channels=channels)
+    return next(iter(sets.values())) if len(sets) == 1 else together(list(sets.values()), list(sets))
+
+
+def _whole(parts: Sequence[ImageSet]) -> ImageSet:
+    """All parts of a data set, which share a store, as one set without labels."""
+    (store,) = {id(part.store): part.store for part in parts}.values()
+    rows: np.ndarray | range = np.concatenate([np.asarray(part.rows, dtype=np.int64) for part in parts])
+    if len(rows) and (np.diff(rows) == 1).all():
+        rows = range(int(rows[0]), int(rows[-1]) + 1)
+    return ImageSet(store, rows, None, (), parts[0].channels)
+
+
+def _is_plain(where: str) -> bool:
+    """Whether a source stands for image files as they lie there."""
+    if remote.is_address(where):
+        return False
+    if os.path.isdir(_lookable(where)):
+        if index.is_indexed(Path(where)):
+            return False
+        inside = _walk(Path(where))
+        return bool(inside.paths) or not inside.others
+    found = [where] if os.path.exists(where) else shards.matches(where)
+    if not found:
+        return False  # the name of a data set, or a mistake, which `open_dataset` explains
+    packed = (".tar", ".parquet", *tables.TEXT_ENDINGS)
+    return not all(_ending(Path(path)) in packed for path in found)
 
 
 def cache_folder() -> Path:
@@ -296,8 +341,8 @@ def _head(path: str) -> bytes:
 
 
 def _is_ours(folder: str, names: Sequence[str]) -> bool:
-    """Whether a folder is one that this program writes: a run or an evaluation, perhaps only begun, or shards."""
-    if index.PLAN in names or ("index.json" in names and index.is_indexed(Path(folder))):
+    """Whether a folder is one that this program writes: a run or an evaluation, perhaps only begun, answers, or shards."""
+    if index.PLAN in names or ANSWERS in names or ("index.json" in names and index.is_indexed(Path(folder))):
         return True
     if "config.json" in names:
         with contextlib.suppress(DataError, FileNotFoundError):
@@ -313,5 +358,8 @@ class _Ours:
     command: str
     asked: dict[str, Any]
 
+
+ANSWERS = ".answers.json"
+"""In a folder of answers on many images: what was asked (`jobs.parts`)."""
 
 _COMMANDS = ("finetune", "pretrain", "evaluate", "check")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import os
 import threading
 from collections.abc import Iterable, Sequence
@@ -155,6 +156,10 @@ class Files(_AtHand):
         """Where the file is."""
         return self.root / self._paths[row]
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """As `ImageSet.fingerprint` looks at them: the bytes of each file, -1 of one that is not there."""
+        return np.array([_length(self.path(row)) for row in rows.tolist()], dtype=np.int64)
+
     def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
         return images.prepared(self.path(row), str(self.path(row)), channels, spec)
 
@@ -163,6 +168,13 @@ class Files(_AtHand):
 
     def data(self, row: int) -> bytes:
         return _content(self.path(row), str(self.path(row)), "the file")
+
+
+def _length(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):
+        return -1
 
 
 def _content(path: Path, name: str, shown: str) -> bytes:
@@ -226,6 +238,10 @@ class TarFiles(Encoded):
 
     def name(self, row: int) -> str:
         return self._names[row]
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """As `ImageSet.fingerprint` looks at them: the bytes of each image."""
+        return np.asarray(self._length[rows], dtype=np.int64)
 
     def data(self, row: int) -> bytes:
         """As every store's; and DataError if the whole file cannot be fetched, or is damaged."""
@@ -493,6 +509,14 @@ class Joined:
         store, row = self._at(row)
         return store.read(row, channels, spec)
 
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """As `TarFiles.lengths`."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        found = np.empty(len(rows), dtype=np.int64)
+        for number in np.unique(numbers).tolist():
+            found[numbers == number] = self._stores[number].lengths(rows[numbers == number] - self._starts[number])
+        return found
+
     def size(self, row: int) -> tuple[int, int]:
         store, row = self._at(row)
         return store.size(row)
@@ -505,6 +529,10 @@ class Joined:
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
             self._stores[number].prefetch(rows[numbers == number] - self._starts[number])
+
+
+_PIECE = 1 << 16
+"""Images whose names are in memory at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -569,6 +597,26 @@ class ImageSet:
         """Begin to fetch the files of the images at those indices, if they are not at hand; returns at once, and never fails."""
         self.store.prefetch(self._rows_at(indices))
 
+    def lengths(self, indices: np.ndarray) -> np.ndarray:
+        """int64 (n,): bytes of each image as stored, of tables the bytes of all their files; 0 where only reading would tell."""
+        store: Any = self.store
+        if hasattr(store, "lengths"):
+            return store.lengths(self._rows_at(indices))
+        total = sum(map(_length, map(Path, getattr(store, "files", ()))))
+        return np.full(len(indices), total, dtype=np.int64)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the names of all images, of their labels if they have any, and of their `lengths`: what shows without reading them
+        that a set is not the one that it was."""
+        digest = hashlib.sha256(repr((len(self), self.channels, self.class_names)).encode(errors="surrogateescape"))
+        for start in range(0, len(self), _PIECE):
+            piece = np.arange(start, min(start + _PIECE, len(self)))
+            names = b"\0".join(self.name(i).encode(errors="surrogateescape") for i in piece.tolist())
+            digest.update(names + b"\0" + self.lengths(piece).tobytes())
+            if self.labels is not None:
+                digest.update(np.ascontiguousarray(self.labels[piece], dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
     def subset(self, indices: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at those indices, in that order, with the same class names."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -619,6 +667,14 @@ class _Together:
         number, row = self._at(row)
         assert self._sets[number].channels == channels
         return self._sets[number].read(row, spec)
+
+    def lengths(self, rows: np.ndarray) -> np.ndarray:
+        """As `ImageSet.fingerprint` looks at them, of each set's own store."""
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        found = np.empty(len(rows), dtype=np.int64)
+        for number in np.unique(numbers).tolist():
+            found[numbers == number] = self._sets[number].lengths(rows[numbers == number] - self._starts[number])
+        return found
 
     def size(self, row: int) -> tuple[int, int]:
         number, row = self._at(row)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,6 +109,23 @@ class Classification:
         rest = Classification(self.num_classes)
         rest._parts = [part[~np.isin(part["index"], indices)] for part in self._parts]
         return rest
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """All that the state is made of, as arrays to be kept."""
+        return {"records": self.records}
+
+    @classmethod
+    def restored(cls, num_classes: int, arrays: Mapping[str, np.ndarray]) -> Classification:
+        """The inverse of `saved`; ValueError if the arrays are not such."""
+        records = arrays.get("records")
+        if records is None or records.dtype != _RECORD or records.ndim != 1:
+            raise ValueError("they are not records of a classification")
+        for key in ("true", "predicted"):
+            if len(records) and not 0 <= records[key].min() <= records[key].max() < num_classes:
+                raise ValueError(f"they have other classes than 0 to {num_classes - 1}")
+        total = cls(num_classes)
+        total._parts = [records]
+        return total
 
     def gathered(self, world: World) -> Classification:
         """The sum of the states of all processes of `world`, on each of them."""

@@ -6,7 +6,7 @@ As in `metrics`, the state adds: any split of the images gives the same numbers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +70,30 @@ class MultiLabel:
             kept = ~np.isin(places, indices)
             rest._parts.append((places[kept], probabilities[kept], labels[kept]))
         return rest
+
+    def saved(self) -> dict[str, np.ndarray]:
+        """All that the state is made of, as arrays to be kept."""
+        return dict(zip(("places", "probabilities", "labels"), self._arrays(), strict=True))
+
+    @classmethod
+    def restored(cls, num_classes: int, arrays: Mapping[str, np.ndarray]) -> MultiLabel:
+        """The inverse of `saved`; ValueError if the arrays are not such."""
+        try:
+            places, probabilities, labels = (arrays[key] for key in ("places", "probabilities", "labels"))
+        except KeyError as error:
+            raise ValueError(f"they lack {error}") from error
+        wanted = (len(places), num_classes)
+        types = (places.dtype, probabilities.dtype, labels.dtype)
+        if (
+            places.ndim != 1
+            or probabilities.shape != wanted
+            or labels.shape != wanted
+            or types != (np.int64, np.float32, np.bool_)
+        ):
+            raise ValueError(f"they are not labels of {num_classes} classes")
+        total = cls(num_classes)
+        total._parts = [(places, probabilities, labels)]
+        return total
 
     def gathered(self, world: World) -> MultiLabel:
         """The sum of the states of all processes of `world`, on each of them."""

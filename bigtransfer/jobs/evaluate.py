@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import os
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +19,17 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from bigtransfer import evals, outputs, records, report, runs
+from bigtransfer import dist, evals, outputs, records, report, runs
 from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, classes, exclusions, open_dataset
 from bigtransfer.data.classes import Match
 from bigtransfer.data.layout import in_short
-from bigtransfer.errors import DataError, ImageError, RunError
+from bigtransfer.dist import World
+from bigtransfer.errors import ConfigError, DataError, ImageError, RunError
 from bigtransfer.evals import multilabel
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.loader import EvalBatch, eval_batches
+from bigtransfer.jobs import parts
 from bigtransfer.jobs.plan import environment
 from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.predictor import Predictor
@@ -60,7 +66,12 @@ def run(config: EvaluateConfig) -> int:
         from bigtransfer.jobs import suite  # which fine-tunes, and that measures by this module
 
         return suite.evaluate(config)
-    done = evaluate(config, progress=True)
+    with dist.join(parts.device_of(config)) as (world, device):
+        if world.size > 1 and config.out is None:
+            raise ConfigError("Several processes need a folder to share the work in: --out FOLDER")
+        done = measured(config, world, device, progress=world.is_main)
+    if done is None:  # the process that finishes last shows what came out
+        return 0
     for note in done.notes:
         print(f"note: {note}", file=sys.stderr)
     print(
@@ -78,11 +89,19 @@ def run(config: EvaluateConfig) -> int:
         print(f"\nall numbers: {config.json}")
     if config.out is not None:
         print(f"\nreport: {Path(config.out) / 'report.html'}")
-    return 1 if done.unreadable and not config.skip_bad_images else 0
+    return 1 if done.unreadable and not config.skip_bad_images and world.size == 1 else 0
 
 
 def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     """Measure as `config` asks, and write the files it asks for. Images that cannot be read are left out and listed."""
+    done = measured(config, World(), parts.device_of(config), progress=progress)
+    if done is None:
+        raise RunError(f"Another process has just finished the same measurement: see {config.out}.")
+    return done
+
+
+def measured(config: EvaluateConfig, world: World, device: torch.device, *, progress: bool = False) -> Evaluated | None:
+    """The same by several processes, on `device` each: the result for the one that finishes last, None for the others."""
     assert config.data is not None
     if config.out is not None:
         refuse_run(Path(config.out))
@@ -90,13 +109,7 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
         [*_written("--out", config.out, ("evaluation.json", "config.json", "report.html")), ("--json", config.json)],
         (config.model, config.data, config.class_names, config.exclude),
     )
-    predictor = Predictor.load(
-        config.model,
-        device=config.device,
-        precision=config.precision,
-        decoder=config.decoder,
-        backend=config.backend,
-    )
+    predictor, digest = parts.opened(config, device)
     card = predictor.card
     splits = open_dataset(
         config.data,
@@ -115,57 +128,157 @@ def evaluate(config: EvaluateConfig, *, progress: bool = False) -> Evaluated:
     several = images.several
     seen = trained_on(config.model, config.data, images)
     images, matched = match_classes(images, card.class_names, card.num_classes, config.subset)
-    result, unreadable = measure(
-        predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
-    )
-    if isinstance(result, MultiLabel):
-        thresholds, notes = predictor.thresholds, splits.notes
-        if not several:
-            notes += (
-                "The model may give an image several classes, and these images have one each: what else it gives counts as wrong.",
-            )
-    else:
-        chance = result.chance_note(images.class_names)
-        thresholds, notes = None, (*splits.notes, *doubts(matched, result), *((chance,) if chance else ()))
-    if seen is not None:
-        notes += (seen,)
-    dedup = None
-    if known is not None:
-        assert config.exclude is not None
-        dedup = evals.without(result, known, config.exclude)
-        notes += (dedup.sentence(),)
-    if config.json is not None or config.out is not None:
-        about: dict[str, Any] = {
-            "split": split,
-            "model": card.name,
-            "data": config.data,
-            "unreadable": unreadable,
-            "notes": notes,
-            "dedup": dedup,
-        }
+
+    def conclude(result: evals.Classification | MultiLabel, unreadable: list[ImageError]) -> Evaluated:
         if isinstance(result, MultiLabel):
-            assert thresholds is not None
-            record = evals.labels_record(result, images, thresholds, chosen_here=False, **about)
+            thresholds, notes = predictor.thresholds, splits.notes
+            if not several:
+                notes += (
+                    "The model may give an image several classes, and these images have one each: what else it gives counts as wrong.",
+                )
         else:
-            record = evals.as_record(result, images, **about)
-        if config.json is not None:
-            evals.write_record(config.json, record)
-        if config.out is not None:
-            folder = Path(config.out)
-            evals.write_record(folder / "evaluation.json", record)
-            asked, machine = dataclasses.asdict(config), environment(predictor.device)
-            runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": machine})
-            report.write(folder, images)
-    return Evaluated(
-        result=result,
-        images=images,
-        split=split,
-        unreadable=unreadable,
-        model=card.name,
-        dedup=dedup,
-        thresholds=thresholds,
-        notes=notes,
-    )
+            chance = result.chance_note(images.class_names)
+            thresholds, notes = None, (*splits.notes, *doubts(matched, result), *((chance,) if chance else ()))
+        if seen is not None:
+            notes += (seen,)
+        dedup = None
+        if known is not None:
+            assert config.exclude is not None
+            dedup = evals.without(result, known, config.exclude)
+            notes += (dedup.sentence(),)
+        if config.json is not None or config.out is not None:
+            about: dict[str, Any] = {
+                "split": split,
+                "model": card.name,
+                "data": config.data,
+                "unreadable": unreadable,
+                "notes": notes,
+                "dedup": dedup,
+            }
+            if isinstance(result, MultiLabel):
+                assert thresholds is not None
+                record = evals.labels_record(result, images, thresholds, chosen_here=False, **about)
+            else:
+                record = evals.as_record(result, images, **about)
+            if config.json is not None:
+                evals.write_record(config.json, record)
+            if config.out is not None:
+                folder = Path(config.out)
+                evals.write_record(folder / "evaluation.json", record)
+                asked, machine = dataclasses.asdict(config), environment(predictor.device)
+                runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": machine})
+                report.write(folder, images)
+        return Evaluated(
+            result=result,
+            images=images,
+            split=split,
+            unreadable=unreadable,
+            model=card.name,
+            dedup=dedup,
+            thresholds=thresholds,
+            notes=notes,
+        )
+
+    if config.out is None:
+        measurement = measure(
+            predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
+        )
+        return conclude(*measurement)
+    return _in_parts(config, digest, predictor, images, split, world, conclude, progress=progress)
+
+
+@dataclass(frozen=True)
+class _Unreadable:
+    name: str
+    reason: str
+
+
+def _in_parts(
+    config: EvaluateConfig,
+    digest: str,
+    predictor: Predictor,
+    images: ImageSet,
+    split: str,
+    world: World,
+    conclude: Callable[[evals.Classification | MultiLabel, list[ImageError]], Evaluated],
+    *,
+    progress: bool,
+) -> Evaluated | None:
+    """The measurement by all processes of the world, kept part by part in the folder until it is whole."""
+    assert config.out is not None and images.labels is not None
+    batch = config.batch_size or predictor.batch_size
+    plan = {
+        "model": predictor.card.name,
+        "weights": digest,
+        "card": hashlib.sha256(predictor.card.to_json().encode()).hexdigest(),
+        "data": images.fingerprint(),
+        "split": split,
+        "images": len(images),
+        "backend": predictor.backend,
+        "precision": predictor.precision,
+        "device": predictor.device.partition(":")[0],
+        "batch_size": batch,
+    }
+    folder, size = Path(config.out) / _WORK, parts.size_of(predictor, batch, config.part_images)
+    work = parts.Parts(folder, plan, len(images), size, ("npz", "json"))
+    mine = work.begin(world, replace=True)
+    total = sum(len(work.range_of(part)) for part in mine)
+    if progress and 0 < total < len(images) and world.size == 1:
+        print(f"{len(images) - total:,} of {len(images):,} images are done; going on", flush=True)
+    state = MultiLabel if predictor.card.multi_label else evals.Classification
+    with tqdm(total=total, unit="img", disable=None if progress else True, leave=False) as bar:
+        found = parts.answers(predictor, images, work, mine, world, batch=batch, workers=config.workers, logits=True)
+        for part, predictions in found:
+            some = state(predictor.card.num_classes)
+            read = np.array([one.logits is not None for one in predictions], dtype=bool)
+            if read.any():
+                places = np.flatnonzero(read) + work.range_of(part).start
+                logits = np.stack([one.logits for one in predictions if one.logits is not None])
+                labels = np.asarray(images.labels[places]).astype(np.int64)
+                some.update(torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(places))
+            bad = [{"name": one.name, "reason": one.error} for one in predictions if one.error is not None]
+            arrays = functools.partial(_write_arrays, some.saved())
+            work.write(part, len(bad), (arrays, functools.partial(_write_text, json.dumps(bad))))
+            bar.update(len(predictions))
+    measured: list[Evaluated] = []
+
+    def finish(finished: list[parts.Part]) -> None:
+        total = state(predictor.card.num_classes)
+        unreadable: list[ImageError] = []
+        for part in range(len(finished)):
+            arrays, lines = work.files_of(part)
+            total += _restored(arrays, state, predictor.card.num_classes)
+            unreadable += [ImageError(one.name, one.reason) for one in records.read(lines, list[_Unreadable], RunError)]
+        if not len(total):
+            raise DataError("There is no image to evaluate on.")
+        measured.append(conclude(total, unreadable))
+        runs.write_json(folder / parts.MANIFEST, {"images": len(images)})
+
+    if work.finish(finish) is None:
+        return None
+    work.clear()
+    return measured[0]
+
+
+_WORK = ".work"
+"""In the folder of an evaluation: the answers so far."""
+
+
+def _write_arrays(arrays: dict[str, np.ndarray], path: Path) -> None:
+    with open(path, "wb") as file:
+        np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
+
+
+def _write_text(text: str, path: Path) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _restored(path: Path, state: Any, num_classes: int) -> Any:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return state.restored(num_classes, dict(file))
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise RunError(f"{path} is damaged: {error}. Remove {path.parent} and begin anew.") from error
 
 
 def _written(flag: str, folder: str | None, files: Sequence[str]) -> list[tuple[str, Path]]:

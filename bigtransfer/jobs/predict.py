@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import dataclasses
 import functools
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import IO, Any, TextIO
 
 import numpy as np
 from tqdm import tqdm
 
+import bigtransfer
 from bigtransfer import web
-from bigtransfer.config import PredictConfig
+from bigtransfer.config import PredictConfig, command_line
 from bigtransfer.data import containers
-from bigtransfer.data.forms import open_images
-from bigtransfer.errors import DataError, ImageError
+from bigtransfer.data.forms import open_anything, open_images
+from bigtransfer.errors import ConfigError, DataError, ImageError
 from bigtransfer.limits import limits
-from bigtransfer.outputs import atomic_write, refuse_replacing, text_output
+from bigtransfer.outputs import atomic_write, refuse_replacing, text_output, write_json
 from bigtransfer.predictor import Prediction, Predictor, fetch, told_apart
-from bigtransfer.terminal import cell, json_line, line
+from bigtransfer.terminal import cell, json_line, line, utf8
 
 
 def run(config: PredictConfig) -> int:
-    """Predict and write in the format asked for. Exit status 1 if some image could not be read."""
+    """Predict and write in the format asked for. Exit status 1 if some image could not be read, but 0 under torchrun, which would end the
+    others."""
+    if config.into_folder:
+        return _in_parts(config)
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ConfigError("Several processes write into a folder: --out answers/")
     predictor = Predictor.load(
         config.model,
         device=config.device,
@@ -66,6 +75,143 @@ def run(config: PredictConfig) -> int:
     if errors:
         print(f"{errors} of {len(sources)} images cannot be read", file=sys.stderr)
     return 1 if errors else 0
+
+
+def _in_parts(config: PredictConfig) -> int:
+    """The answers on all images into a folder, by all processes of the world."""
+    from bigtransfer import dist
+    from bigtransfer.jobs import parts
+
+    assert config.out is not None
+    form = config.format or "parquet"
+    if form == "parquet":
+        _parquet()
+    with dist.join(parts.device_of(config)) as (world, device):
+        predictor, digest = parts.opened(config, device)
+        if "-" in config.images:
+            raise ConfigError("Into a folder go images from files: instead of - give a folder, a pattern or a table.")
+        images = open_anything(config.images, predictor.card.architecture.in_chans)
+        batch = config.batch_size or predictor.batch_size
+        plan = {
+            "model": predictor.card.name,
+            "weights": digest,
+            "card": hashlib.sha256(predictor.card.to_json().encode()).hexdigest(),
+            "data": images.fingerprint(),
+            "images": len(images),
+            "backend": predictor.backend,
+            "precision": predictor.precision,
+            "device": predictor.device.partition(":")[0],
+            "batch_size": batch,
+            "top_k": config.top_k,
+            "probabilities": config.probabilities,
+        }
+        vectors = [kind for kind in ("features", "logits") if kind in config.vectors]
+        endings = [form] if form == "parquet" else [form, *(f"{kind}.npy" for kind in vectors)]
+        plan["vectors"] = vectors
+        work = parts.Parts(
+            Path(config.out), plan, len(images), parts.size_of(predictor, batch, config.part_images), endings
+        )
+        mine = work.begin(world)
+    total = sum(len(work.range_of(part)) for part in mine)
+    if world.is_main and total < len(images) and world.size == 1 and total:
+        print(f"{config.out}: {len(images) - total:,} of {len(images):,} images are done; going on", file=sys.stderr)
+    with tqdm(total=total, unit="img", disable=None if world.is_main else True, leave=False) as bar:
+        asked = {"features": "features" in vectors, "logits": "logits" in vectors}
+        for part, found in parts.answers(predictor, images, work, mine, world, batch=batch, **asked):
+            unreadable = sum(prediction.error is not None for prediction in found)
+            if form == "parquet":
+                writers = [functools.partial(_write_parquet, config, vectors, predictor, found)]
+            else:
+                writers = [functools.partial(_write_text, config, form, predictor, found)]
+                widths = {"features": predictor.card.architecture.num_features, "logits": predictor.card.num_classes}
+                writers += [functools.partial(_write_vectors, kind, widths[kind], found) for kind in vectors]
+            work.write(part, unreadable, writers)
+            bar.update(len(found))
+
+    def conclude(finished: list[parts.Part]) -> None:
+        manifest = {
+            "format": "bigtransfer predictions",
+            "version": 1,
+            "complete": True,
+            "images": len(images),
+            "unreadable": sum(part.unreadable for part in finished),
+            "by": f"bigtransfer {bigtransfer.__version__}",
+            "asked": command_line("predict", dataclasses.asdict(config)),
+            "plan": work.plan,
+            "class_names": list(predictor.class_names),
+            "parts": [dataclasses.asdict(part) for part in finished],
+        }
+        write_json(work.folder / parts.MANIFEST, manifest)
+
+    finished = work.finish(conclude)
+    if finished is None:
+        if world.size == 1:
+            print(f"{config.out} is complete already: {len(images):,} images in {work.count:,} parts")
+        return 0
+    unreadable = sum(part.unreadable for part in finished)
+    print(f"{config.out}: {len(images):,} images in {work.count:,} parts, {parts.MANIFEST} says what is in them")
+    if unreadable:
+        print(f"{unreadable} of {len(images)} images cannot be read", file=sys.stderr)
+    return 1 if unreadable and world.size == 1 else 0
+
+
+def _write_text(
+    config: PredictConfig, form: str, predictor: Predictor, found: Sequence[Prediction], path: Path
+) -> None:
+    with open(path, "w", encoding="utf-8", newline="") as stream:
+        chosen = dataclasses.replace(config, format=form)
+        write = _writer(chosen, stream, False, predictor.class_names, (), predictor.thresholds is not None)
+        for prediction in found:
+            write(prediction)
+
+
+def _write_vectors(kind: str, width: int, found: Sequence[Prediction], path: Path) -> None:
+    """float32 `(images, width)`, a row for each image of the part; NaN where it cannot be read."""
+    rows = [getattr(prediction, kind) for prediction in found]
+    with open(path, "wb") as file:
+        np.save(file, np.stack([np.full(width, np.nan, np.float32) if row is None else row for row in rows]))
+
+
+def _parquet() -> Any:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ConfigError(
+            "Parquet needs pyarrow: pip install 'bigtransfer[parquet]'. Or take --format csv or jsonl."
+        ) from error
+    return pyarrow
+
+
+def _write_parquet(
+    config: PredictConfig, vectors: Sequence[str], predictor: Predictor, found: Sequence[Prediction], path: Path
+) -> None:
+    """The columns of the CSV form, with lists where several numbers belong together."""
+    arrow = _parquet()
+    top_k = min(config.top_k, len(predictor.class_names))
+    tops = [prediction.top(top_k) for prediction in found]
+    columns: dict[str, Any] = {"image": arrow.array([utf8(one.name) for one in found], arrow.string())}
+    if predictor.thresholds is not None:
+        given = [None if one.error is not None else [*map(utf8, one.labels)] for one in found]
+        columns["labels"] = arrow.array(given, arrow.list_(arrow.string()))
+    for k in range(top_k):
+        ending = "" if k == 0 else f"_{k + 1}"
+        names = [utf8(top[k][0]) if top else None for top in tops]
+        columns[f"label{ending}"] = arrow.array(names, arrow.string())
+        columns[f"probability{ending}"] = arrow.array([top[k][1] if top else None for top in tops], arrow.float32())
+    for kind in [*(["probabilities"] if config.probabilities else []), *vectors]:
+        columns[kind] = _lists(arrow, [getattr(one, kind) for one in found])
+    columns["error"] = arrow.array([None if one.error is None else utf8(one.error) for one in found], arrow.string())
+    arrow.parquet.write_table(arrow.table(columns), path)
+
+
+def _lists(arrow: Any, rows: Sequence[np.ndarray | None]) -> Any:
+    """A column of lists of float32; null where there is none."""
+    ends = np.cumsum([0, *(0 if row is None else len(row) for row in rows)], dtype=np.int32)
+    there = [row for row in rows if row is not None]
+    values = arrow.array(np.concatenate(there) if there else np.empty(0, np.float32))
+    missing = arrow.array([row is None for row in rows])
+    return arrow.ListArray.from_arrays(arrow.array(ends), values, mask=missing)
 
 
 def _refuse_inputs(config: PredictConfig, sources: Sequence[Any]) -> None:
