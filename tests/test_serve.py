@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import dataclasses
 import io
@@ -207,6 +208,34 @@ def test_multi_label_models_say_which_classes_they_give() -> None:
         assert client.get("/models").json()["models"][0]["thresholds"] == [0, 1, 0, 1, 1, 1]
 
 
+def test_explanations_are_those_of_the_predictor(client: TestClient, predictor: Predictor) -> None:
+    for asked, label, against in (
+        ("", None, None),
+        ("?label=größe", "größe", None),
+        ("?label=ant&against=eel", "ant", "eel"),
+    ):
+        sent = client.post(f"/explain{asked}", files=form(png(1)))
+        assert sent.status_code == 200, sent.text
+        answer, expected = sent.json(), predictor.explain(png(1), label, against)
+        assert answer["label"] == expected.label and answer.get("against") == against and answer["exact"]
+        assert answer["logit"] == pytest.approx(expected.logit, rel=1e-5)
+        drawn = np.asarray(Image.open(io.BytesIO(base64.b64decode(answer["png"]))))
+        np.testing.assert_array_equal(drawn, expected.on(np.asarray(Image.open(io.BytesIO(png(1))))))
+    large = io.BytesIO()
+    Image.new("RGB", (2000, 500)).save(large, "JPEG")
+    drawn = client.post("/explain?label=crane%20%233", content=large.getvalue()).json()["png"]
+    assert Image.open(io.BytesIO(base64.b64decode(drawn))).size == (448, 112)
+    for asked, content, said in (
+        ("?label=gnu", png(0), "no class 'gnu'"),
+        ("?label=crane", png(0), "several classes of that name: crane #2, crane #3"),
+        ("?top_k=3", png(0), "no option 'top_k'"),
+        ("", b"nothing", "not in an image format"),
+    ):
+        refused = client.post(f"/explain{asked}", content=content)
+        assert refused.status_code == 422 and said in refused.json()["error"]
+    assert client.post("/explain", files=form(png(0), png(1))).status_code == 413
+
+
 # --- Images that are bad
 
 
@@ -285,6 +314,7 @@ def test_what_is_too_much_is_refused(client: TestClient, monkeypatch: pytest.Mon
     async def endless() -> dict[str, Any]:
         nonlocal received
         received += 1
+        assert received < 100, "it is read on and on"
         return {"type": "http.request", "body": bytes(1000), "more_body": True}
 
     request = Request({"type": "http", "headers": []}, endless)
@@ -589,7 +619,7 @@ def test_the_page_needs_nobody_else(client: TestClient) -> None:
 
 def test_the_schema_names_every_answer(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
-    assert set(schema["paths"]) == {"/predict", "/models", "/metrics", "/health", "/live"}
+    assert set(schema["paths"]) == {"/predict", "/explain", "/models", "/metrics", "/health", "/live"}
     predict = schema["paths"]["/predict"]["post"]
     assert {"multipart/form-data", "application/octet-stream"} < set(predict["requestBody"]["content"])
     assert set(predict["responses"]) == {"200", *["400", "401", "404", "408", "413", "415", "422", "429", "500", "503"]}

@@ -19,7 +19,8 @@ class ServeConfig(Config):
     """
 
     models: Positional[tuple[str, ...]]
-    """Model files, run folders, or names from `bit models`; NAME=MODEL gives one another name. The first answers where none is named."""
+    """Model files, run folders, files that `bit convert` exported, or names from `bit models`; NAME=MODEL gives one another name. The first
+    answers where none is named."""
 
     # --- Network
     host: str = "127.0.0.1"
@@ -52,6 +53,8 @@ class ServeConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
+    backend: Literal["auto", "torch", "onnxruntime"] = "auto"
+    """What computes the networks. auto: onnxruntime for a model that `bit convert --to onnx` wrote, else torch."""
     batch_size: Batch | None = None
     """Images computed at a time at most. Default: by their size."""
 

@@ -31,11 +31,11 @@ def run(config: ServeConfig) -> int:
     given = os.environ.get(limits.VARIABLE)
     os.environ[limits.VARIABLE] = ",".join(filter(None, (_STRICTER, given)))
     try:
+        load = functools.partial(
+            Predictor.load, device=config.device, precision=config.precision, backend=config.backend
+        )
         models = [
-            service.Model(
-                name, functools.partial(Predictor.load, model, device=config.device, precision=config.precision)
-            )
-            for name, model in service.named(config.models).items()
+            service.Model(name, functools.partial(load, model)) for name, model in service.named(config.models).items()
         ]
         tokens = _tokens(config)
         bound = server.listen(config.host, config.port)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import functools
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Annotated, Any
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,6 +30,11 @@ from bigtransfer.serve import log, page, requests
 from bigtransfer.serve.access import Access
 from bigtransfer.serve.refusals import Refusal
 from bigtransfer.serve.service import FAILED, Model, Service
+
+if TYPE_CHECKING:
+    from bigtransfer.evals.explanation import Explanation  # which loads torch
+
+T = TypeVar("T")
 
 # --- What is answered
 
@@ -104,6 +111,31 @@ class Options(BaseModel):
     probabilities: bool = Field(default=False, description="Also give the probability of every class.")
 
 
+class Explained(BaseModel):
+    """Of a request for an explanation."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str | None = Field(default=None, description="Default: the first one.")
+    label: str | None = Field(default=None, description="The class; default: the most probable one.")
+    against: str | None = Field(
+        default=None, description="Another class: why it is rather `label`. Default: `label` by itself."
+    )
+
+
+class Map(BaseModel):
+    """Which parts of an image speak for a class."""
+
+    model: str
+    label: str
+    against: str | None = None
+    logit: float = Field(description="Of the class, or by how much it is above the other's.")
+    exact: bool = Field(
+        description="The parts add up to the logit; false: the head is not linear, and they are of its gradient."
+    )
+    png: str = Field(description="Base64 of a picture: grey, orange where it speaks for the class, blue where against.")
+
+
 _SECURE = HTTPBearer(auto_error=False, description="Needed if the server was started with a token.")
 
 
@@ -144,6 +176,24 @@ def create(service: Service, access: Access, *, failed: Callable[[], None] = lam
 
     secured = [Depends(allowed)]
 
+    async def received(
+        request: Request, model: Model, at_most: int, answer: Callable[[list[requests.Upload]], Coroutine[Any, Any, T]]
+    ) -> T:
+        """What `answer` makes of the images that the request brings, within the limits."""
+        _ = model.predictor  # refused before anything is read
+        service.check_room()
+        with service.room() as take:
+            try:
+                async with asyncio.timeout(seconds(service.config.timeout)):
+                    uploads = await requests.read(request, at_most=at_most, take=take)
+            except TimeoutError:
+                raise Refusal(
+                    408, "slow_client", f"The request was not whole after {service.config.timeout}."
+                ) from None
+            sizes = [len(each.data) for each in uploads]
+            request.state.noted |= {"model": model.name, "images": len(sizes), "bytes": sum(sizes)}
+            return await _unless_left(request, answer(uploads))
+
     @app.post(
         "/predict",
         dependencies=secured,
@@ -159,29 +209,45 @@ def create(service: Service, access: Access, *, failed: Callable[[], None] = lam
     async def predict(request: Request, options: Annotated[Options, Query()]) -> JSONResponse:
         """Send a file for each image as multipart/form-data, or the bytes of one image as the whole body."""
         model = service.model(options.model)
-        _ = model.predictor  # refused before anything is read
-        service.check_room()
-        with service.room() as take:
-            allowed = seconds(service.config.timeout)
-            try:
-                async with asyncio.timeout(allowed):
-                    uploads = await requests.read(request, at_most=service.config.max_images, take=take)
-            except TimeoutError:
-                raise Refusal(
-                    408, "slow_client", f"The request was not whole after {service.config.timeout}."
-                ) from None
-            request.state.noted |= {
-                "model": model.name,
-                "images": len(uploads),
-                "bytes": sum(len(each.data) for each in uploads),
-            }
-            found = await _unless_left(request, service.answers(model, uploads))
+        found = await received(request, model, service.config.max_images, functools.partial(service.answers, model))
         top_k = options.top_k or service.config.top_k
         answers = [prediction.record(top_k, probabilities=options.probabilities) for prediction in found]
         content: dict[str, Any] = {"model": model.name, "predictions": answers}
         if all(prediction.error is not None for prediction in found):
             return _none_answered(request, found, content)
         return JSONResponse(content)
+
+    @app.post(
+        "/explain",
+        dependencies=secured,
+        summary="Which parts of an image speak for a class",
+        responses={
+            **_problems(400, 401, 408, 413, 415, 429, 503),
+            404: {"model": Problem, "description": "No model of that name."},
+            422: {
+                "model": Problem,
+                "description": "A wrong option, no image that can be read, or a model without such parts.",
+            },
+        },
+        openapi_extra={"requestBody": _BODY},
+        response_model_exclude_none=True,
+    )
+    async def explain(request: Request, options: Annotated[Explained, Query()]) -> Map:
+        """Send one image as for /predict."""
+        model = service.model(options.model)
+
+        async def answer(uploads: list[requests.Upload]) -> tuple[Explanation, bytes]:
+            return await service.explained(model, uploads[0], options.label, options.against)
+
+        explanation, picture = await received(request, model, 1, answer)
+        return Map(
+            model=model.name,
+            label=explanation.label,
+            against=explanation.against,
+            logit=explanation.logit,
+            exact=explanation.exact,
+            png=base64.b64encode(picture).decode("ascii"),
+        )
 
     @app.get(
         "/models",
@@ -281,7 +347,7 @@ def _none_answered(request: Request, found: list[Prediction], content: dict[str,
     return _problem(request, Refusal(status, code, words), content)
 
 
-async def _unless_left(request: Request, answers: Awaitable[list[Prediction]]) -> list[Prediction]:
+async def _unless_left(request: Request, answers: Coroutine[Any, Any, T]) -> T:
     """The answers, which are given up if the client leaves before they are there."""
     work, gone = asyncio.ensure_future(answers), asyncio.ensure_future(_left(request))
     try:
@@ -309,7 +375,8 @@ async def _refused(request: Request, error: Exception) -> Response:
         where = ".".join(map(str, first["loc"][1:]))
         words = f"{where}: {first['msg']}."
         if first["type"] == "extra_forbidden":
-            words = f"There is no option {where[:80]!r}; there are {', '.join(Options.model_fields)}."
+            known = Explained if request.url.path.endswith("/explain") else Options
+            words = f"There is no option {where[:80]!r}; there are {', '.join(known.model_fields)}."
         error = Refusal(422, "option", words)
     elif isinstance(error, HTTPException):
         known = {

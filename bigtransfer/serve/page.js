@@ -167,13 +167,40 @@ function show(row, answer) {
   label.textContent = given.join(", ") || "none of its classes";
   const list = element("ol", "top");
   for (const {label: name, probability} of answer.top) {
-    const bar = element("li", answer.labels?.includes(name) ? "given" : "");
-    bar.title = name;
-    bar.append(element("span", "", name), element("b", "", percent(probability)));
+    const bar = element("li", answer.labels?.includes(name) ? "given" : ""), button = element("button", "");
+    button.type = "button";
+    button.title = `${name}: where?`;
+    button.append(element("span", "", name), element("b", "", percent(probability)));
+    button.addEventListener("click", () => explain(row, name, button));
+    bar.append(button);
     bar.style.setProperty("--share", probability);
     list.append(bar);
   }
   item.append(list);
+}
+
+// Which parts of the image speak for a class, in the thumbnail's place; a second click brings that back.
+async function explain(row, name, button) {
+  const own = button.getAttribute("aria-pressed") === "true", old = row.item.querySelector(".picture");
+  for (const other of row.item.querySelectorAll("[aria-pressed]")) other.removeAttribute("aria-pressed");
+  if (own) return old.replaceWith(row.thumbnail);
+  if (old.tagName !== "IMG") row.thumbnail = old;
+  button.setAttribute("aria-pressed", "true");
+  const form = new FormData();
+  form.append("image", row.file, row.file.name);
+  try {
+    const asked = `explain?model=${encodeURIComponent(row.model)}&label=${encodeURIComponent(name)}`;
+    const answer = await ask(asked, {method: "POST", body: form});
+    if (button.getAttribute("aria-pressed") !== "true") return;
+    const image = element("img", "picture");
+    image.src = `data:image/png;base64,${answer.png}`;
+    image.alt = image.title = `Orange speaks for ${name}, blue against it` + (answer.exact ? "." : ", by the gradient.");
+    row.item.querySelector(".picture").replaceWith(image);
+  } catch (error) {
+    button.removeAttribute("aria-pressed");
+    button.title = error.message;
+    row.item.querySelector(".picture").replaceWith(row.thumbnail);
+  }
 }
 
 function summarize() {

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from bigtransfer.config import ServeConfig, seconds
+from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
 from bigtransfer.errors import ConfigError, ImageError
 from bigtransfer.limits import limits
-from bigtransfer.predictor import Prediction, Predictor
+from bigtransfer.predictor import Prediction, Predictor, told_apart
 from bigtransfer.serve import log
 from bigtransfer.serve.metrics import Metrics
 from bigtransfer.serve.queue import Queue
 from bigtransfer.serve.refusals import Refusal
 from bigtransfer.serve.requests import Upload
+
+if TYPE_CHECKING:
+    from bigtransfer.evals.explanation import Explanation  # which loads torch
 
 FAILED = "the model could not compute an answer"
 """What a client is told of an image that is sound and has no answer; the log knows more."""
@@ -65,6 +72,8 @@ class Model:
         await self._queue.run()
 
     def _warm(self) -> Predictor:
+        with contextlib.suppress(ImportError):
+            import torch  # noqa: F401 - with which images are resized sooner, to the same bytes, whatever computes the network
         predictor = self._load()
         size, channels = predictor.card.input.size, predictor.card.architecture.in_chans
         predictor.answer([np.zeros((size, size, channels), np.uint8)], ["warm-up"])
@@ -92,6 +101,39 @@ class Model:
         metrics.images.labels(self.name, "answered").inc()
         return prediction
 
+    async def explained(
+        self, upload: Upload, label: str | None, against: str | None, decoding: Executor, computing: Executor
+    ) -> tuple[Explanation, bytes]:
+        """Which parts of an image speak for a class (by default the most probable one; rather than for another), and a PNG that shows it.
+        Refusal if the image cannot be read, the model has no such class, or cannot be explained."""
+        predictor = self.predictor
+        numbers = [None if each is None else [self._class(each)] for each in (label, against)]
+
+        def explain(pixels: Pixels) -> Explanation:
+            return predictor.explain_prepared([pixels], *numbers)[0]
+
+        loop = asyncio.get_running_loop()
+        try:
+            if upload.error is not None:
+                raise ImageError(upload.name, upload.error)
+            pixels = await loop.run_in_executor(decoding, predictor.prepare, upload.data, upload.name)
+            explanation = await loop.run_in_executor(computing, explain, pixels)
+            return explanation, await loop.run_in_executor(decoding, _drawn, explanation, upload)
+        except ImageError as error:
+            raise Refusal(422, "unreadable", f"{upload.name}: {error.reason}.") from error
+        except ConfigError as error:
+            raise Refusal(422, "unexplained", str(error)) from error
+
+    def _class(self, label: str) -> int:
+        """The number of a class by its name, with its number where two have one."""
+        classes = self.predictor.class_names
+        names = told_apart(classes)
+        if label in names:
+            return names.index(label)
+        same = [name for name, known in zip(names, classes, strict=True) if known == label]
+        words = f"has several classes of that name: {', '.join(same)}" if same else f"has no class {label[:80]!r}"
+        raise Refusal(422, "option", f"The model {self.name} {words}.")
+
     def _computed(self, items: Sequence[tuple[str, Pixels]]) -> list[Prediction]:
         try:
             answers = self.predictor.answer([pixels for _, pixels in items], [name for name, _ in items])
@@ -104,6 +146,20 @@ class Model:
     def _unanswered(self, upload: Upload, why: str, outcome: str, metrics: Metrics) -> Prediction:
         metrics.images.labels(self.name, outcome).inc()
         return Prediction(upload.name, self.predictor.class_names, None, error=why)
+
+
+def _drawn(explanation: Explanation, upload: Upload) -> bytes:
+    """A PNG of the image, no side longer than `_DRAWN`, with the explanation on it."""
+    with images.memory_held():
+        pixels = images.decode(upload.data, upload.name, 3, (_DRAWN, _DRAWN))
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((_DRAWN, _DRAWN))
+    file = io.BytesIO()
+    Image.fromarray(explanation.on(np.asarray(picture))).save(file, "PNG")
+    return file.getvalue()
+
+
+_DRAWN = 448
 
 
 class Service:
@@ -181,6 +237,18 @@ class Service:
             self._seconds += 0.05 * ((time.monotonic() - began) / max(1, self._images) - self._seconds)
             return found
 
+    async def explained(
+        self, model: Model, upload: Upload, label: str | None, against: str | None
+    ) -> tuple[Explanation, bytes]:
+        """As `Model.explained`; it waits for its turn among the batches. Refusal, too, if too many images are under way, or it takes too
+        long."""
+        with self._under_way(1):
+            try:
+                async with asyncio.timeout(seconds(self.config.timeout)):
+                    return await model.explained(upload, label, against, self._decoding, self._computing)
+            except TimeoutError:
+                raise self.late() from None
+
     def late(self) -> Refusal:
         """The refusal of what could not be answered in time."""
         return Refusal(
@@ -190,11 +258,11 @@ class Service:
             retry_after=self._patience(),
         )
 
-    def check_room(self, images: int = 1) -> None:
+    def check_room(self, more: int = 1) -> None:
         """Refusal if that many more images would be too many."""
-        if images > self.config.max_waiting:
+        if more > self.config.max_waiting:
             raise Refusal(413, "too_many_images", f"At most {self.config.max_waiting} images are under way at a time.")
-        if self._images + images > self.config.max_waiting:
+        if self._images + more > self.config.max_waiting:
             raise Refusal(
                 429,
                 "busy",
@@ -203,13 +271,13 @@ class Service:
             )
 
     @contextlib.contextmanager
-    def _under_way(self, images: int) -> Iterator[None]:
-        self.check_room(images)
-        self._images += images
+    def _under_way(self, more: int) -> Iterator[None]:
+        self.check_room(more)
+        self._images += more
         try:
             yield
         finally:
-            self._images -= images
+            self._images -= more
 
     def _patience(self) -> float:
         """Seconds until about half of what is under way will be done."""
