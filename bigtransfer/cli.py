@@ -97,10 +97,10 @@ def _guarded(arguments: list[str], debug: bool) -> int:
             torchrun.end_job(agent, f"error: {error}")
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if debug:
             raise
-        print("interrupted", file=sys.stderr)
+        print(": ".join(filter(None, ("interrupted", str(error)))), file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader (`| head`) has left
         return 141

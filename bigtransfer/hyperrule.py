@@ -259,13 +259,15 @@ def without_steps(crop: int) -> Recipe:
     )
 
 
-def without_time(crop: int, budget: str) -> Recipe:
-    """The same where a budget, as it was asked for, is nearly used up by then."""
+def without_time(crop: int, budget: str, left: float) -> Recipe:
+    """The same where so many seconds are left for steps of a budget, as it was asked for, which is too little."""
     recipe = without_steps(crop)
-    note = (
-        f"Nothing is fine-tuned: what is left of the {budget} is not enough for {FEWEST_STEPS} steps on this machine as it is now, and "
-        "fewer would not help. The closed form is delivered."
-    )
+    note = f"Nothing is fine-tuned: nothing of the {budget} is left for steps. The closed form is delivered."
+    if left >= 0.5:
+        note = (
+            f"Nothing is fine-tuned: {left:.0f} s of the {budget} are left for steps, too little to find out how long one takes here and "
+            f"to take {FEWEST_STEPS}, and fewer would not help. The closed form is delivered, and what is left of the time given back."
+        )
     return dataclasses.replace(recipe, notes=(*recipe.notes, note))
 
 

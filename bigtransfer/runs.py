@@ -22,9 +22,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Literal, TypeVar
 
 from bigtransfer import files, outputs, records
@@ -74,6 +75,8 @@ class Budget:
     seconds: NotNegative = 0.0
     """That the run's processes have taken so far."""
     replanned: tuple[Replanned, ...] = ()
+    stages: dict[str, NotNegative] = field(default_factory=dict)
+    """The same seconds by what was done in them."""
 
 
 def read_budget(folder: Path) -> Budget:
@@ -84,9 +87,16 @@ def read_budget(folder: Path) -> Budget:
         return Budget()
 
 
-def write_budget(folder: Path, seconds: float, replanned: Sequence[Replanned]) -> None:
-    """Write a run's budget.json, atomically."""
-    write_json(folder / BUDGET, {"seconds": round(seconds, 3), "replanned": [asdict(one) for one in replanned]})
+def write_budget(
+    folder: Path, seconds: float, replanned: Sequence[Replanned], stages: Mapping[str, float] = MappingProxyType({})
+) -> None:
+    """Write a run's budget.json, atomically; arguments as of `Budget`."""
+    record = {
+        "seconds": round(seconds, 3),
+        "replanned": [asdict(one) for one in replanned],
+        "stages": {stage: round(taken, 3) for stage, taken in stages.items()},
+    }
+    write_json(folder / BUDGET, record)
 
 
 class Run:

@@ -625,3 +625,17 @@ def test_a_step_of_it_is_one_of_the_head_s_own_rate(rate: float) -> None:
         slope = (logits.softmax(1) - nn.functional.one_hot(labels, 3)).T @ ((features.double() - mean) / std) / 40
         expected = head.weight.double() * std - 0.1 / 5 * slope
         torch.testing.assert_close(closed.plain_head(trainable).weight.double() * std, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 7])
+def test_candidates_that_are_always_right(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three images of each class: added up as thirds they were right in more than all."""
+    labels = torch.arange(classes + 1)[torch.arange(classes + 1) != 1].repeat_interleave(3)  # and none of one class
+    logits = 9.0 * torch.nn.functional.one_hot(labels, classes + 1).double()
+    monkeypatch.setattr(choice, "_logits", lambda *_: (logits, labels))
+    options: Any = {"device": CPU, "dtype": torch.float32, "batch_size": 8}
+    found = choice.choose(None, None, labels, **options).choice  # type: ignore[arg-type]
+    assert [(one.top1, one.mean_per_class) for one in found.candidates] == [(1.0, 1.0)] * 3
+    logits[:3] = logits[3:4]  # one class is taken for another
+    found = choice.choose(None, None, labels, **options).choice  # type: ignore[arg-type]
+    assert found.candidates[0].mean_per_class == pytest.approx((classes - 1) / classes)

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from bigtransfer.data import ImageSet, Splits, open_dataset
-from bigtransfer.data.checks import Copy, check, contradictory, find_copies, leaked
+from bigtransfer.data.checks import Copy, check, contradictory, file_traits, find_copies, leaked
 from bigtransfer.data.layout import Part
 from bigtransfer.data.sources import Files
-from bigtransfer.data.splits import hold_out, imbalance, load_split, per_class, save_split
+from bigtransfer.data.splits import hold_out, imbalance, in_turn, load_split, per_class, save_split
 from bigtransfer.errors import ConfigError, DataError, UnreadableImages
 
 from .data_makers import class_folders, encoded, pattern, write
@@ -308,3 +308,45 @@ def test_labels_named_twice_count_once() -> None:
     for row, names in enumerate((["b", "c", "c"], ["c", "a", "c", "a"], ["b"])):
         part.add(row, list(names))
     assert part.labels({"a": 0, "b": 1, "c": 2}).tolist() == [[1, 2], [0, 2], [1, -1]]
+
+
+# --- in_turn
+
+
+def test_every_beginning_is_a_fair_sample() -> None:
+    images = labelled(60, 20, 1, 20, 0)
+    order = in_turn(images, seed=3)
+    assert sorted(order) == list(range(101))
+    assert images.labels is not None
+    seen = images.labels[order]
+    assert set(seen[:4]) == {0, 1, 2, 3}, "each class once at first, as far as there are images of it"
+    for count in range(4, 102):
+        counts = np.bincount(seen[:count], minlength=5)
+        assert np.abs(counts - np.array([60, 20, 1, 20, 0]) * count / 101).max() <= 3, count
+    assert np.array_equal(order, in_turn(images, seed=3)) and not np.array_equal(order, in_turn(images, seed=4))
+    even = labelled(*(30,) * 9)
+    assert even.labels is not None
+    counts = np.bincount(even.labels[in_turn(even, seed=0)[:32]], minlength=9)
+    assert sorted(counts) == [3] * 4 + [4] * 5, "of classes of one size as many of each as can be"
+    assert sorted(in_turn(dataclasses.replace(even, labels=None), seed=0)) == list(range(270))
+
+
+# --- Traits of files
+
+
+def test_what_files_say_without_being_decoded(tmp_path: Path) -> None:
+    for number, (name, size, kind) in enumerate(
+        [("a", (20, 30), "PNG"), ("b", (30, 20), "JPEG"), ("b", (8, 4), "PNG")]
+    ):
+        (tmp_path / name).mkdir(exist_ok=True)
+        # All named alike: what counts is what the file is.
+        (tmp_path / name / f"{number}.jpg").write_bytes(encoded(pattern(*size), kind))
+    (tmp_path / "b" / "9.jpg").write_bytes(b"none")
+    traits, labels = file_traits(open_dataset(tmp_path).train)
+    assert list(labels) == [0, 1, 1]
+    assert {name: list(values) for name, values in traits.items()} == {
+        "height and width": ["20 x 30", "30 x 20", "8 x 4"],
+        "number of pixels": [600, 600, 32],
+        "shape (width by height)": [1.5, pytest.approx(2 / 3), 0.5],
+        "file type": ["PNG", "JPEG", "PNG"],
+    }

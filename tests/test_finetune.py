@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ import torch
 from PIL import Image
 
 import bigtransfer
-from bigtransfer import cli, machine, weights
+from bigtransfer import cli, evals, machine, weights
 from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import open_dataset, splits
@@ -445,6 +446,46 @@ def test_ctrl_c_saves_and_says_so(data: Path, tiny: Path, tmp_path: Path) -> Non
     assert "Traceback" not in errors and checkpoint.exists(tmp_path / "run")
 
 
+@pytest.mark.parametrize("moment", ["decoding", "closed form", "training", "choice", "test"])
+def test_ctrl_c_at_any_moment_says_what_is_kept(
+    short: list[str],
+    enough: Path,
+    tmp_path: Path,
+    moment: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(finetune.decision, "images_per_second", lambda *_: 1000.0)
+    short[1] = str(enough)
+    same = [*short, "--steps", "2", "--budget", "1h"]
+    where, name = {
+        "decoding": (training.checks, "check"),
+        "closed form": (finetune.baseline.closed, "solve"),
+        "training": (training, "train"),
+        "choice": (finetune.choice, "choose"),
+        "test": (finetune.measuring, "measure"),
+    }[moment]
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, name, interrupted)
+        assert in_process(same) == 130
+    told = capsys.readouterr().err.splitlines()[-1]
+    run = tmp_path / "run"
+    if moment in ("decoding", "closed form"):
+        assert told == "interrupted: nothing is kept so early; the same command begins anew"
+        return
+    kept = "the training up to step 2" if moment != "training" else "the closed form and all that was decided"
+    assert told == f"interrupted: {kept} is kept in {run}; the same command goes on from there"
+    if moment == "test":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(finetune.baseline.closed, "solve", None)
+            patch.setattr(finetune.tuning, "TrainLoader", None)
+            assert in_process(same) == 0
+
+
 def test_a_run_killed_before_its_first_checkpoint_starts_again(
     finished: tuple[Path, str], data: Path, tiny: Path, tmp_path: Path
 ) -> None:
@@ -669,7 +710,7 @@ def test_a_budget(short: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
         and taken.steps in (0, len(logged))
         and bool(taken.steps) == ("fine-tuned" in card.upstream)
     )
-    told = "to fit into 2 s at the" if steps else "what is left of the 2s is not enough"
+    told = "to fit into 2 s at the" if steps else "Nothing is fine-tuned: "
     assert any(told in note for note in config["recipe"]["notes"]) and told in capsys.readouterr().out
 
 
@@ -679,6 +720,7 @@ def test_a_budget_that_is_used_up_says_what_was_not_done(
     """An hour has passed when the images have been found: no step is taken, and some of the test images measure the model."""
     monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 60.0, since=since - 3600))
     monkeypatch.setattr(evaluate, "_BETWEEN", 5)
+    monkeypatch.setattr(Clock, "slight", 0.0)
     short[1] = str(enough)
     asked = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
     assert in_process([*asked, "--budget", "60s"]) == 0
@@ -695,23 +737,75 @@ def test_a_budget_that_is_used_up_says_what_was_not_done(
     for row in evaluation["predictions"]:
         assert row["name"] == images.name(row["index"]) and row["true"] == images.labels[row["index"]]
     note = (
-        f"The budget was used up: these numbers are of 5 of the 12 test images, drawn at random. All of them are measured by: "
-        f"bit evaluate {run} {enough}"
+        f"The budget was used up: these numbers are of 5 of the 12 test images, of all 3 classes, each with its share of them. "
+        f"All of them are measured by: bit evaluate {run} {enough}"
     )
     shown = capsys.readouterr()
-    assert evaluation["notes"][0] == note and note in shown.err and "of 5 images" in shown.out
+    assert evaluation["notes"][0] == note and note in shown.err and "of 5 of the 12 images" in shown.out
+    assert {row["true"] for row in evaluation["predictions"]} == {0, 1, 2}
+    # Nor is it hidden that the hour was more than the minute asked for, and where it went.
+    over = evaluation["notes"][1]
+    assert over.startswith("The budget of 60 s was not kept: 36") and "s to start and look through the images" in over
+    assert over in shown.err and over in (run / "report.html").read_text() and card.recipe["notes"][-1] == over
+    assert re.search(r"^budget: 36\d\d\.\d s of 60 s taken$", shown.out, re.MULTILINE)
+    told = json.loads((run / "budget.json").read_text())
+    assert list(told["stages"]) == [
+        "to start and look through the images",
+        "for the closed form and the plan",
+        "to measure it",
+    ]
+    assert sum(told["stages"].values()) == pytest.approx(told["seconds"], abs=0.01)
     assert not any("no test image" in one for one in evaluation["notes"])
     assert "5 of the 12 test images" in (run / "report.html").read_text()
     assert cli.main(["evaluate", str(run), str(enough), "--device", "cpu"]) == 0
     assert "(test): 12 images" in capsys.readouterr().out
 
 
+def test_what_takes_a_moment_is_done_though_the_time_is_up(
+    short: list[str], enough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All images are learnt from, those held out too, and all test images are measured; one count of them everywhere."""
+    monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 60.0, since=since - 3600))
+    monkeypatch.setattr(Clock, "slight", 600.0)
+    monkeypatch.setattr(evaluate, "_BETWEEN", 5)
+    monkeypatch.setattr(finetune.baseline.closed, "_PIECE", 5)
+    short[1] = str(enough)
+    assert (
+        in_process([*(one for one in short if one not in ("--batch-size", "6", "--crop", "32")), "--budget", "60s"])
+        == 0
+    )
+    run = tmp_path / "run"
+    record = json.loads((run / "closed.json").read_text())
+    assert record["images"] == 29 and record["whole"]["images"] == 36
+    assert json.loads((run / "evaluation.json").read_text())["images"] == 12
+    shown = capsys.readouterr()
+    assert "29 train, 7 val, 12 test images" in shown.out and " of 29 images, solved" in shown.out
+    assert "with those held out, on all 36: what of it is delivered" in shown.out
+    page = (run / "report.html").read_text()
+    assert "<b>36</b><span>images learnt from</span>" in page and "<b>29</b><span>" not in page
+
+
 def test_no_batch_is_begun_that_would_end_too_late(tmp_path: Path) -> None:
     now = [0.0]
-    late = finetune.measuring._late(Clock(tmp_path, 10.0, now=lambda: now[0]))
-    for passed, expected in ((3.0, False), (6.5, False), (7.0, False), (8.9, True), (9.0, False), (10.1, True)):
-        now[0] = passed
-        assert late() is expected
+
+    def asked(left: float, *calls: tuple[float, int, bool]) -> None:
+        now[0] = 100.0 - left
+        late = finetune.measuring._late(Clock(tmp_path, 100.0, since=0.0, now=lambda: now[0]), 10_000)
+        for passed, rest, expected in calls:
+            now[0] = 100.0 - left + passed
+            assert late(rest) is expected, (passed, rest)
+
+    # Batches of 10 each.
+    asked(
+        10.0, (3.0, 9990, False), (6.5, 9980, False), (7.0, 9970, False), (8.9, 9960, True), (9.0, 9950, False), (10.1, 9940, True)
+    )  # fmt: skip
+    # The first one starts what reads images: that it takes longer than what is left says nothing of the second.
+    asked(10.0, (9.0, 9990, False), (9.3, 9980, False), (9.9, 9970, True))
+    asked(10.0, (10.5, 9990, True))
+    # What all the rest takes is within a slight overrun, five seconds.
+    asked(-50.0, (0.01, 9990, True))
+    asked(-50.0, (0.01, 4990, False), (4.8, 100, False), (5.2, 10, True))
+    asked(1.0, (0.5, 5000, False), (0.9, 1000, False))
 
 
 def test_something_is_kept_for_the_end_of_the_command(tmp_path: Path) -> None:
@@ -917,8 +1011,12 @@ def test_what_is_delivered_learns_from_the_images_that_chose_it(
     made: list[Any] = []
     real = finetune.choice.choose
 
+    validated: list[float] = []
+
     def choose(*given: Any, **more: Any) -> Any:
         found = real(*given, **more)
+        logits, labels = finetune.choice._logits(given[1], given[2], more["device"], more["dtype"], more["batch_size"])
+        validated.append(torch.nn.functional.cross_entropy(logits, labels).item())
         made.append(dataclasses.replace(found, choice=dataclasses.replace(found.choice, delivered=kind)))
         return made[-1]
 
@@ -930,6 +1028,10 @@ def test_what_is_delivered_learns_from_the_images_that_chose_it(
     run = tmp_path / "run"
     parts = splits.load_split(run / "split.json", bigtransfer.data.open_dataset(enough))
     assert parts.val is not None and len(parts.train) + len(parts.val) == 36
+    # On the way the network was measured as it is compared and delivered, mirror images included.
+    last = [line for line in numbers(run) if "val/nll" in line][-1]
+    assert last["val/nll"] == pytest.approx(validated[0], rel=1e-4)
+    assert last["val/top1"] == json.loads((run / "choice.json").read_text())["candidates"][1]["top1"]
     network = weights.load(run)
     head = head_of(tiny, parts.train, parts.val)[1].weight / made[0].by_solved
     if kind != "fine-tuned":
@@ -974,7 +1076,7 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
         facts: Any = types.SimpleNamespace(
             images=images, classes=3, trained_at=32, architecture=network.architecture, device=device, evaluated=test
         )
-        times = {name: asked.pop(name) for name in ("left", "look") if name in asked}
+        times = {name: asked.pop(name) for name in ("left", "look", "slight") if name in asked}
         config = FinetuneConfig(data="d", **asked)
         count, choice, room = finetune.baseline._seen(config, facts, network, held_out=held_out, **times)
         rooms.append(room)
@@ -989,7 +1091,7 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     every = ("the last map at 32 px, mirrored too", "all blocks at 32 px, mirrored too")
     plain = ("the last map at 32 px", "all blocks at 32 px")
     wide = 2 * passes(32, 64)
-    # 400 s are left, of which 0.4 may be taken, as 40 steps of 96 passes each would fit; the clock decides how many images that is.
+    # 400 s are left, of which 0.4 may be taken, as 30 steps of 96 passes each would fit; the clock decides how many images that is.
     for share in (1.01, 0.7, 0.67):
         count, choice = seen(1000, left=400.0, look=160 / (share * 1000 * wide))
         assert count == 1000 and len(choice) == 4 and rooms[-1] == 160
@@ -999,16 +1101,17 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert len(seen(1000, left=400.0, look=160 / (840 * wide), held_out=250)[1]) == 4
     assert seen(1000, left=400.0, look=160 / (830 * wide), held_out=250) == (1000, every)
     # Steps cannot follow: all of the time but that for the test images may be taken.
-    look = 240 / (39.9 * 96)
+    look = 240 / (29.9 * 96)
     assert seen(900, left=400.0, look=look)[0] == 900 and rooms[-1] == pytest.approx(200)
-    for more, room in (({}, 160), ({"crop": 40}, 200), ({"batch_size": 64}, 200), ({"test": 9}, 200)):
-        seen(900, left=400.0, look=240 / (40.1 * 96), **more)  # type: ignore[arg-type]
+    for more, room in (({}, 160), ({"crop": 40}, 200), ({"batch_size": 64}, 200), ({"test": 6}, 200)):
+        seen(900, left=400.0, look=240 / (30.1 * 96), **more)  # type: ignore[arg-type]
         assert rooms[-1] == pytest.approx(room, abs=3)
     assert seen(900, left=400.0, look=look, steps=9) and rooms[-1] == 160, "whoever sets the steps gets them"
     assert seen(1000, left=400.0, look=0.4, test=200) == (1000, plain) and rooms[-1] == pytest.approx(0.5 * 320)
     assert seen(1000, left=400.0, look=0.4 * 2 / 3, test=200, flip=False) == (1000, plain)
     assert seen(1000, left=400.0, look=0.4, test=10**6) and rooms[-1] == pytest.approx(0.5 * 300), "a quarter at most"
     assert seen(1000, left=-1.0, look=0.001) == (1000, plain) and rooms[-1] == 0
+    assert seen(1000, left=-1.0, look=0.001, slight=3.0) == (1000, every) and rooms[-1] == 3.0
     assert seen(left=1e9, look=0.001)[0] == finetune.decision.BASELINE and seen(200, left=1e9, look=0.001)[0] == 200
     # Without a budget the operations count.
     assert seen()[0] == finetune.decision.BASELINE and len(seen()[1]) == 4
@@ -1080,13 +1183,17 @@ def test_where_there_is_no_time_for_steps_none_are_planned() -> None:
     assert enough.recipe.steps == 20 and enough.choose and said
     late = planned(0.64 + 19.9 * 0.32)
     assert late.recipe.steps == 0 and not late.choose and late.tail == 0.0
-    assert "what is left of the 60s is not enough for 20 steps" in late.recipe.notes[-1]
-    # Three passes of 32 images are 0.096 s: not even twice twenty steps of these, and no speed is measured.
+    assert late.recipe.notes[-1] == (
+        "Nothing is fine-tuned: 6 s of the 60s are left for steps, too little to find out how long one takes here and to take 20, and "
+        "fewer would not help. The closed form is delivered, and what is left of the time given back."
+    )
+    # Three passes of 32 images are 0.096 s: not even 1.5 times twenty steps of these, and no speed is measured.
     said.clear()
-    assert planned(0.64 + 39.9 * 0.096, speed=1e9, said=said).recipe.steps == 0 and not said
-    assert planned(0.64 + 40.1 * 0.096, speed=1e9, said=said).recipe.steps > 0 and said
-    assert planned(0.64 + 40.1 * 0.096, speed=1e9, crop=64).recipe.steps == 0, "of larger images fewer fit"
-    assert planned(-9.0).recipe.steps == 0
+    assert planned(0.64 + 29.9 * 0.096, speed=1e9, said=said).recipe.steps == 0 and not said
+    assert planned(0.64 + 30.1 * 0.096, speed=1e9, said=said).recipe.steps > 0 and said
+    assert planned(0.64 + 30.1 * 0.096, speed=1e9, crop=64).recipe.steps == 0, "of larger images fewer fit"
+    gone = planned(-9.0).recipe
+    assert gone.steps == 0 and "nothing of the 60s is left" in gone.notes[-1] and "given back" not in gone.notes[-1]
     assert planned(-9.0, steps=5).recipe.steps == 5, "whoever sets the steps gets them"
 
 
@@ -1202,6 +1309,15 @@ def test_unreadable_images_stop_or_are_left_out(
     assert in_process([*short, "--steps", "2"]) == 2
     error = capsys.readouterr().err
     assert "1 of 12 images cannot be read" in error and "--skip-bad-images" in error
+    both = tmp_path / "both"
+    shutil.copytree(root, both / "train")
+    write_images(both / "test", 2, 0)
+    for name in ("blue/0.png", "green/1.png"):
+        (both / "test" / name).write_bytes(b"")
+    assert in_process([short[0], str(both), *short[2:], "--steps", "2"]) == 2
+    error = capsys.readouterr().err
+    assert "3 of 18 images cannot be read" in error, "of all parts at once"
+    assert all(name in error for name in ("train/red/1.png", "test/blue/0.png", "test/green/1.png"))
     assert not (tmp_path / "run").exists()
     with pytest.MonkeyPatch.context() as patch:  # and a resume does not ask again
         patch.setattr(finetune.measuring, "measure", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
@@ -1215,6 +1331,23 @@ def test_unreadable_images_stop_or_are_left_out(
     split = json.loads((tmp_path / "run" / "split.json").read_text())
     assert len(split["train"]) + len(split["val"]) == 11 and "red/1.png" not in split["train"] + split["val"]
     assert "red/1.png" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_files_that_give_the_classes_away_are_told_and_shown(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / "sizes"
+    write_images(root, 8, 0)
+    for path in (root / "red").iterdir():
+        Image.open(path).resize((40, 30)).save(path)
+    short[1] = str(root)
+    assert in_process([*(one for one in short if one not in ("--batch-size", "6")), "--linear", "closed"]) == 0
+    told = (
+        "By the height and width alone the class of 67% of the training images is told (mean per class; guessing: 33%)"
+    )
+    assert f"warning: {told}" in capsys.readouterr().err
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert page.count(told) == 1 and "given away" not in page
 
 
 def test_copies_of_images_are_told_kept_and_shown(
@@ -1441,9 +1574,15 @@ def test_fine_tuning_a_network_that_was_chosen_for_other_images(short: list[str]
 
 def test_no_command_measures_images_held_out_alone() -> None:
     """They lie among those that were learnt from, on which a model looks better than it is."""
-    tested = finetune.measuring._partly(32, 1166, "test", "bit evaluate run data")
-    assert tested.endswith(
-        "32 of the 1,166 test images, drawn at random. All of them are measured by: bit evaluate run data"
+    seen = evals.Classification(3)
+    seen.update(torch.eye(3).repeat(11, 1)[:32], torch.arange(32) % 2)
+    tested = finetune.measuring._partly(seen, 1166, "test", "bit evaluate run data")
+    assert tested == (
+        "The budget was used up: these numbers are of 32 of the 1,166 test images, of 2 of the 3 classes, each with its share of them. All "
+        "of them are measured by: bit evaluate run data"
     )
-    judged = finetune.measuring._partly(32, 166, "val", "bit evaluate run data")
-    assert judged.endswith("these numbers are of 32 of the 166 val images, drawn at random.")
+    seen.update(torch.eye(3), torch.tensor([0, 1, 2]))
+    judged = finetune.measuring._partly(seen, 166, "val", "bit evaluate run data")
+    assert judged.endswith(
+        "these numbers are of 35 of the 166 val images, of all 3 classes, each with its share of them."
+    )

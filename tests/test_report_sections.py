@@ -270,15 +270,38 @@ def test_candidates_of_another_form_are_named(folder: Path, name: str, values: d
 def test_the_headline_of_an_evaluation(folder: Path) -> None:
     (head,) = shown(folder).all("header")
     text = " ".join(head.text.split())
-    assert "garden run bit-t-r26x1, fine-tuned on garden 50.0% of 8 test images of 4 classes are recognized" in text
+    assert (
+        "garden run bit-t-r26x1, fine-tuned on garden 50.0% of 8 test images of 3 of the 4 classes are recognized"
+        in text
+    )
     assert "95% interval 21.5% to 78.5%" in text
     assert "2 of them are among the training images too, so that the accuracy looks better than it is" in text
     (tiles,) = head.all("div", "tiles")
     assert [(tile.all("b")[0].text, tile.all("span")[0].text) for tile in tiles.all("div")] == [
         ("51.0%", "mean over classes, each counted alike"),
         ("20.0%", "calibration error of the probabilities"),
-        ("1,234", "training images"),
+        ("1,234", "images learnt from"),
     ]
+
+
+def test_the_headline_counts_what_was_learnt_from(folder: Path) -> None:
+    write(folder, "closed.json", CLOSED)
+    assert computed(folder, "headline").train_images == 1234, "a network was trained"
+    write(folder, "choice.json", {**CHOICE, "delivered": "closed form"})
+    assert computed(folder, "headline").train_images == CLOSED["images"] != 1234
+    changed(folder, "closed.json", whole={"images": 1999, "top1": 0.7})
+    assert computed(folder, "headline").train_images == 1999
+    write(folder, "choice.json", {**CHOICE, "delivered": "average"})
+    assert computed(folder, "headline").train_images == 1234
+
+
+@pytest.mark.parametrize("told", ["the size <b>tells</b> it", "", 5, ["a"]])
+def test_what_gives_classes_away_is_shown_at_the_top(folder: Path, told: object) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    write(folder, "config.json", {**config, "data": {**config["data"], "given_away": told}})
+    head = shown(folder).all("header")[0].text
+    assert ("the size <b>tells</b> it" in head) == (told == "the size <b>tells</b> it")
+    assert "given away" not in shown(folder).text
 
 
 def test_copies_among_other_parts_are_not_trained_on(folder: Path) -> None:

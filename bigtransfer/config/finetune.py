@@ -73,7 +73,7 @@ class FinetuneConfig(Config):
     budget: Span | None = None
     """Time to spend, such as 90s, 10m or 2h: a few steps are timed on this machine, and steps, batch and resolution are chosen to
     fit. Delivered is the best of the closed form (--linear closed), the fine-tuned network and their average on the validation images.
-    Where there is not enough time, the closed form is delivered, and some of the test images measure it.
+    Where there is not enough time, the closed form is delivered, and some of the test images measure it; what cannot be kept is said.
     Default: the full rule, which is made for a big GPU."""
     steps: PositiveInt | None = None
     """Optimizer steps."""

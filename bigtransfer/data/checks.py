@@ -14,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 from tqdm import tqdm
 
+from bigtransfer.data import containers, splits
 from bigtransfer.data.layout import listed
 from bigtransfer.data.sources import Files, ImageSet, Splits
 from bigtransfer.errors import DataError, ImageError, UnreadableImages
@@ -72,6 +73,39 @@ def find_copies(parts: Mapping[str, ImageSet]) -> list[list[Copy]]:
         [Copy(part=part, name=parts[part].name(i), classes=_classes(parts[part], i)) for part, i in group]
         for group in alike.values()
     ]
+
+
+_ASKED = 5_000
+"""Images of which the files' traits are looked at, at most."""
+
+
+def file_traits(images: ImageSet) -> tuple[dict[str, Sequence[str] | np.ndarray], np.ndarray]:
+    """What the files of (a part of) these images say without a look at their pixels, by the names of the traits, and the labels
+    int64 `(n,)`.
+
+    Nothing is decoded; images that cannot be opened are passed over. images: of one label each.
+    """
+    some = splits.evenly(images, _ASKED, seed=0)
+    assert some.labels is not None
+    seen = [(fact, label) for fact, label in zip(_for_each(some, _file_facts), some.labels, strict=True) if fact]
+    facts, labels = [fact for fact, _ in seen], np.array([label for _, label in seen], dtype=np.int64)
+    height, width = (np.array([fact[place] for fact in facts], dtype=np.float64) for place in (0, 1))
+    traits = {
+        "height and width": [f"{fact[0]} x {fact[1]}" for fact in facts],
+        "number of pixels": height * width,
+        "shape (width by height)": width / height,
+        "file type": [fact[2] for fact in facts],
+    }
+    return traits, labels
+
+
+def _file_facts(images: ImageSet, i: int) -> tuple[int, int, str] | None:
+    """Height, width and type."""
+    try:
+        kind = containers.kind_of(images.data(i)) if images.store.encoded else None
+        return (*images.size(i), kind or "")
+    except ImageError:
+        return None
 
 
 _COMPARED = 50_000

@@ -138,6 +138,20 @@ def evenly(images: ImageSet, count: int, seed: int) -> ImageSet:
     return images.subset(np.sort(chosen))
 
 
+def in_turn(images: ImageSet, seed: int) -> np.ndarray:
+    """All indices of the images, in an order of which every beginning is a fair sample: first one image of each class, in random order,
+    then all classes at the pace that leaves each with its share. Of images with several labels or none: at random."""
+    generator = np.random.default_rng(seed)
+    if images.labels is None or images.labels.ndim > 1:
+        return generator.permutation(len(images))
+    members = [rows for rows in _members(images, generator) if len(rows)]
+    # Where in a sequence from 0 to 1 an image stands that is number r of the n of its class; the first ones of all before.
+    places = [(np.arange(len(rows)) + generator.random()) / len(rows) for rows in members]
+    for place, first in zip(places, generator.permutation(len(places)), strict=True):
+        place[0] = first - len(places)
+    return np.concatenate(members)[np.argsort(np.concatenate(places), kind="stable")] if members else np.arange(0)
+
+
 def _members(images: ImageSet, generator: np.random.Generator) -> list[np.ndarray]:
     """The indices of each class in random order; classes in label order."""
     if images.labels is None:

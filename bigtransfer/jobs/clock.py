@@ -53,6 +53,16 @@ RESERVED = 0.1
 TELLING = 0.5
 """Seconds of processor time from which on they say how busy the machine is."""
 
+SLIGHT, SLIGHT_SHARE = 1.0, 0.05
+"""What takes no longer than so many seconds, or than this share of the budget if that is more, is done even where the time is up: to leave
+it out would not be worth the words."""
+
+OVER = 1.05
+"""Times the budget from which on it is said not to have been kept."""
+
+STARTING = "to start and look through the images"
+"""What a run does first, in the account of its time."""
+
 ALARM = 3
 """Steps in a row ..."""
 
@@ -81,7 +91,9 @@ class Ahead:
     most: int
     """Steps that are never exceeded, however fast the machine."""
     watched: int = 0
-    """Images of a validation."""
+    """Images of a validation, ..."""
+    looks: float = 1.0
+    """... each in so many forward passes."""
     afterwards: int = 0
     """Images that will be looked at after the training, ..."""
     passes: float = 1.0
@@ -120,6 +132,8 @@ class Clock:
         self._since = now() if since is None else since
         record = runs.read_budget(folder)
         self._before = record.seconds
+        self._stages, self._stage, self._entered = dict(record.stages), STARTING, self._since
+        self._overrun: str | None = None
         self.replanned = list(record.replanned)
         """What has been decided, in the order of the steps."""
 
@@ -131,10 +145,38 @@ class Clock:
         """Seconds that the run has taken so far."""
         return self._before + self._now() - self._since
 
+    def enter(self, stage: str) -> None:
+        """What the run does from now on, for the account of where the time went."""
+        self._stages, self._stage, self._entered = self.stages, stage, self._now()
+
+    @property
+    def stages(self) -> dict[str, float]:
+        """Seconds by what the run did in them, over all its starts, in the order in which it began with each."""
+        return {**self._stages, self._stage: self._stages.get(self._stage, 0.0) + self._now() - self._entered}
+
+    def overrun(self) -> str:
+        """A sentence if more time has been taken than was asked for, and what for; else empty. As it is when first asked for, so that all
+        who tell it tell the same."""
+        if self._overrun is None:
+            self._overrun = self._account() if self.spent > OVER * self.seconds else ""
+        return self._overrun
+
+    def _account(self) -> str:
+        parts = ", ".join(f"{taken:.1f} s {what}" for what, taken in self.stages.items() if taken >= 0.05)
+        return (
+            f"The budget of {self.seconds:g} s was not kept: {self.spent:.1f} s were taken until here ({parts}). The closed form and its "
+            "test are made whatever the budget, and this machine, as busy as it is now, needed that long."
+        )
+
     @property
     def left(self) -> float:
         """Seconds until the last image must have been looked at; negative if too many are gone."""
         return self.seconds - self.spent - min(self._reserve * self._busy, RESERVED * self.seconds)
+
+    @property
+    def slight(self) -> float:
+        """Seconds that are taken even where the time is up."""
+        return max(SLIGHT, SLIGHT_SHARE * self.seconds)
 
     @property
     def _busy(self) -> float:
@@ -144,7 +186,7 @@ class Clock:
 
     def note(self) -> None:
         """Write down what has been spent and decided, so that it counts when the run goes on after an interruption."""
-        runs.write_budget(self._path.parent, self.spent, self.replanned)
+        runs.write_budget(self._path.parent, self.spent, self.replanned, self.stages)
 
     def schedule(self, plan: Plan) -> Schedule:
         """The plan's schedule with all that is on record; RunError, which names the field, if that cannot be."""
@@ -301,11 +343,11 @@ class Course:
         tail = ahead.tail or ahead.afterwards * look * ahead.passes
         if self._validation is not None and self._first is not None and ahead.watched:
             # The first validation has decoded its images as well, which are held in memory since.
-            look = min(look, self._validation / ahead.watched)
-            decode = self._first / ahead.watched - look
+            look = min(look, self._validation / (ahead.watched * ahead.looks))
+            decode = self._first / ahead.watched - look * ahead.looks
             # Two measurements, each perhaps of a moment in which the machine was less busy: the dearer one counts.
             tail = max(ahead.tail, ahead.afterwards * (decode + look * ahead.passes))
-        validation = look * ahead.watched if self._validation is None else self._validation
+        validation = look * ahead.watched * ahead.looks if self._validation is None else self._validation
         left = clock.left - min(AFTERWARDS * clock.seconds, tail * pace)
         cost, every, position = validation * pace, self.eval_every, self.schedule.position(step)
 

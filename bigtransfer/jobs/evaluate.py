@@ -24,6 +24,7 @@ from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, classes, exclusions, open_dataset
 from bigtransfer.data.classes import Match
 from bigtransfer.data.layout import in_short
+from bigtransfer.data.splits import in_turn
 from bigtransfer.dist import World
 from bigtransfer.errors import ConfigError, DataError, ImageError, RunError
 from bigtransfer.evals import multilabel
@@ -418,17 +419,18 @@ def measure(
     batch_size: int | None = None,
     workers: int | None = None,
     progress: bool = False,
-    late: Callable[[], bool] | None = None,
+    late: Callable[[int], bool] | None = None,
 ) -> tuple[evals.Classification | MultiLabel, list[ImageError]]:
     """The predictor's answers on a labelled set, and the images that cannot be read (they are left out). A multi-label model's are
     measured as such; the images may then have one label each.
 
-    late: asked between two batches whether no more images can be looked at. They are taken in random order then, so that those that were
-    looked at, a batch at least, are a fair sample; the others are neither in the result nor among the unreadable.
+    late: asked between two batches, with the number of images that are left, whether no more can be looked at. They are taken in an order
+    then of which every beginning is a fair sample (`splits.in_turn`), and so are those that were looked at, a batch at least; the others
+    are neither in the result nor among the unreadable.
 
     Raises DataError if none can be read."""
     seen = np.zeros(len(images), dtype=bool)
-    order = np.arange(len(images)) if late is None else np.random.default_rng(0).permutation(len(images))
+    order = np.arange(len(images)) if late is None else in_turn(images, seed=0)
     reached = 0
 
     def batches() -> Iterator[EvalBatch]:
@@ -442,7 +444,7 @@ def measure(
                 seen[places] = True
                 yield batch._replace(indices=torch.from_numpy(places))
                 bar.update(len(batch.labels))
-                if late is not None and late():
+                if late is not None and late(len(images) - reached):
                     return
         reached = len(images)
 

@@ -279,10 +279,12 @@ def validation(
     *,
     classes: slice = slice(None),
     name: str = "val",
+    mirrored: bool = False,
 ) -> Callable[[], dict[str, float]]:
     """A function that measures the model as it is now, with its averaged weights if it keeps such, on a labelled set: "val/top1" and its
     like, of images with several labels "val/map" and its like, or as `name` says. Each process of `world` looks at a part of the images;
-    all get the numbers of the whole. classes: those of the model that are the set's; it chooses among them."""
+    all get the numbers of the whole. classes: those of the model that are the set's; it chooses among them. mirrored: its answers are the
+    means of those to an image and to its mirror image."""
     world = World() if world is None else world
     places = world.part(len(images))
     part = images.subset(places)
@@ -291,7 +293,11 @@ def validation(
 
     @torch.inference_mode()
     def logits(batch: torch.Tensor) -> torch.Tensor:
-        return state.model(normalize(batch.to(device), dtype))[:, classes].cpu()
+        pixels = normalize(batch.to(device), dtype)
+        seen = state.model(pixels)
+        if mirrored:
+            seen = (seen + state.model(pixels.flip(-1))) / 2
+        return seen[:, classes].cpu()
 
     hold = world.size == 1 and len(part) * images.channels * spec.size**2 <= HELD
     held: dict[int, list[EvalBatch]] = {}  # by their size

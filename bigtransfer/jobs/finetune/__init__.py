@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,13 +53,35 @@ class Finetuned:
 
 def run(config: FinetuneConfig) -> int:
     """`bit finetune`; 0 when done, 128 + signal when stopped by one."""
-    done = finetune(config, since=machine.began)
+    with saying_what_is_kept(config):
+        done = finetune(config, since=machine.began)
     if done.stopped_by is not None:
         print("\nStopped; everything so far is saved. The same command goes on from here.")
         return 128 + done.stopped_by
     print(f"\nmodel:  {done.model}\nreport: {done.folder / 'report.html'}")
     print(f"next:   bit predict {done.folder} IMAGES")
     return 0
+
+
+@contextlib.contextmanager
+def saying_what_is_kept(config: FinetuneConfig) -> Iterator[None]:
+    """Within, a KeyboardInterrupt says what the run's folder keeps of it, and what the same command would do."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_kept(run_folder(config.out, config.data, config.model))) from error
+
+
+def _kept(folder: Path) -> str:
+    saved = checkpoint.steps(folder)
+    if saved:
+        return f"the training up to step {saved[-1]:,} is kept in {folder}; the same command goes on from there"
+    if (folder / "model.safetensors").is_file():
+        return f"the model is finished, in {folder}; the same command writes what is missing of its report"
+    if not (folder / "config.json").is_file():
+        return "nothing is kept so early; the same command begins anew"
+    solved = "the closed form and " if (folder / baseline.MODEL).is_file() else ""
+    return f"{solved}all that was decided is kept in {folder}; the same command goes on from there"
 
 
 def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: float | None = None) -> Finetuned:
@@ -95,6 +119,8 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             facts = decision.find_facts(config, model, card, parts, device)
             lent = dataset.lent(config, opened, parts)
             wanted = images is None or config.linear == "closed" or config.budget is not None
+            if clock is not None:
+                clock.enter("for the closed form and the plan")
             found, look = baseline.solve(config, run, model, parts, facts, lent, clock) if wanted else (None, 0.0)
             if clock is not None:
                 facts = dataclasses.replace(facts, left=lambda: clock.left)
@@ -105,6 +131,8 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             copies = [[dataclasses.asdict(one) for one in group] for group in groups]
             runs.write_json(run.folder / "copies.json", copies)
             counted = dataset.counted(config, parts) | dataset.state(opened)
+            if images is None and (told := dataset.given_away(config, parts.train)):
+                counted["given_away"] = told
             if config.exclude is not None:
                 counted["excluded"] = sum(excluded.values())
             if kept is not None:
@@ -116,6 +144,8 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             if dataset.changed(opened, begun.data):
                 print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
         _tell(config, card, parts, plan, found)
+        if clock is not None:
+            clock.enter("to fine-tune" if plan.recipe.steps else "to measure it")
         model = tuning.as_planned(model, plan)
 
         taken, kind = plan.recipe, None
@@ -139,6 +169,8 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             note = "Fine-tuning was tried too; on the validation images the closed form is better."
             taken = hyperrule.without_steps(model.card.input.size)
             taken = dataclasses.replace(taken, notes=(*taken.notes, note))
+        if clock is not None:
+            clock.enter("to measure it")
         trained_on = Path(config.data).name or config.data
         done = in_words(plan.linear, plan.recipe.steps, kind)
         model.card = ModelCard(
@@ -164,12 +196,16 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         measured = measuring.evaluate(
             config, folder, unseen, parts, expected, surpassed=judged is not model, clock=kept
         )
-        model.card = dataclasses.replace(model.card, metrics=measured)
+        recipe = taken.to_dict()
+        if kept is not None and (over := kept.overrun()):
+            recipe["notes"] = (*taken.notes, over)
+        model.card = dataclasses.replace(model.card, metrics=measured, recipe=recipe)
         weights.save(folder / "model.safetensors", model)
         if images is None:
             report.write(folder, list(parts.parts().values()))
         if kept is not None:
             kept.note()
+            print(f"budget: {kept.spent:.1f} s of {kept.seconds:g} s taken")
         checkpoint.remove(folder)
         best.remove(folder)
         baseline.remove(folder)
@@ -230,14 +266,17 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
             print("        with --balance each class counts the same in all that is learnt and chosen")
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
     if found is not None:
-        solved = (
-            f"closed: a linear classifier on {found.view} of {found.images:,} images, solved in {found.seconds:.0f} s"
-        )
+        of = f"{found.images:,}"
+        if found.images < len(parts.train):
+            of += f" of the {len(parts.train):,} training"
+        solved = f"closed: a linear classifier on {found.view} of {of} images, solved in {found.seconds:.0f} s"
         if found.top1 is not None:  # no image is left to judge by where a class has only one
             solved += f"; each image judged by the others: {found.top1:.1%} correct"
             if uneven and found.mean_per_class is not None:
                 solved += f", {found.mean_per_class:.1%} mean per class"
         print(solved)
+        if found.whole is not None:
+            print(f"        and once more with those held out, on all {found.whole.images:,}: what of it is delivered")
         if note := found.chance_note(parts.train.class_names):
             print(f"warning: {note}", file=sys.stderr)
     if not recipe.steps:

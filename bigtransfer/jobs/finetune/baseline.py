@@ -80,7 +80,8 @@ def solve(
             batch_size=facts.fitting(widest.size, hyperrule.BATCH_SIZE),
         )
         look = seconds / widest.passes(facts.architecture, facts.trained_at)
-    count, views, room = _seen(config, facts, model, left=clock and clock.left, look=look, held_out=len(lent or ()))
+    left, slight = (None, 0.0) if clock is None else (clock.left, clock.slight)
+    count, views, room = _seen(config, facts, model, left=left, look=look, slight=slight, held_out=len(lent or ()))
     delivered = config.linear == "closed" or config.budget is not None
     images = splits.evenly(parts.train, count, config.seed)
     solved = closed.solve(
@@ -128,11 +129,13 @@ def _seen(
     *,
     left: float | None = None,
     look: float = 0.0,
+    slight: float = 0.0,
     held_out: int = 0,
 ) -> tuple[int, tuple[View, ...], float]:
     """How many images the closed form learns from, the views it may choose from, the more of them the less they cost, and after how many
     seconds no more images are looked at (infinity without a budget, with which the clock decides how many they are). left: of a budget, s,
-    if there is one; look: what a plain forward pass takes of that. held_out: images beside them, as `solve`'s `lent`."""
+    if there is one; look: what a plain forward pass takes of that; slight: what is spent even where nothing is left. held_out: images
+    beside them, as `solve`'s `lent`."""
     ways = _ways(config, facts, network)
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
@@ -147,7 +150,7 @@ def _seen(
             measuring = min(AFTERWARDS * left, facts.evaluated * passes * look)
             steps = quickest(config, facts, look) * HOPE * hyperrule.FEWEST_STEPS
             alone = config.steps is None and (1 - CLOSED) * left - measuring < steps
-            room = max(0.0, ALONE * (left - measuring) if alone else CLOSED * left)
+            room = max(slight, ALONE * (left - measuring) if alone else CLOSED * left)
             images = int(room / (passes * look) * most / (most + held_out))
         if images >= wanted:
             break

@@ -112,7 +112,7 @@ def choose(
             kind=name,
             top1=float(right[name].mean()),
             loss=max(0.0, found[name][1]),
-            mean_per_class=float(right[name] @ alike / alike.sum()),
+            mean_per_class=_mean_per_class(right[name], labels),
         )
         for name in logits
     )
@@ -124,6 +124,12 @@ def choose(
         by_solved=scale * temperatures["closed form"],
         by_tuned=scale * temperatures["fine-tuned"],
     )
+
+
+def _mean_per_class(right: Tensor, labels: Tensor) -> float:
+    """The mean over classes with images of the share that is right; 1 exactly where all are, which a sum of thirds is not."""
+    counts = torch.bincount(labels)
+    return float((torch.bincount(labels, right) / counts)[counts > 0].mean())
 
 
 def average(solved: ResNetV2, tuned: ResNetV2, by_closed: float, by_tuned: float) -> ResNetV2:

@@ -11,8 +11,10 @@ from typing import Any
 from bigtransfer import data, weights
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import ImageSet, Splits, checks, exclusions, splits
-from bigtransfer.errors import ConfigError, DataError, DownloadError
+from bigtransfer.errors import ConfigError, DataError, DownloadError, UnreadableImages
+from bigtransfer.evals import shortcuts
 from bigtransfer.jobs import training
+from bigtransfer.terminal import line
 
 OWN_VALIDATION = 0.1
 """Share of the training images held out where the data set brings neither validation nor test images."""
@@ -101,6 +103,8 @@ def usable(
         if resumed:
             return parts, []
     unreadable: list[dict[str, str]] = []
+    refused: list[UnreadableImages] = []
+    looked_at = 0
 
     def readable(images: ImageSet | None) -> ImageSet | None:
         if images is None:
@@ -110,7 +114,13 @@ def usable(
                 f"note: {len(images)} images for validation or test have no classes; they are not used", file=sys.stderr
             )
             return None
-        kept, bad = training.readable(images, config.skip_bad_images)
+        nonlocal looked_at
+        looked_at += len(images)
+        try:
+            kept, bad = training.readable(images, config.skip_bad_images)
+        except UnreadableImages as error:  # told together with those of the other parts, to be mended at one go
+            refused.append(error)
+            return images
         unreadable.extend(bad)
         return kept
 
@@ -120,6 +130,8 @@ def usable(
         train = splits.per_class(train, config.examples_per_class, config.seed)
     train, val, test = readable(train), readable(parts.val), readable(parts.test)
     assert train is not None
+    if refused:
+        raise UnreadableImages([image for error in refused for image in error.images], looked_at)
     if unreadable:
         told = "1 unreadable image is left out; the report lists it"
         if len(unreadable) > 1:
@@ -160,6 +172,22 @@ def lent(config: FinetuneConfig, there: Splits, parts: Splits) -> ImageSet | Non
     asked = config.val_fraction is not None or config.split_file is not None
     own = there.val is not None and there.val.labels is not None
     return None if asked or own else parts.val
+
+
+def given_away(config: FinetuneConfig, images: ImageSet) -> str:
+    """A warning, told and returned, if the files alone give the classes of the training images away; else empty."""
+    if images.several:
+        return ""
+    found = next((one for one in shortcuts.judge_all(*checks.file_traits(images)) if one.telling), None)
+    if found is None:
+        return ""
+    told = (
+        f"By the {found.trait} alone the class of {found.recall:.0%} of the training images is told (mean per class; guessing: "
+        f"{found.chance:.0%}). A model may go by that, and be wrong where it is otherwise. Take the images of all classes in the same way; "
+        f"more is said by: bit check {line(config.data)}"
+    )
+    print(f"warning: {told}", file=sys.stderr)
+    return told
 
 
 def find_copies(parts: Splits) -> list[list[checks.Copy]]:

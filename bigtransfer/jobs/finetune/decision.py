@@ -32,8 +32,8 @@ BASELINE = 2_000
 WATCHED = 2_000
 """Validation sets of at most this many images are measured during the training too, larger ones only after it; so many choose at most."""
 
-HOPE = 2
-"""Times the fewest steps that must seem to fit for their speed to be measured."""
+HOPE = 1.5
+"""Times the fewest steps that must seem to fit for their speed to be measured, which takes some of the time itself."""
 
 TIMED = 0.05
 """Share of a budget that may go into measuring the machine's speed, which is done at most twice."""
@@ -297,14 +297,16 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
     if "steps" not in fixed:
         # Asked first, because the speed takes some seconds to be measured.
         step = quickest(config, facts, facts.look)
-        fitting = _room(config, facts, crop) / step if step else math.inf
+        room = _room(config, facts, crop)
+        fitting = room / step if step else math.inf
         if fitting >= HOPE * hyperrule.FEWEST_STEPS:
             speed = facts.speed(crop, batch)
-            fitting = _room(config, facts, crop) * speed / batch
+            room = _room(config, facts, crop)
+            fitting = room * speed / batch
         else:
             fitting = 0.0
         if fitting < hyperrule.FEWEST_STEPS:
-            return hyperrule.without_time(facts.closed.view.size, config.budget)
+            return hyperrule.without_time(facts.closed.view.size, config.budget, room)
     left = _room(config, facts, crop)
     return hyperrule.tuning(facts.images, seconds(config.budget), facts.speed, crops, left=left, fixed=fixed)
 

@@ -48,11 +48,15 @@ def evaluate(
         runs.write_json(folder / "evaluation.json", {})
         return {}
     predictor = Predictor(model, device=config.device, precision=config.precision)
-    result, unreadable = measure(predictor, images, progress=True, late=None if clock is None else _late(clock))
+    result, unreadable = measure(
+        predictor, images, progress=True, late=None if clock is None else _late(clock, len(images))
+    )
     rest = len(images) - len(result) - len(unreadable)
-    partly = ()
+    over = "" if clock is None else clock.overrun()
+    partly = (over,) if over else ()
     if rest:
-        partly = (_partly(len(result), len(images), split, f"bit evaluate {line(str(folder))} {line(config.data)}"),)
+        command = f"bit evaluate {line(str(folder))} {line(config.data)}"
+        partly = (_partly(result, len(images), split, command), *partly)
     about = {"split": split, "model": model.card.name, "data": config.data, "unreadable": unreadable}
     if isinstance(result, MultiLabel):
         assert predictor.thresholds is not None
@@ -74,6 +78,8 @@ def evaluate(
         evaluation, numbers = evals.as_record(result, images, notes=notes, **about), result.named(split)
         low, high = result.top1_interval
         shown = "1 image" if len(result) == 1 else f"{len(result):,} images"
+        if rest:
+            shown = f"{len(result):,} of the {len(images):,} images"
         print(f"{split}:   top-1 {result.top1:.1%} of {shown} (95% interval {low:.1%} to {high:.1%})")
         for note in notes:
             print(f"note: {line(note)}", file=sys.stderr)
@@ -83,21 +89,34 @@ def evaluate(
     return {key.replace("/", "_"): value for key, value in numbers.items()}
 
 
-def _partly(seen: int, images: int, split: str, command: str) -> str:
+def _partly(seen: evals.Classification | MultiLabel, images: int, split: str, command: str) -> str:
     """What is said where the time was not enough for all images. The command measures all of a test part; images that were held out for
     validation lie among those that were learnt from, and no command measures them alone."""
-    note = f"The budget was used up: these numbers are of {seen:,} of the {images:,} {split} images, drawn at random."
+    note = f"The budget was used up: these numbers are of {len(seen):,} of the {images:,} {split} images"
+    if isinstance(seen, evals.Classification):
+        reached = int((seen.per_class().support > 0).sum())
+        of = f"all {seen.num_classes:,}" if reached == seen.num_classes else f"{reached:,} of the {seen.num_classes:,}"
+        note += f", of {of} classes, each with its share of them."
+    else:
+        note += ", drawn at random."
     return f"{note} All of them are measured by: {command}" if split == "test" else note
 
 
-def _late(clock: Clock) -> Callable[[], bool]:
-    """Whether the time is up, or will be with another batch like the last one; asked after each."""
-    before = clock.left
+def _late(clock: Clock, images: int) -> Callable[[int], bool]:
+    """Whether the time is up, or will be with another batch like the last one; asked after each with how many of the images are left. What
+    can be finished within a slight overrun is finished."""
+    at_first = before = clock.left
+    last = images
 
-    def late() -> bool:
-        nonlocal before
-        taken, before = before - clock.left, clock.left
-        return before < taken
+    def late(rest: int) -> bool:
+        nonlocal before, last
+        now, first = clock.left, last == images
+        taken, done = before - now, last - rest
+        before, last = now, rest
+        if rest * taken <= done * (max(at_first, 0.0) + clock.slight - (at_first - now)):
+            return False
+        # The first batch takes longer than others: what reads the images is started with it.
+        return now < (0.0 if first else taken)
 
     return late
 

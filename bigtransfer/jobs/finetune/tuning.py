@@ -56,6 +56,9 @@ def train(
     trained = model.head if linear_only else model
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
     state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=trained.parameters())
+    mirrored = (
+        plan.choose and plan.augmentation.flip
+    )  # as the network will see images when it is compared and delivered
     watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
     if clock is not None:
         clock.ahead = _ahead(config, parts, plan, baseline, len(watched or ()))
@@ -91,7 +94,7 @@ def train(
         loader,
         plan,
         forward=torch.compile(trained) if config.compile else trained,
-        validate=training.validation(state, watched, plan.input, device, dtype) if watched else None,
+        validate=training.validation(state, watched, plan.input, device, dtype, mirrored=mirrored) if watched else None,
         checkpoint_seconds=seconds(config.checkpoint_every),
         tensorboard=config.tensorboard,
         keep_best=clock is not None,
@@ -112,7 +115,12 @@ def _ahead(config: FinetuneConfig, parts: Splits, plan: FinetunePlan, baseline: 
     else:
         most = hyperrule.recipe(plan.images, *plan.native_size, config.variant).steps
     return Ahead(
-        most=max(most, plan.recipe.steps), watched=watched, afterwards=afterwards, passes=passes, tail=plan.tail
+        most=max(most, plan.recipe.steps),
+        watched=watched,
+        looks=1.0 + (plan.choose and plan.augmentation.flip),
+        afterwards=afterwards,
+        passes=passes,
+        tail=plan.tail,
     )
 
 

@@ -21,7 +21,7 @@ class Decisions:
     """Title -> name -> value."""
 
 
-_HIDDEN = {"fingerprint", "found", "images"}
+_HIDDEN = {"fingerprint", "found", "images", "given_away"}
 """What tells a reader nothing, or the same again."""
 
 _OF_STEPS = {"eval_every", "loss"}

@@ -22,6 +22,8 @@ class Evaluated:
     top1_interval: tuple[float, float]
     images: int
     classes: int
+    seen: int
+    """Of the classes, those that the images are of."""
     kind: str
     """Of the images measured on: "test"; empty if they are all that there are."""
     notes: Sequence[str]
@@ -66,7 +68,9 @@ class Headline:
     missing: str
     """Why there is no evaluation; empty if that needs no excuse."""
     train_images: int
-    """0: unknown."""
+    """That what is delivered has learnt from; 0: unknown."""
+    given_away: str
+    """What of the training images' files gives their classes away; empty if nothing does."""
 
 
 def compute(run: Contents) -> Headline:
@@ -106,6 +110,7 @@ def compute(run: Contents) -> Headline:
             ece=evaluation.ece,
             images=evaluation.images,
             classes=classes,
+            seen=sum(row.support > 0 for row in evaluation.per_class),
             kind=kinds.get(evaluation.split, evaluation.split),
             notes=evaluation.notes,
             trained_on=_trained_on(run, evaluation.split),
@@ -127,8 +132,18 @@ def compute(run: Contents) -> Headline:
         labelled=labelled,
         validated=validated,
         missing=missing,
-        train_images=config.train_images if config else 0,
+        train_images=_learnt_from(run),
+        given_away=told if config and isinstance(told := config.data.get("given_away"), str) else "",
     )
+
+
+def _learnt_from(run: Contents) -> int:
+    """How many images the model in the run's folder has learnt from; of an average those that were trained on."""
+    recipe = run.config.recipe if run.config else None
+    without_steps = recipe is not None and not recipe.steps
+    if run.closed is not None and (run.choice.delivered == "closed form" if run.choice else without_steps):
+        return run.closed.whole.images if run.closed.whole else run.closed.images
+    return run.config.train_images if run.config else 0
 
 
 def _trained_on(run: Contents, split: str) -> int:
