@@ -172,7 +172,12 @@ def test_the_commands_take_exported_networks(
 
     wanted = answers(model, "--device", "cpu")
     assert len({one["label"] for one in wanted}) > 1 or len({one["probability"] for one in wanted}) == 3
-    for found in (answers(file), answers(file, "--backend", "onnxruntime"), answers(model, "--backend", "onnxruntime")):
+    for found in (
+        answers(file),
+        answers(file, "--backend", "openvino"),
+        answers(model, "--backend", "onnxruntime"),
+        answers(model, "--backend", "openvino"),
+    ):
         assert [one["image"] for one in found] == [one["image"] for one in wanted]
         for one, other in zip(found, wanted, strict=True):
             assert one["probabilities"] == pytest.approx(other["probabilities"], abs=2e-6)
@@ -203,6 +208,31 @@ def test_the_same_interface(exported: tuple[Path, Path, Path]) -> None:
     assert other.features([]).shape == (0, plain.card.architecture.num_features)
     with pytest.raises(ConfigError, match="Only torch has"):
         other.state_dict()
+
+
+def test_openvino(exported: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    model, file, _ = exported
+    plain, other = (
+        Predictor.load(model, device="cpu", precision="fp32"),
+        Predictor.load(file, backend="openvino", precision="fp32"),
+    )
+    assert (other.backend, other.device, other.precision) == ("openvino", "cpu", "fp32")
+    images = torch.from_numpy(pictures(count=3))
+    wanted = plain.logits(images)
+    torch.testing.assert_close(other.logits(images), wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other.pooled(images[:1]), plain.pooled(images[:1]), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="on the CPU here, not on 'cuda'"):
+        Predictor.load(file, backend="openvino", device="cuda")
+    if Predictor.load(file, backend="openvino").precision == "fp32":  # this processor has no bf16
+        with pytest.raises(ConfigError, match="no bf16"):
+            Predictor.load(file, backend="openvino", precision="bf16")
+    else:  # rounded, so that it was bf16, and no more than that
+        rough = Predictor.load(file, backend="openvino", precision="bf16")
+        assert 1e-5 < float((rough.logits(images) - wanted).abs().max() / wanted.abs().max()) < 0.05
+    for change in (more_classes, other_size):
+        (tmp_path / "changed.onnx").write_bytes(altered(file.read_bytes(), change))
+        with pytest.raises(WeightsError, match="not what its card says"):
+            Predictor.load(tmp_path / "changed.onnx", backend="openvino")
 
 
 def test_predict_does_not_load_torch(exported: tuple[Path, Path, Path]) -> None:

@@ -18,8 +18,8 @@ from bigtransfer.errors import ConfigError
 if TYPE_CHECKING:
     from bigtransfer.model import ResNetV2
 
-Name = Literal["torch", "onnxruntime"]
-Choice = Literal["auto", "torch", "onnxruntime"]
+Name = Literal["torch", "onnxruntime", "openvino"]
+Choice = Literal["auto", "torch", "onnxruntime", "openvino"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -47,8 +47,8 @@ def opened(
 ) -> Backend:
     """`model`: a file of an exported network, or whatever `weights.load` takes.
 
-    backend "auto" follows the form: onnxruntime for an ONNX file, else torch. Named, onnxruntime computes model files too: they are
-    exported first, in memory. Raises ConfigError for a backend that is not installed, cannot compute the file, or has not that device
+    backend "auto" follows the form: onnxruntime for an ONNX file, else torch. Named, onnxruntime and openvino compute model files too: they
+    are exported first, in memory. Raises ConfigError for a backend that is not installed, cannot compute the file, or has not that device
     or precision; else as `weights.load`.
     """
     if not is_exported(model):
@@ -59,10 +59,8 @@ def opened(
         raise ConfigError(
             f"{model} is an exported network, which torch does not compute. Give the model file it was made from."
         )
-    from bigtransfer.backends.by_onnxruntime import OnnxRuntime
-
     path = _located(model)
-    return OnnxRuntime(onnx_file.read(path), path, device, precision)
+    return _of_file(onnx_file.read(path), path, backend, device, precision)
 
 
 def of_network(
@@ -74,10 +72,21 @@ def of_network(
 
         return Torch(network, device, precision)
     from bigtransfer.backends import graph
-    from bigtransfer.backends.by_onnxruntime import OnnxRuntime
 
     name = network.card.name
-    return OnnxRuntime(onnx_file.parse(graph.onnx_model(network, input="uint8"), name), name, device, precision)
+    return _of_file(onnx_file.parse(graph.onnx_model(network, input="uint8"), name), name, backend, device, precision)
+
+
+def _of_file(
+    file: onnx_file.OnnxFile, where: str, backend: Choice, device: str | None, precision: Precision
+) -> Backend:
+    if backend == "openvino":
+        from bigtransfer.backends.by_openvino import OpenVino
+
+        return OpenVino(file, where, device, precision)
+    from bigtransfer.backends.by_onnxruntime import OnnxRuntime
+
+    return OnnxRuntime(file, where, device, precision)
 
 
 def describe(model: str | os.PathLike[str]) -> ModelCard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ class OnnxRuntime(Backend):
     def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
         """where: what errors call the file. device: None is the CPU."""
         if precision == "bf16":
-            raise ConfigError("onnxruntime computes in fp32; for bf16 take --backend torch.")
+            raise ConfigError("onnxruntime computes in fp32; for bf16 take --backend openvino or torch.")
         runtime = extra("onnxruntime", "onnx")
         self.card, self.device, self.precision = file.card, device or "cpu", "fp32"
         self._where = where
@@ -35,7 +36,7 @@ class OnnxRuntime(Backend):
         except (ConfigError, MemoryError):
             raise
         except Exception as error:  # of as many kinds as the library has parts
-            raise WeightsError(f"{where} is damaged, or not what its card says ({_short(error)}).") from error
+            raise WeightsError(f"{where} is damaged, or not what its card says ({short(error)}).") from error
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         found = self.outputs(images, self._outputs)
@@ -48,7 +49,7 @@ class OnnxRuntime(Backend):
         try:
             results = self._session.run(names, {"image": np.ascontiguousarray(images)})
         except Exception as error:
-            raise WeightsError(f"{self._where}: onnxruntime cannot compute it ({_short(error)}).") from error
+            raise WeightsError(f"{self._where}: onnxruntime cannot compute it ({short(error)}).") from error
         return dict(zip(names, results, strict=True))
 
 
@@ -79,27 +80,27 @@ def _provider(runtime: Any, device: str) -> Any:
 def _checked(session: Any, card: ModelCard) -> tuple[Any, list[str]]:
     """What the graph takes, np.uint8 or np.float32, and the names of its results that are asked for."""
     (image,) = session.get_inputs()
-    side = card.input.size
-    shape = [
-        wanted if isinstance(length, str) else length
-        for length, wanted in zip(image.shape[1:], (0, side, side), strict=True)
-    ]
-    if (image.name, isinstance(image.shape[0], str)) != ("image", True) or shape != [
-        card.architecture.in_chans,
-        side,
-        side,
-    ]:
-        raise ValueError(f"its input is {image.name} {image.shape}")
+    shape = [0 if isinstance(length, str) else length for length in image.shape]
     given = {one.name: one.shape[1:] for one in session.get_outputs() if one.type == "tensor(float)"}
-    wanted = {"features": [card.architecture.num_features]} | (
-        {"logits": [card.num_classes]} if card.num_classes else {}
-    )
-    for name, width in wanted.items():
-        if given.get(name) != width:
-            raise ValueError(f"its result {name} has the shape {given.get(name)} an image, not {width}")
-    return _TYPES[image.type], list(wanted)
+    return _TYPES[image.type], results_of(card, image.name, shape, given)
 
 
-def _short(error: Exception) -> str:
+def results_of(card: ModelCard, name: str, shape: list[int], given: Mapping[str, list[Any]]) -> list[str]:
+    """The names of a graph's results that are asked for. name, shape: of its input; lengths that are free are 0. given: its results, with
+    their lengths but the batch's. ValueError where they are not those of a network of that card."""
+    batch, channels, *sides = shape
+    side = card.input.size
+    if (name, batch, channels) != ("image", 0, card.architecture.in_chans) or sides not in ([0, 0], [side, side]):
+        raise ValueError(f"its input is {name} {shape}")
+    wanted = {"features": [card.architecture.num_features]}
+    if card.num_classes:
+        wanted["logits"] = [card.num_classes]
+    for result, width in wanted.items():
+        if given.get(result) != width:
+            raise ValueError(f"its result {result} has the shape {given.get(result)} an image, not {width}")
+    return list(wanted)
+
+
+def short(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -1,0 +1,157 @@
+"""Time of one image by backend, in alternated rounds: torch as `Predictor` uses it, onnxruntime, OpenVINO, and timm's eager network where
+it is installed. Error beside speed.
+
+    python -m benchmarks.inference [--arch r50x1|bundled] [--sizes 128 224] [--batches 1 16] [--rounds 5] [--wall]
+
+One process and one thread; in every round each backend computes the same batch, in another order each time. By default the time is the
+processor's (`time.process_time`), not the clock's: on a machine that others use too it is what the computation took. The best of the
+rounds and their median are given, as ratios to torch in fp32. The error is the largest difference of logits from torch's in float64,
+relative to the largest logit. Prints a table in Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+from bigtransfer import backends, weights
+from bigtransfer.backends import graph, onnx_file
+from bigtransfer.backends.by_onnxruntime import OnnxRuntime
+from bigtransfer.backends.by_openvino import OpenVino
+from bigtransfer.backends.by_torch import Torch
+from bigtransfer.errors import BitError
+from bigtransfer.feed.augment import normalize
+from bigtransfer.model import ResNetV2, build
+from bigtransfer.weights import configs
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def network_of(arch: str) -> ResNetV2:
+    """The bundled network, or one of random weights of that architecture with a head that is not zero."""
+    if arch == "bundled":
+        return weights.load("bit-t-r26x1")
+    torch.manual_seed(0)
+    made = build(arch, 1000).eval()
+    torch.nn.init.normal_(made.head.weight, std=0.02)  # pyright: ignore[reportArgumentType]
+    return made
+
+
+def contenders(network: ResNetV2) -> dict[str, Run]:
+    """What is compared, each from uint8 images to logits."""
+
+    def of(backend: backends.Backend) -> Run:
+        return lambda images: backend.run(images)[1]
+
+    found = {f"torch {precision}": of(Torch(network, "cpu", precision)) for precision in ("fp32", "bf16")}
+    file = onnx_file.parse(graph.onnx_model(network, input="uint8"), "network")
+    found["onnxruntime fp32"] = of(OnnxRuntime(file, "network", "cpu", "fp32"))
+    for precision in ("fp32", "bf16"):
+        try:
+            found[f"openvino {precision}"] = of(OpenVino(file, "network", "cpu", precision))
+        except BitError as error:
+            print(f"- openvino {precision}: {error}")
+    if (theirs := _timm(network)) is not None:
+        found["timm fp32, eager, channels_last"] = theirs
+    return found
+
+
+def _timm(network: ResNetV2) -> Run | None:
+    try:
+        import timm
+    except ImportError:
+        return None
+    name = configs.timm_name(network.architecture)
+    if name is None:
+        return None
+    theirs = timm.create_model(name, num_classes=network.num_classes).eval()
+    theirs = theirs.to(memory_format=torch.channels_last)  # its time does not depend on the weights; no error is given
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return theirs(normalize(torch.from_numpy(images))).numpy()
+
+    return run
+
+
+def exact(network: ResNetV2, images: np.ndarray) -> np.ndarray:
+    """The logits in float64."""
+    wide = build(network.architecture, network.num_classes).eval().double()
+    wide.load_state_dict(network.state_dict())
+    with torch.inference_mode():
+        return wide((torch.from_numpy(images).double() - 127.5) / 127.5).numpy()
+
+
+def measure(
+    runs: dict[str, Run], images: np.ndarray, rounds: int, clock: Callable[[], float]
+) -> dict[str, list[float]]:
+    """Seconds of each round, by contender."""
+    for run in runs.values():
+        run(images)
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds):
+        names = [*runs]
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            started = clock()
+            runs[name](images)
+            times[name].append(clock() - started)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--arch", default="r50x1")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[128, 224])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--wall", action="store_true", help="the clock's time instead of the processor's")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    network = network_of(arguments.arch)
+    runs = contenders(network)
+    packages = {}
+    for package in ("torch", "onnxruntime", "openvino", "timm"):
+        try:
+            packages[package] = version(package)
+        except PackageNotFoundError:
+            packages[package] = "-"
+    print(
+        f"- {arguments.arch}; {', '.join(f'{name} {value}' for name, value in packages.items())}; Python {platform.python_version()}"
+    )
+    print(f"- {arguments.rounds} rounds, {'wall' if arguments.wall else 'processor'} time, 1 thread\n")
+    print("| px | batch | backend | ms an image: best, median | of torch fp32: best, median | error |")
+    print("|---|---|---|---|---|---|")
+    rng = np.random.default_rng(0)
+    clock = time.perf_counter if arguments.wall else time.process_time
+    for size in arguments.sizes:
+        for batch in arguments.batches:
+            images = rng.integers(0, 256, (batch, 3, size, size), dtype=np.uint8)
+            wanted = exact(network, images[:2])
+            times = measure(runs, images, arguments.rounds, clock)
+            base = times["torch fp32"]
+            for name, seconds in times.items():
+                best, middle = (1000 * take(seconds) / batch for take in (min, statistics.median))
+                ratios = min(seconds) / min(base), statistics.median(seconds) / statistics.median(base)
+                error = (
+                    ""
+                    if name.startswith("timm")
+                    else f"{np.abs(runs[name](images[:2]) - wanted).max() / np.abs(wanted).max():.1e}"
+                )
+                print(
+                    f"| {size} | {batch} | {name} | {best:.1f}, {middle:.1f} | {ratios[0]:.2f}, {ratios[1]:.2f} | {error} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()

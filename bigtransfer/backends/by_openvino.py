@@ -1,0 +1,66 @@
+"""Networks computed by OpenVINO, without torch: on Intel's and AMD's processors often the soonest."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+import numpy as np
+
+from bigtransfer.backends import Backend, Precision, extra
+from bigtransfer.backends.by_onnxruntime import answers, results_of, scaled, short
+from bigtransfer.backends.onnx_file import OnnxFile
+from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.machine import threads
+
+_HINTS = {"fp32": "f32", "bf16": "bf16"}
+_TYPES = {"u8": np.uint8, "f32": np.float32}
+
+
+class OpenVino(Backend):
+    name = "openvino"
+
+    def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
+        """where: what errors call the file. device: None is the CPU, and there is no other."""
+        openvino = extra("openvino", "openvino")
+        if device not in (None, "cpu"):
+            raise ConfigError(f"openvino computes on the CPU here, not on {device!r}; take --device cpu.")
+        self.card, self.device, self._where = file.card, "cpu", where
+        core = openvino.Core()
+        native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        self.precision = precision if precision != "auto" else "bf16" if native else "fp32"
+        if self.precision == "bf16" and not native:
+            raise ConfigError(
+                "This processor has no bf16 for openvino, which would compute in fp32. Take --precision fp32."
+            )
+        options = {
+            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_NUM_THREADS": threads(),
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # to cores that others may be using
+        }
+        try:
+            model = core.read_model(file.content)
+            (image,) = model.inputs
+            shape = [length.get_length() if length.is_static else 0 for length in image.partial_shape]
+            given = {
+                one.any_name: [length.get_length() for length in list(one.partial_shape)[1:]] for one in model.outputs
+            }
+            self._outputs = results_of(file.card, image.any_name, shape, given)
+            self._type = _TYPES[image.element_type.get_type_name()]
+            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+        except MemoryError:
+            raise
+        except Exception as error:  # of as many kinds as the library has parts
+            raise WeightsError(f"{where} is damaged, or not what its card says ({short(error)}).") from error
+        self._one_at_a_time = Lock()
+
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        if self._type is np.float32:
+            images = scaled(images)
+        try:
+            with self._one_at_a_time:
+                found = self._request.infer({"image": np.ascontiguousarray(images)})
+                results = [np.array(found[name]) for name in self._outputs]
+        except Exception as error:
+            raise WeightsError(f"{self._where}: openvino cannot compute it ({short(error)}).") from error
+        return answers(results, len(images), self.card, self._where)
