@@ -204,6 +204,22 @@ class Vocabulary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Calibrated:
+    """How a model's probabilities were made to mean what they say: its logits are divided by a temperature, which its head's weights hold
+    already (`evals.calibration`). Loss and calibration error, before and after, are of images that it did not learn from."""
+
+    temperature: Annotated[float, msgspec.Meta(ge=1e-6, le=1e6)]
+    by: Literal["leave-one-out", "held-out images"]
+    """Whose answers chose it: of the closed form to each image without that image, or of the model to images that were held out."""
+    images: Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+    """That it was chosen by."""
+    loss: tuple[Finite, Finite]
+    """Cross-entropy, nats, before and after; of several labels that of a class."""
+    ece: tuple[Probability, Probability]
+    """`Classification.ece`, or `MultiLabel.ece`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """All that is known about one model except its tensors; also what the header of a model file holds."""
 
@@ -224,6 +240,8 @@ class ModelCard:
     """An image may have several classes, or none: the sigmoid of each logit is the probability of its class, by itself."""
     thresholds: tuple[Probability, ...] | None = None
     """Of a multi-label model: the probability from which on each class is given, 0 to 1; None: a half for all."""
+    calibrated: Calibrated | None = None
+    """None: the probabilities are as the training left them."""
     vocabularies: tuple[Vocabulary, ...] | None = None
     """Of a network that learnt several sets, or from a teacher, at once: whose the classes are, in their order. It told the classes of a
     vocabulary apart from one another only; how likely a class of one is beside those of another it does not know. None: one set."""
@@ -241,7 +259,13 @@ class ModelCard:
     def with_classes(self, num_classes: int) -> ModelCard:
         """The card after the head was replaced by one for other classes, whose names and scores nobody knows."""
         return dataclasses.replace(
-            self, num_classes=num_classes, class_names=None, metrics={}, thresholds=None, vocabularies=None
+            self,
+            num_classes=num_classes,
+            class_names=None,
+            metrics={},
+            thresholds=None,
+            calibrated=None,
+            vocabularies=None,
         )
 
     @property

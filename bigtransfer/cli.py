@@ -7,10 +7,12 @@ account, 2 the user can fix it (printed as `error: ...`), 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import importlib
 import inspect
+import logging
 import os
 import re
 import shutil
@@ -20,12 +22,14 @@ import textwrap
 import threading
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from bigtransfer import __version__, config, limits, machine, terminal, torchrun
 from bigtransfer.config.fields import shortened
 from bigtransfer.errors import BitError, ConfigError, passing
+
+_log = logging.getLogger(__name__)
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Your images": ("check", "finetune", "evaluate", "predict", "serve", "report", "results"),
@@ -71,8 +75,37 @@ def console() -> NoReturn:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `bit` with these arguments (default: the process's own) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with terminal.guarded():
+    quiet, verbose = (flag in arguments for flag in ("--quiet", "--verbose"))
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    # Of some commands the results are files; of the others what is printed is the result.
+    silent = quiet and command in ("finetune", "pretrain", "distill", "shard", "demo") and "--help" not in arguments
+    with terminal.guarded(quiet=quiet, silent=silent), _told(verbose):
         return _guarded(arguments, _debug(arguments))
+
+
+@contextlib.contextmanager
+def _told(verbose: bool) -> Iterator[None]:
+    """Within, what the package has to say is on standard error too, each line with its time, and in the end what it cost."""
+    if not verbose:
+        yield
+        return
+    handler = logging.StreamHandler()  # the guarded one
+    handler.setFormatter(logging.Formatter("%(asctime)s %(name)s: %(message)s", "%H:%M:%S"))
+    log, began, spent = logging.getLogger("bigtransfer"), time.monotonic(), time.process_time()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        yield
+        log.info(
+            "%.1f s, the processor %.1f s%s",
+            time.monotonic() - began,
+            time.process_time() - spent,
+            machine.most_memory(),
+        )
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _debug(arguments: Sequence[str]) -> bool:
@@ -82,7 +115,10 @@ def _debug(arguments: Sequence[str]) -> bool:
 
 def _guarded(arguments: list[str], debug: bool) -> int:
     try:
-        arguments, asked = without_limits([argument for argument in arguments if argument != "--debug"])
+        general = ("--debug", "--quiet", "--verbose")
+        if all(flag in arguments for flag in general[1:]):
+            raise ConfigError("--quiet and --verbose contradict each other.")
+        arguments, asked = without_limits([argument for argument in arguments if argument not in general])
         if asked:  # put where this process and those that it starts look for it
             os.environ[limits.VARIABLE] = ",".join(filter(None, (os.environ.get(limits.VARIABLE), asked)))
         limits.limits()  # a mistake in the variable is said before anything is done
@@ -137,6 +173,9 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] in ("-V", "--version"):
         print(f"bit {__version__}")
         return 0
+    if arguments[0] == "--completion":
+        print(_completion(arguments[1:]), end="")
+        return 0
     command, *rest = arguments
     if command not in commands():
         raise ConfigError(
@@ -146,7 +185,21 @@ def _run(arguments: list[str]) -> int:
         print(_explanation(command), end="")
         return 0
     asked = parse(command, rest)
+    _log.info("bit %s %s, version %s", command, asked, __version__)
     return _job(command).run(asked) or 0
+
+
+EVERYWHERE = ("--help", "--quiet", "--verbose", "--debug", "--limits")
+"""Flags that every command takes."""
+
+
+def _completion(asked: Sequence[str]) -> str:
+    """The text of `bit --completion SHELL`."""
+    from bigtransfer import completion
+
+    if len(asked) != 1 or asked[0] not in completion.SHELLS:
+        raise ConfigError(f"--completion needs the name of your shell: {', '.join(completion.SHELLS)}.")
+    return completion.script(asked[0], {name: _doc(config.of_command(name))[0] for name in commands()}, EVERYWHERE)
 
 
 def _job(command: str) -> Any:
@@ -260,7 +313,8 @@ def _explanation(command: str) -> str:
         lines += ["", f"{title}:"]
         for field in members:
             lines += _entry(_shown(field), _help(field), width)
-    lines += ["", "Also: --debug shows the traceback of an error (or set BIT_DEBUG=1);"]
+    lines += ["", "Also: --quiet shows no progress and tells no story; --verbose tells more, and what it cost;"]
+    lines += ["      --debug shows the traceback of an error (or set BIT_DEBUG=1);"]
     lines += ["      --limits NAME=N,... raises what one file may cost (docs/limits.md)."]
     return "\n".join(lines) + "\n"
 

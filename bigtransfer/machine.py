@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import sys
 from pathlib import Path
 
 _CONTAINER_LIMITS = (
@@ -80,3 +81,13 @@ def threads() -> int:
     """Threads that a computation on the CPU takes: as many as `$OMP_NUM_THREADS` says, as with torch, else one for each usable core."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if re.fullmatch("[1-9][0-9]{0,3}", asked) else usable_cores()
+
+
+def most_memory() -> str:
+    """The most memory that this process has had so far, as the end of a sentence; "" where the system does not say."""
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return ""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f", at most {most / 1e6:,.0f} MB of memory"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import glob
+import html
 import itertools
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 import numpy as np
 from PIL import Image
 
-from bigtransfer import backends, settings, web
+from bigtransfer import backends, settings, terminal, web
 from bigtransfer.backends import Backend, Choice, Precision
 from bigtransfer.catalog import DEFAULT_THRESHOLD, Decoder, InputSpec
 from bigtransfer.data import images as image_ops
@@ -99,6 +100,50 @@ class Prediction:
     def __repr__(self) -> str:
         answer = f"error={self.error!r}" if self.error else f"label={self.label!r}, probability={self.probability:.3f}"
         return f"Prediction(name={self.name!r}, {answer})"
+
+
+class Predictions(list[Prediction]):
+    """What a model says about several images: a list, and a table."""
+
+    def to_pandas(self, top: int = 1) -> Any:
+        """A pandas DataFrame with a row for each image: "image", "label" and "probability" (and "label_2", "probability_2", ... up to `top`
+        classes), "error", and of a multi-label model "labels", a tuple. ConfigError if pandas is not installed."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ConfigError("to_pandas needs the package pandas: pip install pandas") from error
+        several = any(one.thresholds is not None for one in self)
+        rows = []
+        for one in self:
+            found = one.top(top) + [(None, None)] * top
+            row: dict[str, Any] = {"image": one.name, **({"labels": tuple(one.labels)} if several else {})}
+            for k in range(top):
+                (
+                    row["label" if k == 0 else f"label_{k + 1}"],
+                    row["probability" if k == 0 else f"probability_{k + 1}"],
+                ) = found[k]
+            rows.append(row | {"error": one.error})
+        names = ["image", *(["labels"] if several else []), "label", "probability"]
+        names += [f"{name}_{k}" for k in range(2, top + 1) for name in ("label", "probability")]
+        return pandas.DataFrame(rows, columns=[*names, "error"])
+
+    def _repr_html_(self) -> str:
+        """The first of them as a table, for notebooks."""
+        rows = [
+            f"<tr><td>{_shown(one.name)}</td><td>{_shown(', '.join(one.labels) if one.error is None else one.error)}</td>"
+            f"<td>{'' if one.probability is None else f'{one.probability:.1%}'}</td></tr>"
+            for one in self[:_ROWS]
+        ]
+        more = f"<p>and {len(self) - _ROWS:,} more</p>" if len(self) > _ROWS else ""
+        return f"<table><tr><th>image</th><th>class</th><th>probability</th></tr>{''.join(rows)}</table>{more}"
+
+
+_ROWS = 20
+"""Rows of the table in a notebook."""
+
+
+def _shown(text: str) -> str:
+    return html.escape(terminal.line(text))
 
 
 class Predictor:
@@ -218,7 +263,7 @@ class Predictor:
 
     def predict(
         self, images: Any, *, batch_size: int | None = None, value_range: tuple[float, float] | None = None
-    ) -> list[Prediction]:
+    ) -> Predictions:
         """One prediction per image, in order.
 
         images: one image or an iterable of them, each a path; a folder (all images below it), a pattern such as "photos/*.jpg" or an
@@ -231,7 +276,7 @@ class Predictor:
         One that cannot be read gives a `Prediction` with an `error`; the others go on. ConfigError for what is no image, and for arrays
         of `(channels, h, w)`, which could be grey images as well.
         """
-        return list(self.stream(images, batch_size=batch_size, value_range=value_range))
+        return Predictions(self.stream(images, batch_size=batch_size, value_range=value_range))
 
     def stream(
         self,
@@ -301,18 +346,16 @@ class Predictor:
 
         network = self._model
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        if classes is None:
-            classes = self.logits(pixels).numpy().argmax(1).tolist()
+        numbers = self.logits(pixels).argmax(1).tolist() if classes is None else list(classes)
         batch = normalize(pixels.to(self.device), self.dtype)
-        asked, other = (None if some is None else torch.tensor(some, device=self.device) for some in (classes, against))
-        assert asked is not None and classes is not None
-        maps, logits, exact = explain(network, batch, asked, other)
+        other = None if against is None else torch.tensor(against, device=self.device)
+        maps, logits, exact = explain(network, batch, torch.tensor(numbers, device=self.device), other)
         return [
             Explanation(
                 map=of_one.numpy(),
                 logit=float(logits[i]),
                 exact=exact,
-                label=self.class_names[classes[i]],
+                label=self.class_names[numbers[i]],
                 against=None if against is None else self.class_names[against[i]],
                 input=self.card.input,
             )

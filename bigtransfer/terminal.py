@@ -14,7 +14,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
-from typing import Any, TextIO
+from typing import Any, TextIO, cast
 
 _HIDDEN = re.compile(
     "[\0-\x08\x0b-\x1f\x7f-\x9f"  # control characters but tab and line feed: a terminal obeys them
@@ -85,13 +85,16 @@ def guard() -> None:
 
 
 @contextlib.contextmanager
-def guarded() -> Iterator[None]:
-    """`guard`, within."""
+def guarded(*, quiet: bool = False, silent: bool = False) -> Iterator[None]:
+    """`guard`, within. quiet: progress bars are swallowed; silent: standard output is."""
     before = sys.stdout, sys.stderr
     guard()
+    output, error = cast(_Guard, sys.stdout), cast(_Guard, sys.stderr)
+    output.silent, error.quiet = silent, quiet
     try:
         yield
     finally:
+        output.silent = error.quiet = False
         sys.stdout, sys.stderr = before
 
 
@@ -102,6 +105,12 @@ class _Guard:
         self._inner = inner
         self._name = name
         self._terminal = inner.isatty()
+        self.silent = False
+        """Nothing gets through."""
+        self.quiet = False
+        """Progress bars do not get through."""
+        self._swallowed = False
+        """Nothing else has been written since the last progress bar was."""
 
     @classmethod
     def of(cls, inner: Any, name: str) -> Any:
@@ -114,6 +123,10 @@ class _Guard:
         return getattr(self._inner, name)
 
     def write(self, text: str) -> int:
+        # A bar returns to the line's start before each of its states, and ends the line in the end.
+        self._swallowed = self.quiet and (text.startswith("\r") or (self._swallowed and text in ("", "\n")))
+        if self.silent or self._swallowed:
+            return len(text)
         with self._failing():
             self._inner.write(self._harmless(text))
         return len(text)

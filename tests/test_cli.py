@@ -282,7 +282,8 @@ def test_help_of_a_command(sample, capsys: pytest.CaptureFixture[str], monkeypat
         "  --[no-]mirror               Mirror. (default: on)\n"
         "  --loud                      Say more.\n"
         "\n"
-        "Also: --debug shows the traceback of an error (or set BIT_DEBUG=1);\n"
+        "Also: --quiet shows no progress and tells no story; --verbose tells more, and what it cost;\n"
+        "      --debug shows the traceback of an error (or set BIT_DEBUG=1);\n"
         "      --limits NAME=N,... raises what one file may cost (docs/limits.md).\n"
     )
 

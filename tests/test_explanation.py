@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,15 +13,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from bigtransfer import ops
+from bigtransfer import evals, ops, report
 from bigtransfer.catalog import Architecture, InputSpec, Readout
 from bigtransfer.data import images as image_ops
+from bigtransfer.data import open_dataset
 from bigtransfer.errors import ConfigError, ImageError
-from bigtransfer.evals import linear
+from bigtransfer.evals import linear, projection
 from bigtransfer.evals.explanation import Explanation, explain
-from bigtransfer.model import ResNetV2, build, joined
+from bigtransfer.jobs import evaluate as evaluate_job
+from bigtransfer.model import PooledMap, ResNetV2, build, joined
 from bigtransfer.predictor import Predictor
 from tests.data_makers import encoded, pattern
+from tests.html_pages import parse
 
 UNITS = (1, 1, 1, 1)
 ALL = Readout(blocks=(0, 1, 2, 3))
@@ -88,6 +94,19 @@ def test_other_poolings_add_up_too(pooling: str, images: torch.Tensor) -> None:
     maps, _, exact = explain(network, images, torch.tensor([1, 1, 1]))
     assert exact
     torch.testing.assert_close(maps.double().sum((1, 2)).float(), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_maximum_that_several_places_have_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = network_of("the last map", 2)
+    seen = torch.zeros(1, 2048, 2, 2)
+    seen[0, 5] = torch.tensor([[3.0, 1.0], [0.0, 3.0]])
+    monkeypatch.setattr(network, "pooled_maps", lambda _: [PooledMap(seen, "max", 0)])
+    with torch.no_grad():
+        network.head.weight.zero_()[1, 5] = 2
+        network.head.bias.zero_()
+    maps, logits, _ = explain(network, torch.zeros(1, 3, 8, 8), torch.tensor([1]))
+    assert logits.item() == 6
+    torch.testing.assert_close(maps[0], torch.tensor([[3.0, 0.0], [0.0, 3.0]]))
 
 
 def test_without_pooling_there_is_no_map(images: torch.Tensor) -> None:
@@ -210,3 +229,62 @@ def test_a_map_lies_over_the_picture_as_the_network_saw_it() -> None:
     assert painted[row, column, 2] > painted[row, column, 0] + 20
     np.testing.assert_array_equal(shown.on(picture[:, :, :1]), painted)
     assert Image.fromarray(painted).size == (80, 40)
+
+
+def test_a_plane_of_answers() -> None:
+    """Answers that are alike are neighbours; the same points, whatever the order, and for any shift of an image's logits."""
+    labels = torch.arange(60) % 3
+    generator = torch.Generator().manual_seed(0)
+    logits = 4 * torch.nn.functional.one_hot(labels, 3) + torch.randn(60, 3, generator=generator)
+    points = projection.plane(logits)
+    assert points.shape == (60, 2) and points.min() == 0 and points.max() == 1
+    centres = torch.stack([points[labels == c].mean(0) for c in range(3)])
+    assert (torch.cdist(points, centres).argmin(1) == labels).float().mean() > 0.9
+    order = torch.randperm(60, generator=generator)
+    torch.testing.assert_close(projection.plane(logits[order] + 7), points[order], atol=1e-6, rtol=0)
+    wide = torch.cat([logits, torch.full((60, 80), -30.0)], dim=1)  # from the other Gram matrix
+    torch.testing.assert_close(projection.plane(wide), points, atol=1e-4, rtol=0)
+    assert projection.plane(torch.zeros(5, 3)).tolist() == [[0.5, 0.5]] * 5
+    assert projection.plane(torch.zeros(0, 3)).shape == (0, 2) and projection.plane(torch.zeros(1, 1)).shape == (1, 2)
+    two = projection.plane(torch.tensor([[3.0, 0.0], [0.0, 3.0], [1.0, 1.0]]))
+    assert sorted(two[:, 0].tolist())[1] == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_report_explains_mistakes_and_shows_both_classes(
+    discs: tuple[Predictor, list[np.ndarray], list[tuple[int, int]]], tmp_path: Path
+) -> None:
+    predictor, pictures, _ = discs
+    for i, picture in enumerate(pictures):
+        # Every sixth lies among the others' images.
+        name = ("red", "blue")[i % 2 if i % 6 else 1 - i % 2]
+        (tmp_path / "photos" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(tmp_path / "photos" / name / f"{i}.png")
+    splits = open_dataset(tmp_path / "photos")
+    images, _ = evaluate_job.match_classes(splits.train, predictor.class_names, 2)
+    result, _ = evaluate_job.measure(predictor, images)
+    assert len(result.positions) == 24 and not isinstance(result, evals.multilabel.MultiLabel)
+    record = evals.as_record(result, images, split="test")
+    wrong = [row for row in record.predictions if row.rank]
+    assert 3 <= len(wrong) <= 8
+    run = tmp_path / "run"
+    run.mkdir()
+    evals.write_record(run / "evaluation.json", record)
+    page = parse(report.write(run, images, predictor).read_text())
+    (gallery,) = page.all("div", "explained")
+    assert len(gallery.all("figure")) == len(wrong) and len(gallery.all("img")) == 2 * len(wrong)
+    assert "speaks for its answer" in page.text
+    drawn = Image.open(io.BytesIO(base64.b64decode((gallery.all("img")[1].attributes["src"] or "").partition(",")[2])))
+    assert drawn.size == (192, 192)
+    strips = page.all("div", "strip")
+    assert strips and all(0 < len(one.all("img")) <= 3 for one in strips)
+    assert page.all("i")[0].attributes["style"].startswith("background-image:url(data:image/jpeg;base64,")
+    # Where there is no time: the page without them. Where there is another model: no explanation by it.
+    hurried = parse(report.write(run, images, predictor, lambda: True).read_text())
+    assert not hurried.all("div", "explained") and not hurried.all("div", "strip") and not hurried.all("i")
+    assert len(hurried.all("div", "gallery")[0].all("img")) == len(wrong)
+    other = dataclasses.replace(predictor.card, num_classes=3, class_names=("a", "b", "c"))
+    kept, predictor.card = predictor.card, other
+    try:
+        assert not parse(report.write(run, images, predictor).read_text()).all("div", "explained")
+    finally:
+        predictor.card = kept

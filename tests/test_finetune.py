@@ -955,7 +955,11 @@ def test_the_closed_form_learns_from_the_images_that_measured_it(
     probe, head = head_of(tiny, parts.train, parts.val)
     torch.testing.assert_close(weights.load(run).head.weight, head.weight, rtol=1e-3, atol=1e-5)
     record = json.loads((run / "closed.json").read_text())
-    assert record["images"] == 13 and record["whole"] == {"images": 15, "top1": probe.leave_one_out_top1}
+    assert record["images"] == 13 and record["whole"] == {
+        "images": 15,
+        "top1": probe.leave_one_out_top1,
+        "calibrated": None,
+    }
     # What was measured is the one that had not seen them.
     evaluation = json.loads((run / "evaluation.json").read_text())
     predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")

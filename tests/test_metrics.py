@@ -212,6 +212,7 @@ def test_the_text_for_a_terminal_line_by_line():
         f"top-1 accuracy      50.00%   (95% interval {low:.2%} to {high:.2%}, 6 images)",
         "mean per class      61.11%",  # 1/3, 1/2, 1
         f"calibration error  {result.ece:7.2%}   (negative log-likelihood {result.nll:.4f})",
+        "at least 90% sure    0.00% of the images",
         "",
     ]
     rows = [
@@ -232,6 +233,26 @@ def test_the_text_for_a_terminal_line_by_line():
     assert not any(
         "confused" in line for line in describe(state(torch.eye(6), torch.arange(6)), list("abcdef")).splitlines()
     )
+
+
+def test_what_sure_answers_are_worth_stands_in_the_text():
+    logits = torch.tensor([[3.0, 0.0], [3.0, 0.0], [0.0, 3.0], [1.0, 0.0]])  # 95 % sure, the last 73 %
+    result = metrics.evaluate(
+        lambda _: logits, [(torch.zeros(4), torch.tensor([0, 0, 0, 0]), torch.arange(4))], temperature=2
+    )
+    low, high = metrics.wilson(2 / 3, 3)
+    lines = describe(result, ["a", "b"]).splitlines()
+    assert (
+        lines[3]
+        == f"at least 90% sure   75.00% of the images, 66.67% of these right (95% interval {low:.2%} to {high:.2%})"
+    )
+    before = state(2 * logits, torch.tensor([0, 0, 0, 0]))
+    kept = metrics.Classification.restored(2, result.saved())
+    for total in (kept, metrics.Classification(2) + result, result + metrics.Classification(2)):
+        assert total.uncalibrated is not None and total.uncalibrated.nll == before.nll
+    assert (result + result).uncalibrated is not None and len((result + result).uncalibrated) == 8
+    assert (result + before).uncalibrated is None
+    assert lines[2].endswith(f" {result.nll:.4f}); before the temperature {before.ece:.2%} ({before.nll:.4f})")
 
 
 def told(right: list[int], images: list[int]) -> bool | None:

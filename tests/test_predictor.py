@@ -475,3 +475,24 @@ def test_the_two_steps_of_a_prediction_are_the_whole(predictor: Predictor, pixel
         predictor.prepare(b"no image", "broken")
     with pytest.raises(ValueError, match="argument 2 is longer"):  # a name too few must not shift the others
         predictor.answer(ready[:2], ["x"])
+
+
+def test_predictions_are_a_list_and_a_table(predictor, pixels, tmp_path):
+    bad = tmp_path / "<b>.png"
+    bad.write_bytes(b"none")
+    found = predictor.predict([("<i>", pixels[0]), *pixels[1:3], bad])
+    assert isinstance(found, list) and len(found) == 4
+    table = found.to_pandas(top=2)
+    assert list(table.columns) == ["image", "label", "probability", "label_2", "probability_2", "error"]
+    assert table["label"][0] == found[0].label and table["probability_2"][1] == found[1].top(2)[1][1]
+    assert table["error"][3] == found[3].error and table["label"].isna().tolist() == [False, False, False, True]
+    assert len(found[:0]) == 0 and list(predictor.predict([]).to_pandas().columns) == [
+        "image",
+        "label",
+        "probability",
+        "error",
+    ]
+    shown = found._repr_html_()
+    assert "&lt;i&gt;" in shown and "<i>" not in shown and "<b>" not in shown
+    assert f"<td>{found[0].label}</td><td>{found[0].probability:.1%}</td>" in shown
+    assert "and 80 more" in predictors.Predictions(list(found) * 25)._repr_html_()

@@ -18,7 +18,17 @@ from bigtransfer.errors import RunError
 from bigtransfer.report import charts, page, sections
 from bigtransfer.report.contents import Contents
 from bigtransfer.report.pictures import Pictures
-from bigtransfer.report.sections import SECTIONS, confusion, copies, data, labels, mistakes, uncertain
+from bigtransfer.report.sections import (
+    SECTIONS,
+    confusion,
+    copies,
+    data,
+    labels,
+    landscape,
+    mistakes,
+    selection,
+    uncertain,
+)
 from tests.conftest import REPOSITORY
 from tests.html_pages import Element, parse
 
@@ -49,6 +59,7 @@ EVALUATION: dict[str, Any] = {
         {"from": 0.5, "to": 1.0, "images": 6, "confidence": 0.75, "accuracy": 0.5},
     ],
     "unreadable": [{"name": "c/9.png", "reason": "it is <empty>"}],
+    "positions": [[0, 0.1, 0.2], [1, 0.5, 0.5], [4, 1.0, 0.0], [99, 0.3, 0.3], [5, 0.0, 1.0]],
     "confusion": [[2, 2, 0, 0], [0, 1, 1, 0], [1, 0, 1, 0], [0, 0, 0, 0]],
     "predictions": [
         {
@@ -876,9 +887,10 @@ def test_only_so_many_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_the_verdict_on_the_probabilities(folder: Path, top1: float, verdict: str) -> None:
     changed(folder, top1=top1)
-    text = section(folder, "Can the probabilities be trusted?").text
+    found = section(folder, "Can the probabilities be trusted?")
+    text = found.text
     assert f"a probability of 67.5% on average and is right in {top1:.1%}: {verdict}." in text
-    assert "Calibration error (ECE, 2 bins): 20.0%." in text
+    assert ["calibration error (ECE)", "20.00%"] in found.rows() and "ECE: 2 bins of equal width" in text
 
 
 def test_the_reliability_diagram(folder: Path) -> None:
@@ -913,6 +925,171 @@ def test_an_evaluation_of_no_image_has_no_diagram(folder: Path) -> None:
     changed(folder, top1=None, ece=None, mean_per_class=None, images=0, predictions=[])
     assert computed(folder, "calibration") is None and computed(folder, "uncertain") is None
     assert "– of 0 test images" in shown(folder).text
+
+
+BEFORE: dict[str, Any] = {
+    "temperature": 0.125,
+    "by": "leave-one-out",
+    "images": 90,
+    "held_out_nll": [1.5, 0.75],
+    "held_out_ece": [0.25, 0.0375],
+    "nll": 1.75,
+    "ece": 0.3,
+    "calibration": [
+        {"from": 0.0, "to": 0.5, "images": 8, "confidence": 0.25, "accuracy": 0.5},
+        {"from": 0.5, "to": 1.0, "images": 0, "confidence": None, "accuracy": None},
+    ],
+}
+
+
+def test_before_and_after_the_temperature(folder: Path) -> None:
+    changed(folder, uncalibrated=BEFORE)
+    found = section(folder, "Can the probabilities be trusted?")
+    before, after = found.all("svg")
+    assert [one.text for one in found.all("figcaption")] == ["before", "as the model is"]
+    assert len(before.all("rect", "fill")) == 1 and len(after.all("rect", "fill")) == 2
+    assert found.rows() == [
+        ["", "before", "as it is"],
+        ["calibration error (ECE)", "30.00%", "20.00%"],
+        ["log loss, nats", "1.75", "1.25"],
+        ["ECE where it was chosen", "25.00%", "3.75%"],
+        ["log loss there", "1.5", "0.75"],
+    ]
+    assert "Temperature 0.125, chosen by 90 images, each as the classifier without it judges it" in found.text
+    changed(folder, uncalibrated=BEFORE | {"by": "held-out images", "images": 1, "calibration": []})
+    found = section(folder, "Can the probabilities be trusted?")
+    assert len(found.all("svg")) == 1 and "chosen by 1 image, none of which was trained on" in found.text
+    changed(folder, uncalibrated=None, no_temperature="the dog ate it")
+    found = section(folder, "Can the probabilities be trusted?")
+    assert "They are as the training left them: the dog ate it." in found.text
+
+
+def test_the_probabilities_of_several_labels(coast: Path) -> None:
+    """Of 40 classes of images, 10 are there; the model says so of 3 + 8 on average."""
+    bins = [
+        {"from": 0.0, "to": 0.5, "images": 30, "confidence": 0.1, "accuracy": 0.1},
+        {"from": 0.5, "to": 1.0, "images": 10, "confidence": 0.8, "accuracy": 0.7},
+    ]
+    changed(coast, ece=0.025, nll=0.3, calibration=bins, uncalibrated=BEFORE | {"by": "held-out images"})
+    found = section(coast, "Can the probabilities be trusted?")
+    assert (
+        "a class a probability of 27.5% on average, and 25.0% of them are there: it is too sure of itself" in found.text
+    )
+    assert found.all("svg")[1].all("title")[0].text == (
+        "0% to 50% sure: 30 classes of images, there in 10%, mean probability 10%"
+    )
+
+
+def test_how_often_it_is_right_where_it_is_sure(folder: Path) -> None:
+    found = computed(folder, "selection")
+    # Of 0.95 wrong, 0.9 right, 0.8 wrong, 0.7 right, 0.6 right, 0.55 wrong, 0.5 right, 0.4 wrong.
+    assert [(one.least, one.answered, one.right, one.mistakes) for one in found.limits] == [
+        (0.5, 7, 4 / 7, 3),
+        (0.7, 4, 0.5, 2),
+        (0.8, 3, 1 / 3, 2),
+        (0.9, 2, 0.5, 1),
+        (0.95, 1, 0.0, 1),
+        (0.99, 0, None, 0),
+    ]
+    assert found.told.share_interval == pytest.approx((0.0715, 0.5907), abs=1e-3)  # 2 of 8
+    assert found.told.right_interval == pytest.approx((0.0945, 0.9055), abs=1e-3)  # 1 of 2
+    text = section(folder, "If it may say “I don’t know”").text
+    assert (
+        "at least 90% sure, it answers 25% of the images, and is right on 50% of those (95% interval 9% to 91%)."
+        in text
+    )
+    assert found.chart is None  # of eight images
+    changed(folder, predictions=[row | {"probability": 0.3} for row in EVALUATION["predictions"]])
+    assert "90% sure of none of the 8 images" in section(folder, "If it may say “I don’t know”").text
+
+
+def test_the_curve_of_what_is_answered() -> None:
+    probable = np.array([0.9] * 10 + [0.8] * 4 + [0.5] * 6)
+    right = np.array([True] * 9 + [False] + [True, True, False, False] + [False] * 6)
+    for order in (np.arange(20), np.random.default_rng(0).permutation(20)):
+        points, band = selection.curve(probable[order], right[order])
+        assert points == [(0.5, 0.9), (0.7, 11 / 14), (1.0, 0.55)]  # equal ones together
+        assert [x for x, _, _ in band] == [0.5, 0.7, 1.0]
+        assert all(low < y < high for (_, y), (_, low, high) in zip(points, band, strict=True))
+    drawn = charts.coverage(points, band)
+    assert drawn.up[-1].text == "100%" and len(drawn.band) == 6
+    heights = [y for _, y in drawn.line]
+    assert heights == sorted(heights)  # the less it is answered, the more is right
+    assert all(drawn.top <= y <= drawn.height - drawn.bottom for _, y in drawn.band)
+
+
+# --- The map
+
+
+def test_a_map_of_the_pictures(folder: Path) -> None:
+    found = section(folder, "A map of the pictures")
+    spots = found.all("circle")
+    assert [one.attributes["data-said"] for one in spots] == [
+        "ant, 90% sure\n0.png",
+        "cat, 50% sure\n0.png",
+        "taken for bee (80%), is ant\n1.png",  # mistakes on top
+        "taken for cat (95%), is bee\n1.png",
+    ]
+    assert [one.numbers("cx", "cy") for one in spots] == [(75.2, 311.6), (14, 14), (320, 200), (626, 386)]
+    assert ["miss" in (one.attributes["class"] or "") for one in spots] == [False, False, True, True]
+    assert [one.text for one in found.all("button")] == ["ant", "bee", "cat"]
+    assert [one.attributes["data-kind"] for one in spots] == ["0", "2", "0", "1"]
+    assert "one of 4 of the 8 measured pictures" in " ".join(found.text.split())
+    changed(folder, positions=EVALUATION["positions"][:2])
+    assert computed(folder, "landscape") is None
+
+
+def test_many_classes_have_no_colours(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(landscape, "COLOURED", 2)
+    found = section(folder, "A map of the pictures")
+    assert not found.all("button") and all("style" not in one.attributes for one in found.all("circle"))
+
+
+# --- A page that stays light
+
+
+def test_a_page_of_very_many_images_classes_and_files_stays_light(tmp_path: Path) -> None:
+    """50,000 images of 21,843 classes, all wrong, with pictures of noise, which no format makes small: less than 15 MB."""
+    images, classes, reads = 50_000, 21_843, 0
+    rng = np.random.default_rng(0)
+    row = EVALUATION["predictions"][1]
+    changes = [
+        {"name": f"{i % classes}/photo {i:05d}.jpg", "index": i, "true": i % classes, "predicted": (i + 1) % classes}
+        for i in range(images)
+    ]
+    names = [f"a class with a rather long name, number {c}" for c in range(classes)]
+    record = EVALUATION | {
+        "images": images,
+        "class_names": names,
+        "per_class": [{"class": name, "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 3} for name in names],
+        "confused": [[c, (c + 1) % classes, 2] for c in range(classes)],
+        "confusion": None,
+        "unreadable": [{"name": f"{i}.jpg", "reason": "it is cut off"} for i in range(30_000)],
+        "positions": [[i * 125, 0.5, 0.5] for i in range(400)],
+        "predictions": [row | change for change in changes],
+    }
+    write(tmp_path, "evaluation.json", record)
+
+    class Noise:
+        channels = 3
+
+        def __len__(self) -> int:
+            return images
+
+        def name(self, i: int) -> str:
+            return changes[i]["name"]
+
+        def read(self, i: int, spec: Any = None) -> np.ndarray:
+            nonlocal reads
+            reads += 1
+            return rng.integers(0, 256, (192, 192, 3) if spec is None else (spec.size, spec.size, 3), dtype=np.uint8)
+
+    path = report.write(tmp_path, [Noise()])  # pyright: ignore[reportArgumentType]
+    assert reads < 600  # what takes time: not one for each image
+    assert 2e6 < path.stat().st_size < 15e6
+    page = parse(path.read_text(encoding="utf-8"))
+    assert "of which 3,000 are listed" in page.text and "The first 1,000." in page.text
+    assert len(page.all("circle")) == 400
 
 
 # --- The data
@@ -1008,9 +1185,19 @@ def test_whatever_others_wrote_is_text_in_every_section(folder: Path, evaluation
     write(folder, "evaluation.json", evaluation)
     sections = {name for name in SECTIONS if computed(folder, name) is not None}
     assert sections == set(SECTIONS) - (
-        {"labels", "candidates"}
+        {"labels", "candidates", "data"}
         if evaluation is EVALUATION
-        else {"classes", "confusion", "mistakes", "uncertain", "calibration", "candidates"}  # which holds numbers only
+        else {
+            "classes",
+            "confusion",
+            "mistakes",
+            "landscape",
+            "uncertain",
+            "selection",
+            "calibration",
+            "candidates",
+            "data",
+        }
     )
     for name in ("config.json", "evaluation.json", "unreadable.json", "copies.json"):
         write(folder, name, poisoned(json.loads((folder / name).read_text())))
@@ -1020,14 +1207,18 @@ def test_whatever_others_wrote_is_text_in_every_section(folder: Path, evaluation
     page = shown(folder)
     # No element and no attribute but those of the templates.
     allowed = "aria-label charset class colspan content cx cy data-v fill-opacity height http-equiv id lang name points r role scope src "
-    allowed += "style text-anchor title transform viewbox width x x1 x2 y y1 y2 alt"
+    allowed += (
+        "style text-anchor title transform viewbox width x x1 x2 y y1 y2 alt data-tile data-kind data-said hidden type"
+    )
     for one in page:
         assert not one.tag.startswith("x-") and set(one.attributes) <= set(allowed.split()), one.attributes
     assert len(page.all("script")) == 1
     headings = [one.all("h2")[0].text for one in page.all("section")]
     assert len(headings) == len(sections) - 1  # the headline is none
     for one in page.all("section") + page.all("header"):
-        if "Training" not in one.text and "probabilities be trusted" not in one.text:  # which hold numbers only
+        if not any(
+            words in one.text for words in ("Training", "probabilities be trusted", "I don’t know")
+        ):  # numbers only
             assert SEEN in one.text, one.text
     assert SEEN in page.all("title")[0].text
     assert {one.attributes["title"] for one in page.all("small")} == {SEEN}
@@ -1037,7 +1228,7 @@ def test_whatever_others_wrote_is_text_in_every_section(folder: Path, evaluation
 
 def test_every_section_has_its_template_and_every_template_its_use() -> None:
     templates = {path.stem for path in (REPOSITORY / "bigtransfer/report/templates").iterdir()}
-    of_other_pages = {"duplicates", "comparison", "figures", "measured", "results"}
+    of_other_pages = {"check", "comparison", "figures", "measured", "results", "runs"}
     assert templates == {*SECTIONS, *of_other_pages, "page", "section", "pairs", "tables", "charts", "gallery"}
     modules = {path.stem for path in (REPOSITORY / "bigtransfer/report/sections").glob("[!_]*.py")}
     assert modules == set(SECTIONS)

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 import numpy as np
 
-from bigtransfer.catalog import Architecture, Readout
+from bigtransfer.catalog import Architecture, Calibrated, Readout
 from bigtransfer.evals.metrics import chance_note
 from bigtransfer.evals.record import Count
 from bigtransfer.records import Natural, NotNegative, Pixels, Share
@@ -63,6 +63,8 @@ class Whole:
     """That it was solved on."""
     top1: Share | None
     """Accuracy on them when each is judged by the others, as `Closed.top1`."""
+    calibrated: Calibrated | None = None
+    """As `Closed.calibrated`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +84,8 @@ class Closed:
     """Of each class, how many images were judged correctly so; empty if an earlier version did not count them."""
     counted: tuple[Count, ...] = ()
     """Of each class, how many were judged."""
+    calibrated: Calibrated | None = None
+    """What its temperature is worth; None for images too few to tell, and from earlier versions."""
     whole: Whole | None = None
     """What takes its place in the model that is delivered; None if no images were held out, or they were to stay unseen."""
 
@@ -132,3 +136,5 @@ class Choice:
     candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(min_length=1, max_length=3)]
     images: Natural
     """Validation images that they were compared on."""
+    calibrated: Calibrated | None = None
+    """What the temperature is worth that these images gave to what is delivered; None as of `Closed`."""

@@ -173,5 +173,5 @@ def _blurred(values: np.ndarray) -> np.ndarray:
     kernel /= kernel.sum()
     for _ in range(2):
         padded = np.pad(values, ((reach, reach), (0, 0)), mode="reflect")
-        values = np.apply_along_axis(np.convolve, 0, padded, kernel, "valid").T
+        values = np.stack([np.convolve(column, kernel, "valid") for column in padded.T])
     return values

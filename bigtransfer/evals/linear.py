@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -63,6 +64,12 @@ class Probe:
     """Of each class, how many images were judged correctly so."""
     judged: tuple[int, ...] = ()
     """Of each class, how many were judged."""
+    answers: Tensor = dataclasses.field(default_factory=lambda: torch.empty(0, 0), compare=False, repr=False)
+    """The logits `(judged, classes)` of the classifier fitted without each of them, float64."""
+    answered: Tensor = dataclasses.field(
+        default_factory=lambda: torch.empty(0, dtype=torch.int64), compare=False, repr=False
+    )
+    """Their labels `(judged,)`."""
 
 
 def extract_features(
@@ -190,7 +197,7 @@ def fit(
 
     # The mean squared singular value; with a single image, or all alike, there is none.
     unit = float(squares.mean()) if len(squares) else 1.0
-    temperature, best, answers = _ONE_SHOT_TEMPERATURE, math.nan, labels[judged]
+    temperature, best, answers = _ONE_SHOT_TEMPERATURE, math.nan, own
     if len(judged):
         best = math.inf
         for candidate in (unit * _GRID).tolist() if penalty is None else [penalty]:
@@ -200,7 +207,7 @@ def fit(
             scores = own - (own - prior - predicted / roots[judged]) / rest
             fitted, error = best_temperature(scores, labels[judged], weights[judged] if balanced else None)
             if error < best:
-                best, penalty, temperature, answers = error, candidate, fitted, scores.argmax(1)
+                best, penalty, temperature, answers = error, candidate, fitted, scores / fitted
     elif penalty is None:
         penalty = unit
     assert penalty is not None
@@ -209,7 +216,7 @@ def fit(
     head = nn.Linear(d, num_classes, device=features.device, dtype=torch.float32)
     head.weight.copy_(weight.T)
     head.bias.copy_(prior / temperature - mean @ weight)
-    hits = answers == labels[judged]
+    hits = answers.argmax(1) == labels[judged]
     return Probe(
         head,
         float(penalty),
@@ -218,6 +225,8 @@ def fit(
         best,
         right=tuple(torch.bincount(labels[judged][hits], minlength=num_classes).tolist()),
         judged=tuple(torch.bincount(labels[judged], minlength=num_classes).tolist()),
+        answers=answers.cpu(),
+        answered=labels[judged].cpu(),
     )
 
 

@@ -68,6 +68,10 @@ class Classification:
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self._parts: list[np.ndarray] = []
+        self.uncalibrated: Classification | None = None
+        """The same images before the model's temperature, where there is one; sums and kept states have it, parts of this state do not."""
+        self.positions: tuple[tuple[int, float, float], ...] = ()
+        """Index and place, 0 to 1, of some of the images on a map (`projection.plane`), where somebody made one."""
 
     def update(self, logits: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
         """Add images: logits float `(n, classes)`, labels int `(n,)`, indices int `(n,)`: each image's place in its set
@@ -102,6 +106,10 @@ class Classification:
             raise DataError(f"States of {self.num_classes} and {other.num_classes} classes do not add.")
         total = Classification(self.num_classes)
         total._parts = self._parts + other._parts
+        parts = [one.uncalibrated for one in (self, other) if len(one)]  # of no image there is nothing to know
+        if parts and all(one is not None for one in parts):
+            total.uncalibrated = Classification(self.num_classes)
+            total.uncalibrated._parts = [array for one in parts if one is not None for array in one._parts]
         return total
 
     def without(self, indices: np.ndarray) -> Classification:
@@ -112,7 +120,8 @@ class Classification:
 
     def saved(self) -> dict[str, np.ndarray]:
         """All that the state is made of, as arrays to be kept."""
-        return {"records": self.records}
+        before = {} if self.uncalibrated is None else {"uncalibrated": self.uncalibrated.records}
+        return {"records": self.records, **before}
 
     @classmethod
     def restored(cls, num_classes: int, arrays: Mapping[str, np.ndarray]) -> Classification:
@@ -125,6 +134,8 @@ class Classification:
                 raise ValueError(f"they have other classes than 0 to {num_classes - 1}")
         total = cls(num_classes)
         total._parts = [records]
+        if "uncalibrated" in arrays:
+            total.uncalibrated = cls.restored(num_classes, {"records": arrays["uncalibrated"]})
         return total
 
     def gathered(self, world: World) -> Classification:
@@ -134,6 +145,21 @@ class Classification:
         total = Classification(self.num_classes)
         total._parts = [world.gather(rows).numpy().reshape(-1).view(_RECORD)]
         return total
+
+    def _repr_html_(self) -> str:
+        """The headline, for notebooks."""
+        low, high = self.top1_interval
+        rows = {
+            "images": f"{len(self):,}",
+            "top-1": f"{self.top1:.2%} (95% interval {low:.2%} to {high:.2%})",
+            "mean per class": f"{self.mean_per_class:.2%}",
+            "calibration error": f"{self.ece:.2%}",
+        }
+        return (
+            "<table>"
+            + "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows.items())
+            + "</table>"
+        )
 
     def __len__(self) -> int:
         """Images seen."""
@@ -291,21 +317,45 @@ def chance_note(right: np.ndarray, images: np.ndarray, class_names: Sequence[str
     )
 
 
+SURE = 0.9
+"""The probability of the line about answers that are sure."""
+
+
+def _when_sure(result: Classification) -> str:
+    """What the answers of at least `SURE` are worth, as a line."""
+    records = result.records
+    sure = records[records["probability"] >= SURE]
+    share = f"{f'at least {SURE:.0%} sure':<18} {len(sure) / max(1, len(records)):7.2%} of the images"
+    if not len(sure):
+        return share
+    right = float((sure["rank"] == 0).mean())
+    low, high = wilson(right, len(sure))
+    return f"{share}, {right:.2%} of these right (95% interval {low:.2%} to {high:.2%})"
+
+
 def evaluate(
     predict: Callable[[Tensor], Tensor],
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     num_classes: int | None = None,
+    *,
+    temperature: float | None = None,
 ) -> Classification:
     """Measure `predict` (uint8 images `(n, c, h, w)` -> logits `(n, classes)`) on batches of (images, labels, indices), as
-    `feed.loader.eval_batches` gives them. num_classes: None takes it from the logits; then DataError if there is no image."""
+    `feed.loader.eval_batches` gives them. num_classes: None takes it from the logits; then DataError if there is no image.
+    temperature: what the model's logits have been divided by (`catalog.Calibrated`), to measure too what it would be without."""
     total = None if num_classes is None else Classification(num_classes)
+    before = None
     for images, labels, indices in batches:
         logits = predict(images)
         if total is None:
             total = Classification(logits.shape[1])
         total.update(logits, labels, indices)
+        if temperature is not None:
+            before = Classification(total.num_classes) if before is None else before
+            before.update(logits.double() * temperature, labels, indices)
     if total is None:
         raise DataError("There is no image to evaluate on.")
+    total.uncalibrated = before
     return total
 
 
@@ -319,6 +369,9 @@ def describe(result: Classification, class_names: Sequence[str], worst: int = 10
         f"mean per class     {result.mean_per_class:7.2%}",
         f"calibration error  {result.ece:7.2%}   (negative log-likelihood {result.nll:.4f})",
     ]
+    if result.uncalibrated is not None:
+        lines[-1] += f"; before the temperature {result.uncalibrated.ece:.2%} ({result.uncalibrated.nll:.4f})"
+    lines.append(_when_sure(result))
     if result.num_classes > 5:
         lines.insert(1, f"top-5 accuracy     {result.top5:7.2%}")
     table = result.per_class()

@@ -16,6 +16,7 @@ from torch import Tensor
 from bigtransfer.catalog import DEFAULT_THRESHOLD
 from bigtransfer.dist import World
 from bigtransfer.errors import DataError, WeightsError
+from bigtransfer.evals.metrics import CALIBRATION_BINS, Calibration
 from bigtransfer.feed.labels import multi_hot
 
 
@@ -157,6 +158,45 @@ class MultiLabel:
             return math.nan
         _, probabilities, labels = self._arrays()
         return float(labels[np.arange(len(self)), probabilities.argmax(1)].mean())
+
+    def heated(self, temperature: float) -> MultiLabel:
+        """The state if the logits were so many times as large: before a temperature that they have been divided by."""
+        other = MultiLabel(self.num_classes)
+        for places, probabilities, labels in self._parts:
+            probable = torch.from_numpy(probabilities).double()
+            other._parts.append((places, (probable.logit() * temperature).sigmoid().float().numpy(), labels))
+        return other
+
+    def reliability(self) -> Calibration:
+        """How often a class is there against how probable it is said to be, of every class of every image, bin by bin; bins as of
+        `Classification.calibration`."""
+        probable, there = self.probabilities.ravel().astype(np.float64), self.labels.ravel()
+        place = np.clip(np.ceil(probable * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+        count = np.bincount(place, minlength=CALIBRATION_BINS)
+        with np.errstate(invalid="ignore"):
+            confidence, accuracy = (
+                np.bincount(place, values, CALIBRATION_BINS) / count for values in (probable, there.astype(np.float64))
+            )
+        return Calibration(count=count, confidence=confidence, accuracy=accuracy)
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error of the classes' probabilities: mean over every class of every image of |share that is there - mean
+        probability| of its bin, 0 to 1. Where an image has few of many classes it is small whatever the model says."""
+        bins = self.reliability()
+        full = bins.count > 0
+        if not full.any():
+            return math.nan
+        gap = bins.count[full] * np.abs(bins.accuracy[full] - bins.confidence[full])
+        return float(gap.sum() / bins.count.sum())
+
+    @property
+    def nll(self) -> float:
+        """Mean binary cross-entropy of a class of an image, nats; the probabilities, which are float32, at least 1e-7 from 0 and 1."""
+        if not len(self):
+            return math.nan
+        probable = self.probabilities.astype(np.float64).clip(1e-7, 1 - 1e-7)
+        return float(-np.log(np.where(self.labels, probable, 1 - probable)).mean())
 
     def best_thresholds(self) -> np.ndarray:
         """float32 `(classes,)`: the probability from which on giving the class maximizes its F1 on these images. Halfway between the

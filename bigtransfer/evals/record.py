@@ -12,9 +12,10 @@ import msgspec
 import numpy as np
 
 from bigtransfer import records
+from bigtransfer.catalog import Calibrated
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import ImageError, RunError
-from bigtransfer.evals.metrics import CALIBRATION_BINS, Classification
+from bigtransfer.evals.metrics import CALIBRATION_BINS, Calibration, Classification
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.runs import atomic_write
 
@@ -42,7 +43,7 @@ class ClassRow(msgspec.Struct, frozen=True, kw_only=True, rename={"name": "class
 
 
 class Bin(msgspec.Struct, frozen=True, kw_only=True, rename={"low": "from", "high": "to"}):
-    """The images whose answer has a probability above `low` up to `high`."""
+    """The images whose answer, or of a multi-label model the classes of all images that, have a probability above `low` up to `high`."""
 
     low: Share
     high: Share
@@ -136,6 +137,22 @@ def without(result: Classification | MultiLabel, indices: np.ndarray, by: str) -
     )
 
 
+class Uncalibrated(msgspec.Struct, frozen=True, kw_only=True):
+    """The same images before the model's temperature, and where that comes from (`catalog.Calibrated`)."""
+
+    temperature: Annotated[float, msgspec.Meta(gt=0, le=1e6)]
+    by: Literal["leave-one-out", "held-out images"]
+    images: Count
+    """That chose it."""
+    held_out_nll: tuple[Finite, Finite]
+    """On those, before and after."""
+    held_out_ece: tuple[Share, Share]
+    nll: Finite | None
+    """On the images of this evaluation, before."""
+    ece: Share | None
+    calibration: list[Bin]
+
+
 class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     """Everything about an evaluation; numbers that are undefined are None."""
 
@@ -155,10 +172,16 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
     confused: list[tuple[Count, Count, Count]]
     """(true class, answer, images)."""
     calibration: list[Bin]
+    uncalibrated: Uncalibrated | None = None
+    """None: no temperature was fitted for the model, or an earlier version measured it."""
+    no_temperature: str = ""
+    """Why there is none, as half a sentence, where that is known."""
     unreadable: list[LeftOut] = []
     notes: list[str] = []
     """What the numbers rest on and a reader should know, such as how classes were matched."""
     dedup: Dedup | None = None
+    positions: list[tuple[Count, Share, Share]] = []
+    """Of some of the images (index in their set) the place on a map of what the model says (`projection.plane`)."""
     confusion: list[list[Count]] | None = None
     """Row the true class, column the answer; None beyond `_DENSE_CLASSES` classes."""
     predictions: list[Prediction]
@@ -217,6 +240,13 @@ class LabelsEvaluation(msgspec.Struct, frozen=True, kw_only=True):
     macro_f1: Share | None
     exact: Share | None
     """Share of images that get all of their labels and no other."""
+    nll: Finite | None = None
+    """Mean binary cross-entropy of a class of an image, nats."""
+    ece: Share | None = None
+    calibration: list[Bin] = []
+    """Of every class of every image (`MultiLabel.reliability`); empty if an earlier version measured."""
+    uncalibrated: Uncalibrated | None = None
+    no_temperature: str = ""
     chosen_here: bool
     """The thresholds were chosen by these very images, so that F1 and `exact` look better than they are."""
     per_class: list[LabelRow]
@@ -251,8 +281,10 @@ def labels_record(
     unreadable: Iterable[ImageError] = (),
     notes: Iterable[str] = (),
     dedup: Dedup | None = None,
+    calibrated: Calibrated | None = None,
+    no_temperature: str = "",
 ) -> LabelsEvaluation:
-    """Everything about an evaluation of a multi-label model on `images`, with these thresholds `(classes,)`."""
+    """Everything about an evaluation of a multi-label model on `images`, with these thresholds `(classes,)`. calibrated: the model's."""
     scores, precision, support = result.at(thresholds), result.average_precision(), result.support
     rows = [
         LabelRow(
@@ -288,6 +320,11 @@ def labels_record(
         micro_f1=_defined(scores.micro_f1),
         macro_f1=_defined(scores.macro_f1),
         exact=_defined(scores.exact),
+        nll=_defined(result.nll),
+        ece=_defined(result.ece),
+        calibration=_bins(result.reliability()),
+        uncalibrated=None if calibrated is None else _before(calibrated, result.heated(calibrated.temperature)),
+        no_temperature=no_temperature,
         chosen_here=chosen_here,
         per_class=rows,
         unreadable=[LeftOut(name=error.name, reason=error.reason) for error in unreadable],
@@ -307,13 +344,15 @@ def as_record(
     unreadable: Iterable[ImageError] = (),
     notes: Iterable[str] = (),
     dedup: Dedup | None = None,
+    calibrated: Calibrated | None = None,
+    no_temperature: str = "",
 ) -> Evaluation:
     """Everything about an evaluation.
 
     `images` is the set that `result` was measured on: its names and class names go into the record. split: which part of
-    the data that is, such as "test".
+    the data that is, such as "test". calibrated: the model's.
     """
-    table, bins = result.per_class(), result.calibration()
+    table, before = result.per_class(), result.uncalibrated
     return Evaluation(
         model=model,
         data=data,
@@ -339,17 +378,11 @@ def as_record(
             for c, name in enumerate(images.class_names)
         ],
         confused=result.confused(),
-        calibration=[
-            Bin(
-                low=b / CALIBRATION_BINS,
-                high=(b + 1) / CALIBRATION_BINS,
-                images=int(bins.count[b]),
-                confidence=_defined(bins.confidence[b]),
-                accuracy=_defined(bins.accuracy[b]),
-            )
-            for b in range(CALIBRATION_BINS)
-        ],
+        calibration=_bins(result.calibration()),
+        uncalibrated=None if calibrated is None or before is None else _before(calibrated, before),
+        no_temperature=no_temperature,
         unreadable=[LeftOut(name=error.name, reason=error.reason) for error in unreadable],
+        positions=[*result.positions],
         confusion=result.confusion().tolist() if result.num_classes <= _DENSE_CLASSES else None,
         predictions=[
             Prediction(
@@ -358,6 +391,33 @@ def as_record(
             )
             for row in result.records
         ],
+    )
+
+
+def _bins(bins: Calibration) -> list[Bin]:
+    return [
+        Bin(
+            low=b / CALIBRATION_BINS,
+            high=(b + 1) / CALIBRATION_BINS,
+            images=int(bins.count[b]),
+            confidence=_defined(bins.confidence[b]),
+            accuracy=_defined(bins.accuracy[b]),
+        )
+        for b in range(CALIBRATION_BINS)
+    ]
+
+
+def _before(calibrated: Calibrated, result: Classification | MultiLabel) -> Uncalibrated:
+    """result: of the same images, without the temperature."""
+    return Uncalibrated(
+        temperature=calibrated.temperature,
+        by=calibrated.by,
+        images=calibrated.images,
+        held_out_nll=calibrated.loss,
+        held_out_ece=calibrated.ece,
+        nll=_defined(result.nll),
+        ece=_defined(result.ece),
+        calibration=_bins(result.reliability() if isinstance(result, MultiLabel) else result.calibration()),
     )
 
 
@@ -371,8 +431,9 @@ def write_record(path: str | os.PathLike[str], record: Evaluation | LabelsEvalua
     fields: dict[str, Any] = msgspec.to_builtins(record)
     if isinstance(record, Evaluation) and record.confusion is None:
         del fields["confusion"]
-    if record.dedup is None:
-        del fields["dedup"]
+    for name in ("dedup", "uncalibrated"):
+        if fields[name] is None:
+            del fields[name]
     for key, value in fields.items():
         text = json.dumps(value, ensure_ascii=False)
         if isinstance(value, list) and value and isinstance(value[0], (dict, list)):

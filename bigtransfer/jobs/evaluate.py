@@ -27,7 +27,7 @@ from bigtransfer.data.layout import in_short
 from bigtransfer.data.splits import in_turn
 from bigtransfer.dist import World
 from bigtransfer.errors import ConfigError, DataError, ImageError, RunError
-from bigtransfer.evals import multilabel
+from bigtransfer.evals import multilabel, projection
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.jobs import parts
@@ -155,6 +155,7 @@ def measured(config: EvaluateConfig, world: World, device: torch.device, *, prog
                 "unreadable": unreadable,
                 "notes": notes,
                 "dedup": dedup,
+                "calibrated": card.calibrated,
             }
             if isinstance(result, MultiLabel):
                 assert thresholds is not None
@@ -168,7 +169,7 @@ def measured(config: EvaluateConfig, world: World, device: torch.device, *, prog
                 evals.write_record(folder / "evaluation.json", record)
                 asked, machine = dataclasses.asdict(config), environment(predictor.device)
                 runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": machine})
-                report.write(folder, images)
+                report.write(folder, images, predictor)
         return Evaluated(
             result=result,
             images=images,
@@ -236,7 +237,11 @@ def _in_parts(
                 places = np.flatnonzero(read) + work.range_of(part).start
                 logits = np.stack([one.logits for one in predictions if one.logits is not None])
                 labels = np.asarray(images.labels[places]).astype(np.int64)
-                some.update(torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(places))
+                answers = torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(places)
+                some.update(*answers)
+                if isinstance(some, evals.Classification) and (calibrated := predictor.card.calibrated) is not None:
+                    some.uncalibrated = evals.Classification(some.num_classes)
+                    some.uncalibrated.update(answers[0].double() * calibrated.temperature, *answers[1:])
             bad = [{"name": one.name, "reason": one.error} for one in predictions if one.error is not None]
             arrays = functools.partial(_write_arrays, some.saved())
             work.write(part, len(bad), (arrays, functools.partial(_write_text, json.dumps(bad))))
@@ -432,14 +437,23 @@ def measure(
     seen = np.zeros(len(images), dtype=bool)
     order = np.arange(len(images)) if late is None else in_turn(images, seed=0)
     reached = 0
+    # These are placed on a map: evenly over the set, which mostly lies class by class.
+    mapped = np.zeros(len(images), dtype=bool)
+    mapped[np.linspace(0, len(images) - 1, min(len(images), projection.POINTS)).round().astype(int)] = True
+    at, placed = np.empty(0, int), list[tuple[np.ndarray, torch.Tensor]]()
+
+    def logits(batch: torch.Tensor) -> torch.Tensor:
+        answers = predictor.logits(batch)
+        placed.append((at[mapped[at]], answers[torch.from_numpy(mapped[at])]))
+        return answers
 
     def batches() -> Iterator[EvalBatch]:
-        nonlocal reached
+        nonlocal reached, at
         size = batch_size or (predictor.batch_size if late is None else min(predictor.batch_size, _BETWEEN))
         some = images if late is None else images.subset(order)
         with tqdm(total=len(images), unit="img", disable=None if progress else True, leave=False) as bar:
             for batch in eval_batches(some, predictor.card.input, size, workers=workers, skip_bad=True):
-                places = order[batch.indices.numpy()]
+                places = at = order[batch.indices.numpy()]
                 reached = int(batch.indices[-1]) + 1
                 seen[places] = True
                 yield batch._replace(indices=torch.from_numpy(places))
@@ -453,7 +467,13 @@ def measure(
         if not len(result):
             raise DataError("There is no image to evaluate on.")
     else:
-        result = evals.evaluate(predictor.logits, batches())
+        calibrated = predictor.card.calibrated
+        result = evals.evaluate(logits, batches(), temperature=calibrated and calibrated.temperature)
+        if placed:
+            places, answers = zip(*placed, strict=True)
+            points = projection.plane(torch.cat(answers)).tolist()
+            found = sorted(zip(np.concatenate(places).tolist(), points, strict=True))
+            result.positions = tuple((place, x, y) for place, (x, y) in found)
     return result, _reasons(images, np.sort(order[:reached][~seen[order[:reached]]]))
 
 

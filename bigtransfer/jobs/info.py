@@ -54,6 +54,12 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
     yield "parameters", f"{card.num_parameters:,} ({card.num_parameters * 4 / 1e6:,.0f} MB in float32)"
     yield "classes", _classes(card)
     yield "input", _input(card.input, card.architecture.in_chans)
+    if (found := card.calibrated) is not None:
+        yield (
+            "probabilities",
+            f"logits divided by {found.temperature:.3g} (in the head already), by {found.images:,} images: calibration error there "
+            f"{found.ece[0]:.1%} before, {found.ece[1]:.1%} since",
+        )
     if card.upstream:
         yield "trained on", card.upstream
     for name, value in card.metrics.items():

@@ -1,4 +1,4 @@
-"""`bit report`: a run's report.html, written anew."""
+"""`bit report`: a run's report.html, written anew; or several runs compared."""
 
 from __future__ import annotations
 
@@ -9,17 +9,61 @@ from bigtransfer import report
 from bigtransfer.config import ReportConfig
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import BitError, RunError
-from bigtransfer.report import contents
+from bigtransfer.predictor import Predictor
+from bigtransfer.report import contents, runs
+from bigtransfer.terminal import line
 
 
 def run(config: ReportConfig) -> None:
-    """Write the report, with pictures if the data set can be opened."""
-    folder = Path(config.run)
+    """Write the report or the comparison, with pictures if the data set can be opened."""
+    folders = [_checked(Path(one)) for one in config.run]
+    if len(folders) == 1:
+        print(report.write(folders[0], _images(folders[0], config.data), _predictor(folders[0])))
+        return
+    compared = runs.compare(folders, _images(folders[0], config.data))
+    for note in compared.notes:
+        print(f"note: {line(note)}", file=sys.stderr)
+    width = max(len(line(name)) for name, _ in compared.rows)
+    for name, one in compared.rows:
+        right = (
+            "–"
+            if one.top1 is None
+            else f"{one.top1:.1%} (95% interval {one.top1_interval[0]:.1%} to {one.top1_interval[1]:.1%})"
+        )
+        print(f"{line(name):<{width}}  {right} of {one.images:,} images")
+    print(f"\non the {compared.images:,} images that all were measured on:")
+    for one in compared.against:
+        print(
+            f"{line(one.verdict)}; {one.paired.first_only:,} only the first gets right, {one.paired.second_only:,} only the second "
+            f"(p = {one.paired.p:.2g})"
+        )
+    out = Path(config.out) if config.out is not None else folders[0] / "comparison.html"
+    runs.write(out, compared)
+    print(f"\ncomparison: {out}")
+
+
+def _checked(folder: Path) -> Path:
+    """The folder; RunError if it is none of a run."""
     if not folder.is_dir():
         raise RunError(f"There is no run folder {folder}.")
     if not any((folder / name).is_file() for name in ("config.json", "evaluation.json")):
         raise RunError(f"{folder} is no run folder: it holds neither a config.json nor an evaluation.json.")
-    print(report.write(folder, _images(folder, config.data)))
+    return folder
+
+
+def _predictor(folder: Path) -> Predictor | None:
+    """The model that was measured, to explain its mistakes; None if it is not there any more."""
+    config = contents.read_config(folder)
+    if config is None or config.command == "pretrain":
+        return None
+    model = config.asked.get("model") if config.command == "evaluate" else folder / "model.safetensors"
+    if model is None or (isinstance(model, Path) and not model.is_file()):
+        return None
+    try:
+        return Predictor.load(model)
+    except BitError as error:
+        print(f"note: no explanations of mistakes, for the model cannot be read. ({error})", file=sys.stderr)
+        return None
 
 
 def _images(folder: Path, data: str | None) -> list[ImageSet]:

@@ -312,8 +312,8 @@ class Reliability:
     """Height of the part below the diagram."""
 
 
-def reliability(bins: Sequence[Bin]) -> Reliability:
-    """Place the reliability diagram of an evaluation's `calibration`, of which at least one bin has images."""
+def reliability(bins: Sequence[Bin], what: str = "images, right") -> Reliability:
+    """Place the reliability diagram of an evaluation's `calibration`, of which at least one bin has images. what: the hints count."""
     side = Reliability.side
 
     def across(p: float) -> float:
@@ -329,10 +329,56 @@ def reliability(bins: Sequence[Bin]) -> Reliability:
             width=round((b.high - b.low) * side - 1, 1),
             accuracy=round(b.accuracy * side, 1),
             images=max(1.0, round(b.images / most * (Reliability.below - 14), 1)),
-            hint=f"{b.low:.0%} to {b.high:.0%} sure: {b.images:,} images, right in {b.accuracy:.0%}, "
+            hint=f"{b.low:.0%} to {b.high:.0%} sure: {b.images:,} {what} in {b.accuracy:.0%}, "
             f"mean probability {b.confidence:.0%}",
         )
         for b in bins
         if b.images and b.accuracy is not None
     ]
     return Reliability(bars=bars, axis=[(across(p), up(p), f"{p:.0%}") for p in (0, 0.25, 0.5, 0.75, 1)])
+
+
+# --- Accuracy against the share answered
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage:
+    """How much of what is answered is right, against how much is answered."""
+
+    line: Sequence[Point]
+    band: Sequence[Point]
+    """The outline of the 95% interval."""
+    across: Sequence[Label]
+    """Shares answered."""
+    up: Sequence[Label]
+    """Shares of these that are right."""
+    width: int = 330
+    height: int = 250
+    left: int = 48
+    right: int = 22
+    top: int = 12
+    bottom: int = 46
+
+
+def coverage(points: Sequence[Point], band: Sequence[tuple[float, float, float]]) -> Coverage:
+    """Place the curve (share answered, share of these that is right) and the interval (share answered, low, high); at least one of each."""
+    low = max(0.0, math.floor(10 * min(y for _, y, _ in band)) / 10)
+    low = min(low, 0.9)
+
+    def place(x: float, y: float) -> Point:
+        across = Coverage.left + x * (Coverage.width - Coverage.left - Coverage.right)
+        up = Coverage.top + (1 - (y - low) / (1 - low)) * (Coverage.height - Coverage.top - Coverage.bottom)
+        return round(across, 1), round(up, 1)
+
+    shown = thinned(points)
+    kept = {x for x, _ in shown}
+    edges = [one for one in band if one[0] in kept]
+    return Coverage(
+        line=[place(*point) for point in shown],
+        band=[
+            *(place(x, most) for x, _, most in edges),
+            *(place(x, least) for x, least, _ in reversed(edges)),
+        ],
+        across=[Label(at=place(x, low)[0], text=f"{x:.0%}") for x in (0, 0.25, 0.5, 0.75, 1)],
+        up=[Label(at=place(0, y)[1], text=f"{y:.0%}") for y in ticks(low, 1.0)],
+    )

@@ -20,6 +20,11 @@ def percent(share: float | None, digits: int = 1) -> str:
     return "–" if share is None else f"{share:.{digits}%}"
 
 
+def decimals(number: float | None, digits: int) -> str:
+    """A number to so many significant digits; a dash for None."""
+    return "–" if number is None else f"{number:.{digits}g}"
+
+
 def thousands(number: float) -> str:
     """A whole number as "12,000"."""
     return f"{number:,}"
@@ -68,7 +73,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters.update(percent=percent, thousands=thousands, plain=plain, counted=counted)
+    environment.filters.update(percent=percent, decimals=decimals, thousands=thousands, plain=plain, counted=counted)
     return environment
 
 

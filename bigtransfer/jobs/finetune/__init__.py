@@ -17,18 +17,19 @@ import torch
 
 from bigtransfer import hyperrule, machine, report, runs, weights
 from bigtransfer.backends.by_torch import choose_device
-from bigtransfer.catalog import ModelCard
+from bigtransfer.catalog import Calibrated, ModelCard
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import Splits, exclusions, splits
 from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError, RunError
-from bigtransfer.evals.candidates import Closed, in_words
+from bigtransfer.evals.candidates import Choice, Closed, in_words
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import best
 from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measuring, tuning
 from bigtransfer.jobs.finetune.decision import FinetunePlan
 from bigtransfer.jobs.plan import Begun, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2, joined
+from bigtransfer.predictor import Predictor
 from bigtransfer.train import checkpoint
 
 
@@ -148,7 +149,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             clock.enter("to fine-tune" if plan.recipe.steps else "to measure it")
         model = tuning.as_planned(model, plan)
 
-        taken, kind = plan.recipe, None
+        taken, made = plan.recipe, None
         if plan.recipe.steps:
             outcome = tuning.train(config, run, model, parts, plan, found, kept)
             if not outcome.finished:
@@ -159,12 +160,12 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
                 print(f"best:   the weights after step {outcome.best.step}, by the validation images")
             if plan.choose:
                 judged, model, made = choice.deliver(run, model, parts, plan, found)
-                kind = made.delivered
             else:
                 model.card = dataclasses.replace(model.card, input=plan.input)
                 judged = model
         else:
             judged, model = baseline.load(folder, found, plan.torch_device)
+        kind = made.delivered if made else None
         if kind == "closed form":
             note = "Fine-tuning was tried too; on the validation images the closed form is better."
             taken = hyperrule.without_steps(model.card.input.size)
@@ -187,14 +188,19 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             recipe=taken.to_dict(),
             multi_label=parts.train.several,
         )
-        if parts.train.several:
-            model.card = dataclasses.replace(model.card, thresholds=measuring.thresholds(config, model, parts))
+        if plan.choose or not plan.recipe.steps:
+            # The temperature of a closed form is among what was solved, that of a choice among what was chosen.
+            own, delivered = _calibrated(made, found)
+            judged.card, why_not = dataclasses.replace(model.card, calibrated=own), ""
+            model.card = dataclasses.replace(model.card, calibrated=delivered)
+        else:
+            why_not = measuring.finish(config, model, parts, clock=kept)
+        print(measuring.how_sure(model.card, why_not))
         expected = found if plan.choose or not plan.recipe.steps else None
-        judged.card = model.card
         # Images that the model has learnt from cannot measure it.
         unseen = model if parts.test is not None else judged
         measured = measuring.evaluate(
-            config, folder, unseen, parts, expected, surpassed=judged is not model, clock=kept
+            config, folder, unseen, parts, expected, surpassed=judged is not model, clock=kept, why_not=why_not
         )
         recipe = taken.to_dict()
         if kept is not None and (over := kept.overrun()):
@@ -202,7 +208,9 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         model.card = dataclasses.replace(model.card, metrics=measured, recipe=recipe)
         weights.save(folder / "model.safetensors", model)
         if images is None:
-            report.write(folder, list(parts.parts().values()))
+            late = (lambda: kept.left <= 0) if kept is not None else (lambda: False)
+            predictor = None if late() else Predictor(unseen, device=config.device, precision=config.precision)
+            report.write(folder, list(parts.parts().values()), predictor, late)
         if kept is not None:
             kept.note()
             print(f"budget: {kept.spent:.1f} s of {kept.seconds:g} s taken")
@@ -210,6 +218,14 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         best.remove(folder)
         baseline.remove(folder)
     return Finetuned(folder=folder, recipe=plan.recipe, metrics=measured)
+
+
+def _calibrated(made: Choice | None, found: Closed | None) -> tuple[Calibrated | None, Calibrated | None]:
+    """What the temperature is worth, of a choice or else of a closed form alone: of the model as it was judged, and as it is delivered."""
+    if made is not None:
+        return made.calibrated, made.calibrated
+    assert found is not None
+    return found.calibrated, found.calibrated if found.whole is None else found.whole.calibrated
 
 
 def _finished(

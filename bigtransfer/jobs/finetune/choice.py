@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bigtransfer import runs
 from bigtransfer.catalog import Readout
 from bigtransfer.data import ImageSet, Splits, splits
-from bigtransfer.evals import linear
+from bigtransfer.evals import calibration, linear
 from bigtransfer.evals.candidates import Candidate, Choice, Closed, Kind, View
 from bigtransfer.jobs.finetune import baseline, closed
 from bigtransfer.jobs.finetune.decision import WATCHED, FinetunePlan
@@ -119,8 +119,10 @@ def choose(
     alone = min(candidates[:2], key=lambda one: one.loss)
     best = candidates[2] if candidates[2].loss < alone.loss - closed.TIE else alone
     scale = 2 * found["average"][0] if best.kind == "average" else 1.0
+    temperature = found[best.kind][0]
+    calibrated = calibration.of_choice(logits[best.kind] / temperature, labels, temperature)
     return Chosen(
-        choice=Choice(delivered=best.kind, candidates=candidates, images=len(images)),
+        choice=Choice(delivered=best.kind, candidates=candidates, images=len(images), calibrated=calibrated),
         by_solved=scale * temperatures["closed form"],
         by_tuned=scale * temperatures["fine-tuned"],
     )

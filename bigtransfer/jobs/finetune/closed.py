@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from bigtransfer.catalog import InputSpec, Readout
 from bigtransfer.data import ImageSet, splits
-from bigtransfer.evals import linear, suspects
+from bigtransfer.evals import calibration, linear, suspects
 from bigtransfer.evals.candidates import Closed, Judged, View, Whole
 from bigtransfer.evals.linear import Probe
 from bigtransfer.evals.suspects import Suspected
@@ -78,9 +78,14 @@ class Solved:
             top1=_known(self.probe.leave_one_out_top1),
             right=self.probe.right,
             counted=self.probe.judged,
+            calibrated=calibration.of_leave_one_out(self.probe),
             whole=None
             if self.whole is None
-            else Whole(images=self.images + self.held_out, top1=_known(self.whole.leave_one_out_top1)),
+            else Whole(
+                images=self.images + self.held_out,
+                top1=_known(self.whole.leave_one_out_top1),
+                calibrated=calibration.of_leave_one_out(self.whole),
+            ),
         )
 
 

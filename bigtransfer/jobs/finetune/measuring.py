@@ -2,32 +2,85 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
 from bigtransfer import evals, runs
+from bigtransfer.catalog import ModelCard
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.data.layout import in_short
+from bigtransfer.evals import calibration
 from bigtransfer.evals.candidates import Closed
 from bigtransfer.evals.multilabel import MultiLabel
+from bigtransfer.feed.loader import eval_batches
 from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.evaluate import measure
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor
 from bigtransfer.terminal import line
 
+CALIBRATED = 1_000
+"""Validation images at most that a temperature is fitted by."""
 
-def thresholds(config: FinetuneConfig, model: ResNetV2, parts: Splits) -> tuple[float, ...] | None:
-    """The probability from which on each class is best given, chosen by the validation images; None if there are none."""
+
+def finish(config: FinetuneConfig, model: ResNetV2, parts: Splits, *, clock: Clock | None = None) -> str:
+    """Give a network whose head was trained the temperature at which its probabilities fit the validation images, and of a model that gives
+    several labels the probabilities from which on each is best given, chosen by the same; both are on its card then. Why there is no
+    temperature, as half a sentence; empty if there is one. clock: of a budget that is to be kept."""
+    several = model.card.multi_label
     if parts.val is None:
-        return None
+        return "no images were held out to fit a temperature by"
+    if clock is not None and not several and clock.left <= 0:
+        return "the budget was used up"
+    images = parts.val if several else splits.evenly(parts.val, CALIBRATED, config.seed)
     predictor = Predictor(model, device=config.device, precision=config.precision)
-    result, _ = measure(predictor, parts.val, progress=True)
-    assert isinstance(result, MultiLabel)
-    return tuple(result.best_thresholds().tolist())
+    seen = list(_answers(predictor, images))
+    if not seen:
+        return "none of the images held out can be read"
+    logits, labels = (torch.cat(tensors) for tensors in zip(*seen, strict=True))
+    counts = (
+        1 / torch.bincount(labels.clamp_min(0).flatten())[labels].double() if config.balance and not several else None
+    )
+    found = calibration.fit(logits, labels, weights=counts)
+    temperature = 1.0 if isinstance(found, str) else found.temperature
+    calibration.divide(model.head, temperature)
+    card = model.card
+    if several:
+        result = MultiLabel(card.num_classes)
+        result.update(logits, labels)
+        chosen = tuple(calibration.moved(one, temperature) for one in result.best_thresholds().tolist())
+        card = dataclasses.replace(card, thresholds=chosen)
+    model.card = dataclasses.replace(card, calibrated=None if isinstance(found, str) else found)
+    return found if isinstance(found, str) else ""
+
+
+def how_sure(card: ModelCard, why_not: str) -> str:
+    """A line about the model's temperature, or why there is none."""
+    found = card.calibrated
+    if found is None:
+        why_not = why_not or "too few images to tell what it is worth"
+        return f"sure:   no temperature ({why_not}): the probabilities are as the training left them"
+    judged = "each judged by the others" if found.by == "leave-one-out" else "held out"
+    return (
+        f"sure:   temperature {found.temperature:.3g}, by {found.images:,} images {judged}: there the calibration error is "
+        f"{found.ece[1]:.1%}, without it {found.ece[0]:.1%}"
+    )
+
+
+def _answers(predictor: Predictor, images: ImageSet) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits float32 `(n, classes)` and labels, batch by batch, of those that can be read."""
+    with tqdm(total=len(images), unit="img", disable=None, leave=False) as bar:
+        for batch in eval_batches(images, predictor.card.input, predictor.batch_size, skip_bad=True):
+            yield predictor.logits(batch.images), batch.labels
+            bar.update(len(batch.labels))
 
 
 def evaluate(
@@ -39,10 +92,12 @@ def evaluate(
     *,
     surpassed: bool = False,
     clock: Clock | None = None,
+    why_not: str = "",
 ) -> dict[str, float]:
     """The model as it will be used, on the test part, else the validation part; writes evaluation.json. expected: the closed form, if the
     model is at least as good. surpassed: what is delivered is this model after it has learnt from the validation images as well.
-    clock: of a budget; where it is used up, the images not yet looked at are left out, and that is said."""
+    clock: of a budget; where it is used up, the images not yet looked at are left out, and that is said. why_not: the model has no
+    temperature."""
     split, images = ("test", parts.test) if parts.test is not None else ("val", parts.val)
     if images is None:
         runs.write_json(folder / "evaluation.json", {})
@@ -57,7 +112,14 @@ def evaluate(
     if rest:
         command = f"bit evaluate {line(str(folder))} {line(config.data)}"
         partly = (_partly(result, len(images), split, command), *partly)
-    about = {"split": split, "model": model.card.name, "data": config.data, "unreadable": unreadable}
+    about = {
+        "split": split,
+        "model": model.card.name,
+        "data": config.data,
+        "unreadable": unreadable,
+        "calibrated": model.card.calibrated,
+        "no_temperature": why_not,
+    }
     if isinstance(result, MultiLabel):
         assert predictor.thresholds is not None
         chosen_here = images is parts.val and model.card.thresholds is not None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bigtransfer.evals.record import Bin, Uncalibrated
 from bigtransfer.report import charts
 from bigtransfer.report.contents import Contents
 
@@ -15,31 +17,53 @@ FITS = 0.02
 class Calibration:
     chart: charts.Reliability
     confidence: float
-    """Mean probability of the answers, 0 to 1."""
-    top1: float
+    """Mean probability of the answers, or of several labels of every class of every image, 0 to 1."""
+    share: float
+    """Of the answers that are right, or of the classes that are there."""
     ece: float
+    nll: float | None
     bins: int
     verdict: str
     """What the difference of the two says, as half a sentence."""
+    several: bool
+    """An image may have several labels."""
+    before: Uncalibrated | None
+    """The same without the model's temperature; None if there is none, or it is not known."""
+    chart_before: charts.Reliability | None
+    why_not: str
+    """Why there is no temperature; may be empty."""
 
 
 def compute(run: Contents) -> Calibration | None:
-    evaluation = run.evaluation
-    if evaluation is None or evaluation.top1 is None or evaluation.ece is None:
+    found = run.evaluation or run.labels
+    if found is None or found.ece is None:
         return None
-    bins = evaluation.calibration
+    bins = found.calibration
     total = sum(b.images for b in bins)
     if not total:
         return None
     confidence = sum(b.images * (b.confidence or 0.0) for b in bins) / total
+    what, share = "images, right", run.evaluation.top1 if run.evaluation else None
+    if share is None:
+        what, share = "classes of images, there", sum(b.images * (b.accuracy or 0.0) for b in bins) / total
+    before = found.uncalibrated
     return Calibration(
-        chart=charts.reliability(bins),
+        chart=charts.reliability(bins, what),
         confidence=confidence,
-        top1=evaluation.top1,
-        ece=evaluation.ece,
+        share=share,
+        ece=found.ece,
+        nll=found.nll,
         bins=len(bins),
-        verdict=_verdict(confidence - evaluation.top1),
+        verdict=_verdict(confidence - share),
+        several=run.labels is not None,
+        before=before,
+        chart_before=_drawn(before.calibration, what) if before else None,
+        why_not=found.no_temperature,
     )
+
+
+def _drawn(bins: Sequence[Bin], what: str) -> charts.Reliability | None:
+    return charts.reliability(bins, what) if any(b.images for b in bins) else None
 
 
 def _verdict(gap: float) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bigtransfer.evals.record import LabelRow, LabelsPrediction
 from bigtransfer.report.contents import Contents
 from bigtransfer.report.pictures import Thumbnail
+from bigtransfer.report.sections.classes import LISTED
 
 SHOWN = 24
 """Largest number of pictures."""
@@ -29,7 +30,9 @@ class Example:
 @dataclass(frozen=True, kw_only=True)
 class Labels:
     rows: Sequence[LabelRow]
-    """Those of the classes that have images, lowest average precision first."""
+    """Those of the classes that have images, lowest average precision first; the first `classes.LISTED`."""
+    total: int
+    """How many these classes are."""
     without_images: int
     """Classes that have none."""
     chosen_here: bool
@@ -56,7 +59,8 @@ def compute(run: Contents) -> Labels | None:
         )
 
     return Labels(
-        rows=sorted(rows, key=lambda row: row.average_precision or 0.0),
+        rows=sorted(rows, key=lambda row: row.average_precision or 0.0)[:LISTED],
+        total=len(rows),
         without_images=len(run.labels.per_class) - len(rows),
         chosen_here=run.labels.chosen_here,
         examples=[example(row) for row in sorted(wrong, key=_badness, reverse=True)[:SHOWN]],

@@ -1,0 +1,131 @@
+"""Runs compared on the same images: the numbers by other routes, and what must not be compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bigtransfer import cli
+from bigtransfer.evals.metrics import wilson
+from bigtransfer.evals.paired import Paired
+from bigtransfer.report import runs
+from tests.html_pages import parse
+from tests.test_report_sections import EVALUATION, LABELS, write
+
+
+def test_the_numbers_of_a_pair() -> None:
+    first = np.array([True] * 70 + [False] * 30)
+    second = np.array([True] * 60 + [False] * 10 + [True] * 25 + [False] * 5)
+    found = Paired.of(first, second)
+    assert (found.images, found.first_only, found.second_only) == (100, 10, 25)
+    assert found.difference == pytest.approx(second.mean() - first.mean())
+    assert found.p == pytest.approx(stats.binomtest(10, 35).pvalue)
+    draws = np.random.default_rng(0).integers(0, 100, (20_000, 100))
+    bootstrap = np.quantile((second.astype(float) - first)[draws].mean(1), [0.025, 0.975])
+    assert found.interval == pytest.approx(bootstrap, abs=0.012)
+    back = Paired.of(second, first)
+    assert back.difference == -found.difference and back.p == found.p
+    assert back.interval == pytest.approx((-found.interval[1], -found.interval[0]))
+    # Narrower than of two separate samples: that both were measured on the same images is worth something.
+    apart = wilson(0.85, 100)[1] - wilson(0.85, 100)[0] + wilson(0.7, 100)[1] - wilson(0.7, 100)[0]
+    assert found.interval[1] - found.interval[0] < apart
+
+
+def test_the_interval_keeps_its_promise_and_equal_runs_are_not_told_apart() -> None:
+    rng = np.random.default_rng(1)
+    held = significant = 0
+    for _ in range(2000):
+        cells = rng.choice(4, 40, p=[0.7, 0.1, 0.1, 0.1])  # both, first only, second only, none
+        found = Paired.of(np.isin(cells, [0, 1]), np.isin(cells, [0, 2]))
+        held += found.interval[0] <= 0 <= found.interval[1]
+        significant += found.p < 0.05
+    assert held / 2000 > 0.93 and significant / 2000 < 0.05
+    none = Paired(images=0, first_only=0, second_only=0)
+    assert none.difference == 0 and none.p == 1 and none.interval[0] < 0 < none.interval[1]
+    assert Paired(images=5000, first_only=3000, second_only=10).p == pytest.approx(0, abs=1e-12)
+
+
+def changed(**values: Any) -> dict[str, Any]:
+    return EVALUATION | values
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> tuple[Path, Path]:
+    """Of eight images the second gets one wrong that the first gets right, and two right that it gets wrong; in another order."""
+    folders = tmp_path / "before", tmp_path / "after"
+    for folder in folders:
+        folder.mkdir()
+    write(folders[0], "evaluation.json", EVALUATION)
+    rows = [dict(row) for row in EVALUATION["predictions"]]
+    for place, said, rank in ((0, 1, 1), (1, 0, 0), (4, 1, 0)):
+        rows[place] |= {"predicted": said, "rank": rank}
+    write(folders[1], "evaluation.json", changed(predictions=rows[::-1], top1=5 / 8))
+    return folders
+
+
+def test_two_runs_in_the_terminal_and_on_a_page(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    before, after = two
+    assert cli.main(["report", str(before), str(after)]) == 0
+    told = capsys.readouterr().out
+    paired = Paired(images=8, first_only=1, second_only=2)
+    low, high = paired.interval
+    points = f"12.5 percentage points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
+    verdict = f"before and after cannot be told apart by these images: a difference of {points}"
+    assert verdict in told and str(before / "comparison.html") in told
+    page = parse((before / "comparison.html").read_text())
+    assert page.all("p", "hero")[0].text == f"{verdict}."
+    tables = page.all("table")
+    assert [row[:3] for row in tables[0].rows()[1:]] == [["before", "8", "50.0%"], ["after", "8", "62.5%"]]
+    assert tables[1].rows()[1] == ["after", "+12.5", f"{100 * low:+.1f} – {100 * high:+.1f}", "2", "1", "1"]
+    shown = {one.all("h2")[0].text: [small.text for small in one.all("small")] for one in page.all("section")}
+    assert shown["after is right, and before said"] == ["1.png", "1.png"]
+    assert shown["before is right, and after said"] == ["0.png"]
+
+
+def test_a_clear_difference_is_told_either_way(tmp_path: Path) -> None:
+    good, bad = [
+        [row | {"rank": rank, "name": f"{i}/{k}"} for k in range(9) for i, row in enumerate(EVALUATION["predictions"])]
+        for rank in (0, 1)
+    ]
+    for name, rows in (("good", good), ("bad", bad)):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, "evaluation.json", changed(predictions=rows))
+    for order in (("good", "bad"), ("bad", "good")):
+        (found,) = runs.compare([tmp_path / name for name in order]).against
+        assert found.verdict.startswith("good is better than bad by 100.0 percentage points")
+
+
+def test_what_cannot_be_compared_is_refused(
+    two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, after = two
+
+    def refused(*folders: Path) -> str:
+        assert cli.main(["report", *map(str, folders)]) == 2
+        return capsys.readouterr().err
+
+    rows = [dict(row) for row in EVALUATION["predictions"]]
+    write(after, "evaluation.json", changed(predictions=[row | {"name": f"other/{row['name']}"} for row in rows]))
+    assert "measured on different images" in refused(before, after)
+    write(after, "evaluation.json", changed(class_names=["ant", "cat", "bee", "dog"]))
+    assert "b/0.png is of class 'bee' in before and of 'cat' in after" in refused(before, after)
+    write(after, "evaluation.json", changed(predictions=[*rows, rows[0]]))
+    assert "several images of one name" in refused(before, after)
+    write(after, "evaluation.json", LABELS)
+    assert "several labels" in refused(before, after)
+    (after / "evaluation.json").write_text("{}")
+    assert "holds no evaluation" in refused(before, after)
+    assert "no run folder" in refused(before, tmp_path / "none")
+    write(after, "evaluation.json", changed(predictions=rows[:6], data="meadow"))
+    assert cli.main(["report", str(before), str(after), "--out", str(tmp_path / "page.html")]) == 0
+    told = parse((tmp_path / "page.html").read_text()).text
+    assert "2 further images of before are not in every run" in told and "the same 6 images" in told
+    assert "Measured on garden, meadow; taken for the same images" in told
+    assert cli.main(["report", str(before), "--out", "x.html"]) == 2
+    assert "--out" in capsys.readouterr().err
+    assert json.loads((before / "evaluation.json").read_text()) == EVALUATION
