@@ -528,6 +528,9 @@ def test_with_a_token_nothing_but_the_page_and_health_is_open(predictor: Predict
             assert (
                 client.post("/predict", content=png(0), headers={"Authorization": f"bearer {token}"}).status_code == 200
             )
+        schema = client.get("/openapi.json", headers={"Authorization": f"Bearer {TOKEN}"}).json()
+        locked = {path for path, each in schema["paths"].items() if "security" in next(iter(each.values()))}
+        assert locked == {"/predict", "/explain", "/models", "/metrics"}
         assert client.service._bytes == 0  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -621,6 +624,7 @@ def test_the_schema_names_every_answer(client: TestClient) -> None:
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {"/predict", "/explain", "/models", "/metrics", "/health", "/live"}
     predict = schema["paths"]["/predict"]["post"]
+    assert "security" not in predict
     assert {"multipart/form-data", "application/octet-stream"} < set(predict["requestBody"]["content"])
     assert set(predict["responses"]) == {"200", *["400", "401", "404", "408", "413", "415", "422", "429", "500", "503"]}
 

@@ -36,6 +36,11 @@ class Access:
         self._any_host = not hosts and not is_local(bound)
         self._guarded = is_local(bound) and not tokens
 
+    @property
+    def needs_token(self) -> bool:
+        """Whether who asks must have one."""
+        return bool(self._tokens)
+
     def check_host(self, host: str) -> None:
         """Refusal if the server is not to be called `host`, a request's header."""
         try:

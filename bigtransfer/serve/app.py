@@ -136,7 +136,7 @@ class Map(BaseModel):
     png: str = Field(description="Base64 of a picture: grey, orange where it speaks for the class, blue where against.")
 
 
-_SECURE = HTTPBearer(auto_error=False, description="Needed if the server was started with a token.")
+_SECURE = HTTPBearer(auto_error=False, description="One of the tokens that the server was started with.")
 
 
 def create(service: Service, access: Access, *, failed: Callable[[], None] = lambda: None) -> FastAPI:
@@ -171,10 +171,10 @@ def create(service: Service, access: Access, *, failed: Callable[[], None] = lam
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _refused)
 
-    async def allowed(request: Request, _: Annotated[Any, Depends(_SECURE)]) -> None:
+    async def allowed(request: Request) -> None:
         access.check_token(request.headers.get("authorization"))
 
-    secured = [Depends(allowed)]
+    secured = [Depends(allowed), *([Depends(_SECURE)] if access.needs_token else [])]  # the latter is for the schema
 
     async def received(
         request: Request, model: Model, at_most: int, answer: Callable[[list[requests.Upload]], Coroutine[Any, Any, T]]
@@ -204,7 +204,7 @@ def create(service: Service, access: Access, *, failed: Callable[[], None] = lam
             404: {"model": Problem, "description": "No model of that name."},
             422: {"model": Unanswered, "description": "A wrong option, or no image that can be read."},
         },
-        openapi_extra={"requestBody": _BODY},
+        openapi_extra=_body({"type": "array", "minItems": 1, "items": _FILE}),
     )
     async def predict(request: Request, options: Annotated[Options, Query()]) -> JSONResponse:
         """Send a file for each image as multipart/form-data, or the bytes of one image as the whole body."""
@@ -229,7 +229,7 @@ def create(service: Service, access: Access, *, failed: Callable[[], None] = lam
                 "description": "A wrong option, no image that can be read, or a model without such parts.",
             },
         },
-        openapi_extra={"requestBody": _BODY},
+        openapi_extra=_body(_FILE),
         response_model_exclude_none=True,
     )
     async def explain(request: Request, options: Annotated[Explained, Query()]) -> Map:
@@ -297,15 +297,16 @@ def create(service: Service, access: Access, *, failed: Callable[[], None] = lam
     return app
 
 
-_FILES = {"type": "array", "minItems": 1, "items": {"type": "string", "format": "binary"}}
-_BODY = {
-    "required": True,
-    "content": {
-        "multipart/form-data": {"schema": {"type": "object", "properties": {"image": _FILES}, "required": ["image"]}},
-        "application/octet-stream": {"schema": {"type": "string", "format": "binary", "minLength": 1}},
-        "image/*": {"schema": {"type": "string", "format": "binary", "minLength": 1}},
-    },
-}
+_FILE = {"type": "string", "format": "binary"}
+
+
+def _body(images: dict[str, Any]) -> dict[str, Any]:
+    """What a request brings, for the schema; images: what stands in a form."""
+    form = {"type": "object", "properties": {"image": images}, "required": ["image"], "additionalProperties": False}
+    one = {"schema": {**_FILE, "minLength": 1}}
+    content = {"multipart/form-data": {"schema": form}, "application/octet-stream": one, "image/*": one}
+    return {"requestBody": {"required": True, "content": content}}
+
 
 _WORDS = {
     400: "The request cannot be read, or has no image.",

@@ -179,7 +179,8 @@ function show(row, answer) {
   item.append(list);
 }
 
-// Which parts of the image speak for a class, in the thumbnail's place; a second click brings that back.
+// Which parts of the image speak for a class, in the thumbnail's place; a second click brings that back. Where only one class is given, rather
+// than for the most probable other one: what speaks for both decides nothing, and it is most of the image.
 async function explain(row, name, button) {
   const own = button.getAttribute("aria-pressed") === "true", old = row.item.querySelector(".picture");
   for (const other of row.item.querySelectorAll("[aria-pressed]")) other.removeAttribute("aria-pressed");
@@ -189,12 +190,14 @@ async function explain(row, name, button) {
   const form = new FormData();
   form.append("image", row.file, row.file.name);
   try {
-    const asked = `explain?model=${encodeURIComponent(row.model)}&label=${encodeURIComponent(name)}`;
+    const rival = row.answer.labels ? undefined : row.answer.top.find(({label}) => label !== name)?.label;
+    let asked = `explain?model=${encodeURIComponent(row.model)}&label=${encodeURIComponent(name)}`;
+    if (rival !== undefined) asked += `&against=${encodeURIComponent(rival)}`;
     const answer = await ask(asked, {method: "POST", body: form});
     if (button.getAttribute("aria-pressed") !== "true") return;
     const image = element("img", "picture");
     image.src = `data:image/png;base64,${answer.png}`;
-    image.alt = image.title = `Orange speaks for ${name}, blue against it` + (answer.exact ? "." : ", by the gradient.");
+    image.alt = image.title = `Orange speaks for ${name}, blue ${rival === undefined ? "against it" : `for ${rival}`}` + (answer.exact ? "." : ", by the gradient.");
     row.item.querySelector(".picture").replaceWith(image);
   } catch (error) {
     button.removeAttribute("aria-pressed");

@@ -67,7 +67,9 @@ async def _files(request: Request, at_most: int, take: Callable[[int], None]) ->
         form: FormData = await parser.parse()
     except MultiPartException as error:
         if error.message.startswith("Too many files"):
-            raise Refusal(413, "too_many_images", f"One request may bring {at_most} images at most.") from error
+            raise Refusal(
+                413, "too_many_images", f"One request may bring {at_most} image{'s' * (at_most > 1)} at most."
+            ) from error
         raise Refusal(400, "bad_form", f"The form cannot be read: {error.message}") from error
     try:
         if not parser.complete:
