@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-from bigtransfer.config.fields import Batch, Config, Positional, PositiveInt, forbid
+from bigtransfer.config.fields import Batch, Config, Folder, Positional, PositiveInt, forbid
 from bigtransfer.errors import ConfigError
 
 
@@ -35,6 +35,11 @@ class PredictConfig(Config):
     """File to write to instead of the terminal; or a folder: one that is there, or a name that ends with /."""
     probabilities: bool = False
     """Also give the probability of every class (CSV: a column for each; JSONL: an object)."""
+    suggest: PositiveInt | None = None
+    """Give only the N images that are worth most if somebody says what is on them: the model is unsure of them, and they are unlike each
+    other."""
+    suggest_to: Folder | None = None
+    """Folder that those images are copied to, numbered in that order."""
     features: str | None = None
     """File (.npz) for the pooled features: arrays `names` and `features`, float32 (images, features), of the readable images."""
 
@@ -64,6 +69,7 @@ class PredictConfig(Config):
     def check(self) -> None:
         if self.into_folder:
             forbid(self, ("features",), "is a single file; with a folder it is --vectors features")
+            forbid(self, ("suggest", "suggest_to"), "looks at all images together; give --out a file")
             if self.format == "table":
                 raise ConfigError("--format table is to be read at once; into a folder go parquet, csv or jsonl.")
         else:
@@ -74,5 +80,9 @@ class PredictConfig(Config):
                 raise ConfigError("--probabilities needs --format csv or jsonl.")
         if self.features is not None and not self.features.endswith(".npz"):
             raise ConfigError(f"--features writes NumPy's .npz; give a name that ends so, not {self.features!r}.")
+        if self.suggest_to is not None and self.suggest is None:
+            raise ConfigError("--suggest-to needs --suggest N.")
+        if self.suggest is not None and self.features is not None:
+            raise ConfigError("--features is of all images; leave it out, or --suggest.")
         if not self.images:
             raise ConfigError("No images given.")

@@ -8,8 +8,9 @@ import dataclasses
 import functools
 import hashlib
 import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, TextIO
 
@@ -57,14 +58,20 @@ def run(config: PredictConfig) -> int:
             stream, shown = stack.enter_context(text_output(config.out)), False
         names_of = [source if isinstance(source, str) else source[0] for source in sources]
         write = _writer(config, stream, shown, predictor.class_names, names_of, predictor.thresholds is not None)
-        predictions = predictor.stream(sources, features=config.features is not None, batch_size=config.batch_size)
+        wanted = config.features is not None or config.suggest is not None
+        predictions = predictor.stream(sources, features=wanted, batch_size=config.batch_size)
         # A progress bar would tear up rows that scroll by.
-        for prediction in tqdm(
-            predictions, total=len(sources), unit="img", disable=True if shown else None, leave=False
-        ):
+        predictions = tqdm(
+            predictions,
+            total=len(sources),
+            unit="img",
+            disable=True if shown and config.suggest is None else None,
+            leave=False,
+        )
+        for prediction in predictions if config.suggest is None else _suggested(config, predictor, predictions):
             write(prediction)
             errors += prediction.error is not None
-            if prediction.features is not None:
+            if config.features is not None and prediction.features is not None:
                 names.append(prediction.name)
                 features.append(prediction.features)
     if config.features is not None:
@@ -214,11 +221,47 @@ def _lists(arrow: Any, rows: Sequence[np.ndarray | None]) -> Any:
     return arrow.ListArray.from_arrays(arrow.array(ends), values, mask=missing)
 
 
+def _suggested(config: PredictConfig, predictor: Predictor, predictions: Iterable[Prediction]) -> Iterator[Prediction]:
+    """Of all predictions those of the images to label next, in that order, and then those of what cannot be read; the images are copied
+    where `config` says."""
+    import torch  # which exported models do without
+
+    from bigtransfer.evals import suggest
+
+    assert config.suggest is not None
+    readable, unreadable = [], []
+    for prediction in predictions:
+        (readable if prediction.error is None else unreadable).append(prediction)
+    if readable:
+        features = np.stack([prediction.features for prediction in readable])
+        probabilities = np.stack([prediction.probabilities for prediction in readable])
+        several = predictor.thresholds is not None
+        chosen = suggest.choose(
+            torch.from_numpy(features), torch.from_numpy(probabilities), config.suggest, several=several
+        )
+        readable = [readable[i] for i in chosen]
+    if config.suggest_to is not None:
+        os.makedirs(config.suggest_to, exist_ok=True)
+        for number, prediction in enumerate(readable, 1):
+            name = f"{number:0{len(str(len(readable)))}d}-{os.path.basename(prediction.name)}"
+            with atomic_write(os.path.join(config.suggest_to, name)) as path:
+                shutil.copyfile(prediction.name, path)
+    yield from readable
+    yield from unreadable
+
+
 def _refuse_inputs(config: PredictConfig, sources: Sequence[Any]) -> None:
     """ConfigError if an output would replace the model or one of the images."""
     model = os.path.join(config.model, "model.safetensors") if os.path.isdir(config.model) else config.model
     images = (source for source in sources if isinstance(source, str))
     refuse_replacing([("--out", config.out), ("--features", config.features)], (model, *images))
+    if config.suggest_to is not None:
+        for source in sources:
+            if not isinstance(source, str) or not os.path.isfile(source):
+                name = source if isinstance(source, str) else source[0]
+                raise ConfigError(f"--suggest-to copies image files, and {name} is none; leave it out.")
+        if os.path.isdir(config.suggest_to) and os.listdir(config.suggest_to):
+            raise ConfigError(f"--suggest-to {config.suggest_to} is a folder with something in it. Choose another one.")
 
 
 def _sources(asked: Sequence[str]) -> Iterator[str | tuple[str, Callable[[], bytes]]]:
