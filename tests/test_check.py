@@ -154,6 +154,14 @@ def test_images_without_contrast_are_equal_or_nothing():
     assert found(duplicates.search(sketches([noisy]), sketches(flat))) == {}
 
 
+def test_a_faint_trace_of_a_picture_is_no_likeness():
+    """Whichever of the two it is in: what deviates by less than a grey value is noise."""
+    strong = grey(picture(0))
+    faint = 128 + 0.005 * (strong - strong.mean())
+    for one, other in ((faint, strong), (strong, faint)):
+        assert registered(one, other, torch.zeros(1, dtype=torch.int64))[0].item() < 0.5
+
+
 def test_unreadable_images_have_no_duplicates():
     side = sketches([picture(0), picture(0)])
     unread = Sketches(
