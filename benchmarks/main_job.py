@@ -243,7 +243,7 @@ def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> A
         members = (labels == label).nonzero()[:, 0]
         ranks[members] = torch.arange(len(members))
     sample = ranks.argsort(stable=True)[: closed.CHOSEN_BY].sort().values  # as many of each class as there are
-    probes = closed.judge(choice, train[sample], labels[sample], classes, model.architecture.width)
+    probes = closed.judge(choice, train[sample], labels[sample], classes, model.architecture)
     view = closed.best(closed.verdicts(probes), otherwise=choice[-1])
     return _on(view, model, train, labels, test, classes)
 
@@ -257,7 +257,7 @@ def _one_size(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answ
 
 def _on(view: View, model: ResNetV2, train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
     """The classifier of this view's part of the features."""
-    seen = closed.columns(_views(model)[-1], view, model.architecture.width)
+    seen = closed.columns(_views(model)[-1], view, model.architecture)
     return _ridge(train[:, seen], labels, test[:, seen], classes)._replace(view=str(view))
 
 

@@ -16,7 +16,7 @@ from bigtransfer.jobs import evaluate as evaluate_job
 from bigtransfer.jobs import finetune as finetune_job
 from bigtransfer.jobs import pretrain as pretrain_job
 from bigtransfer.jobs.finetune import Finetuned
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import Network
 from bigtransfer.train.teacher import Teacher
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -28,7 +28,7 @@ def create_model(
     *,
     pretrained: bool = True,
     in_chans: int | None = None,
-) -> ResNetV2:
+) -> Network:
     """A network to build on: a torch module from float images `(n, in_chans, h, w)` in [-1, 1] to logits `(n, num_classes)`.
 
     name: one of `list_models()`, a model file, a run folder or, with pretrained=False, an architecture such as "r50x1".
@@ -41,7 +41,7 @@ def create_model(
     return weights.load(name, num_classes=num_classes, in_chans=in_chans, pretrained=pretrained)
 
 
-def load_model(name_or_file: str | os.PathLike[str]) -> ResNetV2:
+def load_model(name_or_file: str | os.PathLike[str]) -> Network:
     """A network exactly as it was saved or published, in evaluation mode. Its `card` says what else is known: class names, input size,
     where it comes from.
 
@@ -86,7 +86,7 @@ def pretrain(
     *,
     teacher: str | Teacher | None = None,
     **options: Any,
-) -> ResNetV2:
+) -> Network:
     """`bit pretrain`, and with label_weight=0 `bit distill`: train a network on large sets. The keywords are the command's flags.
 
     teacher: also a `Teacher`: any torch module that turns images into logits, and how it wants them.

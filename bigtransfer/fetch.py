@@ -19,6 +19,7 @@ import email.utils
 import errno
 import hashlib
 import importlib.resources
+import importlib.util
 import os
 import re
 import shutil
@@ -53,14 +54,18 @@ def local(record: Published) -> Path | None:
         file = importlib.resources.files("bigtransfer") / "pretrained" / record.bundled
         with importlib.resources.as_file(file) as path:
             return path if path.is_file() else None
+    if record.package:
+        found = importlib.util.find_spec(record.package)
+        places = [] if found is None else found.submodule_search_locations or []
+        return next((path for place in places for path in sorted(Path(place).glob("models/*.pth"))), None)
     return next((path for address in record.addresses if (path := cache_path(address)).is_file()), None)
 
 
-def location(record: Published) -> Literal["bundled", "cached", "download", "missing"]:
-    """Where the weights of a published model are now; "missing" is a bundled one that this installation lacks."""
+def location(record: Published) -> Literal["bundled", "package", "cached", "download", "missing"]:
+    """Where the weights of a published model are now; "missing" is one that this installation, or the package that has it, lacks."""
     if local(record) is None:
-        return "missing" if record.bundled else "download"
-    return "bundled" if record.bundled else "cached"
+        return "missing" if record.bundled or record.package else "download"
+    return "bundled" if record.bundled else "package" if record.package else "cached"
 
 
 def cache_path(address: str) -> Path:

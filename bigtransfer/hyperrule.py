@@ -213,6 +213,34 @@ def recipe(num_examples: int, height: int, width: int, variant: Variant = "code"
     )
 
 
+def at_size(recipe: Recipe, size: int) -> Recipe:
+    """The same recipe for a network that takes images of `size` px only: resize and crop keep their proportion."""
+    note = f"The network takes images of {size} px only: resized to {round(size * recipe.resize / recipe.crop)}, cropped to {size} px."
+    resize = round(size * recipe.resize / recipe.crop)
+    return dataclasses.replace(recipe, resize=resize, crop=size, notes=(recipe.notes[0], note))
+
+
+def of_family(recipe: Recipe, *, batch_norm: bool, patches: bool) -> Recipe:
+    """The same recipe for a network of another library, with what is known to be different for its family in the notes.
+
+    batch_norm: its statistics stay those of the pre-training (`model.Foreign`). patches: the first layer, which embeds patches of the
+    image, is not trained: with it frozen, SGD with momentum does as well as AdamW on ViT, Swin and ConvNeXt (Kumar et al. 2022,
+    arXiv 2211.09359, where the gradients of that layer are found to be far larger than those of the others). Neither was measured by this
+    project on pre-trained networks of that kind, none of which it could have.
+    """
+    notes = ["BiT's rule, made for BiT's networks, is taken for this one as it is."]
+    if batch_norm:
+        notes.append(
+            "BatchNorm keeps the statistics of the pre-training: its own of each batch would depend on how many images fit into memory."
+        )
+    if patches:
+        notes.append(
+            "The layer that embeds patches of the image is not trained: without it SGD does as well as AdamW on such networks "
+            "(arXiv 2211.09359; as published, not measured here)."
+        )
+    return dataclasses.replace(recipe, notes=(*recipe.notes, *notes))
+
+
 def with_steps(recipe: Recipe, steps: int) -> Recipe:
     """The same schedule stretched or squeezed to `steps`: warm-up and decays keep their places in proportion."""
     share = steps / recipe.steps

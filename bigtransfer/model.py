@@ -1,5 +1,6 @@
-"""The BiT network: a pre-activation ResNet with GroupNorm and weight-standardized convolutions.
+"""Networks: what they all have (`Network`), BiT's own (`ResNetV2`), and those of other libraries (`Foreign`).
 
+BiT's is a pre-activation ResNet with GroupNorm and weight-standardized convolutions.
 Source: arXiv 1912.11370 section 3 and the released code (google-research/big_transfer, `bit_pytorch/models.py`), from
 which the details below are taken: zero padding before the max-pool, the stride on the 3x3 convolution, and the projection
 shortcut that starts from the pre-activated input.
@@ -10,15 +11,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, NamedTuple, cast, overload
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple, Self, cast, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bigtransfer import ops
+from bigtransfer import libraries, ops
 from bigtransfer.catalog import Architecture, ModelCard, Readout, architecture
 from bigtransfer.errors import ConfigError, WeightsError
 
@@ -106,7 +107,103 @@ class PreActBottleneck(nn.Module):
         return y + shortcut
 
 
-class ResNetV2(nn.Module):
+class Network(nn.Module):
+    """What all networks here have, whosever they are: float images `(n, in_chans, h, w)` in [-1, 1] -> logits `(n, num_classes)`, by
+    features `(n, num_features)` and a `head` that is one linear layer (`nn.Identity` without classes).
+
+    A kind of network tells what its head sees of an image (`features`), the maps that this is pooled from (`pooled_maps`), those that
+    its stages end with (`stage_maps`), and which of its modules are its layers (`parts`); its `architecture` says in what shape, before
+    anything is built.
+
+    `card` says what is known of the network besides its numbers: class names, input size, where it comes from. A copy has it too; the
+    state dict does not hold it.
+    """
+
+    __jit_unused_properties__: ClassVar[list[str]] = ["card", "dtype", "num_classes"]
+
+    parts: ClassVar[tuple[str, ...]] = ()
+    """The modules that networks share which differ in what their heads see (`joined`)."""
+
+    architecture: Architecture
+    head: nn.Module
+    num_features: int
+    _card: ModelCard
+
+    @property
+    def num_classes(self) -> int:
+        """Length of the logits, as the head has it now; 0 without a linear layer in the head."""
+        sizes = [
+            size for module in self.head.modules() if isinstance(size := getattr(module, "out_features", None), int)
+        ]
+        return sizes[-1] if sizes else 0
+
+    @property
+    def card(self) -> ModelCard:
+        """What is known of the network: what its file said, else its shape alone. After a change of the head's classes it has no
+        class names and no scores any more."""
+        same = self._card.num_classes == self.num_classes
+        return self._card if same else self._card.with_classes(self.num_classes)
+
+    @card.setter
+    def card(self, card: ModelCard) -> None:
+        """Raises WeightsError if the card is of another architecture or of other classes."""
+        if (card.architecture, card.num_classes) != (self.architecture, self.num_classes):
+            raise WeightsError(
+                f"The card of {card.name} ({card.architecture}, {card.num_classes} classes) is of another network than this one "
+                f"({self.architecture}, {self.num_classes} classes)."
+            )
+        self._card = card
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of features, head and logits: the parameters', but for kernels that are stored in the dtype of the computation (`fold`)."""
+        raise NotImplementedError
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the head sees, `(n, num_features)` in `dtype`."""
+        raise NotImplementedError
+
+    def pooled_maps(self, x: Tensor) -> list[PooledMap]:
+        """The maps that `features` are pooled from: pooled, multiplied by their shares and added at their places, they are `features(x)`.
+        What is not pooled from a map by its mean or maximum is a map of one place.
+
+        Raises ConfigError where nothing is pooled (`reset_classifier(n, "")`)."""
+        raise NotImplementedError
+
+    def stage_maps(self, x: Tensor, readout: Readout) -> list[tuple[Tensor, str]]:
+        """The maps `(n, c, h, w)` that the readout's blocks end with, as what follows them sees them, each with how it is pooled
+        (`ops.pool`): one after the other, pooled, they are the readout's features of images of one size."""
+        raise NotImplementedError
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head by one of zeros for `num_classes` (0: none). Raises ConfigError for what is no number of classes, and for
+        another pooling (`global_pool`) than the network's own."""
+        if global_pool not in (None, "avg"):
+            raise ConfigError(f"This network pools in its own way; global_pool cannot be {global_pool!r}.")
+        self._fresh_head(self.num_features, num_classes)
+
+    def _fresh_head(self, inputs: int, num_classes: int) -> None:
+        if num_classes < 0:
+            raise ConfigError(f"num_classes must be 0 or more, not {num_classes}.")
+        place = next(parameter for name, parameter in self.named_parameters() if not name.startswith("head.")).device
+        head = nn.Linear(inputs, num_classes, device=place, dtype=self.dtype) if num_classes else nn.Identity()
+        if isinstance(head, nn.Linear):
+            nn.init.zeros_(head.weight)
+            nn.init.zeros_(head.bias)
+        self.head = head.train(self.training)
+        self._card = self._card.with_classes(num_classes)
+
+    def backbone_parameters(self) -> list[nn.Parameter]:
+        """All parameters but the head's."""
+        head = {id(parameter) for parameter in self.head.parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in head]
+
+    def stem_parameters(self) -> list[nn.Parameter]:
+        """Those of the first layer that sees the image."""
+        return libraries.stem(self)
+
+
+class ResNetV2(Network):
     """BiT's ResNet-v2: float images `(n, in_chans, h, w)` in [-1, 1] -> logits `(n, num_classes)`.
 
     units: residual units in each of the four blocks, (3, 4, 6, 3) for R50. width: the factor x1, x2, x3, x4.
@@ -117,15 +214,14 @@ class ResNetV2(nn.Module):
     The input's dtype is the dtype of the computation (bfloat16 images run a float32 network in bfloat16), except that standardization,
     statistics and pooling are computed in at least float32; head and logits have the dtype of the parameters.
 
-    `card` says what is known of the network besides its numbers: class names, input size, where it comes from. A copy has it too; the
-    state dict does not hold it.
-
     What timm's networks have beside `forward` is here with the same names and meaning: `forward_features`, `forward_head`,
     `forward_intermediates`, `feature_info`, `get_classifier`, `reset_classifier` (but a new head starts at zero, as BiT's do), and
     `set_grad_checkpointing`.
     """
 
-    __jit_unused_properties__: ClassVar[list[str]] = ["card", "feature_info", "num_classes"]
+    __jit_unused_properties__: ClassVar[list[str]] = ["card", "dtype", "feature_info", "num_classes"]
+
+    parts: ClassVar[tuple[str, ...]] = ("root", "blocks", "norm")
 
     def __init__(
         self,
@@ -166,29 +262,8 @@ class ResNetV2(nn.Module):
         self.reset_parameters()
 
     @property
-    def num_classes(self) -> int:
-        """Length of the logits, as the head has it now; 0 without a linear layer in the head."""
-        sizes = [
-            size for module in self.head.modules() if isinstance(size := getattr(module, "out_features", None), int)
-        ]
-        return sizes[-1] if sizes else 0
-
-    @property
-    def card(self) -> ModelCard:
-        """What is known of the network: what its file said, else its shape alone. After a change of the head's classes it has no
-        class names and no scores any more."""
-        same = self._card.num_classes == self.num_classes
-        return self._card if same else self._card.with_classes(self.num_classes)
-
-    @card.setter
-    def card(self, card: ModelCard) -> None:
-        """Raises WeightsError if the card is of another architecture or of other classes."""
-        if (card.architecture, card.num_classes) != (self.architecture, self.num_classes):
-            raise WeightsError(
-                f"The card of {card.name} ({card.architecture}, {card.num_classes} classes) is of another network than this one "
-                f"({self.architecture}, {self.num_classes} classes)."
-            )
-        self._card = card
+    def dtype(self) -> torch.dtype:
+        return self.norm.weight.dtype  # pyright: ignore[reportReturnType]
 
     def reset_parameters(self) -> None:
         """Random kernels, norms at identity, the head at zero.
@@ -234,9 +309,6 @@ class ResNetV2(nn.Module):
         return self.forward_head(self.forward_features(x), pre_logits=True)
 
     def pooled_maps(self, x: Tensor) -> list[PooledMap]:
-        """The maps that `features` are pooled from: pooled, multiplied by their shares and added at their places, they are `features(x)`.
-
-        Raises ConfigError where nothing is pooled (`reset_classifier(n, "")`)."""
         if not self.global_pool:
             raise ConfigError('Without pooling (global_pool "") there are no features that maps are pooled to.')
         return [PooledMap(self.forward_features(x), self.global_pool, 0)]
@@ -323,18 +395,9 @@ class ResNetV2(nn.Module):
         """
         if global_pool is not None and global_pool not in POOLINGS:
             raise ConfigError(f"global_pool must be one of {', '.join(map(repr, POOLINGS))}, not {global_pool!r}.")
-        if num_classes < 0:
-            raise ConfigError(f"num_classes must be 0 or more, not {num_classes}.")
-        if global_pool is not None:
-            self.global_pool = global_pool
-        inputs = self.num_features * (2 if self.global_pool == "catavgmax" else 1)
-        like = self.norm.weight
-        head = nn.Linear(inputs, num_classes, device=like.device, dtype=like.dtype) if num_classes else nn.Identity()
-        if isinstance(head, nn.Linear):
-            nn.init.zeros_(head.weight)
-            nn.init.zeros_(head.bias)
-        self.head = head.train(self.training)
-        self._card = self._card.with_classes(num_classes)
+        pool = self.global_pool if global_pool is None else global_pool
+        self._fresh_head(self.num_features * (2 if pool == "catavgmax" else 1), num_classes)
+        self.global_pool = pool
 
     def set_grad_checkpointing(self, enable: bool = True, *, norms_only: bool = False) -> None:
         """Whether training keeps only each residual unit's input and computes the rest again for the gradients: a fraction of the
@@ -351,15 +414,116 @@ class ResNetV2(nn.Module):
         self.grad_checkpointing = enable and not norms_only
         self.norm_checkpointing = enable and norms_only
 
-    def backbone_parameters(self) -> list[nn.Parameter]:
-        """All parameters but the head's."""
-        head = {id(parameter) for parameter in self.head.parameters()}
-        return [parameter for parameter in self.parameters() if id(parameter) not in head]
+    def stage_maps(self, x: Tensor, readout: Readout) -> list[tuple[Tensor, str]]:
+        y, found = self._stem(x)[1], []
+        for number, block in enumerate(self.blocks[: max(readout.blocks) + 1]):
+            y = _through(block, y, self.grad_checkpointing, self.norm_checkpointing)
+            if number in readout.blocks:
+                # The norm that the map meets next in the network, too.
+                last = number + 1 == len(self.blocks)
+                following = self.norm if last else cast(nn.Sequential, self.blocks[number + 1])[0].norm1
+                found.append((cast(nn.Module, following)(y), "catavgmax" if readout.maxima else "avg"))
+        return found
 
 
-class JoinedResNetV2(ResNetV2):
-    """The same network with a head that sees more than the mean of the last map: what `catalog.Readout` names, or the features of a second
-    network, `beside`, or both. Float images `(n, in_chans, h, w)` in [-1, 1] -> logits.
+class Foreign(Network):
+    """A network of another library (`libraries`) with a head of ours.
+
+    Its layers are always in evaluation mode: BatchNorm keeps the statistics that it came with, dropout and stochastic depth are off. So a
+    batch's gradient is the sum of its images', however many are computed at a time, and a training is a function of its seed.
+    Images of another dtype than the parameters' are computed by torch's autocast.
+    """
+
+    parts: ClassVar[tuple[str, ...]] = ("body",)
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, arch: Architecture, num_classes: int, body: libraries.Body | None = None) -> None:
+        super().__init__()
+        assert arch.backbone is not None
+        made = libraries.build(arch.backbone) if body is None else body
+        self.architecture = arch
+        self.body, self._run = made.network, made.run
+        # Of images in [-1, 1], which stand for pixels from 0 to 1.
+        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (arch.backbone.mean, arch.backbone.std))
+        place = next(self.body.parameters()).device
+        self.register_buffer("scale", (0.5 / std).float().view(1, 3, 1, 1).to(place), persistent=False)
+        self.register_buffer("shift", ((0.5 - mean) / std).float().view(1, 3, 1, 1).to(place), persistent=False)
+        self.num_features = arch.pooled_features
+        self.head = nn.Identity()
+        self._card = ModelCard.bare(arch, 0)
+        self.reset_classifier(num_classes)
+
+    def at_hand(self) -> libraries.Body:
+        """Its layers, for another network that shares them."""
+        return libraries.Body(self.body, self._run)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.body.eval()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.body.parameters()).dtype
+
+    def _looked(self, x: Tensor, stages: Sequence[int]) -> tuple[Tensor, Mapping[int, Tensor]]:
+        own = self.dtype
+        seen = x.to(self.scale.dtype) * self.scale + self.shift
+        if x.dtype == own:
+            return self._run(self.body, seen.to(own), stages)
+        with torch.autocast(x.device.type, x.dtype):
+            return self._run(self.body, seen, stages)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """What the head sees, `(n, num_features)`."""
+        return self._looked(x, ())[0]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """`forward_features`' vector -> logits, or with pre_logits the vector in the parameters' dtype."""
+        x = x.to(self.dtype)
+        return x if pre_logits else self.head(x)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x), pre_logits=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+    def pooled_maps(self, x: Tensor) -> list[PooledMap]:
+        last = Readout(blocks=(len(self.architecture.stages) - 1,), maxima=False)
+        ((one, pooling),) = self.stage_maps(x, last)
+        return [PooledMap(one, pooling, 0)]
+
+    def stage_maps(self, x: Tensor, readout: Readout) -> list[tuple[Tensor, str]]:
+        arch = self.architecture
+        assert arch.backbone is not None
+        last = len(arch.stages) - 1
+        try:
+            pooled, maps = self._looked(x, readout.blocks)
+        except (AssertionError, IndexError, KeyError) as error:
+            raise WeightsError(
+                f"{arch.name} cannot be looked at as the model says: {libraries.first_line(error)}"
+            ) from error
+        found: list[tuple[Tensor, str]] = []
+        for block in readout.blocks:
+            if maps[block].shape[1] != arch.stages[block] or pooled.shape[1] != arch.pooled_features:
+                raise WeightsError(
+                    f"{arch.name} is another network here than where the model was made: stage {block + 1} gives {maps[block].shape[1]} "
+                    f"channels, not {arch.stages[block]}."
+                )
+            if block != last or arch.backbone.averaged:
+                found.append((maps[block], "catavgmax" if readout.maxima else "avg"))
+            else:
+                found.append((pooled[:, :, None, None], "avg"))
+                found += [(maps[block], "max")] if readout.maxima else []
+        return found
+
+
+class Joined(Network):
+    """A network with a head that sees more than the last map's pooled form: what `catalog.Readout` names, or the features of a second
+    network, `beside`, or both. Comes before the kind of network among the bases of a class.
 
     The features are one vector in the parameters' dtype. Those of one size follow those of the other, smallest first; within a size they
     come block by block, within a block the means before the maxima; those of `beside` come last. Where the readout is mirrored they are the
@@ -368,21 +532,12 @@ class JoinedResNetV2(ResNetV2):
     single map.
     """
 
-    def __init__(self, arch: Architecture, num_classes: int) -> None:
-        super().__init__(
-            arch.units,
-            arch.width,
-            0,
-            in_chans=arch.in_chans,
-            norm=arch.norm,
-            weight_standardization=arch.weight_standardization,
-        )
-        if arch.readout is not None and max(arch.readout.blocks) >= len(self.blocks):
-            raise ConfigError(
-                f"The readout names block {max(arch.readout.blocks) + 1} of a network that has {len(self.blocks)}."
-            )
+    beside: Network | None
+
+    def _join(self, arch: Architecture, num_classes: int, beside: Network | None = None) -> None:
+        """Make of the network, which has no head yet, one with such a head."""
         self.architecture = arch
-        self.beside = None if arch.beside is None else build(arch.beside, 0)
+        self.beside = build(arch.beside, 0) if beside is None and arch.beside is not None else beside
         self.num_features = arch.num_features
         self._card = ModelCard.bare(arch, 0)
         self.reset_classifier(num_classes)
@@ -391,7 +546,8 @@ class JoinedResNetV2(ResNetV2):
         """What the head sees, `(n, features)`."""
         readout = self.architecture.readout
         if readout is None:
-            seen = super().forward_head(super().forward_features(x), pre_logits=True)
+            own: Any = super()
+            seen = own.forward_head(own.forward_features(x), pre_logits=True)
         else:
             seen = self._seen(x, readout)
             if readout.mirrored:
@@ -402,7 +558,8 @@ class JoinedResNetV2(ResNetV2):
         readout = self.architecture.readout
         found: list[PooledMap] = []
         if readout is None:
-            found.append(PooledMap(super().forward_features(x), "avg", 0))
+            last = Readout(blocks=(len(self.architecture.stages) - 1,), maxima=False)
+            found += [PooledMap(one, pooling, 0) for one, pooling in self.stage_maps(x, last)]
         else:
             share = 0.5 if readout.mirrored else 1.0
             found += self._maps(x, readout, share)
@@ -419,24 +576,16 @@ class JoinedResNetV2(ResNetV2):
 
     def _maps(self, x: Tensor, readout: Readout, share: float = 1.0) -> list[PooledMap]:
         """The blocks' maps of images as they are, at each of the readout's sizes."""
-        pooling, start = "catavgmax" if readout.maxima else "avg", 0
-        found = []
+        found, start = [], 0
         for size in readout.sizes or (None,):
-            y = self._stem(x if size is None else _resized(x, size))[1]
-            widths = iter(readout.block_features(self.architecture.width))
-            for number, block in enumerate(self.blocks[: max(readout.blocks) + 1]):
-                y = _through(block, y, self.grad_checkpointing, self.norm_checkpointing)
-                if number in readout.blocks:
-                    # The norm that the map meets next in the network, too.
-                    last = number + 1 == len(self.blocks)
-                    following = self.norm if last else cast(nn.Sequential, self.blocks[number + 1])[0].norm1
-                    found.append(PooledMap(cast(nn.Module, following)(y), pooling, start, share))
-                    start += next(widths)
+            for one, pooling in self.stage_maps(x if size is None else _resized(x, size), readout):
+                found.append(PooledMap(one, pooling, start, share))
+                start += one.shape[1] * (2 if pooling == "catavgmax" else 1)
         return found
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """`forward_features`' vector -> logits, or with pre_logits the vector in the parameters' dtype."""
-        x = x.to(self.norm.weight.dtype)
+        x = x.to(self.dtype)
         return x if pre_logits else self.head(x)
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -447,6 +596,35 @@ class JoinedResNetV2(ResNetV2):
         super().reset_classifier(num_classes)
 
 
+class JoinedResNetV2(Joined, ResNetV2):
+    """BiT's network with such a head."""
+
+    def __init__(self, arch: Architecture, num_classes: int, beside: Network | None = None) -> None:
+        super().__init__(
+            arch.units,
+            arch.width,
+            0,
+            in_chans=arch.in_chans,
+            norm=arch.norm,
+            weight_standardization=arch.weight_standardization,
+        )
+        self._join(arch, num_classes, beside)
+
+
+class JoinedForeign(Joined, Foreign):
+    """A network of another library with such a head."""
+
+    def __init__(
+        self,
+        arch: Architecture,
+        num_classes: int,
+        body: libraries.Body | None = None,
+        beside: Network | None = None,
+    ) -> None:
+        super().__init__(dataclasses.replace(arch, readout=None, beside=None), 0, body)
+        self._join(arch, num_classes, beside)
+
+
 def _resized(x: Tensor, side: int) -> Tensor:
     """Images `(n, c, h, w)` at `side` x `side` px, in their dtype."""
     if x.shape[-2:] == (side, side):
@@ -455,18 +633,33 @@ def _resized(x: Tensor, side: int) -> Tensor:
     return resized.to(x.dtype, memory_format=torch.channels_last)
 
 
-def joined(network: ResNetV2, readout: Readout | None, beside: ResNetV2 | None = None) -> ResNetV2:
+def joined(network: Network, readout: Readout | None, beside: Network | None = None) -> Network:
     """A network without a head, of the same layers, which it shares with `network`, whose head will see the features named and those of
     `beside`."""
     own = dataclasses.replace(network.architecture, readout=readout, beside=beside and beside.architecture)
-    other = build(own, 0, device="meta")
-    for name in ("root", "blocks", "norm"):
-        setattr(other, name, getattr(network, name))
-    if beside is not None:
-        other.beside = beside
-    other.grad_checkpointing, other.norm_checkpointing = network.grad_checkpointing, network.norm_checkpointing
+    other: Network
+    if isinstance(network, Foreign):
+        other = _foreign(own, 0, network.at_hand(), beside)
+    else:
+        assert isinstance(network, ResNetV2)
+        made = build(own, 0, device="meta")
+        assert isinstance(made, ResNetV2)
+        for name in network.parts:
+            setattr(made, name, getattr(network, name))
+        if isinstance(made, JoinedResNetV2) and beside is not None:
+            made.beside = beside
+        made.grad_checkpointing, made.norm_checkpointing = network.grad_checkpointing, network.norm_checkpointing
+        other = made
     other.card = dataclasses.replace(network.card.with_classes(0), architecture=own)
     return other.train(network.training)
+
+
+def _foreign(
+    arch: Architecture, num_classes: int, body: libraries.Body | None = None, beside: Network | None = None
+) -> Foreign:
+    if arch.readout is None and arch.beside is None:
+        return Foreign(arch, num_classes, body)
+    return JoinedForeign(arch, num_classes, body, beside)
 
 
 def _through(block: nn.Module, x: Tensor, units: bool, norms: bool) -> Tensor:
@@ -488,9 +681,12 @@ def _through(block: nn.Module, x: Tensor, units: bool, norms: bool) -> Tensor:
         return block(x)
 
 
-def build(name: str | Architecture, num_classes: int, *, device: str | torch.device | None = None) -> ResNetV2:
-    """A network with random weights from an architecture's name ("r50x1") or record; device "meta" allocates nothing."""
+def build(name: str | Architecture, num_classes: int, *, device: str | torch.device | None = None) -> Network:
+    """A network with random weights from an architecture's name ("r50x1") or record; device "meta" allocates nothing, but for networks of
+    other libraries, which know constants of their own."""
     arch = architecture(name) if isinstance(name, str) else name
+    if arch.backbone is not None:
+        return _foreign(arch, num_classes)
     with torch.device(device or "cpu"):
         if arch.readout is not None or arch.beside is not None:
             return JoinedResNetV2(arch, num_classes)
@@ -505,17 +701,21 @@ def build(name: str | Architecture, num_classes: int, *, device: str | torch.dev
 
 
 @torch.no_grad()
-def fold(network: ResNetV2, dtype: torch.dtype = torch.float32) -> ResNetV2:
-    """The same function for inputs of `dtype`, with the standardized kernels stored: nothing is left to standardize at each call.
+def fold(network: Network, dtype: torch.dtype = torch.float32) -> Network:
+    """The same function for inputs of `dtype`, with the standardized kernels stored: nothing is left to standardize at each call. Of a
+    network of another library it is a copy.
 
     Bit for bit the result of `network` in eval mode with its kernels in torch's default layout, also where they have another: a model just
     trained and the same one read from its file give the same answers. For inference only: the copy's kernels are not the trained
     parameters.
     """
+    if not isinstance(network, ResNetV2):
+        return copy.deepcopy(network).eval().requires_grad_(False)
     arch = network.architecture
     beside = arch.beside and dataclasses.replace(arch.beside, weight_standardization=False)
     arch = dataclasses.replace(arch, weight_standardization=False, beside=beside)
     folded = build(arch, 0, device="meta")
+    assert isinstance(folded, ResNetV2)
     folded.head, folded.global_pool = copy.deepcopy(network.head), network.global_pool
     tensors = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     for name, module in network.named_modules():

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bigtransfer.evals.explanation import Explanation
-    from bigtransfer.model import ResNetV2
+    from bigtransfer.model import Network
 
 _BATCH_PIXELS = 2**23
 """Input pixels computed at a time by default: 36 images of 480 px."""
@@ -155,7 +155,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: ResNetV2 | Backend,
+        model: Network | Backend,
         *,
         device: str | None = None,
         precision: Precision = "auto",
@@ -225,7 +225,7 @@ class Predictor:
         return self._model.state_dict()
 
     @property
-    def _model(self) -> ResNetV2:
+    def _model(self) -> Network:
         """What torch computes; ConfigError for another backend."""
         from bigtransfer.backends.by_torch import Torch
 

@@ -75,12 +75,13 @@ def test_every_entry() -> None:
     }
     for name, record in PUBLISHED.items():
         card = record.card
-        assert name == card.name and re.fullmatch(r"bit-[a-z0-9_-]+", name)
+        assert name == card.name and re.fullmatch(r"(bit|efficientnet)-[a-z0-9_-]+", name)
         head = (card.architecture.num_features + 1) * card.num_classes
-        assert card.num_parameters == backbones[card.architecture] + head
+        own = card.architecture.backbone  # counted in tests/test_libraries.py
+        assert card.num_parameters == (backbones[card.architecture] if own is None else own.parameters) + head
         assert ModelCard.from_json(card.to_json()) == card
         assert card.licence == "apache-2.0" and card.upstream and card.source
-        assert bool(record.addresses) != bool(record.bundled)
+        assert sum(map(bool, (record.addresses, record.bundled, record.package))) == 1
         assert all(re.fullmatch(r"https://[\w./-]+\.(npz|safetensors)", address) for address in record.addresses)
         classes = catalog.class_names(record.labels)
         assert classes is None or len(classes) == card.num_classes
@@ -96,7 +97,7 @@ def test_the_list_says_of_the_bundled_network_what_its_file_says() -> None:
 
 def test_the_whole_list_is_there() -> None:
     archs = ("r50x1", "r50x3", "r101x1", "r101x3", "r152x2", "r152x4")
-    expected = {"bit-t-r26x1", "bit-m-r50x1-cifar10"}
+    expected = {"bit-t-r26x1", "bit-m-r50x1-cifar10", *(f"efficientnet-lite{number}" for number in range(5))}
     expected |= {f"bit-{upstream}-{arch}" for upstream in "sm" for arch in archs}
     expected |= {f"bit-m-{arch}-ilsvrc2012" for arch in archs}
     expected |= {
@@ -179,7 +180,7 @@ def test_find() -> None:
     assert catalog.list_models("bit-s-*x3") == ["bit-s-r50x3", "bit-s-r101x3"]
     assert catalog.list_models("nothing") == []
     assert catalog.find("nothing") is None
-    with pytest.raises(UnknownModel, match=r"Did you mean bit-m-r101x3.*lists all 309"):
+    with pytest.raises(UnknownModel, match=r"Did you mean bit-m-r101x3.*lists all 314"):
         catalog.get("bit-m-101x3")
 
 
@@ -203,7 +204,7 @@ def test_card_of_the_future() -> None:
 
 def test_the_catalogue_needs_no_torch() -> None:
     code = (
-        "import sys; from bigtransfer import catalog; assert len(catalog.list_models()) == 309; "
+        "import sys; from bigtransfer import catalog; assert len(catalog.list_models()) == 314; "
         "assert len(catalog.class_names('imagenet-21k')) == 21843; assert not {'torch', 'numpy'} & sys.modules.keys()"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

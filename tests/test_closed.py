@@ -112,7 +112,8 @@ def test_such_a_network_is_stored_and_counted(tmp_path: Path) -> None:
     [
         ({"blocks": [3, 0]}, "not ascending"),
         ({"blocks": []}, "architecture.readout.blocks"),
-        ({"blocks": [4]}, "architecture.readout.blocks"),
+        ({"blocks": [4]}, "names block 5 of a network that has 4"),
+        ({"blocks": [16]}, "architecture.readout.blocks"),
         ({"blocks": [0], "sizes": [64, 64]}, "not ascending"),
         ({"blocks": [0], "sizes": [0]}, "architecture.readout.sizes"),
         ({"blocks": [0], "sizes": [20_000]}, "--limits input_side"),
@@ -137,8 +138,8 @@ def test_a_network_beside_has_none_beside_it() -> None:
 
 
 def test_a_readout_of_a_block_that_is_not_there() -> None:
-    with pytest.raises(ConfigError, match="names block 3"):
-        model.build(Architecture(units=(1, 1), readout=Readout(blocks=(2,))), 2)
+    with pytest.raises(ValueError, match="names block 3 of a network that has 2"):
+        Architecture(units=(1, 1), readout=Readout(blocks=(2,)))
     network = model.build(dataclasses.replace(SMALL, readout=Readout(blocks=(1,))), 2)
     with pytest.raises(ConfigError, match="states how it pools"):
         network.reset_classifier(2, "max")
@@ -209,7 +210,7 @@ def test_the_columns_of_each_view_are_its_features(wanted: int, mirrored: bool) 
         view = choices[wanted]
         small = nn.functional.interpolate(images, (view.size,) * 2, mode="bilinear", antialias=True)
         alone = model.joined(network, view.readout).features(small)
-    columns = closed.columns(choices[-1], view, 1)
+    columns = closed.columns(choices[-1], view, SMALL)
     torch.testing.assert_close(every[:, columns], alone, rtol=1e-4, atol=1e-5)
 
 
@@ -383,7 +384,7 @@ def test_the_best_view_by_leave_one_out_is_solved(
     every = features_of(sample, choices[-1], network)[0]
     losses = []
     for one, view in zip(found.judged, choices, strict=True):
-        expected = linear.fit(every[:, closed.columns(choices[-1], view, 1)], labels, 3)
+        expected = linear.fit(every[:, closed.columns(choices[-1], view, SMALL)], labels, 3)
         assert one.view == view and one.loss == pytest.approx(expected.leave_one_out_loss, rel=1e-3)
         assert one.top1 == pytest.approx(expected.leave_one_out_top1)
         losses.append(one.loss)

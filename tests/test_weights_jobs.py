@@ -107,7 +107,7 @@ def test_models(capsys: pytest.CaptureFixture[str]) -> None:
     assert lines[0].split() == ["name", "parameters", "classes", "input", "trained", "on", "weights"]
     assert max(map(len, lines)) < 130
     assert sum("vtab-TASK" in line for line in lines) == 5
-    assert f"\n309 models, licence apache-2.0. Downloads go to {os.environ['BIT_CACHE']}.\n" in out
+    assert f"\n314 models, licence apache-2.0. Downloads go to {os.environ['BIT_CACHE']}.\n" in out
     assert "`bit info NAME` tells more about one; `bit finetune IMAGES --model NAME` starts from it.\n" in out
     assert out.endswith("`bit models vtab` lists those fine-tuned on the 19 tasks of VTAB-1k one by one.\n")
     vtab = next(line for line in lines if line.startswith("bit-m-r50x1-vtab-TASK-runN "))

@@ -16,7 +16,7 @@ from bigtransfer.catalog import EXPORTED, ModelCard
 from bigtransfer.errors import ConfigError
 
 if TYPE_CHECKING:
-    from bigtransfer.model import ResNetV2
+    from bigtransfer.model import Network
 
 Name = Literal["torch", "onnxruntime", "openvino"]
 Choice = Literal["auto", "torch", "onnxruntime", "openvino"]
@@ -64,7 +64,7 @@ def opened(
 
 
 def of_network(
-    network: ResNetV2, backend: Choice = "auto", device: str | None = None, precision: Precision = "auto"
+    network: Network, backend: Choice = "auto", device: str | None = None, precision: Precision = "auto"
 ) -> Backend:
     """The same of a network in memory."""
     if backend in ("auto", "torch"):

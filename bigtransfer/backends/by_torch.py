@@ -11,7 +11,7 @@ from torch import Tensor
 from bigtransfer.backends import Backend, Precision
 from bigtransfer.errors import ConfigError, TrainingError
 from bigtransfer.feed.augment import normalize
-from bigtransfer.model import ResNetV2, fold
+from bigtransfer.model import Network, fold
 from bigtransfer.train.loop import compute_dtype
 
 
@@ -20,7 +20,7 @@ class Torch(Backend):
 
     name = "torch"
 
-    def __init__(self, network: ResNetV2, device: str | None, precision: Precision) -> None:
+    def __init__(self, network: Network, device: str | None, precision: Precision) -> None:
         """device: None takes the fastest one present."""
         self.card = network.card
         self._device = choose_device(device)

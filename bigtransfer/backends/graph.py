@@ -22,6 +22,7 @@ from bigtransfer.model import (
     BatchNormReLU,
     GroupNormReLU,
     JoinedResNetV2,
+    Network,
     PreActBottleneck,
     ResNetV2,
     fold,
@@ -35,7 +36,7 @@ _IR_VERSION = 8
 Input = Literal["float32", "uint8"]
 
 
-def onnx_model(network: ResNetV2, *, input: Input = "float32") -> bytes:
+def onnx_model(network: Network, *, input: Input = "float32") -> bytes:
     """The network as an ONNX file, its card among the metadata.
 
     Input `image` `(batch, in_chans, height, width)`: RGB in [-1, 1], or with `input` "uint8" pixels 0 to 255, which the graph scales.
@@ -47,9 +48,14 @@ def onnx_model(network: ResNetV2, *, input: Input = "float32") -> bytes:
     """
     onnx = extra("onnx", "onnx")
     card = network.card
+    if not isinstance(network, ResNetV2):
+        raise WeightsError(
+            f"{card.architecture.name} cannot be exported to ONNX here, where only BiT's own layers are known. If its head sees the "
+            "last map only, `bit convert --to timm` writes a file for timm, which has an export of its own."
+        )
     if network.global_pool != "avg":
         raise WeightsError(f"Only networks that pool by averaging can be exported, not {network.global_pool!r}.")
-    folded = fold(network)
+    folded = cast(ResNetV2, fold(network))
     if sum(tensor.nbytes for tensor in folded.state_dict().values()) > 2**31 - 2**24:
         raise WeightsError(
             f"{card.name} has {card.num_parameters:,} parameters, 4 bytes each; an ONNX file holds 2 GiB, and several files are not "
@@ -147,6 +153,7 @@ def _features(graph: _Graph, network: ResNetV2, image: str, prefix: str, card: M
     beside = network.beside if isinstance(network, JoinedResNetV2) else None
     if beside is None:
         return seen
+    assert isinstance(beside, ResNetV2)
     return graph.add("Concat", [seen, _features(graph, beside, image, f"{prefix}beside.", card)], axis=1)
 
 

@@ -36,8 +36,8 @@ class FinetuneConfig(Config):
     """Your images: a folder with one sub-folder per class, a folder with train/, val/, test/ parts of that kind, a CSV or
     Parquet table, WebDataset shards, or the name of a public data set (cifar10, flowers102, hf:user/name, ...)."""
     model: str = "bit-t-r26x1"
-    """The network to start from: a name from `bit models`, a model file, a run folder, or an architecture (r50x1) together
-    with --no-pretrained."""
+    """The network to start from: a name from `bit models`, a model file, a run folder, timm:NAME or torchvision:NAME (with
+    @FILE: its weights, in the library's own form), or an architecture (r50x1) together with --no-pretrained."""
     out: Folder | None = None
     """Folder of the run: model, numbers, report. Default: runs/DATA-MODEL."""
 

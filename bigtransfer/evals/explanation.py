@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from bigtransfer import ops
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data.images import part_seen
-from bigtransfer.model import PooledMap, ResNetV2
+from bigtransfer.model import Network, PooledMap
 
 GRID = 4
 """Pixels of the network's input for each place of an explanation, in each direction: the finest maps' own."""
@@ -78,7 +78,7 @@ _AGAINST = np.array([0, 110, 255], np.float32)
 
 
 def explain(
-    network: ResNetV2, images: Tensor, classes: Tensor, against: Tensor | None = None
+    network: Network, images: Tensor, classes: Tensor, against: Tensor | None = None
 ) -> tuple[Tensor, Tensor, bool]:
     """Of each image what its places give to the logit of a class, float32 `(n, side, side)`; that logit, `(n,)`; and whether the former add
     up to the latter. All on the CPU.
@@ -101,13 +101,13 @@ def explain(
     return total.float().cpu(), logits.float().cpu(), isinstance(network.head, nn.Linear)
 
 
-def _pooled(maps: Sequence[PooledMap], network: ResNetV2) -> Tensor:
-    """The features `(n, features)` of the maps, as `ResNetV2.features` gives them."""
+def _pooled(maps: Sequence[PooledMap], network: Network) -> Tensor:
+    """The features `(n, features)` of the maps, as `Network.features` gives them."""
     parts: dict[int, Tensor] = {}
     for one in maps:
         pooled = one.share * ops.pool(one.map, one.pooling)
         parts[one.start] = parts[one.start] + pooled if one.start in parts else pooled
-    return torch.cat([parts[start] for start in sorted(parts)], dim=1).to(network.norm.weight.dtype)
+    return torch.cat([parts[start] for start in sorted(parts)], dim=1).to(network.dtype)
 
 
 def _weights(

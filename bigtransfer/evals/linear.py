@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bigtransfer.errors import DataError
 from bigtransfer.feed.augment import normalize
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import Network
 
 FEWSHOT_PENALTY = 2.0**10
 """The penalty of `fewshot_lsr` in big_vision's configurations for BiT and ViT."""
@@ -49,7 +49,7 @@ class Probe:
     """A fitted linear classifier and how it was found."""
 
     head: nn.Linear
-    """Raw features `(n, features)` -> logits, float32: takes the place of `ResNetV2.head`."""
+    """Raw features `(n, features)` -> logits, float32: takes the place of `Network.head`."""
     penalty: float
     """Ridge penalty on the weights for standardized features."""
     temperature: float
@@ -73,7 +73,7 @@ class Probe:
 
 
 def extract_features(
-    model: ResNetV2,
+    model: Network,
     batches: Iterable[tuple[Tensor, Tensor, Tensor]],
     device: torch.device | str,
     dtype: torch.dtype = torch.float32,

@@ -10,7 +10,7 @@ from bigtransfer.backends import graph, onnx_file
 from bigtransfer.config import ConvertConfig
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.jobs import parity
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import Network
 from bigtransfer.weights import configs
 
 
@@ -42,7 +42,7 @@ def run(config: ConvertConfig) -> None:
         print(f"Use it:\n  {note}")
 
 
-def _export(config: ConvertConfig, network: ResNetV2, destination: Path) -> None:
+def _export(config: ConvertConfig, network: Network, destination: Path) -> None:
     """The network as an ONNX file, once its answers are those of the network."""
     card = network.card
     pixels, where = parity.images(config.images, config.source, card)

@@ -53,7 +53,7 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
     yield "architecture", _architecture(card.architecture)
     yield "parameters", f"{card.num_parameters:,} ({card.num_parameters * 4 / 1e6:,.0f} MB in float32)"
     yield "classes", _classes(card)
-    yield "input", _input(card.input, card.architecture.in_chans)
+    yield "input", _input(card.input, card.architecture.in_chans, card.architecture.backbone is not None)
     if (found := card.calibrated) is not None:
         yield (
             "probabilities",
@@ -92,6 +92,12 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
 
 
 def _architecture(arch: Architecture) -> str:
+    if arch.backbone is not None:
+        own = arch.backbone
+        return (
+            f"{own.name} of {own.library} {own.version}, {len(own.stages)} stages, {arch.num_features:,} features{_readout(arch.readout)}"
+            + ("" if arch.beside is None else f", beside {_architecture(arch.beside)}")
+        )
     known = arch.name
     norm = {"gn": "GroupNorm", "bn": "BatchNorm"}[arch.norm]
     standardized = "with" if arch.weight_standardization else "without"
@@ -128,7 +134,7 @@ def _named_classes(card: ModelCard) -> str:
     return f"{card.num_classes:,}: {'; '.join(names[:shown])}; ... {names[-1]}"
 
 
-def _input(spec: InputSpec, channels: int) -> str:
+def _input(spec: InputSpec, channels: int, foreign: bool = False) -> str:
     colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     if spec.mode == "square":
         how = f"both sides resized to {spec.size}, whatever the aspect ratio"
@@ -136,8 +142,9 @@ def _input(spec: InputSpec, channels: int) -> str:
         short = spec.resized
         how = f"shorter side resized to {short}, then the centre {spec.size} x {spec.size}"
     antialias = "" if spec.antialias else ", without antialiasing"
+    scale = "" if foreign else " in [-1, 1]"
     exact = ", decoded whole" if spec.decoder == "exact" and spec.antialias else ""
-    return f"{spec.size} x {spec.size} px, {colour} in [-1, 1]; {how} ({spec.interpolation}{antialias}{exact})"
+    return f"{spec.size} x {spec.size} px, {colour}{scale}; {how} ({spec.interpolation}{antialias}{exact})"
 
 
 def _recipe(recipe: Mapping[str, Any]) -> Iterator[str]:

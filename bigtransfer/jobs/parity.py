@@ -17,7 +17,7 @@ from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.data import ImageSet, open_dataset, open_images
 from bigtransfer.data import images as image_ops
 from bigtransfer.errors import BitError, DataError, ImageError, RunError, WeightsError
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import Network
 from bigtransfer.predictor import probable
 
 TOLERANCE = 1e-4
@@ -63,7 +63,7 @@ class Parity:
             )
 
 
-def compare(content: bytes, network: ResNetV2, pixels: np.ndarray) -> Parity:
+def compare(content: bytes, network: Network, pixels: np.ndarray) -> Parity:
     """An ONNX file's answers beside those of torch on a CPU in float32. pixels: uint8 `(n, channels, size, size)`."""
     several = network.card.multi_label
     plain = Torch(network, "cpu", "fp32")

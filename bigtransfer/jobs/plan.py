@@ -88,6 +88,9 @@ class Plan:
         for name in ("device", "micro_batch", "eval_every", "input"):
             del everything[name]
         del everything["recipe"]["notes"]
+        for arch in filter(None, (everything["architecture"], everything["architecture"]["beside"])):
+            if arch["backbone"] is None:  # which earlier versions did not know of
+                del arch["backbone"]
         for name in _LATER:
             # Checkpoints of earlier versions, which knew nothing of them, go on being good.
             if not everything["recipe"][name]:

@@ -531,7 +531,7 @@ def _network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build(arch, len(names))
-    assert isinstance(model.head, nn.Linear)
+    assert isinstance(model, ResNetV2) and isinstance(model.head, nn.Linear)
     if config.loss == "sigmoid":
         nn.init.constant_(model.head.bias, objective.SIGMOID_HEAD_BIAS)
     if config.weights is None:

@@ -21,7 +21,7 @@ from bigtransfer.errors import ImageError, TrainingError
 from bigtransfer.feed.loader import Batch
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.machine import available_memory
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import Network
 from bigtransfer.ops.memory import keep_freed_memory
 from bigtransfer.train import objective, parallel
 from bigtransfer.train.teacher import Lesson
@@ -35,7 +35,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class State:
     """All that training changes; with the step number it determines the rest of the run (see `feed.augment`)."""
 
-    model: ResNetV2
+    model: Network
     optimizer: torch.optim.SGD
     micro_batch: int
     """Images computed at a time. Halved for good when memory runs out, and saved with the rest: it decides how sums are rounded."""
@@ -128,7 +128,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def new_state(
-    model: ResNetV2, recipe: Recipe, *, micro_batch: int, parameters: Iterable[nn.Parameter] | None = None
+    model: Network, recipe: Recipe, *, micro_batch: int, parameters: Iterable[nn.Parameter] | None = None
 ) -> State:
     """A state at step 0 that trains `parameters` (default: all) with plain SGD and momentum (not Nesterov).
 
@@ -164,20 +164,12 @@ def _update_average(state: State, decay: float) -> None:
     torch._foreach_lerp_(list(state.ema.values()), [parameters[name].detach() for name in state.ema], 1 - decay)
 
 
-def activation_bytes(model: ResNetV2, size: int, dtype: torch.dtype) -> int:
+def activation_bytes(model: Network, size: int, dtype: torch.dtype) -> int:
     """Estimated memory that one training image of `size` x `size` px needs between forward and backward pass."""
-    arch = model.architecture
-    area = (math.ceil(size / 2)) ** 2
-    values = 64 * arch.width * area  # the root's output
-    for block, units in enumerate(arch.units):
-        out = 256 * arch.width * 2**block
-        side = math.ceil(size / 2 ** (block + 2))
-        # Each unit keeps the inputs and outputs of its three norms: one at its input's width, two at a quarter of its output's.
-        values += units * side**2 * (2 * out + 4 * (out // 4) + out)
-    return int(1.2 * values * dtype.itemsize)
+    return int(1.2 * model.architecture.activations(size) * dtype.itemsize)
 
 
-def fitting_micro_batch(model: ResNetV2, size: int, dtype: torch.dtype, device: torch.device, batch_size: int) -> int:
+def fitting_micro_batch(model: Network, size: int, dtype: torch.dtype, device: torch.device, batch_size: int) -> int:
     """The whole batch if its activations fit in memory, else the largest power of two of images that do.
 
     At most 128 on a CPU, where more is not faster. Left free are room for gradients and momentum, and on a CPU what the loader may

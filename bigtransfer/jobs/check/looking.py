@@ -22,7 +22,7 @@ from bigtransfer.evals import duplicates, quality
 from bigtransfer.evals.duplicates import Sketches
 from bigtransfer.evals.quality import Look
 from bigtransfer.machine import usable_cores
-from bigtransfer.model import ResNetV2, joined
+from bigtransfer.model import Network, joined
 from bigtransfer.predictor import Predictor
 
 
@@ -91,16 +91,17 @@ class Eye:
     """int64 (m,): which of its features are the means of its last block, by which pictures are compared."""
 
 
-def open_eye(config: CheckConfig, network: ResNetV2, images: int) -> Eye:
+def open_eye(config: CheckConfig, network: Network, images: int) -> Eye:
     """The network made to look at so many images."""
     plain = network.architecture.readout is None and network.architecture.beside is None
     last = torch.arange(network.architecture.num_features)
     if plain and images <= WIDE:
-        readout = Readout(blocks=tuple(range(len(network.blocks))))
-        widths = readout.block_features(network.architecture.width)
+        readout = Readout(blocks=tuple(range(len(network.architecture.stages))))
+        widths = readout.block_features(network.architecture)
         network = joined(network, readout)
         # Of each block the means come before the maxima.
-        last = torch.arange(sum(widths[:-1]), sum(widths[:-1]) + widths[-1] // 2)
+        first = sum(map(sum, widths[:-1]))
+        last = torch.arange(first, first + widths[-1][0])
     return Eye(predictor=Predictor(network, device=config.device, precision=config.precision), last=last)
 
 

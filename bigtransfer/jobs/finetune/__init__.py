@@ -28,7 +28,7 @@ from bigtransfer.jobs import best
 from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measuring, tuning
 from bigtransfer.jobs.finetune.decision import FinetunePlan
 from bigtransfer.jobs.plan import Begun, recall, record, run_folder, same_threads
-from bigtransfer.model import ResNetV2, joined
+from bigtransfer.model import Network, joined
 from bigtransfer.predictor import Predictor
 from bigtransfer.train import checkpoint
 
@@ -250,7 +250,7 @@ def _finished(
     return Finetuned(folder=folder, recipe=begun.plan.recipe, metrics=dict(card.metrics))
 
 
-def _load(config: FinetuneConfig, num_classes: int, channels: int) -> ResNetV2:
+def _load(config: FinetuneConfig, num_classes: int, channels: int) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # random weights, where there are any
         model = weights.load(config.model, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained)

@@ -18,7 +18,7 @@ from bigtransfer.jobs.clock import AFTERWARDS, Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.dataset import JUDGING
 from bigtransfer.jobs.finetune.decision import BASELINE, HOPE, Facts, input_spec, quickest
-from bigtransfer.model import ResNetV2, joined
+from bigtransfer.model import Network, joined
 from bigtransfer.train import loop
 from bigtransfer.weights import formats
 
@@ -53,7 +53,7 @@ ANSWERS = "closed-answers.safetensors"
 def solve(
     config: FinetuneConfig,
     run: runs.Run,
-    model: ResNetV2,
+    model: Network,
     parts: Splits,
     facts: Facts,
     lent: ImageSet | None,
@@ -66,7 +66,7 @@ def solve(
     if parts.train.several or not config.pretrained or config.linear == "sgd":
         return None, 0.0
     device, dtype = torch.device(facts.device), loop.compute_dtype(config.precision, torch.device(facts.device))
-    spec, look = input_spec(config, facts.trained_at), 0.0
+    spec, look = input_spec(config, facts, facts.trained_at), 0.0
     if clock is not None:
         widest = _ways(config, facts, model)[0][-1]
         seconds = closed.seconds_per_image(
@@ -100,7 +100,7 @@ def solve(
     )
     network = solved.model
     network.card = dataclasses.replace(
-        network.card, input=input_spec(config, solved.view.size), class_names=parts.train.class_names
+        network.card, input=input_spec(config, facts, solved.view.size), class_names=parts.train.class_names
     )
     weights.save(run.folder / MODEL, network)
     if solved.whole is not None and solved.answers is not None:
@@ -113,7 +113,7 @@ def solve(
     return found, 0.0 if clock is None else solved.look  # of all images a better estimate than of the first ones
 
 
-def _ways(config: FinetuneConfig, facts: Facts, network: ResNetV2) -> tuple[tuple[View, ...], ...]:
+def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple[View, ...], ...]:
     """The views that the closed form may choose from, by what there is time for: the most first."""
     return (
         closed.views(network, facts.trained_at, config.crop, mirrored=config.flip),
@@ -125,7 +125,7 @@ def _ways(config: FinetuneConfig, facts: Facts, network: ResNetV2) -> tuple[tupl
 def _seen(
     config: FinetuneConfig,
     facts: Facts,
-    network: ResNetV2,
+    network: Network,
     *,
     left: float | None = None,
     look: float = 0.0,
@@ -159,7 +159,7 @@ def _seen(
     return max(fewest, min(most, images)), way, room
 
 
-def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[ResNetV2, ResNetV2]:
+def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[Network, Network]:
     """The closed form as it is to be judged by images that it has not learnt from, and as it is to be delivered, on `device`; the same
     network if it was not solved again. BitError if the run `folder` has not the files that it should."""
     solved = weights.load(folder / MODEL).to(device)

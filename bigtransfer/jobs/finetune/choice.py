@@ -15,7 +15,7 @@ from bigtransfer.evals import calibration, linear
 from bigtransfer.evals.candidates import Candidate, Choice, Closed, Kind, View
 from bigtransfer.jobs.finetune import baseline, closed
 from bigtransfer.jobs.finetune.decision import WATCHED, FinetunePlan
-from bigtransfer.model import ResNetV2, joined
+from bigtransfer.model import Network, joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Chosen:
     by_tuned: float = 1.0
     """What the logits of the closed form and of the fine-tuned network are divided by."""
 
-    def network(self, solved: ResNetV2, tuned: ResNetV2) -> ResNetV2:
+    def network(self, solved: Network, tuned: Network) -> Network:
         """The one that is delivered; it shares their layers, not their heads."""
         if self.choice.delivered == "average":
             return average(solved, tuned, self.by_solved, self.by_tuned)
@@ -42,8 +42,8 @@ class Chosen:
 
 
 def deliver(
-    run: runs.Run, model: ResNetV2, parts: Splits, plan: FinetunePlan, found: Closed | None
-) -> tuple[ResNetV2, ResNetV2, Choice]:
+    run: runs.Run, model: Network, parts: Splits, plan: FinetunePlan, found: Closed | None
+) -> tuple[Network, Network, Choice]:
     """The best of the closed form, the fine-tuned network and their average, on record in the run's folder: as it has been judged, and
     as it is delivered, which is another one where the closed form was solved again with the images that judged it; and the choice."""
     assert parts.val is not None
@@ -77,8 +77,8 @@ def deliver(
 
 
 def choose(
-    solved: ResNetV2,
-    tuned: ResNetV2,
+    solved: Network,
+    tuned: Network,
     images: ImageSet,
     *,
     device: torch.device,
@@ -134,11 +134,11 @@ def _mean_per_class(right: Tensor, labels: Tensor) -> float:
     return float((torch.bincount(labels, right) / counts)[counts > 0].mean())
 
 
-def average(solved: ResNetV2, tuned: ResNetV2, by_closed: float, by_tuned: float) -> ResNetV2:
+def average(solved: Network, tuned: Network, by_closed: float, by_tuned: float) -> Network:
     """One network whose logits are those of `tuned` / `by_tuned` plus those of `solved` / `by_closed`. It shares their layers."""
     size = tuned.card.input.size
-    beside = joined(solved, _at(solved.architecture.readout, len(solved.blocks), solved.card.input.size))
-    network = joined(tuned, _at(tuned.architecture.readout, len(tuned.blocks), size), beside)
+    beside = joined(solved, _at(solved.architecture.readout, len(solved.architecture.stages), solved.card.input.size))
+    network = joined(tuned, _at(tuned.architecture.readout, len(tuned.architecture.stages), size), beside)
     network.reset_classifier(tuned.num_classes)
     heads = [(tuned.head, by_tuned), (solved.head, by_closed)]
     with torch.no_grad():
@@ -165,7 +165,7 @@ def _linear(head: nn.Module) -> nn.Linear:
 
 
 def _logits(
-    network: ResNetV2, images: ImageSet, device: torch.device, dtype: torch.dtype, batch_size: int
+    network: Network, images: ImageSet, device: torch.device, dtype: torch.dtype, batch_size: int
 ) -> tuple[Tensor, Tensor]:
     """Logits float64 `(n, classes)` and labels `(n,)`, on the CPU."""
     spec = network.card.input

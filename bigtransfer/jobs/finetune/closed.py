@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigtransfer.catalog import InputSpec, Readout
+from bigtransfer.catalog import Architecture, InputSpec, Readout
 from bigtransfer.data import ImageSet, splits
 from bigtransfer.evals import calibration, linear, suspects
 from bigtransfer.evals.candidates import Closed, Judged, View, Whole
 from bigtransfer.evals.linear import Probe
 from bigtransfer.evals.suspects import Suspected
 from bigtransfer.feed.loader import eval_batches
-from bigtransfer.model import ResNetV2, fold, joined
+from bigtransfer.model import Network, fold, joined
 
 CHOSEN_BY = 1_000
 """Images by which the features are chosen at most."""
@@ -48,7 +48,7 @@ TIE = 0.01
 class Solved:
     """A classifier and how it was found."""
 
-    model: ResNetV2
+    model: Network
     """With the head in place, on the device, in evaluation mode; its layers are those of the network it was made from."""
     view: View
     probe: Probe
@@ -89,11 +89,12 @@ class Solved:
         )
 
 
-def views(network: ResNetV2, trained_at: int, size: int | None = None, *, mirrored: bool = False) -> tuple[View, ...]:
+def views(network: Network, trained_at: int, size: int | None = None, *, mirrored: bool = False) -> tuple[View, ...]:
     """What there is to choose from, the cheapest first. trained_at: size of the images that the network was pre-trained on, px.
     size: only this one; None: `trained_at`, where the features are at their best, twice as much, where more is to be seen, and both.
     mirrored: see each image mirrored as well, for tasks in which left and right do not matter."""
-    every = tuple(range(len(network.blocks)))
+    every = tuple(range(len(network.architecture.stages)))
+    size = network.architecture.fixed_size or size
     small = size or trained_at
     last = Readout(blocks=every[-1:], maxima=False, mirrored=True) if mirrored else None
     found = [View(size=small, readout=last), View(size=small, readout=Readout(blocks=every, mirrored=mirrored))]
@@ -107,7 +108,7 @@ def views(network: ResNetV2, trained_at: int, size: int | None = None, *, mirror
 
 
 def solve(
-    network: ResNetV2,
+    network: Network,
     images: ImageSet,
     choice: Sequence[View],
     *,
@@ -161,7 +162,7 @@ def solve(
         began, sample = time.perf_counter(), splits.evenly(images, CHOSEN_BY, seed)
         parts = in_time(sample, view)
         spent = (time.perf_counter() - began) / view.passes(network.architecture, spec.size)
-        probes = judge(choice, *_joined(parts), classes, network.architecture.width, balanced=balanced)
+        probes = judge(choice, *_joined(parts), classes, network.architecture, balanced=balanced)
         judged = verdicts(probes)
 
         def at_hand(one: View) -> bool:
@@ -178,7 +179,7 @@ def solve(
             otherwise=view,
         )
         if at_hand(view):
-            kept = columns(choice[-1], view, network.architecture.width)
+            kept = columns(choice[-1], view, network.architecture)
             parts = [(seen[:, kept], labels, new) for seen, labels, new in parts]
             rest, probe = images.subset([]) if late() else _without(images, sample), probes[view]
         else:
@@ -216,7 +217,7 @@ def solve(
 
 
 def seconds_per_image(
-    network: ResNetV2,
+    network: Network,
     images: ImageSet,
     view: View,
     span: float,
@@ -279,7 +280,7 @@ def _suspected(
 
 
 def features(
-    network: ResNetV2,
+    network: Network,
     images: ImageSet,
     view: View,
     *,
@@ -345,12 +346,18 @@ def plain_head(head: nn.Module) -> nn.Linear:
 
 
 def judge(
-    choice: Sequence[View], features: Tensor, labels: Tensor, classes: int, width: int, *, balanced: bool = False
+    choice: Sequence[View],
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    arch: Architecture,
+    *,
+    balanced: bool = False,
 ) -> dict[View, Probe]:
     """The classifier on each view, which knows how good it is by leave-one-out. features `(n, d)`: those of the last view, which has all of
-    them, of a network of this width; labels `(n,)`."""
+    them, of a network of this architecture; labels `(n,)`."""
     return {
-        one: linear.fit(features[:, columns(choice[-1], one, width)], labels, classes, balanced=balanced)
+        one: linear.fit(features[:, columns(choice[-1], one, arch)], labels, classes, balanced=balanced)
         for one in choice
     }
 
@@ -370,16 +377,16 @@ def best(judged: Sequence[Judged], *, otherwise: View) -> View:
     return found[0] if found else otherwise
 
 
-def columns(seen: View, wanted: View, width: int) -> Tensor:
-    """Where the features of one view are among those of another that has all of them."""
+def columns(seen: View, wanted: View, arch: Architecture) -> Tensor:
+    """Where the features of one view are among those of another that has all of them, of a network of this architecture."""
     assert seen.readout is not None
     sizes = seen.readout.sizes or (seen.size,)
-    widths = seen.readout.block_features(width)
-    places = torch.arange(len(sizes) * sum(widths)).reshape(len(sizes), -1)
+    widths = seen.readout.block_features(arch)
+    places = torch.arange(len(sizes) * sum(map(sum, widths))).reshape(len(sizes), -1)
     if wanted.readout is None or not wanted.readout.maxima:
         # The means of the last block, which come before its maxima.
-        last = places[sizes.index(wanted.size)][-widths[-1] :]
-        return last[: widths[-1] // 2]
+        means, maxima = widths[-1]
+        return places[sizes.index(wanted.size)][-(means + maxima) :][:means]
     return places[[sizes.index(size) for size in wanted.readout.sizes or (wanted.size,)]].flatten()
 
 

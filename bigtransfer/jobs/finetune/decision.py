@@ -16,13 +16,15 @@ from bigtransfer import data, hyperrule
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import Splits
+from bigtransfer.data.images import Interpolation
+from bigtransfer.errors import ConfigError
 from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.feed.loader import Batch
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs.clock import AFTERWARDS
 from bigtransfer.jobs.plan import Plan, dtype_name
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import Network
 from bigtransfer.records import NotNegative
 from bigtransfer.train import loop
 
@@ -50,6 +52,8 @@ class FinetunePlan(Plan):
     choose: bool = False
     """Whether the training starts from the closed form, and the best of that, the fine-tuned network and their average is delivered, by the
     validation images."""
+    frozen_stem: bool = False
+    """Whether the first layer of the network stays as it is (`hyperrule.of_family`)."""
     native_size: tuple[int, int]
     """Typical height and width of the images, px, which the rule looks at."""
     tail: NotNegative = 0.0
@@ -64,6 +68,8 @@ class FinetunePlan(Plan):
     def facts(self) -> dict[str, Any]:
         everything = super().facts()
         del everything["tail"]
+        if not self.frozen_stem:  # which earlier versions did not know of
+            del everything["frozen_stem"]
         return everything
 
     def forward_flops(self, side: int) -> float | None:
@@ -98,12 +104,16 @@ class Facts:
     """What a plain forward pass at `trained_at` px costs, s, as the closed form took it, with its share of decoding; 0: not known."""
     evaluated: int = 0
     """Images that the model will be measured on."""
+    interpolation: Interpolation = "bilinear"
+    """How images are resized: as the network of another library was trained, or BiT's way."""
     left: Callable[[], float] = lambda: math.inf
     """How many seconds of the budget there are when this is asked."""
 
 
-def find_facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, parts: Splits, device: torch.device) -> Facts:
-    train = parts.train
+def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: Splits, device: torch.device) -> Facts:
+    train, arch = parts.train, model.architecture
+    if arch.fixed_size is not None and config.crop not in (None, arch.fixed_size):
+        raise ConfigError(f"{arch.name} takes images of {arch.fixed_size} px only; leave out --crop {config.crop}.")
     dtype = loop.compute_dtype(config.precision, device)
     timed = TIMED / 2 * seconds(config.budget) if config.budget is not None else 0.0
 
@@ -118,13 +128,14 @@ def find_facts(config: FinetuneConfig, model: ResNetV2, card: ModelCard, parts: 
         several=train.several,
         native_size=native_size,
         architecture=model.architecture,
-        trained_at=hyperrule.looking_size(card.input.size, *native_size),
+        trained_at=model.architecture.fixed_size or hyperrule.looking_size(card.input.size, *native_size),
         device=str(device),
         dtype=dtype_name(dtype),
         speed=speed,
         fitting=lambda crop, batch: loop.fitting_micro_batch(model, crop, dtype, device, batch),
         judges=len(parts.val or ()),
         evaluated=len((parts.test if parts.test is not None else parts.val) or ()),
+        interpolation="bilinear" if arch.backbone is None else card.input.interpolation,
     )
 
 
@@ -140,7 +151,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
         architecture=_architecture(config, facts) if recipe.steps else facts.architecture,
         images=facts.images,
         classes=facts.classes,
-        input=input_spec(config, recipe.crop),
+        input=input_spec(config, facts, recipe.crop),
         seed=config.seed,
         loss="sigmoid" if facts.several else "softmax",
         eval_every=config.eval_every or max(1, recipe.steps // 10),
@@ -152,26 +163,30 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
             crop=recipe.crop,
             random_crop=config.random_crop,
             flip=config.flip,
+            interpolation=facts.interpolation,
             antialias=config.antialias,
             decoder=config.decoder,
         ),
         linear=config.linear,
         balance=config.balance,
         choose=chooses,
+        frozen_stem=config.linear == "none"
+        and facts.architecture.backbone is not None
+        and facts.architecture.backbone.patches,
         native_size=facts.native_size,
         tail=tail,
     )
 
 
-def input_spec(config: FinetuneConfig, size: int) -> InputSpec:
-    return InputSpec(size=size, antialias=config.antialias, decoder=config.decoder)
+def input_spec(config: FinetuneConfig, facts: Facts, size: int) -> InputSpec:
+    return InputSpec(size=size, interpolation=facts.interpolation, antialias=config.antialias, decoder=config.decoder)
 
 
 def _architecture(config: FinetuneConfig, facts: Facts) -> Architecture:
     """Of the network that is trained: one that starts from the closed form reads out all blocks."""
     if not _chooses(config, facts):
         return facts.architecture
-    every = tuple(range(len(facts.architecture.units)))
+    every = tuple(range(len(facts.architecture.stages)))
     return dataclasses.replace(facts.architecture, readout=Readout(blocks=every))
 
 
@@ -193,6 +208,9 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
         return dataclasses.replace(recipe, notes=(*recipe.notes, note))
     name = facts.architecture.name
     recipe = hyperrule.recipe(facts.images, *facts.native_size, config.variant, architecture=name)
+    fixed_size = facts.architecture.fixed_size
+    if fixed_size is not None:
+        recipe = hyperrule.at_size(recipe, fixed_size)
     if config.linear != "none":
         # Frozen features are at their best at the size they were trained at.
         crop = config.crop or facts.trained_at
@@ -208,7 +226,7 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
     crop, resize = config.crop, config.resize
     if crop is not None or resize is not None:
         # One of the two given: the other keeps the rule's proportion.
-        crop = crop or max(1, round((resize or 0) * recipe.crop / recipe.resize))
+        crop = crop or fixed_size or max(1, round((resize or 0) * recipe.crop / recipe.resize))
         resize = resize or round(crop * recipe.resize / recipe.crop)
         recipe = dataclasses.replace(recipe, crop=crop, resize=resize)
     if config.steps is not None and not _chooses(config, facts):
@@ -217,7 +235,7 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
         recipe = hyperrule.with_batch_size(recipe, config.batch_size)
     if config.budget is not None and not _chooses(config, facts):
         fixed = {name for name in ("crop", "steps", "batch_size") if getattr(config, name) is not None}
-        if config.resize is not None:  # which decided the crop
+        if config.resize is not None or fixed_size is not None:  # which decided the crop
             fixed.add("crop")
         recipe = hyperrule.within_budget(
             recipe,
@@ -226,6 +244,9 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
             trained_at=facts.trained_at if config.pretrained else None,
             fixed=fixed,
         )
+    if facts.architecture.backbone is not None and config.linear == "none":
+        own = facts.architecture.backbone
+        recipe = hyperrule.of_family(recipe, batch_norm=own.batch_norm, patches=own.patches)
     if config.learning_rate is not None:
         recipe = dataclasses.replace(recipe, base_learning_rate=config.learning_rate)
     if not config.random_crop:
@@ -250,7 +271,7 @@ def views(config: FinetuneConfig, closed: Closed, blocks: int, crop: int) -> tup
 def _afterwards(config: FinetuneConfig, facts: Facts, crop: int) -> float:
     """Seconds for what comes after a training at `crop` px: the choice, and the evaluation of what is perhaps both networks."""
     assert facts.closed is not None
-    both = views(config, facts.closed, len(facts.architecture.units), crop)
+    both = views(config, facts.closed, len(facts.architecture.stages), crop)
     solved, tuned = (view.passes(facts.architecture, facts.trained_at) for view in both)
     # What the closed form says of the images that it has been solved again with is known by then.
     judged = min(facts.judges, WATCHED) * (tuned if facts.closed.whole else solved + tuned)
@@ -287,11 +308,14 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
         for judged in facts.closed.judged
         if judged.view.sees_all_of_one_size and judged.loss is not None
     }
-    if len(losses) > 1 and losses[2 * small] < losses[small]:
+    only = facts.architecture.fixed_size
+    if only is None and len(losses) > 1 and losses[2 * small] < losses[small]:
         # Half as large again in area, and four times as large, where the closed form saw more of larger images.
         crops += [round(small * 4 / 3 / 16) * 16, 2 * small]
     fixed = {name: value for name in ("steps", "batch_size", "crop") if (value := getattr(config, name)) is not None}
-    if config.resize is not None and config.crop is None:
+    if only is not None:
+        fixed["crop"] = only
+    elif config.resize is not None and config.crop is None:
         fixed["crop"] = max(1, round(config.resize / hyperrule.TUNING_RATIO))
     crop, batch = fixed.get("crop", small), fixed.get("batch_size", hyperrule.TUNING_BATCH)
     if "steps" not in fixed:
@@ -312,7 +336,7 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
 
 
 def images_per_second(
-    model: ResNetV2, crop: int, batch: int, device: torch.device, dtype: torch.dtype, span: float
+    model: Network, crop: int, batch: int, device: torch.device, dtype: torch.dtype, span: float
 ) -> float:
     """The speed of training steps at this size on this machine: the mean of at least three steps, and of `span` seconds, of a copy of
     the network on random pixels."""

@@ -23,7 +23,7 @@ from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.loader import eval_batches
 from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.evaluate import measure
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import Network
 from bigtransfer.predictor import Predictor
 from bigtransfer.terminal import line
 
@@ -31,7 +31,7 @@ CALIBRATED = 1_000
 """Validation images at most that a temperature is fitted by."""
 
 
-def finish(config: FinetuneConfig, model: ResNetV2, parts: Splits, *, clock: Clock | None = None) -> str:
+def finish(config: FinetuneConfig, model: Network, parts: Splits, *, clock: Clock | None = None) -> str:
     """Give a network whose head was trained the temperature at which its probabilities fit the validation images, and of a model that gives
     several labels the probabilities from which on each is best given, chosen by the same; both are on its card then. Why there is no
     temperature, as half a sentence; empty if there is one. clock: of a budget that is to be kept."""
@@ -86,7 +86,7 @@ def _answers(predictor: Predictor, images: ImageSet) -> Iterator[tuple[Tensor, T
 def evaluate(
     config: FinetuneConfig,
     folder: Path,
-    model: ResNetV2,
+    model: Network,
     parts: Splits,
     expected: Closed | None,
     *,

@@ -17,7 +17,7 @@ from bigtransfer.jobs import training
 from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.decision import BASELINE, WATCHED, FinetunePlan, views
-from bigtransfer.model import ResNetV2, joined
+from bigtransfer.model import Network, joined
 from bigtransfer.train import checkpoint, loop
 
 FINISHING = 1.0
@@ -31,7 +31,7 @@ def clock(config: FinetuneConfig, folder: Path, since: float) -> Clock | None:
     return Clock(folder, seconds(config.budget), reserve=FINISHING, since=since)
 
 
-def as_planned(model: ResNetV2, plan: FinetunePlan) -> ResNetV2:
+def as_planned(model: Network, plan: FinetunePlan) -> Network:
     """The network, with the head that the plan's is to have."""
     if not plan.choose:
         return model
@@ -43,7 +43,7 @@ def as_planned(model: ResNetV2, plan: FinetunePlan) -> ResNetV2:
 def train(
     config: FinetuneConfig,
     run: runs.Run,
-    model: ResNetV2,
+    model: Network,
     parts: Splits,
     plan: FinetunePlan,
     baseline: Closed | None,
@@ -55,7 +55,9 @@ def train(
     linear_only = plan.linear == "sgd"
     trained = model.head if linear_only else model
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
-    state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=trained.parameters())
+    frozen = {id(parameter) for parameter in (model.stem_parameters() if plan.frozen_stem else ())}
+    chosen = [parameter for parameter in trained.parameters() if id(parameter) not in frozen]
+    state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=chosen)
     mirrored = (
         plan.choose and plan.augmentation.flip
     )  # as the network will see images when it is compared and delivered
@@ -110,7 +112,7 @@ def _ahead(config: FinetuneConfig, parts: Splits, plan: FinetunePlan, baseline: 
         afterwards += min(len(parts.val or ()), WATCHED)
         if baseline is not None:
             # By the closed form and the fine-tuned network: what is measured in the end may be both.
-            both = views(config, baseline, len(plan.architecture.units), plan.input.size)
+            both = views(config, baseline, len(plan.architecture.stages), plan.input.size)
             passes = sum(view.passes(plan.architecture, plan.input.size) for view in both)
     else:
         most = hyperrule.recipe(plan.images, *plan.native_size, config.variant).steps
@@ -124,7 +126,7 @@ def _ahead(config: FinetuneConfig, parts: Splits, plan: FinetunePlan, baseline: 
     )
 
 
-def _start(run: runs.Run, model: ResNetV2, train: ImageSet, plan: FinetunePlan) -> None:
+def _start(run: runs.Run, model: Network, train: ImageSet, plan: FinetunePlan) -> None:
     """Give the network, which reads out all blocks already, the closed form's head. Of a run that goes on from a checkpoint the numbers do
     not matter."""
     view = View(size=plan.input.size, readout=model.architecture.readout)
