@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Your images": ("check", "finetune", "evaluate", "predict", "serve", "report", "results"),
-    "Models": ("models", "info", "convert"),
+    "Models": ("models", "info", "convert", "benchmark"),
     "Upstream": ("pretrain", "distill", "shard"),
     "Try it": ("demo",),
 }

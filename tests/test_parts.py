@@ -21,6 +21,7 @@ import torch
 from bigtransfer import cli, dist, weights
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.config import EvaluateConfig
+from bigtransfer.data import open_dataset
 from bigtransfer.jobs import evaluate, parts
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor
@@ -302,8 +303,12 @@ def test_shards_and_archives(model: Path, tmp_path: Path, capsys: pytest.Capture
     assert both == 0
     rows = pyarrow.parquet.read_table(tmp_path / "four").to_pylist()
     assert len({row["image"] for row in rows}) == 22
-    # Answers that lie among the images are no images, nor classes.
+    # Answers that lie among the images are no images, nor a class.
     assert predict(model, small, small / "answers") == 0
+    opened = open_dataset(small)
+    assert opened.train.class_names == ("ant", "bee") and any(
+        "what `bit` wrote: answers" in note for note in opened.notes
+    )
     assert predict(model, small, small / "answers") == 0
     assert "complete already" in capsys.readouterr().out
 

@@ -337,7 +337,7 @@ def shards(made: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "version is 2.*update bigtransfer"),
+        ({"version": 3}, "version is 3.*update bigtransfer"),
         ({"version": 0}, "version is 0"),
         (
             {

@@ -9,6 +9,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from bigtransfer.config.benchmark import BenchmarkConfig
 from bigtransfer.config.check import CheckConfig
 from bigtransfer.config.convert import ConvertConfig
 from bigtransfer.config.demo import DemoConfig
@@ -46,6 +47,7 @@ from bigtransfer.config.shard import ShardConfig
 
 __all__ = [
     "Batch",
+    "BenchmarkConfig",
     "CheckConfig",
     "Config",
     "ConvertConfig",

@@ -150,6 +150,9 @@ class PretrainConfig(Config):
     """How many of the newest checkpoints to keep."""
     tensorboard: bool = False
     """Write TensorBoard files into the run folder too."""
+    headspace: bool = False
+    """Train for a minute, on batches from the loader and on some that are kept, in turns, and say how much of a step waits for data and how
+    much faster the loader could make the training at most. Nothing is kept."""
 
     def check(self) -> None:
         if not self.data:
@@ -179,5 +182,11 @@ class PretrainConfig(Config):
             raise ConfigError(f"--crop-from {self.crop_from} is larger than --crop {self.crop}.")
         if len(self.crop_ramp) != 2 or not 0 <= self.crop_ramp[0] < self.crop_ramp[1] <= 1:
             raise ConfigError("--crop-ramp takes two shares of the training, the first smaller, such as 0.4 0.8.")
+        if self.headspace:
+            forbid(
+                self,
+                ("out", "name", "probe", "tensorboard", "eval_every"),
+                "has no effect with --headspace, which keeps nothing",
+            )
         if self.probe is None:
             forbid(self, ("probe_examples",), "has no effect without --probe")

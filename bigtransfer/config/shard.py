@@ -51,6 +51,9 @@ class ShardConfig(Config):
     are."""
     quality: Annotated[int, Must("1 to 100", lambda value: 1 <= value <= 100)] = 95
     """Of these JPEGs, 1 to 100."""
+    raw: str | None = None
+    """Store pixels as a model takes them instead of image files, for sets that are used often: read without decoding, larger on the disk.
+    A model (file, run folder, name), whose input is meant, or a side in px, which both sides are resized to."""
 
     # --- Machine
     threads: Threads | None = None
@@ -63,6 +66,8 @@ class ShardConfig(Config):
             forbid(self, others, "has no effect with --verify")
         elif self.destination is None:
             raise ConfigError("Where shall the shards go? bit shard SOURCE DESTINATION")
+        if self.raw is not None:
+            forbid(self, ("resize", "quality"), "has no effect with --raw")
         if self.resize is None:
             forbid(self, ("quality",), "has no effect without --resize")
         if self.shard_mb is not None and self.shard_images is not None:

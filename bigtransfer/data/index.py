@@ -7,6 +7,11 @@
   train.labels.npy         int32 (n,), or (n, k) padded with -1; absent if unlabelled
   train.names.txt          one line per image: what it was called where it came from; not needed to read the shards
   index.json               version, class names, and the files above with bytes and SHA-256; written last
+
+Of `bit shard --raw` (version 2) the members are 000000000.rgb or .grey, the pixels of an image as a model takes it, uint8 in the order of
+rows, columns, channels; index.json says under `raw` for which input, and there are two more arrays:
+  train.heights.npy        uint32 (n,): px of the image that the record was made of
+  train.widths.npy         uint32 (n,)
 """
 
 from __future__ import annotations
@@ -18,20 +23,24 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 import numpy as np
 
 from bigtransfer import files, records, runs
+from bigtransfer.catalog import InputSpec
 from bigtransfer.data import remote
+from bigtransfer.data.images import Pixels
 from bigtransfer.data.layout import listed
 from bigtransfer.data.remote import Cache, RemoteFile
 from bigtransfer.data.sources import ImageSet, Joined, RowNumbers, Splits, TarFiles, mapped
-from bigtransfer.errors import DataError
+from bigtransfer.errors import DataError, ImageError
+from bigtransfer.limits import limits
 
 FORMAT = "bigtransfer shards"
-VERSION = 1
+VERSION, RAW_VERSION = 1, 2
+"""Of indexes of image files and of raw records, which earlier programs cannot read."""
 SPLITS = ("train", "val", "test")
 PLAN = ".plan.json"
 """There as long as `bit shard` has not finished."""
@@ -69,6 +78,61 @@ class IndexedSplit:
         return sum(shard.images for shard in self.shards)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Raw:
+    """The form of raw records."""
+
+    input: InputSpec
+    """As what a model of this input sees they were made; its decoder too."""
+    channels: Literal[1, 3]
+
+    @property
+    def bytes(self) -> int:
+        """Of a record."""
+        return self.input.size**2 * self.channels
+
+    @property
+    def ending(self) -> str:
+        return "rgb" if self.channels == 3 else "grey"
+
+    def said(self) -> str:
+        """The input in words."""
+        return _in_words(self.input, self.channels)
+
+
+def _in_words(spec: InputSpec, channels: int) -> str:
+    crop = "" if spec.mode == "square" else f" cut from {spec.resized} px"
+    filter_ = f"{spec.interpolation}{'' if spec.antialias else ', not antialiased'}"
+    return f"{spec.size} x {spec.size} px{crop}, {channels} channel{'s' if channels > 1 else ''}, {filter_}, decoder {spec.decoder}"
+
+
+class RawRecords(TarFiles):
+    """Pixels of images that were prepared for one kind of input."""
+
+    encoded = False
+
+    def __init__(self, *given: Any, form: Raw, heights: np.ndarray, widths: np.ndarray) -> None:
+        super().__init__(*given)
+        self._form, self._heights, self._widths = form, heights, widths
+
+    def read(self, row: int, channels: int, spec: InputSpec | None = None) -> Pixels:
+        """The pixels as they are stored. DataError if they are wanted for another input than they were made for."""
+        form = self._form
+        if channels != form.channels or (spec is not None and spec != form.input):
+            wanted = f"images of {channels} channels" if spec is None else _in_words(spec, channels)
+            raise DataError(
+                f"{self.tars[self._tar(row)]} holds raw pixels for an input of {form.said()}; wanted is {wanted}. Write other shards with "
+                "`bit shard --raw`, or give the images themselves."
+            )
+        data = self.data(row)
+        if len(data) != form.bytes:
+            raise ImageError(self._place(row), f"the record has {len(data):,} bytes instead of {form.bytes:,}")
+        return np.frombuffer(data, np.uint8).reshape(form.input.size, form.input.size, channels).copy()
+
+    def size(self, row: int) -> tuple[int, int]:
+        return int(self._heights[row]), int(self._widths[row])
+
+
 @dataclass
 class _Head:
     format: str
@@ -81,6 +145,8 @@ class Index:
     splits: Mapping[str, IndexedSplit]
     made: Mapping[str, Any]
     """By what, from what and with which settings."""
+    raw: Raw | None = None
+    """Of raw records; None: the shards hold image files."""
 
     @classmethod
     def read(cls, path: Path, shown: str) -> Index:
@@ -94,15 +160,23 @@ class Index:
         head = records.convert(found, _Head, where, DataError)
         if head.format != FORMAT:
             raise DataError(f"{where}: its format is {head.format!r}, not {FORMAT!r}.")
-        if head.version != VERSION:
+        if head.version not in (VERSION, RAW_VERSION):
             raise DataError(
-                f"{where} for this program: its version is {head.version}, this program reads {VERSION}; update bigtransfer."
+                f"{where} for this program: its version is {head.version}, this program reads {VERSION} and {RAW_VERSION}; update "
+                "bigtransfer."
             )
         index = records.convert(found, cls, where, DataError)
+        if (index.raw is not None) != (head.version == RAW_VERSION):
+            raise DataError(
+                f"{where}: version {head.version} {'lacks' if index.raw is None else 'has no'} raw records."
+            )
+        if index.raw is not None:
+            index.raw.input.within_limits(where, DataError)
+        needed = ("offsets", "lengths") if index.raw is None else ("offsets", "lengths", "heights", "widths")
         for split, part in index.splits.items():
             if split not in SPLITS:
                 raise DataError(f"{where}: splits.{split}: there are only {listed(SPLITS)}.")
-            if missing := [kind for kind in ("offsets", "lengths") if kind not in part.arrays]:
+            if missing := [kind for kind in needed if kind not in part.arrays]:
                 raise DataError(f"{where}: splits.{split}.arrays has no {listed(missing)}.")
             if not part.images:
                 raise DataError(f"{where}: splits.{split} has no images.")
@@ -113,7 +187,10 @@ class Index:
 
     def write(self, path: Path) -> None:
         """`index.json` to a file, atomically."""
-        runs.write_json(path, {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)})
+        record = {"format": FORMAT, "version": VERSION if self.raw is None else RAW_VERSION, **dataclasses.asdict(self)}
+        if self.raw is None:
+            del record["raw"]
+        runs.write_json(path, record)
 
     def files(self) -> list[Stated]:
         """Every file but the index itself."""
@@ -175,19 +252,24 @@ def _splits(
         names = RowNumbers(
             (f"{shard.name.removesuffix('.tar')}/" for shard in part.shards), ends[:-1], ends, KEY_DIGITS
         )
-        _check(part, arrays, ends, len(index.class_names), f"{where}: {split}")
+        _check(part, arrays, ends, len(index.class_names), index.raw, f"{where}: {split}")
         tars = [files[shard.name] for shard in part.shards]
         sizes = [shard.bytes for shard in part.shards]
-        stores.append(TarFiles(tars, ends, arrays["offsets"], arrays["lengths"], names, sizes))
+        given = (tars, ends, arrays["offsets"], arrays["lengths"], names, sizes)
+        if index.raw is None:
+            stores.append(TarFiles(*given))
+        else:
+            form, heights, widths = index.raw, arrays["heights"], arrays["widths"]
+            stores.append(RawRecords(*given, form=form, heights=heights, widths=widths))
         sets[split] = (range(row, row + part.images), arrays.get("labels"))
         row += part.images
     store = Joined(stores)
-    given = index.class_names if class_names is None else tuple(class_names)
+    known = index.class_names if class_names is None else tuple(class_names)
     opened = {}
     for split, (rows, labels) in sets.items():
-        if labels is not None and given != index.class_names:
-            labels = _renumbered(labels, index.class_names, given, f"{where}: {split}")
-        opened[split] = ImageSet(store, rows, labels, () if labels is None else given, channels)
+        if labels is not None and known != index.class_names:
+            labels = _renumbered(labels, index.class_names, known, f"{where}: {split}")
+        opened[split] = ImageSet(store, rows, labels, () if labels is None else known, channels)
     if "train" not in opened:
         raise DataError(f"{where} has {listed(opened)} but no train split.")
     return Splits(opened["train"], opened.get("val"), opened.get("test"))
@@ -207,8 +289,15 @@ def _array(file: Path | RemoteFile, images: int, kind: str) -> np.ndarray:
     return array
 
 
-def _check(part: IndexedSplit, arrays: Mapping[str, np.ndarray], ends: np.ndarray, classes: int, where: str) -> None:
-    """DataError if labels are no classes, or images do not lie inside their shards."""
+def _check(
+    part: IndexedSplit,
+    arrays: Mapping[str, np.ndarray],
+    ends: np.ndarray,
+    classes: int,
+    raw: Raw | None,
+    where: str,
+) -> None:
+    """DataError if labels are no classes, images do not lie inside their shards, or raw records have not their length."""
     images = part.images
     pieces = 16 if images > CHECKED else 1
     length = max(1, min(images, CHECKED) // pieces)
@@ -224,6 +313,18 @@ def _check(part: IndexedSplit, arrays: Mapping[str, np.ndarray], ends: np.ndarra
                 f"{where}: image {start + i} would lie at byte {begin[i]:,} of {part.shards[shard[i]].name}, {size[i]:,} bytes long, "
                 "outside of it: the index is damaged. `bit shard FOLDER --verify` checks all."
             )
+        if raw is not None:
+            if (size != raw.bytes).any():
+                i = int(np.argmax(size != raw.bytes))
+                raise DataError(
+                    f"{where}: record {start + i} has {size[i]:,} bytes, and those of {raw.said()} have {raw.bytes:,}: the index is "
+                    "damaged."
+                )
+            for kind in ("heights", "widths"):
+                if not 1 <= arrays[kind][rows].min() <= arrays[kind][rows].max() <= limits().image_side:
+                    raise DataError(
+                        f"{where}: {kind} are not within 1 to {limits().image_side:,} px: the index is damaged."
+                    )
         if (labels := arrays.get("labels")) is None:
             continue
         some = np.asarray(labels[rows])

@@ -488,10 +488,9 @@ class Arrays(_AtHand):
 class Joined:
     """Several stores as one: the rows of the first, then those of the second, and so on."""
 
-    encoded = True
-
     def __init__(self, stores: Sequence[TarFiles]) -> None:
         self._stores = tuple(stores)
+        self.encoded = all(store.encoded for store in stores)
         self._starts = np.cumsum([0, *(store.runs[-1] for store in stores)], dtype=np.int64)
         parts = [store.runs[:-1] + start for store, start in zip(stores, self._starts, strict=False)]
         self.runs = np.concatenate([*parts, self._starts[-1:]])

@@ -28,7 +28,7 @@ import bigtransfer
 from bigtransfer import records, runs
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import images, index
-from bigtransfer.data.index import Index, IndexedSplit, NotNegative, Shard, Stated
+from bigtransfer.data.index import Index, IndexedSplit, NotNegative, Raw, Shard, Stated
 from bigtransfer.data.sources import ImageSet, Splits
 from bigtransfer.errors import DataError, ImageError, RunError, UnreadableImages
 from bigtransfer.machine import usable_cores
@@ -43,21 +43,25 @@ _PIECE = 1 << 20
 """Images whose numbers are in memory at a time."""
 _ARRAYS = {"offsets": "int64", "lengths": "uint32", "places": "int64"}
 """What is kept of each image while shards are written; its place is that in the order of writing."""
+_OF_RAW = {"heights": "uint32", "widths": "uint32"}
+"""The same of raw records."""
 SHARD_MB = 256.0
 _JPEG_SIDE = 65_500
 """Pixels that a side of a JPEG file may have, in libjpeg."""
 _JOURNAL = ".journal.jsonl"
 
 
-def write(folder: Path, splits: Splits, config: ShardConfig, progress: Callable[[int], Any]) -> Index:
+def write(
+    folder: Path, splits: Splits, config: ShardConfig, progress: Callable[[int], Any], raw: Raw | None = None
+) -> Index:
     """The data set as shards in `folder`; those that are there already and undamaged are kept.
 
-    progress: given the number of images, a bar as tqdm's.
+    raw: the form of raw records instead of image files. progress: given the number of images, a bar as tqdm's.
     RunError if the folder holds something else, or there is no room.
     UnreadableImages if an image cannot be decoded and is not to be left out.
     """
     try:
-        return _write(folder, splits, config, progress)
+        return _write(folder, splits, config, progress, raw)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -66,11 +70,13 @@ def write(folder: Path, splits: Splits, config: ShardConfig, progress: Callable[
         ) from error
 
 
-def _write(folder: Path, splits: Splits, config: ShardConfig, progress: Callable[[int], Any]) -> Index:
+def _write(folder: Path, splits: Splits, config: ShardConfig, progress: Callable[[int], Any], raw: Raw | None) -> Index:
     parts = {name: part for name in index.SPLITS if (part := getattr(splits, name)) is not None}
     plan = _plan(parts, config)
+    if raw is not None:
+        plan["raw"] = dataclasses.asdict(raw)
     before, finished = _earlier(folder, plan)
-    written = {name: _Split(folder, name, part, config, before.get(name, _Done())) for name, part in parts.items()}
+    written = {name: _Split(folder, name, part, config, before.get(name, _Done()), raw) for name, part in parts.items()}
     if not finished:
         runs.write_json(folder / index.PLAN, plan)
     total = sum(map(len, parts.values()))
@@ -83,14 +89,19 @@ def _write(folder: Path, splits: Splits, config: ShardConfig, progress: Callable
         for name, part in Index.read(folder / "index.json", str(folder / "index.json")).splits.items():
             written[name].restore(part)
     else:
-        _finish(folder, config, splits.train.class_names, plan, written)
+        _finish(folder, config, splits.train.class_names, plan, written, raw)
     for file in (*folder.glob(".*.npy"), folder / index.PLAN, folder / _JOURNAL):
         file.unlink(missing_ok=True)
     return Index.read(folder / "index.json", str(folder / "index.json"))
 
 
 def _finish(
-    folder: Path, config: ShardConfig, class_names: tuple[str, ...], plan: dict[str, Any], written: dict[str, _Split]
+    folder: Path,
+    config: ShardConfig,
+    class_names: tuple[str, ...],
+    plan: dict[str, Any],
+    written: dict[str, _Split],
+    raw: Raw | None,
 ) -> None:
     """Write what stands beside the shards, and last the index."""
     made = Index(
@@ -102,6 +113,7 @@ def _finish(
             "plan": plan,
             "skipped": {name: split.done.skipped for name, split in written.items()},
         },
+        raw=raw,
     )
     if unreadable := [one for split in written.values() for one in split.done.unreadable]:
         runs.write_json(folder / "unreadable.json", unreadable)
@@ -155,6 +167,8 @@ class _Sample:
     label_ending: str = ""
     label: bytes = b""
     error: ImageError | None = None
+    native: tuple[int, int] = (0, 0)
+    """Height and width of the image that a raw record is made of."""
 
     @property
     def size(self) -> int:
@@ -250,8 +264,8 @@ class _Line:
 def _same(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     different = [
         f"{_flag(key)} {before.get(key)!r} then, {value!r} now" if key != "images" else "the images are others"
-        for key, value in now.items()
-        if before.get(key) != value
+        for key in {**now, **before}
+        if before.get(key) != (value := now.get(key))
     ]
     if different:
         raise RunError(
@@ -266,8 +280,11 @@ def _flag(name: str) -> str:
 class _Split:
     """One split on its way into shards."""
 
-    def __init__(self, folder: Path, name: str, images: ImageSet, config: ShardConfig, done: _Done) -> None:
-        self.folder, self.name, self.images, self.config, self.done = folder, name, images, config, done
+    def __init__(
+        self, folder: Path, name: str, images: ImageSet, config: ShardConfig, done: _Done, raw: Raw | None
+    ) -> None:
+        self.folder, self.name, self.images, self.config, self.done, self.raw = folder, name, images, config, done, raw
+        self.kinds = _ARRAYS if raw is None else _ARRAYS | _OF_RAW
         self.order = _order(images, config.seed) if config.shuffle else np.arange(len(images))
 
     def repair(self, pool: ThreadPoolExecutor, bar: Any) -> None:
@@ -293,7 +310,7 @@ class _Split:
         """Write the arrays of a finished split again, from its shards, if one of them is not what it was."""
         if all(damage_of(self.folder, array) is None for array in part.arrays.values()):
             return
-        arrays = {kind: self._array(kind, dtype, new=True) for kind, dtype in _ARRAYS.items()}
+        arrays = {kind: self._array(kind, dtype, new=True) for kind, dtype in self.kinds.items()}
         arrays["places"][: self.done.images] = self._kept()
         row = 0
         for shard in self.done.shards:
@@ -302,6 +319,9 @@ class _Split:
             arrays["offsets"][row : row + shard.images] = [member.offset_data for member in members]
             arrays["lengths"][row : row + shard.images] = [member.size for member in members]
             row += shard.images
+        if self.raw is not None:
+            for row, place in enumerate(self._kept()):
+                arrays["heights"][row], arrays["widths"][row] = self.images.size(int(self.order[place]))
         if self.finish() != part:
             raise RunError(
                 f"The arrays in {self.folder} are damaged and cannot be restored. Remove it and write it anew."
@@ -311,7 +331,7 @@ class _Split:
         """Write the shards that are not there yet."""
         start = self.done.images + len(self.done.skipped)  # every place up to there was either written or skipped
         samples = _Peekable(self._samples(pool, np.arange(start, len(self.order))))
-        arrays = {kind: self._array(kind, dtype, new=start == 0) for kind, dtype in _ARRAYS.items()}
+        arrays = {kind: self._array(kind, dtype, new=start == 0) for kind, dtype in self.kinds.items()}
         while samples.next is not None:
             row = self.done.images
             written = self._write(f"{self.name}-{len(self.done.shards):06d}.tar", samples, row, bar.update)
@@ -331,9 +351,9 @@ class _Split:
     def finish(self) -> IndexedSplit:
         """The arrays beside the shards, and what the index says of them all."""
         count = self.done.images
-        whole = {kind: self._array(kind, dtype, new=False) for kind, dtype in _ARRAYS.items()}
+        whole = {kind: self._array(kind, dtype, new=False) for kind, dtype in self.kinds.items()}
         stated = {}
-        for kind in ("offsets", "lengths"):
+        for kind in (kind for kind in self.kinds if kind != "places"):
             stated[kind] = self._save(kind, lambda start, stop, array=whole[kind]: array[start:stop], (count,))
         source = whole["places"]
         if (labels := self.images.labels) is not None:
@@ -386,23 +406,27 @@ class _Split:
     def _sample(self, place: int) -> _Sample:
         i = int(self.order[place])
         try:
-            content, ending = _encoded(self.images, i, self.config)
+            if self.raw is None:
+                content, ending, native = *_encoded(self.images, i, self.config), (0, 0)
+            else:
+                content, ending = self.images.read(i, self.raw.input).tobytes(), self.raw.ending
+                native = self.images.size(i)
         except ImageError as error:
             return _Sample(place, error=ImageError(self.images.name(i), error.reason))
         if self.images.labels is None:
-            return _Sample(place, content, ending)
+            return _Sample(place, content, ending, native=native)
         label = self.images.labels[i]
         if label.ndim:
             text = json.dumps({"label": [int(one) for one in label if one >= 0]})
-            return _Sample(place, content, ending, "json", text.encode())
-        return _Sample(place, content, ending, "cls", str(int(label)).encode())
+            return _Sample(place, content, ending, "json", text.encode(), native=native)
+        return _Sample(place, content, ending, "cls", str(int(label)).encode(), native=native)
 
     def _write(self, name: str, samples: _Peekable, first: int, advance: Callable[[], object]) -> _Written:
         """One shard of the next samples, as many as belong into it, of which the first good one gets the number `first`. advance: called
         for each."""
         most = self.config.shard_images or len(self.order)
         room = float("inf") if self.config.shard_images else (self.config.shard_mb or SHARD_MB) * 1e6
-        written = _Written({kind: [] for kind in _ARRAYS}, [], None)
+        written = _Written({kind: [] for kind in self.kinds}, [], None)
         path = self.folder / name
         with runs.atomic_write(path) as temporary:
             with open(temporary, "wb") as file:
@@ -422,6 +446,9 @@ class _Split:
                     written.rows["offsets"].append(tar.add(f"{key}.{sample.ending}", sample.content))
                     written.rows["lengths"].append(len(sample.content))
                     written.rows["places"].append(sample.place)
+                    if self.raw is not None:
+                        written.rows["heights"].append(sample.native[0])
+                        written.rows["widths"].append(sample.native[1])
                     if sample.label:
                         tar.add(f"{key}.{sample.label_ending}", sample.label)
                     images += 1

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ from bigtransfer.evals import linear
 from bigtransfer.feed.augment import Growth, InceptionCrop
 from bigtransfer.feed.loader import TrainLoader, eval_batches
 from bigtransfer.feed.order import MixedOrder, Order
-from bigtransfer.jobs import training
+from bigtransfer.jobs import headspace, training
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import ResNetV2, build
 from bigtransfer.train import loop, objective, parallel
@@ -323,25 +325,33 @@ def run(config: PretrainConfig, teacher: Teacher | None = None) -> int:
     teacher: in place of the one that `config.teacher` names, by which it is then only called.
     """
     with join(choose_device(config.device)) as (world, device):
-        run = runs.Run(folder(config))
-        begun = _recalled(run.folder, config, world)
-        if begun is not None:
-            same_threads(begun.threads)
-        if config.batch_size < world.size:
-            raise ConfigError(
-                f"--batch-size {config.batch_size} leaves some of the {world.size} processes without an image."
-            )
-        if config.mixup_alpha and world.size > 1:
-            raise ConfigError("--mixup-alpha blends images of one process only: leave it out, or start one process.")
-        if config.teacher is not None and teacher is None:
-            teacher = open_teacher(config.teacher, config.teacher_size)
-        sets, excluded = _open(config)
-        if not world.is_main:
-            return _train(config, run, world, device, begun, sets, teacher, excluded)
-        if config.exclude is not None:
-            print(exclusions.told(excluded, config.exclude), flush=True)
-        with run.hold():
-            return _train(config, run, world, device, begun, sets, teacher, excluded)
+        if config.headspace:
+            with tempfile.TemporaryDirectory(prefix="bit-") as temporary:  # nothing of it is to be gone on with
+                return _run(config, runs.Run(temporary), world, device, teacher)
+        return _run(config, runs.Run(folder(config)), world, device, teacher)
+
+
+def _run(config: PretrainConfig, run: runs.Run, world: World, device: torch.device, teacher: Teacher | None) -> int:
+    begun = _recalled(run.folder, config, world)
+    if begun is not None:
+        same_threads(begun.threads)
+    if config.batch_size < world.size:
+        raise ConfigError(
+            f"--batch-size {config.batch_size} leaves some of the {world.size} processes without an image."
+        )
+    if config.headspace and world.size > 1:
+        raise ConfigError("--headspace measures one process: give it without torchrun.")
+    if config.mixup_alpha and world.size > 1:
+        raise ConfigError("--mixup-alpha blends images of one process only: leave it out, or start one process.")
+    if config.teacher is not None and teacher is None:
+        teacher = open_teacher(config.teacher, config.teacher_size)
+    sets, excluded = _open(config)
+    if not world.is_main:
+        return _train(config, run, world, device, begun, sets, teacher, excluded)
+    if config.exclude is not None:
+        print(exclusions.told(excluded, config.exclude), flush=True)
+    with run.hold():
+        return _train(config, run, world, device, begun, sets, teacher, excluded)
 
 
 def _recalled(folder: Path, config: PretrainConfig, world: World) -> Begun[PretrainPlan] | None:
@@ -452,6 +462,22 @@ def _train(
             order=plan.order([one.train for one in sets]),
             teacher_size=None if lesson is None else lesson.size,
         )
+        if config.headspace:
+            take = partial(
+                loop.steps,
+                state,
+                recipe=recipe,
+                seed=plan.seed,
+                device=device,
+                dtype=plan.torch_dtype,
+                forward=torch.compile(forward) if config.compile else forward,
+                aim=plan.aim,
+                lesson=lesson,
+                ema_decay=plan.ema,
+                learning_rate=lambda step: recipe.learning_rate(min(step, recipe.steps - 1)),
+            )
+            print(headspace.measure(state, loader, take, max(recipe.steps, headspace.STEPS)))
+            return 0
         outcome = training.train(
             run,
             state,

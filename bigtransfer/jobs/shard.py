@@ -10,10 +10,12 @@ from typing import Any
 from tqdm import tqdm
 
 from bigtransfer import data, runs
+from bigtransfer.catalog import InputSpec
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import index, writer
-from bigtransfer.data.index import Index
-from bigtransfer.errors import DataError
+from bigtransfer.data.index import Index, Raw
+from bigtransfer.errors import ConfigError, DataError
+from bigtransfer.limits import limits
 from bigtransfer.machine import usable_cores
 
 
@@ -22,26 +24,46 @@ def run(config: ShardConfig) -> int:
     if config.verify:
         return _verify(Path(config.source), config.threads)
     assert config.destination is not None
+    raw = None if config.raw is None else _raw(config.raw)
     splits = data.open_dataset(
         config.source,
         image_column=config.image_column,
         label_column=config.label_column,
         label_separator=config.label_separator,
         multi_label=True,
+        channels=3 if raw is None else raw.channels,
     )
     for note in splits.notes:
         print(f"note: {note}")
     folder = Path(config.destination)
     with runs.Run(folder).hold():
-        made = writer.write(folder, splits, config, lambda total: _bar(total, "Sharding"))
+        made = writer.write(folder, splits, config, lambda total: _bar(total, "Sharding"), raw)
     skipped = sum(map(len, made.made["skipped"].values()))
     for split, part in made.splits.items():
         size = sum(shard.bytes for shard in part.shards)
         print(f"{folder}: {split}, {part.images:,} images in {_counted(len(part.shards), 'shard')}, {_gigabytes(size)}")
     if skipped:
         print(f"Left out: {_counted(skipped, 'unreadable image')}, listed in {folder / 'unreadable.json'}")
-    print(f"Use them:  bit pretrain {config.destination}")
+    if raw is None:
+        print(f"Use them:  bit pretrain {config.destination}")
+    else:
+        print(f"Use them with models that take {raw.said()}; others are refused.")
     return 0
+
+
+def _raw(asked: str) -> Raw:
+    """The records that --raw asks for."""
+    if asked.isdecimal():
+        if not 1 <= int(asked[:9]) <= limits().input_side or len(asked) > 9:
+            raise ConfigError(f"--raw {asked}: a side may have 1 to {limits().input_side:,} px.")
+        return Raw(input=InputSpec(size=int(asked)), channels=3)
+    from bigtransfer import weights  # loads torch
+
+    card = weights.describe(asked)
+    channels = card.architecture.in_chans
+    if channels not in (1, 3):
+        raise ConfigError(f"--raw {asked}: that model takes images of {channels} channels; records have 3 or 1.")
+    return Raw(input=card.input, channels=channels)
 
 
 def _verify(folder: Path, threads: int | None) -> int:

@@ -1,0 +1,166 @@
+"""`bit benchmark`: that it times what it says, and computes its figures right. Nothing here depends on how fast anything is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bigtransfer import cli, weights
+from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer.config import BenchmarkConfig
+from bigtransfer.data import images
+from bigtransfer.jobs import benchmark
+from bigtransfer.jobs.benchmark import Measured, Row
+from bigtransfer.model import ResNetV2
+from bigtransfer.predictor import Predictor
+
+from .data_makers import class_folders
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def network() -> ResNetV2:
+    torch.manual_seed(0)
+    made = ResNetV2((1, 1, 1, 1), 1, 7)
+    torch.nn.init.normal_(made.head.weight, std=0.05)
+    torch.nn.init.normal_(made.head.bias)
+    made.card = ModelCard(name="tiny", architecture=made.architecture, num_classes=7, input=InputSpec(size=16))
+    return made.eval()
+
+
+def test_all_compute_the_same(network: ResNetV2) -> None:
+    """Otherwise the figures of one would say nothing beside those of the other."""
+    pytest.importorskip("timm")
+    config = BenchmarkConfig(model="tiny", batch_sizes=(2, 3), backends=("torch",))
+    rows = list(benchmark._rows(config, network, CPU, ("fp32", "bf16"), benchmark._made_up()[:2]))
+    pixels = [row for row in rows if not row.decoding]
+    assert [(row.by, row.precision, row.batch) for row in pixels] == [
+        (by, precision, batch) for precision in ("fp32", "bf16") for by in ("torch", "timm") for batch in (2, 3)
+    ]
+    for row in pixels:
+        assert row.error is not None and row.run() == row.batch
+        low, high = (0, 1e-4) if row.precision == "fp32" else (1e-4, 0.1)
+        assert low <= row.error < high, row
+    assert [(row.by, row.batch) for row in rows if row.decoding] == [("torch", 2), ("torch", 3)] * 2
+
+
+def test_another_backend(network: ResNetV2) -> None:
+    pytest.importorskip("onnxruntime")
+    config = BenchmarkConfig(model="tiny", batch_sizes=(2,), backends=("onnxruntime",), peers="none")
+    rows = list(benchmark._rows(config, network, CPU, ("fp32", "bf16"), benchmark._made_up()[:2]))
+    assert [(row.by, row.precision, row.decoding) for row in rows] == [
+        ("onnxruntime", "fp32", False),
+        ("onnxruntime", "fp32", True),
+    ]
+    assert rows[0].error is not None and rows[0].error < 1e-4 and rows[0].run() == 2
+
+
+def test_a_peer_of_other_weights_would_show(network: ResNetV2) -> None:
+    pytest.importorskip("timm")
+    twin = benchmark._in_timm(network, CPU)
+    assert twin is not None
+    other = Predictor(network, device="cpu", precision="fp32")
+    with torch.no_grad():
+        next(twin.parameters()).mul_(-1)
+    batch = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
+    assert not torch.allclose(benchmark._ask_timm(twin, torch.float32, CPU, batch), other.logits(batch), rtol=1e-3)
+
+
+def test_decoding_is_in_it_or_not(network: ResNetV2, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    original = images.prepared
+    monkeypatch.setattr(images, "prepared", lambda *given: (decoded.append(1), original(*given))[1])
+    config = BenchmarkConfig(model="tiny", batch_sizes=(2,), peers="none", backends=("torch",))
+    rows = list(benchmark._rows(config, network, CPU, ("fp32",), benchmark._made_up()[:2]))
+    assert len(rows) == 2
+    for row in rows:
+        decoded.clear()
+        assert len(decoded) == 0 and row.run() == (8 if row.decoding else 2)
+        assert len(decoded) == (8 if row.decoding else 0)
+
+
+def test_rates() -> None:
+    times = iter([0.0, 2.0, 5.0])
+    assert benchmark.rate(lambda: 10, 4, lambda: next(times)) == 20 / 5
+    times = iter([0.0, 9.0])
+    assert benchmark.rate(lambda: 10, 4, lambda: next(times)) == 10 / 9, "once at least"
+
+
+def made(**changes: object) -> Measured:
+    rows = [
+        Row("torch", "fp32", 2, False, int, rates=[10.0, 30.0, 20.0], memory=5_000_000, error=1e-6),
+        Row("timm", "fp32", 2, False, int, rates=[5.0, 10.0, 40.0], error=2e-6),
+        Row("torch", "fp32", 2, True, int, rates=[4.0, 4.0, 4.0]),
+    ]
+    return Measured(**{"rows": rows, "peaks": {"fp32": 100e9}, "flops": 1e9, "others": 0.02, **changes})  # pyright: ignore[reportArgumentType]
+
+
+def test_the_table(network: ResNetV2) -> None:
+    shown = benchmark.table(network, made(), CPU)
+    (ours,) = [line.split() for line in shown.splitlines() if line.startswith("torch") and "pixels" in line]
+    # 20 images a second of a GFLOP each are a fifth of 100 GFLOP/s.
+    assert ours == ["torch", "fp32", "2", "pixels", "20", "20%", "10..30", "5", "MB", "1.0e-06"]
+    # The median of each round's own ratio, not the ratio of the medians.
+    assert "torch: 2.00 times timm (eager, channels_last) in fp32, batch 2; 0.50 to 3.00 in the rounds" in shown
+    assert "Other processes had 2% of the machine's cores" in shown and "busy" not in shown
+
+
+def test_a_busy_machine_is_said(network: ResNetV2) -> None:
+    assert "The machine was busy: other processes had 60% of its cores" in benchmark.table(
+        network, made(others=0.6), CPU
+    )
+    assert "does not say" in benchmark.table(network, made(others=None), CPU)
+
+
+def test_what_others_had(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted = iter([(10.0, 100.0, 1.0), (40.0, 200.0, 11.0)])  # of 100 s of all cores 30 at work, 10 of them for us
+    monkeypatch.setattr(benchmark._Others, "_counted", staticmethod(lambda: next(counted)))
+    with benchmark._Others() as others:
+        pass
+    assert others.share == pytest.approx(0.2)
+
+
+def test_the_system_says_it() -> None:
+    counted = benchmark._Others._counted()
+    if not Path("/proc/stat").exists():
+        assert counted is None
+    else:
+        assert counted is not None and 0 < counted[0] < counted[1] and counted[2] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from /proc")
+def test_memory_is_that_of_the_batch() -> None:
+    found = benchmark._memory_of(lambda: len(torch.ones(50_000_000, dtype=torch.uint8)), CPU)
+    if found is not None:  # some containers do not let the peak be counted anew
+        assert 40e6 < found < 120e6
+
+
+def test_the_command(network: ResNetV2, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights.save(tmp_path / "tiny.safetensors", network)
+    photos = class_folders(tmp_path / "photos", {"ant": 2})
+    asked = ["benchmark", tmp_path / "tiny.safetensors", photos, "--batch-sizes", "2", "--precisions", "fp32"]
+    asked += [
+        "--backends",
+        "torch",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0.01",
+        "--device",
+        "cpu",
+        "--json",
+        tmp_path / "numbers.json",
+    ]
+    assert cli.main([*map(str, asked)]) == 0
+    shown = capsys.readouterr().out
+    record = json.loads((tmp_path / "numbers.json").read_text())
+    assert record["model"] == "tiny" and record["flops_per_image"] == network.architecture.forward_flops(16, 7)
+    assert all(len(row["rates"]) == 2 and min(row["rates"]) > 0 for row in record["rows"])
+    assert shown.count("files") == 1 and "GFLOP/s fp32" in shown
+    (photos / "ant" / "000.png").write_bytes(b"\x89PNG")
+    assert cli.main([*map(str, asked)]) == 2
+    assert "cannot be read" in capsys.readouterr().err
