@@ -191,7 +191,12 @@ def _streamed(predictor: Predictor, files: Sequence[bytes], batch: int) -> int:
 def _in_timm(network: ResNetV2, device: torch.device) -> nn.Module | None:
     """timm's network of the same form with the same weights; None where timm is not installed, or has no such form."""
     architecture = network.card.architecture
-    if architecture.backbone is not None or architecture.norm != "gn" or architecture.readout is not None or architecture.beside is not None:
+    if (
+        architecture.backbone is not None
+        or architecture.norm != "gn"
+        or architecture.readout is not None
+        or architecture.beside is not None
+    ):
         return None
     if not network.card.num_classes:
         return None
