@@ -1375,10 +1375,10 @@ def test_copies_of_images_are_told_kept_and_shown(
         "train/red/4.png = test/red/0.png; train/red/3.png = test/red/1.png. The report lists them." in told
     )
     assert (
-        "warning: 1 pictures stand under different classes, of which only one can be right: "
+        "warning: 1 picture stands under different classes, of which only one can be right: "
         "train/blue/1.png = train/green/2.png." in told
     )
-    assert "note: 1 pictures are there more than once" in told
+    assert "note: 1 picture is there more than once" in told
     groups = json.loads((tmp_path / "run" / "copies.json").read_text())
     assert sorted([one["name"] for one in group] for group in groups) == [
         ["train/blue/0.png", "train/blue/4.png"],

@@ -75,16 +75,21 @@ def test_two_runs_in_the_terminal_and_on_a_page(two: tuple[Path, Path], capsys: 
     paired = Paired(images=8, first_only=1, second_only=2)
     low, high = paired.interval
     points = f"12.5 percentage points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
-    verdict = f"before and after cannot be told apart by these images: a difference of {points}"
+    verdict = f"before and after cannot be told apart by these images: after is ahead by {points}"
     assert verdict in told and str(before / "comparison.html") in told
     page = parse((before / "comparison.html").read_text())
     assert page.all("p", "hero")[0].text == f"{verdict}."
     tables = page.all("table")
     assert [row[:3] for row in tables[0].rows()[1:]] == [["before", "8", "50.0%"], ["after", "8", "62.5%"]]
-    assert tables[1].rows()[1] == ["after", "+12.5", f"{100 * low:+.1f} – {100 * high:+.1f}", "2", "1", "1"]
+    assert tables[1].rows()[1] == ["after", "+12.5", f"{100 * low:+.1f} to {100 * high:+.1f}", "2", "1", "1"]
     shown = {one.all("h2")[0].text: [small.text for small in one.all("small")] for one in page.all("section")}
     assert shown["after is right, and before said"] == ["1.png", "1.png"]
     assert shown["before is right, and after said"] == ["0.png"]
+    # The other way round the difference and its interval are still of the one that is ahead.
+    (found,) = runs.compare([after, before]).against
+    assert found.verdict == f"after and before cannot be told apart by these images: after is ahead by {points}"
+    write(after, "evaluation.json", EVALUATION)
+    assert "these images: both get as many right (95% interval -" in runs.compare([before, after]).against[0].verdict
 
 
 def test_a_clear_difference_is_told_either_way(tmp_path: Path) -> None:
@@ -125,6 +130,8 @@ def test_what_cannot_be_compared_is_refused(
     assert cli.main(["report", str(before), str(after), "--out", str(tmp_path / "page.html")]) == 0
     told = parse((tmp_path / "page.html").read_text()).text
     assert "2 further images of before are not in every run" in told and "the same 6 images" in told
+    write(after, "evaluation.json", changed(predictions=rows[:7]))
+    assert "1 further image of before is not in every run" in runs.compare([before, after]).notes[0]
     assert "Measured on garden, meadow; taken for the same images" in told
     assert cli.main(["report", str(before), "--out", "x.html"]) == 2
     assert "--out" in capsys.readouterr().err

@@ -226,7 +226,7 @@ def test_the_candidates_and_which_was_chosen(folder: Path) -> None:
     write(folder, "closed.json", CLOSED)
     found = section(folder, "Closed form and fine-tuning")
     text = " ".join(found.text.split())
-    assert "in 12 s, from 1,100 images: it sees all blocks at 48 and 96 px and is right in 75.1% of them" in text
+    assert "in 12 s, from 1,100 images: it sees all blocks at 48 and 96 px, and is right in 75.1% of them" in text
     assert "Delivered" not in text
     (views,) = found.all("table")
     assert rows(views) == [
@@ -257,12 +257,21 @@ def test_the_candidates_and_which_was_chosen(folder: Path) -> None:
     assert "is right in" not in found.text and rows(found.all("table")[1]) == [["the last map at 48 px", "–", "–"]]
 
 
+def test_a_closed_form_alone_is_not_said_to_precede_a_training(folder: Path) -> None:
+    write(folder, "closed.json", CLOSED)
+    changed(folder, "config.json", recipe=CONFIG["recipe"] | {"steps": 0})
+    text = " ".join(section(folder, "The closed form").text.split())
+    assert "The network was left as it is, and a linear classifier on its features was solved exactly" in text
+    write(folder, "choice.json", CHOICE)
+    assert "Before any training" in section(folder, "Closed form and fine-tuning").text
+
+
 @pytest.mark.parametrize(
     ("name", "values", "said"),
     [
         ("closed.json", {"seconds": "long"}, "closed.json: seconds"),
         ("closed.json", {"top1": 2}, "closed.json: top1"),
-        ("closed.json", {"view": {"size": 4, "readout": {"blocks": [9]}}}, "closed.json: view.readout.blocks"),
+        ("closed.json", {"view": {"size": 4, "readout": {"blocks": [999]}}}, "closed.json: view.readout.blocks"),
         ("choice.json", {"delivered": "<b>"}, "choice.json: delivered"),
         ("choice.json", {"candidates": []}, "choice.json: candidates"),
     ],
@@ -334,10 +343,10 @@ def test_top_5_is_shown_from_six_classes_on(folder: Path, classes: int, tile: bo
 @pytest.mark.parametrize(
     ("split", "images", "said"),
     [
-        ("train", 8, "8 training images of 4 classes are"),
-        ("val", 2000, "2,000 validation images of 4 classes are"),
-        ("all images", 8, "8 images of 4 classes are"),
-        ("test", 1, "1 test image of 4 classes is"),
+        ("train", 8, "8 training images of 3 of the 4 classes are"),
+        ("val", 2000, "2,000 validation images of 3 of the 4 classes are"),
+        ("all images", 8, "8 images of 3 of the 4 classes are"),
+        ("test", 1, "1 test image of 3 of the 4 classes is"),
     ],
 )
 def test_what_was_measured_on(folder: Path, split: str, images: int, said: str) -> None:

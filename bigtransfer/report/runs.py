@@ -72,9 +72,9 @@ def compare(folders: Sequence[str | os.PathLike[str]], images: Sequence[ImageSet
                     f"{image} is of class {ours!r} in {names[0]} and of {theirs!r} in {name}: they were measured on different data."
                 )
         if len(one.predictions) > len(common):
-            notes.append(
-                f"{len(one.predictions) - len(common):,} further images of {name} are not in every run, and are left out of the comparison."
-            )
+            more = len(one.predictions) - len(common)
+            what = f"1 further image of {name} is" if more == 1 else f"{more:,} further images of {name} are"
+            notes.append(f"{what} not in every run, and left out of the comparison.")
     if len({one.data for one in found}) > 1:
         notes.append(
             f"Measured on {', '.join(sorted({one.data for one in found}))}; taken for the same images, as names and classes are the same."
@@ -148,11 +148,13 @@ def _against(
 
 
 def _verdict(first: str, second: str, paired: Paired) -> str:
-    low, high = paired.interval
-    points = (
-        f"{abs(paired.difference) * 100:.1f} percentage points (95% interval {100 * low:+.1f} to {100 * high:+.1f})"
-    )
-    if low > 0 or high < 0:
-        better, worse = (second, first) if paired.difference > 0 else (first, second)
+    difference, (low, high) = paired.difference, paired.interval
+    better, worse = second, first
+    if difference < 0:
+        difference, low, high, better, worse = -difference, -high, -low, first, second
+    interval = f"(95% interval {100 * low:+.1f} to {100 * high:+.1f})"
+    points = f"{difference * 100:.1f} percentage points {interval}"
+    if low > 0:
         return f"{better} is better than {worse} by {points}"
-    return f"{first} and {second} cannot be told apart by these images: a difference of {points}"
+    ahead = f"{better} is ahead by {points}" if difference else f"both get as many right {interval}"
+    return f"{first} and {second} cannot be told apart by these images: {ahead}"

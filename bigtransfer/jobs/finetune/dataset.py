@@ -196,16 +196,18 @@ def find_copies(parts: Splits) -> list[list[checks.Copy]]:
     if len(compared) == 1 and len(parts.train) > COMPARED:
         return []
     copies = checks.find_copies(compared)
-    kinds = {
-        "are in several parts of the data; accuracy will look better than it is": list(filter(checks.leaked, copies)),
-        "stand under different classes, of which only one can be right": list(filter(checks.contradictory, copies)),
-    }
-    for what, groups in kinds.items():
-        if groups:
+    kinds = (
+        ("is", "are", "in several parts of the data; accuracy will look better than it is", checks.leaked),
+        ("stands", "stand", "under different classes, of which only one can be right", checks.contradictory),
+    )
+    for singular, plural, where, found in kinds:
+        if groups := list(filter(found, copies)):
+            what = f"1 picture {singular}" if len(groups) == 1 else f"{len(groups):,} pictures {plural}"
             shown = "; ".join(" = ".join(one.name for one in group[:3]) for group in groups[:5])
             more = f"; and {len(groups) - 5:,} more" if len(groups) > 5 else ""
-            print(f"warning: {len(groups):,} pictures {what}: {shown}{more}. The report lists them.", file=sys.stderr)
+            print(f"warning: {what} {where}: {shown}{more}. The report lists them.", file=sys.stderr)
     repeated = sum(not checks.leaked(group) and not checks.contradictory(group) for group in copies)
     if repeated:
-        print(f"note: {repeated:,} pictures are there more than once; the report lists them", file=sys.stderr)
+        what = "1 picture is" if repeated == 1 else f"{repeated:,} pictures are"
+        print(f"note: {what} there more than once; the report lists them", file=sys.stderr)
     return copies

@@ -11,6 +11,8 @@ from bigtransfer.report.contents import Contents
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
+    alone: bool
+    """Whether nothing was trained: neither steps nor a choice."""
     view: str
     """What the closed form sees, in words."""
     images: int
@@ -36,7 +38,9 @@ def compute(run: Contents) -> Candidates | None:
     if closed is None:
         return None
     compared = choice.candidates if choice else ()
+    recipe = run.config.recipe if run.config else None
     return Candidates(
+        alone=choice is None and recipe is not None and not recipe.steps,
         view=str(closed.view),
         images=closed.images,
         seconds=closed.seconds,
