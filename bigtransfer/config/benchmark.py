@@ -26,8 +26,8 @@ class BenchmarkConfig(Config):
     """Images computed at a time."""
     precisions: tuple[Literal["fp32", "bf16"], ...] = ()
     """Number formats. Default: fp32, and bf16 where the hardware multiplies it."""
-    backends: tuple[Literal["torch", "onnxruntime"], ...] = ()
-    """What computes. Default: torch, and on a CPU onnxruntime where it is installed."""
+    backends: tuple[Literal["torch", "onnxruntime", "openvino"], ...] = ()
+    """What computes. Default: torch, and on a CPU onnxruntime and openvino where they are installed."""
     peers: Literal["auto", "none"] = "auto"
     """auto: also timm's network of the same form with the same weights, where it is installed."""
     seconds: Annotated[Positive, Must("at most 3600", lambda value: value <= 3600)] = 0.5

@@ -31,7 +31,8 @@ from bigtransfer.config import BenchmarkConfig
 from bigtransfer.data.forms import open_images
 from bigtransfer.errors import BitError, DataError
 from bigtransfer.feed.augment import normalize
-from bigtransfer.model import ResNetV2
+from bigtransfer.model import Network
+from bigtransfer.ops.memory import give_back_freed_memory
 from bigtransfer.ops.peak import matmul_flops
 from bigtransfer.predictor import Predictor
 from bigtransfer.train.loop import compute_dtype
@@ -91,7 +92,7 @@ def run(config: BenchmarkConfig) -> None:
         print(f"\nall numbers: {config.json}")
 
 
-def measure(config: BenchmarkConfig, network: ResNetV2, device: torch.device) -> Measured:
+def measure(config: BenchmarkConfig, network: Network, device: torch.device) -> Measured:
     """Every figure, in rounds in which all take their turn."""
     precisions = config.precisions or (
         ("fp32", "bf16") if compute_dtype("auto", device) == torch.bfloat16 else ("fp32",)
@@ -126,7 +127,7 @@ _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def _rows(
     config: BenchmarkConfig,
-    network: ResNetV2,
+    network: Network,
     device: torch.device,
     precisions: Sequence[str],
     files: Sequence[bytes],
@@ -143,7 +144,7 @@ def _rows(
     for precision in precisions:
         predictors: dict[str, Predictor] = {}
         for name in _backends(config, device):
-            if name == "torch" or precision == "fp32":  # onnxruntime has no other
+            if name != "onnxruntime" or precision == "fp32":  # it has no other
                 how: Any = {"precision": precision, "backend": name}
                 try:
                     predictors[name] = Predictor(network, device=str(device), **how)
@@ -168,8 +169,10 @@ def _backends(config: BenchmarkConfig, device: torch.device) -> tuple[Name, ...]
     """What is asked for, or what there is."""
     if config.backends:
         return config.backends
-    here = device.type == "cpu" and importlib.util.find_spec("onnxruntime") is not None
-    return ("torch", "onnxruntime") if here else ("torch",)
+    if device.type != "cpu":
+        return ("torch",)
+    others: tuple[Name, ...] = ("onnxruntime", "openvino")
+    return ("torch", *(name for name in others if importlib.util.find_spec(name) is not None))
 
 
 _COMPARED = 4
@@ -188,7 +191,7 @@ def _streamed(predictor: Predictor, files: Sequence[bytes], batch: int) -> int:
     return len(files)
 
 
-def _in_timm(network: ResNetV2, device: torch.device) -> nn.Module | None:
+def _in_timm(network: Network, device: torch.device) -> nn.Module | None:
     """timm's network of the same form with the same weights; None where timm is not installed, or has no such form."""
     architecture = network.card.architecture
     if (
@@ -263,6 +266,7 @@ def _memory_of(run: Callable[[], int], device: torch.device) -> int | None:
         run()
         return torch.cuda.max_memory_allocated(device) - before
     try:
+        give_back_freed_memory()  # what an earlier row freed would hide what this one takes
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew
         before = _status("VmRSS")
         run()
@@ -308,7 +312,7 @@ class _Others:
 # --- What is shown
 
 
-def table(network: ResNetV2, measured: Measured, device: torch.device) -> str:
+def table(network: Network, measured: Measured, device: torch.device) -> str:
     """The figures as text for a terminal."""
     card = network.card
     lines = [
@@ -369,7 +373,7 @@ def _machine(device: torch.device) -> str:
     return f"{device.type}, {torch.get_num_threads()} threads of {machine.usable_cores()} cores"
 
 
-def record(config: BenchmarkConfig, network: ResNetV2, measured: Measured, device: torch.device) -> dict[str, Any]:
+def record(config: BenchmarkConfig, network: Network, measured: Measured, device: torch.device) -> dict[str, Any]:
     """All numbers, as JSON."""
     rows = []
     for row in measured.rows:
@@ -394,6 +398,7 @@ def record(config: BenchmarkConfig, network: ResNetV2, measured: Measured, devic
             "torch": torch.__version__,
             "timm": _version("timm"),
             "onnxruntime": _version("onnxruntime"),
+            "openvino": _version("openvino"),
             "bigtransfer": bigtransfer.__version__,
         },
     }

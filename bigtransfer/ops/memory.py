@@ -1,7 +1,8 @@
-"""Keeping the memory of freed tensors for the next ones."""
+"""Keeping the memory of freed tensors for the next ones, or giving it back."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import sys
@@ -24,3 +25,10 @@ def keep_freed_memory() -> None:
     trim_threshold, mmap_threshold = -1, -3
     mallopt(mmap_threshold, 1 << 30)
     mallopt(trim_threshold, (1 << 31) - 1)
+
+
+def give_back_freed_memory() -> None:
+    """Give glibc's freed memory back to the kernel, so that what is allocated next shows in the process's size; elsewhere do nothing."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):  # another C library
+            ctypes.CDLL(None).malloc_trim(0)
