@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from bigtransfer import backends, cli, weights
-from bigtransfer.backends import graph, onnx_file
+from bigtransfer.backends import by_openvino, graph, onnx_file
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.errors import BitError, ConfigError, WeightsError
 from bigtransfer.jobs import parity
@@ -212,6 +212,7 @@ def test_the_same_interface(exported: tuple[Path, Path, Path]) -> None:
 
 def test_openvino(exported: tuple[Path, Path, Path], tmp_path: Path) -> None:
     model, file, _ = exported
+    before = by_openvino.signal_stack()
     plain, other = (
         Predictor.load(model, device="cpu", precision="fp32"),
         Predictor.load(file, backend="openvino", precision="fp32"),
@@ -233,6 +234,9 @@ def test_openvino(exported: tuple[Path, Path, Path], tmp_path: Path) -> None:
         (tmp_path / "changed.onnx").write_bytes(altered(file.read_bytes(), change))
         with pytest.raises(WeightsError, match="not what its card says"):
             Predictor.load(tmp_path / "changed.onnx", backend="openvino")
+    after = by_openvino.signal_stack()  # or the next signal would be handled on a stack that OpenVINO has freed
+    if before is not None and after is not None:
+        assert (after.start, after.flags, after.size) == (before.start, before.flags, before.size)
 
 
 def test_predict_does_not_load_torch(exported: tuple[Path, Path, Path]) -> None:

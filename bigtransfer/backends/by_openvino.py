@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import sys
+from collections.abc import Generator
 from threading import Lock
 
 import numpy as np
@@ -16,6 +20,36 @@ _HINTS = {"fp32": "f32", "bf16": "bf16"}
 _TYPES = {"u8": np.uint8, "f32": np.float32}
 
 
+class _SignalStack(ctypes.Structure):
+    """`stack_t` of Linux."""
+
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+def signal_stack() -> _SignalStack | None:
+    """Where this thread's signal handlers run instead of its stack (sigaltstack); None where the system is not Linux."""
+    if sys.platform != "linux":
+        return None
+    found = _SignalStack()
+    ctypes.CDLL(None).sigaltstack(None, ctypes.byref(found))
+    return found
+
+
+@contextlib.contextmanager
+def signal_stack_kept() -> Generator[None, None, None]:
+    """Puts this thread's signal stack back at the end of the block.
+
+    OpenVINO (2026.4) lays down one of its own and may free it without saying so: the next Ctrl-C or SIGTERM, which Python handles on
+    that stack, then ends the process by a segmentation fault instead of saving what there is.
+    """
+    before = signal_stack()
+    try:
+        yield
+    finally:
+        if before is not None:
+            ctypes.CDLL(None).sigaltstack(ctypes.byref(before), None)
+
+
 class OpenVino(Backend):
     name = "openvino"
 
@@ -25,8 +59,9 @@ class OpenVino(Backend):
         if device not in (None, "cpu"):
             raise ConfigError(f"openvino computes on the CPU here, not on {device!r}; take --device cpu.")
         self.card, self.device, self._where = file.card, "cpu", where
-        core = openvino.Core()
-        native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        with signal_stack_kept():
+            core = openvino.Core()
+            native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self.precision = precision if precision != "auto" else "bf16" if native else "fp32"
         if self.precision == "bf16" and not native:
             raise ConfigError(
@@ -39,7 +74,8 @@ class OpenVino(Backend):
             "ENABLE_CPU_PINNING": False,  # to cores that others may be using
         }
         try:
-            model = core.read_model(file.content)
+            with signal_stack_kept():
+                model = core.read_model(file.content)
             (image,) = model.inputs
             shape = [length.get_length() if length.is_static else 0 for length in image.partial_shape]
             given = {
@@ -47,7 +83,8 @@ class OpenVino(Backend):
             }
             self._outputs = results_of(file.card, image.any_name, shape, given)
             self._type = _TYPES[image.element_type.get_type_name()]
-            self._request = core.compile_model(model, "CPU", options).create_infer_request()
+            with signal_stack_kept():
+                self._request = core.compile_model(model, "CPU", options).create_infer_request()
         except MemoryError:
             raise
         except Exception as error:  # of as many kinds as the library has parts
