@@ -58,8 +58,9 @@ class Prediction:
     """float32 `(classes,)`: what the probabilities are made of, if asked for."""
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The `k` most probable classes (or all, if fewer) with their probabilities; [] if the image cannot be read."""
-        if self.probabilities is None:
+        """The `k` most probable classes (or all, if fewer) with their probabilities; [] if the image cannot be read, or the model has no
+        classes."""
+        if self.probabilities is None or not self.class_names:
             return []
         order = np.argsort(-self.probabilities, kind="stable")[:k]
         return [(self.class_names[i], float(self.probabilities[i])) for i in order]
@@ -93,12 +94,14 @@ class Prediction:
             record["labels"] = self.labels
         record |= {"label": self.label, "probability": self.probability}
         record["top"] = [{"label": label, "probability": probability} for label, probability in self.top(k)]
-        if probabilities:
+        if probabilities and self.class_names:
             record["probabilities"] = dict(zip(told_apart(self.class_names), self.probabilities.tolist(), strict=True))
         return record
 
     def __repr__(self) -> str:
-        answer = f"error={self.error!r}" if self.error else f"label={self.label!r}, probability={self.probability:.3f}"
+        answer = (
+            f"error={self.error!r}" if self.error else f"label={self.label!r}, probability={self.probability or 0:.3f}"
+        )
         return f"Prediction(name={self.name!r}, {answer})"
 
 
@@ -196,6 +199,15 @@ class Predictor:
         "auto" follows the form (`backends.opened`).
         """
         return cls(backends.opened(model, backend, device, precision), decoder=decoder)
+
+    def with_classes(self) -> Predictor:
+        """This; ConfigError for a model without classes, which has nothing to say of an image but its features."""
+        if not self.class_names:
+            raise ConfigError(
+                f"{self.card.name} has no classes: it gives the features of an image (--features FILE.npz, or with --out FOLDER/ --vectors "
+                "features). To have it tell classes apart: bit finetune DATA --model FILE"
+            )
+        return self
 
     @property
     def backend(self) -> backends.Name:

@@ -345,6 +345,25 @@ def fixed_batch(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
 
 
+def weights_of(model: onnx.ModelProto) -> onnx.TensorProto:
+    return next(
+        one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT and len(one.dims) == 4
+    )
+
+
+def not_a_number(model: onnx.ModelProto) -> None:
+    """OpenVINO's ReLU makes zeros of them, and the answers look like any others."""
+    tensor = weights_of(model)
+    tensor.raw_data = tensor.raw_data[:-4] + np.float32(np.nan).tobytes()
+
+
+def infinite_among_typed_numbers(model: onnx.ModelProto) -> None:
+    tensor = weights_of(model)
+    numbers = onnx.numpy_helper.to_array(tensor).ravel().tolist()
+    tensor.ClearField("raw_data")
+    tensor.float_data.extend([*numbers[:-1], np.inf])
+
+
 def wrong_constant(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].dims[0] += 1
 
@@ -369,6 +388,8 @@ def wrong_constant(model: onnx.ModelProto) -> None:
         (other_size, "not what its card says"),
         (fixed_batch, "not what its card says"),
         (wrong_constant, "damaged"),
+        (not_a_number, "weights that are not finite"),
+        (infinite_among_typed_numbers, "weights that are not finite"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

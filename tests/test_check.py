@@ -507,6 +507,27 @@ def test_what_the_table_leaves_out_depends_on_the_side(tmp_path):
     assert exclusions.read(path, "train") == ["r1", "r6", "r7"]
 
 
+@pytest.mark.parametrize(("separator", "quote"), [(",", '"'), (";", ""), (";", '"'), ("\t", "")])
+def test_tables_that_a_spreadsheet_program_saved_again(tmp_path, separator, quote):
+    path = tmp_path / "findings.csv"
+    rows = [
+        exclusions.FINDINGS,
+        ["a.png", "train", "cat", "repeat", "0,9", "", "", "train"],
+        ["b.png", *6 * [""], "test"],
+    ]
+    path.write_text(
+        "".join(
+            separator.join(f'"{cell}"' if quote or separator in cell else cell for cell in row) + "\r\n" for row in rows
+        )
+    )
+    assert (exclusions.read(path, "train"), exclusions.read(path, "test")) == (["a.png"], ["b.png"])
+    row = ["t1", "r1", "test", "train", "1", "", "1", "1", "0", "near"]
+    path.write_text(
+        "".join(separator.join(f"{quote}{cell}{quote}" for cell in row) + "\r\n" for row in (exclusions.COLUMNS, row))
+    )
+    assert exclusions.read(path, "test") == ["t1"]
+
+
 def test_no_file_is_said(data, tmp_path, capsys):
     assert cli.main(["finetune", str(data), "--exclude", "nothing.txt", "--out", str(tmp_path / "run")]) == 2
     assert "--exclude nothing.txt: No such file" in capsys.readouterr().err
@@ -535,6 +556,8 @@ def test_full_and_dedup_differ_where_they_should():
     result.update(torch.tensor([[1.0, 0], [1, 0], [0, 1], [1, 0]]), torch.tensor([0, 0, 0, 0]), torch.arange(4))
     dedup = evals.without(result, np.array([0, 1]), "list.txt")
     assert (dedup.full, dedup.dedup, dedup.excluded, dedup.images) == (0.75, 0.5, 2, 2)
+    assert "Without the 2 images that list.txt names" in dedup.sentence()
+    assert "Without the image that list.txt names" in evals.without(result, np.array([0]), "list.txt").sentence()
     assert evals.without(result, np.arange(4), "list.txt").dedup is None
     several = evals.multilabel.MultiLabel(2)
     several.update(

@@ -45,6 +45,13 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def headless(tmp_path_factory):
+    path = tmp_path_factory.mktemp("headless") / "features.safetensors"
+    weights.save(path, ResNetV2((1, 1, 1, 1), 1, 0))
+    return path
+
+
+@pytest.fixture(scope="module")
 def photos(tmp_path_factory):
     root = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
@@ -150,6 +157,35 @@ def test_jsonl_to_a_file(model, photos, expected, tmp_path, capsys):
         np.testing.assert_allclose(list(record["probabilities"].values()), prediction.probabilities, rtol=1e-4)
     assert len(records) == 3
     assert [path.name for path in out.parent.iterdir()] == ["labels.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [(), ("--format", "csv"), ("--format", "jsonl"), ("--suggest", "2"), ("--out", "parts/")], ids=str
+)
+def test_a_network_without_classes_has_nothing_to_say(headless, photos, tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    assert bit(headless, photos, *arguments) == 2
+    shown = capsys.readouterr()
+    assert "has no classes" in shown.err and "--features" in shown.err and not shown.out
+
+
+def test_the_features_of_a_network_without_classes(headless, photos, tmp_path, capsys):
+    file = tmp_path / "f.npz"
+    assert bit(headless, photos / "a.png", "--features", file) == 0
+    assert capsys.readouterr().out.splitlines()[1] == str(photos / "a.png")
+    assert np.load(file)["features"].shape == (1, 2048)
+    assert bit(headless, photos / "a.png", "--features", file, "--format", "csv") == 0
+    assert list(csv.DictReader(io.StringIO(capsys.readouterr().out))) == [
+        {"image": str(photos / "a.png"), "label": "", "probability": "", "error": ""}
+    ]
+    assert bit(headless, photos / "a.png", "--features", file, "--format", "jsonl", "--probabilities") == 0
+    assert json.loads(capsys.readouterr().out)["top"] == []
+    assert (
+        bit(headless, photos / "a.png", "--out", f"{tmp_path}/parts/", "--vectors", "features", "--format", "csv") == 0
+    )
+    (rows,) = (tmp_path / "parts").glob("*.npy")
+    assert np.load(rows).shape == (1, 2048)
+    assert "label=None" in repr(Predictor.load(headless, device="cpu").predict([photos / "a.png"])[0])
 
 
 def test_features_file_needs_no_pickle(model, photos, expected, tmp_path):

@@ -20,11 +20,12 @@ import torch
 from PIL import Image
 
 from bigtransfer import cli, report
-from bigtransfer.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, command_line
+from bigtransfer.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, ReportConfig, command_line
 from bigtransfer.data import open_dataset
 from bigtransfer.errors import ConfigError, DataError, DownloadError, ImageError, RunError
 from bigtransfer.evals import Classification, as_record, describe, write_record
 from bigtransfer.hyperrule import recipe
+from bigtransfer.jobs import report as jobs_report
 from bigtransfer.report import pictures
 from bigtransfer.report.sections import mistakes, uncertain
 from tests.html_pages import parse
@@ -271,6 +272,13 @@ def test_an_empty_folder_and_a_few_steps(tmp_path):
     assert "Learning rate" in parse(report.write(tmp_path).read_text()).text
     with pytest.raises(RunError, match="no run folder"):
         report.write(tmp_path / "nowhere")
+
+
+def test_what_a_check_found_is_no_run(tmp_path):
+    (tmp_path / "config.json").write_text('{"command": "check", "asked": {}, "resolved": {}}')
+    (tmp_path / "check.html").write_text("")
+    with pytest.raises(RunError, match="its page is"):
+        jobs_report.run(ReportConfig(run=(str(tmp_path),)))
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -500,6 +500,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_command(capsys: pytest.CaptureFi
     assert "model.safetensors" in capsys.readouterr().err
 
 
+def test_a_model_without_classes_is_not_served(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    weights.save(tmp_path / "model.safetensors", ResNetV2((1, 1, 1, 1), 1, 0))
+    assert cli.main(["serve", str(tmp_path / "model.safetensors"), "--port", "0", "--device", "cpu"]) == 2
+    assert "has no classes" in capsys.readouterr().err
+
+
 # --- Who may ask
 
 TOKEN = "a-token-of-some-length"

@@ -75,6 +75,8 @@ def test_convert_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
 
     there = tmp_path / "there.npz"
     assert "should end in .safetensors with --to bit" in refused(str(run), str(there))
+    assert "If that is meant: --to npz" in refused(str(run), str(there))
+    assert "If that is meant" not in refused(str(run), str(tmp_path / "there.pth")), "of several forms"
     assert "should be a folder with --to transformers" in refused(str(run), str(there), "--to", "transformers")
     assert "--dtype has no effect with --to npz" in refused(str(run), str(there), "--to", "npz", "--dtype", "float16")
     assert "downloads are switched off" in refused("bit-m-r50x1", str(there), "--to", "npz")

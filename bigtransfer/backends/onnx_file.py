@@ -12,6 +12,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from bigtransfer import files
 from bigtransfer.catalog import ModelCard
 from bigtransfer.errors import WeightsError
@@ -100,7 +102,7 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "node": {4: "operator", 5: "attribute", 7: "domain"},
     "attribute": {5: "tensor", 6: "subgraph", 10: "tensor", 11: "subgraph", 22: "sparse", 23: "sparse"},
-    "tensor": {13: "external", 14: "location"},
+    "tensor": {2: "type", 4: "floats", 9: "bytes", 13: "external", 14: "location"},
     "opset": {1: "domain"},
     "entry": {1: "key", 2: "value"},
 }
@@ -112,8 +114,11 @@ _REFUSED = {
     "subgraph": "has loops or branches",
     "sparse": "has sparse constants",
     "external": "reads constants from other files",
+    "not finite": "has weights that are not finite numbers",
 }
-_LENGTH, _VARINT, _FIXED = 2, 0, {1: 8, 5: 4}
+_LENGTH, _VARINT, _SINGLE, _FIXED = 2, 0, 5, {1: 8, 5: 4}
+_FLOAT = 1
+"""TensorProto.FLOAT."""
 
 
 class _Malformed(Exception):
@@ -129,6 +134,7 @@ class _Found:
 
 def _walk(message: memoryview, kind: str, found: _Found) -> None:
     entry = {"key": b"", "value": b""}
+    floats, numbers = False, []
     for number, wire, value in _fields(message):
         what = _MESSAGES[kind].get(number)
         if what is None:
@@ -137,9 +143,17 @@ def _walk(message: memoryview, kind: str, found: _Found) -> None:
             if wire != _VARINT or value != 0:
                 found.refused = _REFUSED["external"]
             continue
+        if what == "type":
+            floats = value == _FLOAT
+            continue
+        if what == "floats" and wire == _SINGLE and isinstance(value, memoryview):
+            numbers.append(value)
+            continue
         if wire != _LENGTH or not isinstance(value, memoryview):
             raise _Malformed
-        if what in _REFUSED:
+        if what in ("floats", "bytes"):
+            numbers.append(value)
+        elif what in _REFUSED:
             found.refused = _REFUSED[what]
         elif what in entry:
             entry[what] = bytes(value)
@@ -150,8 +164,18 @@ def _walk(message: memoryview, kind: str, found: _Found) -> None:
                 found.refused = "has operators of others than ONNX"
         else:
             _walk(value, what, found)
+    # A network computes on with them, and some of those who run it pass over them: the answers look like any others.
+    if floats and not all(_finite(one) for one in numbers):
+        found.refused = _REFUSED["not finite"]
     if kind == "entry":
         found.metadata.append((entry["key"], entry["value"]))
+
+
+def _finite(content: memoryview) -> bool:
+    """Of float32 numbers, little-endian."""
+    if len(content) % 4:
+        raise _Malformed
+    return bool(np.isfinite(np.frombuffer(content, "<f4")).all())
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:

@@ -57,7 +57,9 @@ class ConvertConfig(Config):
         is_file = suffix in known
         if (is_file and suffix not in fitting) or (not is_file and self.to in ("bit", "npz", "torch", "onnx")):
             wanted = f"should end in {' or '.join(fitting)}" if fitting else "should be a folder"
-            raise ConfigError(f"{self.destination} {wanted} with --to {self.to}.")
+            meant = [form for form, suffixes in _WEIGHT_SUFFIXES.items() if suffix in suffixes]
+            other = f" If that is meant: --to {meant[0]}" if len(meant) == 1 else ""
+            raise ConfigError(f"{self.destination} {wanted} with --to {self.to}.{other}")
         if self.to in ("npz", "torch", "onnx"):
             forbid(self, ("dtype",), f"has no effect with --to {self.to}, which stores float32")
         if self.to != "onnx":

@@ -42,6 +42,9 @@ SAME = ("copy", "near")
 
 Side = Literal["train", "test"]
 
+_SEPARATORS = (",", ";", "\t")
+"""Of cells: ours, and those with which spreadsheet programs save a table again."""
+
 
 def read(path: str | os.PathLike[str], side: Side) -> list[str]:
     """The names in a file: one image a line; of a table with `FINDINGS` those that its last column has this side leave out; of one with
@@ -58,16 +61,18 @@ def read(path: str | os.PathLike[str], side: Side) -> list[str]:
         reason = getattr(error, "reason", None) or error
         raise DataError(f"--exclude {path} is not UTF-8 text ({reason}).") from error
     first = text.partition("\n")[0].rstrip("\r")
-    if first.split(",")[:2] == list(COLUMNS[:2]):
-        return _of_table(path, text, side)
-    if first.split(",")[:2] == list(FINDINGS[:2]):
-        return _of_findings(path, text, side)
+    for separator in _SEPARATORS:
+        titles = [title.strip('"') for title in first.split(separator)[:2]]
+        if titles == list(COLUMNS[:2]):
+            return _of_table(path, text, separator, side)
+        if titles == list(FINDINGS[:2]):
+            return _of_findings(path, text, separator, side)
     return list(dict.fromkeys(name for row in text.split("\n") if (name := row.rstrip("\r")).strip()))
 
 
-def _of_table(path: str | os.PathLike[str], text: str, side: Side) -> list[str]:
+def _of_table(path: str | os.PathLike[str], text: str, separator: str, side: Side) -> list[str]:
     names: dict[str, None] = {}
-    for number, row in _rows(path, text, COLUMNS):
+    for number, row in _rows(path, text, separator, COLUMNS):
         if row["verdict"] not in (*SAME, "similar") or not row["test"] or not row["train"]:
             raise DataError(
                 f"--exclude {path}, line {number}: not a row of two images and a verdict ({', '.join(SAME)}, similar)."
@@ -78,9 +83,9 @@ def _of_table(path: str | os.PathLike[str], text: str, side: Side) -> list[str]:
     return list(names)
 
 
-def _of_findings(path: str | os.PathLike[str], text: str, side: Side) -> list[str]:
+def _of_findings(path: str | os.PathLike[str], text: str, separator: str, side: Side) -> list[str]:
     names: dict[str, None] = {}
-    for number, row in _rows(path, text, ("image", "exclude")):
+    for number, row in _rows(path, text, separator, ("image", "exclude")):
         wanted = (row["exclude"] or "").strip()
         if wanted not in EXCLUDE or not row["image"]:
             raise DataError(
@@ -92,10 +97,10 @@ def _of_findings(path: str | os.PathLike[str], text: str, side: Side) -> list[st
 
 
 def _rows(
-    path: str | os.PathLike[str], text: str, columns: tuple[str, ...]
+    path: str | os.PathLike[str], text: str, separator: str, columns: tuple[str, ...]
 ) -> Iterator[tuple[int, dict[str, str | None]]]:
     """Line number and cells of each row of a table, which must have these columns."""
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     missing = [name for name in columns if name not in (rows.fieldnames or ())]
     if missing:
         raise DataError(f"--exclude {path} lacks the column {missing[0]} of a table of `bit check`.")

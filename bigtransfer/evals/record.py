@@ -107,8 +107,9 @@ class Dedup(msgspec.Struct, frozen=True, kw_only=True):
 
     def sentence(self) -> str:
         """The same as a remark."""
+        left_out = "image" if self.excluded == 1 else f"{self.excluded:,} images"
         return (
-            f"Without the {self.excluded:,} images that {self.by} names, {self.metric} is {_percent(self.dedup)} of {self.images:,} images"
+            f"Without the {left_out} that {self.by} names, {self.metric} is {_percent(self.dedup)} of {self.images:,} images"
             f"{self._range()}, and {_percent(self.full)} with them."
         )
 

@@ -43,6 +43,8 @@ def run(config: PredictConfig) -> int:
         decoder=config.decoder,
         backend=config.backend,
     )
+    if config.features is None:
+        predictor.with_classes()
     sources = list(_sources(config.images))
     if len(sources) > _MANY:
         with contextlib.suppress(ImportError):
@@ -95,6 +97,8 @@ def _in_parts(config: PredictConfig) -> int:
         _parquet()
     with dist.join(parts.device_of(config)) as (world, device):
         predictor, digest = parts.opened(config, device)
+        if "features" not in config.vectors:
+            predictor.with_classes()
         if "-" in config.images:
             raise ConfigError("Into a folder go images from files: instead of - give a folder, a pattern or a table.")
         images = open_anything(config.images, predictor.card.architecture.in_chans)
@@ -336,7 +340,7 @@ def _writer(
 ) -> Callable[[Prediction], None]:
     """The function that writes one prediction. shown: to somebody who looks on, and has only so much room in a line. several: an image
     may be given several classes."""
-    top_k = min(config.top_k, len(class_names))
+    top_k = min(config.top_k, max(1, len(class_names)))
     if config.format == "jsonl":
         return functools.partial(_write_json, stream, config.probabilities, top_k)
     if config.format == "csv":
@@ -365,6 +369,9 @@ def _write_row(rows: Any, columns: int, top_k: int, several: bool, prediction: P
     if prediction.probabilities is None:
         rows.writerow([cell(prediction.name), *[""] * (several + 2 * top_k + columns), cell(prediction.error or "")])
         return
+    if not prediction.class_names:  # whose features were asked for
+        rows.writerow([cell(prediction.name), "", "", ""])
+        return
     values = [value for label, p in prediction.top(top_k) for value in (cell(label), f"{p:.6g}")]
     values += [f"{p:.6g}" for p in prediction.probabilities[:columns]]
     given = [cell("|".join(prediction.labels))] if several else []
@@ -389,6 +396,9 @@ def _write_line(stream: TextIO, image_width: int, label_width: int, top_k: int, 
     name = _shortened(line(prediction.name), image_width)
     if prediction.error is not None:
         print(f"{name:<{image_width}}  cannot be read: {line(prediction.error)}", file=stream)
+        return
+    if not prediction.class_names:
+        print(name, file=stream)
         return
     (label, probability), *others = ((line(label), p) for label, p in prediction.top(top_k))
     if len(label) > label_width:

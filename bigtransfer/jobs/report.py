@@ -46,6 +46,8 @@ def _checked(folder: Path) -> Path:
     """The folder; RunError if it is none of a run."""
     if not folder.is_dir():
         raise RunError(f"There is no run folder {folder}.")
+    if (folder / "check.html").is_file() and not (folder / "evaluation.json").is_file():
+        raise RunError(f"{folder} holds what `bit check` found, not a run; its page is {folder / 'check.html'}.")
     if not any((folder / name).is_file() for name in ("config.json", "evaluation.json")):
         raise RunError(f"{folder} is no run folder: it holds neither a config.json nor an evaluation.json.")
     return folder

@@ -31,9 +31,11 @@ def run(config: ServeConfig) -> int:
     given = os.environ.get(limits.VARIABLE)
     os.environ[limits.VARIABLE] = ",".join(filter(None, (_STRICTER, given)))
     try:
-        load = functools.partial(
-            Predictor.load, device=config.device, precision=config.precision, backend=config.backend
-        )
+        how = {"device": config.device, "precision": config.precision, "backend": config.backend}
+
+        def load(model: str) -> Predictor:
+            return Predictor.load(model, **how).with_classes()
+
         models = [
             service.Model(name, functools.partial(load, model)) for name, model in service.named(config.models).items()
         ]
