@@ -71,7 +71,8 @@ Channel = Annotated[float, msgspec.Meta(ge=-1e3, le=1e3)]
 class Backbone:
     """A network of another library without its classifier: what rebuilds it, and what has to be known of it before it is.
 
-    Found by `libraries.describe`; whoever rebuilds it finds it again and compares.
+    Found by `libraries.describe`. Names and shapes of what is rebuilt are compared; how it sees images (size, mean, std, pooling) is
+    taken as it stands here, since the weights were adapted to that whatever a later version of the library says.
     """
 
     library: Literal["timm", "torchvision"]

@@ -644,14 +644,14 @@ def test_labels_that_say_nothing_and_classes_of_very_different_size_are_told(
     shown = capsys.readouterr()
     assert "imbalanced: 30 images of 'dog', 3 of 'cat'; what counts is the mean per class" in shown.out
     assert "% mean per class" in shown.out and "with --balance each class counts the same" in shown.out
-    assert "warning: This is no better than chance: " in shown.err and "if 'dog' were the answer always" in shown.err
+    assert "warning: This cannot be told from chance: " in shown.err and "if 'dog' were the answer always" in shown.err
     notes = json.loads((tmp_path / "run" / "evaluation.json").read_text())["notes"]
     assert len(notes) == 2 and all(f"note: {note}" in shown.err for note in notes)
     assert "The classes are imbalanced" in notes[0] and "With --balance" in notes[0]
-    assert notes[1].startswith("This is no better than chance: ") and "of 24 images" in notes[1]
+    assert notes[1].startswith("This cannot be told from chance: ") and "of 24 images" in notes[1]
     assert json.loads((tmp_path / "run" / "closed.json").read_text())["counted"] == [3, 30]
     page = (tmp_path / "run" / "report.html").read_text()
-    assert page.count("This is no better than chance") == 2, "of the evaluation, and of the closed form"
+    assert page.count("This cannot be told from chance") == 2, "of the evaluation, and of the closed form"
 
 
 def test_test_images_of_another_kind_are_told(

@@ -288,7 +288,7 @@ def test_guesses_are_seldom_taken_for_knowledge() -> None:
 def test_the_sentence_about_chance() -> None:
     note = metrics.chance_note(np.array([4, 5]), np.array([10, 10]), ["cat", "d\x1bg"])
     assert note is not None and note.startswith(
-        "This is no better than chance: 45.0% of 20 images are right (95% interval 25.8% to 65.8%), and 50.0% would be if 'cat' were"
+        "This cannot be told from chance: 45.0% of 20 images are right (95% interval 25.8% to 65.8%), and 50.0% would be if 'cat' were"
     )
     assert "if the commonest class were" in str(metrics.chance_note(np.array([4, 5]), np.array([10, 10]), None))
     assert metrics.chance_note(np.array([10, 10]), np.array([10, 10]), ["cat", "dog"]) is None

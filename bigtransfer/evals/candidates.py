@@ -90,7 +90,7 @@ class Closed:
     """What takes its place in the model that is delivered; None if no images were held out, or they were to stay unseen."""
 
     def chance_note(self, class_names: Sequence[str] | None) -> str | None:
-        """A sentence if that is no better than chance. class_names: None if they are not known."""
+        """A sentence if that is not shown to be better than chance. class_names: None if they are not known."""
         if len(self.right) != len(self.counted) or (class_names is not None and len(class_names) != len(self.counted)):
             return None
         return chance_note(np.array(self.right), np.array(self.counted), class_names)

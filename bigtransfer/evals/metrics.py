@@ -304,14 +304,14 @@ def beyond_chance(right: np.ndarray, images: np.ndarray) -> bool | None:
 
 
 def chance_note(right: np.ndarray, images: np.ndarray, class_names: Sequence[str] | None) -> str | None:
-    """A sentence for answers that are no better than chance (`beyond_chance`); else None. class_names: None if they are not known."""
+    """A sentence for answers that are not shown to be better than chance (`beyond_chance`); else None. class_names: None if unknown."""
     if beyond_chance(right, images) is not False:
         return None
     total, commonest = int(images.sum()), int(images.argmax())
     name = "the commonest class" if class_names is None else quoted(class_names[commonest])
     low, high = wilson(float(right.sum() / total), total)
     return (
-        f"This is no better than chance: {right.sum() / total:.1%} of {total:,} images are right (95% interval {low:.1%} to {high:.1%}), "
+        f"This cannot be told from chance: {right.sum() / total:.1%} of {total:,} images are right (95% interval {low:.1%} to {high:.1%}), "
         f"and {images[commonest] / total:.1%} would be if {name} were the answer always. "
         "Are the labels right, and can the classes be told apart in the images?"
     )
