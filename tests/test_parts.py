@@ -176,7 +176,9 @@ def test_two_processes_evaluate_like_one(model: Path, tmp_path: Path, monkeypatc
     evaluate.evaluate(asked(out=str(tmp_path / "one"), part_images=8))
     evaluate.evaluate(asked(json=str(tmp_path / "plain.json")))
     found = [json.loads(path.read_text()) for path in (*tmp_path.glob("*/evaluation.json"), tmp_path / "plain.json")]
-    assert found[0] == found[1] == found[2]
+    plain = found.pop()
+    assert len(plain.pop("positions")) >= 3, "the map of the pictures, which takes all answers at once"
+    assert [one.pop("positions") for one in found] == [[], []] and found == [plain, plain]
     assert (tmp_path / "two" / "report.html").is_file()
 
 
