@@ -124,6 +124,7 @@ def torchrun(*arguments: object) -> subprocess.Popen[str]:
     )
 
 
+@pytest.mark.slow  # and a race: the kill must fall between the second's first part and the last of all
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the processes through /proc")
 def test_two_processes_killed_and_gone_on_with_by_one(model: Path, photos: Path, whole: Path, tmp_path: Path) -> None:
     """SIGKILL of one of two while parts come in; another process finishes; the files are those of an undisturbed one, byte for byte."""

@@ -411,7 +411,10 @@ def test_answers_that_take_too_long_are_given_up(predictor: Predictor) -> None:
     gated = Gated(predictor)
     with serving(gated, timeout="0.3s") as client, ThreadPoolExecutor(2) as pool:
         gated.open.clear()
-        first, second = (pool.submit(client.post, "/predict", content=png(i)) for i in range(2))
+        first = pool.submit(client.post, "/predict", content=png(0))
+        while not gated.sizes and not first.done():
+            time.sleep(0.001)  # or both could be one batch
+        second = pool.submit(client.post, "/predict", content=png(1))
         assert first.result().status_code == second.result().status_code == 503
         assert first.result().json()["code"] == "too_slow" and int(first.result().headers["retry-after"]) >= 1
         gated.open.set()
