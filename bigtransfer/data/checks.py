@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from bigtransfer.data import containers, splits
+from bigtransfer.data import images as image_ops
 from bigtransfer.data.layout import listed
 from bigtransfer.data.sources import Files, ImageSet, Splits
 from bigtransfer.errors import DataError, ImageError, UnreadableImages
@@ -102,8 +103,10 @@ def file_traits(images: ImageSet) -> tuple[dict[str, Sequence[str] | np.ndarray]
 def _file_facts(images: ImageSet, i: int) -> tuple[int, int, str] | None:
     """Height, width and type."""
     try:
-        kind = containers.kind_of(images.data(i)) if images.store.encoded else None
-        return (*images.size(i), kind or "")
+        if not images.store.encoded:
+            return (*images.size(i), "")
+        data = images.data(i)
+        return (*image_ops.size(data, images.name(i)), containers.kind_of(data) or "")
     except ImageError:
         return None
 

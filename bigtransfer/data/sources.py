@@ -485,6 +485,15 @@ class Arrays(_AtHand):
         return self._pixels(row).tobytes()
 
 
+def _lengths(of: Sequence[TarFiles] | Sequence[ImageSet], starts: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """`lengths` of rows of what follows one another, of which each begins at one of `starts`."""
+    numbers = np.searchsorted(starts, rows, side="right") - 1
+    found = np.empty(len(rows), dtype=np.int64)
+    for number in np.unique(numbers).tolist():
+        found[numbers == number] = of[number].lengths(rows[numbers == number] - starts[number])
+    return found
+
+
 class Joined:
     """Several stores as one: the rows of the first, then those of the second, and so on."""
 
@@ -510,11 +519,7 @@ class Joined:
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """As `TarFiles.lengths`."""
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        found = np.empty(len(rows), dtype=np.int64)
-        for number in np.unique(numbers).tolist():
-            found[numbers == number] = self._stores[number].lengths(rows[numbers == number] - self._starts[number])
-        return found
+        return _lengths(self._stores, self._starts, rows)
 
     def size(self, row: int) -> tuple[int, int]:
         store, row = self._at(row)
@@ -669,11 +674,7 @@ class _Together:
 
     def lengths(self, rows: np.ndarray) -> np.ndarray:
         """As `ImageSet.fingerprint` looks at them, of each set's own store."""
-        numbers = np.searchsorted(self._starts, rows, side="right") - 1
-        found = np.empty(len(rows), dtype=np.int64)
-        for number in np.unique(numbers).tolist():
-            found[numbers == number] = self._sets[number].lengths(rows[numbers == number] - self._starts[number])
-        return found
+        return _lengths(self._sets, self._starts, rows)
 
     def size(self, row: int) -> tuple[int, int]:
         number, row = self._at(row)

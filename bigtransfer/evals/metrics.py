@@ -73,9 +73,12 @@ class Classification:
         self.positions: tuple[tuple[int, float, float], ...] = ()
         """Index and place, 0 to 1, of some of the images on a map (`projection.plane`), where somebody made one."""
 
-    def update(self, logits: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
+    def update(
+        self, logits: Tensor, labels: Tensor, indices: Tensor | None = None, *, temperature: float | None = None
+    ) -> None:
         """Add images: logits float `(n, classes)`, labels int `(n,)`, indices int `(n,)`: each image's place in its set
-        (default: counted on from what is there). Raises DataError for a label outside the classes, WeightsError for
+        (default: counted on from what is there). temperature: what the logits have been divided by (`catalog.Calibrated`); `uncalibrated`
+        then gets them as they would be without. Raises DataError for a label outside the classes, WeightsError for
         logits that are not finite."""
         if logits.ndim != 2 or logits.shape[1] != self.num_classes:
             raise DataError(f"Expected logits of shape (n, {self.num_classes}), got {tuple(logits.shape)}.")
@@ -100,6 +103,10 @@ class Classification:
         records["nll"] = -log_probability.gather(1, labels[:, None])[:, 0].numpy()
         records["entropy"] = torch.special.entr(log_probability.exp()).sum(1).numpy()
         self._parts.append(records)
+        if temperature is not None:
+            if self.uncalibrated is None:
+                self.uncalibrated = Classification(self.num_classes)
+            self.uncalibrated.update(logits * temperature, labels, indices)
 
     def __add__(self, other: Classification) -> Classification:
         if self.num_classes != other.num_classes:
@@ -342,20 +349,15 @@ def evaluate(
 ) -> Classification:
     """Measure `predict` (uint8 images `(n, c, h, w)` -> logits `(n, classes)`) on batches of (images, labels, indices), as
     `feed.loader.eval_batches` gives them. num_classes: None takes it from the logits; then DataError if there is no image.
-    temperature: what the model's logits have been divided by (`catalog.Calibrated`), to measure too what it would be without."""
+    temperature: as of `Classification.update`."""
     total = None if num_classes is None else Classification(num_classes)
-    before = None
     for images, labels, indices in batches:
         logits = predict(images)
         if total is None:
             total = Classification(logits.shape[1])
-        total.update(logits, labels, indices)
-        if temperature is not None:
-            before = Classification(total.num_classes) if before is None else before
-            before.update(logits.double() * temperature, labels, indices)
+        total.update(logits, labels, indices, temperature=temperature)
     if total is None:
         raise DataError("There is no image to evaluate on.")
-    total.uncalibrated = before
     return total
 
 

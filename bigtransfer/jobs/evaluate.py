@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import hashlib
 import json
 import os
 import sys
@@ -209,18 +208,7 @@ def _in_parts(
     """The measurement by all processes of the world, kept part by part in the folder until it is whole."""
     assert config.out is not None and images.labels is not None
     batch = config.batch_size or predictor.batch_size
-    plan = {
-        "model": predictor.card.name,
-        "weights": digest,
-        "card": hashlib.sha256(predictor.card.to_json().encode()).hexdigest(),
-        "data": images.fingerprint(),
-        "split": split,
-        "images": len(images),
-        "backend": predictor.backend,
-        "precision": predictor.precision,
-        "device": predictor.device.partition(":")[0],
-        "batch_size": batch,
-    }
+    plan = {**parts.plan(predictor, digest, images, batch), "split": split}
     folder, size = Path(config.out) / _WORK, parts.size_of(predictor, batch, config.part_images)
     work = parts.Parts(folder, plan, len(images), size, ("npz", "json"))
     mine = work.begin(world, replace=True)
@@ -238,10 +226,11 @@ def _in_parts(
                 logits = np.stack([one.logits for one in predictions if one.logits is not None])
                 labels = np.asarray(images.labels[places]).astype(np.int64)
                 answers = torch.from_numpy(logits), torch.from_numpy(labels), torch.from_numpy(places)
-                some.update(*answers)
-                if isinstance(some, evals.Classification) and (calibrated := predictor.card.calibrated) is not None:
-                    some.uncalibrated = evals.Classification(some.num_classes)
-                    some.uncalibrated.update(answers[0].double() * calibrated.temperature, *answers[1:])
+                if isinstance(some, evals.Classification):
+                    calibrated = predictor.card.calibrated
+                    some.update(*answers, temperature=calibrated and calibrated.temperature)
+                else:
+                    some.update(*answers)
             bad = [{"name": one.name, "reason": one.error} for one in predictions if one.error is not None]
             arrays = functools.partial(_write_arrays, some.saved())
             work.write(part, len(bad), (arrays, functools.partial(_write_text, json.dumps(bad))))

@@ -65,13 +65,31 @@ def device_of(config: EvaluateConfig | PredictConfig) -> torch.device:
 
 
 def opened(config: EvaluateConfig | PredictConfig, device: torch.device) -> tuple[Predictor, str]:
-    """The predictor that is asked for, by torch on `device`, and SHA-256 of its model's numbers."""
+    """The predictor that is asked for, by torch on `device`, and SHA-256 of its model's numbers, for `plan`; without a folder to go on in
+    later it is "", since it takes a look at every number."""
     how: dict[str, Any] = {"precision": config.precision, "decoder": config.decoder, "backend": config.backend}
+    kept = config.out is not None
     if backends.is_exported(config.model):
-        return Predictor.load(config.model, device=config.device, **how), backends.digest(config.model)
+        predictor = Predictor.load(config.model, device=config.device, **how)
+        return predictor, backends.digest(config.model) if kept else ""
     network = weights.load(config.model)
     asked = str(device) if config.backend in ("auto", "torch") else config.device
-    return Predictor(network, device=asked, **how), weights.digest(network.state_dict())
+    return Predictor(network, device=asked, **how), weights.digest(network.state_dict()) if kept else ""
+
+
+def plan(predictor: Predictor, digest: str, images: ImageSet, batch: int) -> dict[str, Any]:
+    """What decides the numbers in any folder of parts. digest: of `opened`."""
+    return {
+        "model": predictor.card.name,
+        "weights": digest,
+        "card": hashlib.sha256(predictor.card.to_json().encode()).hexdigest(),
+        "data": images.fingerprint(),
+        "images": len(images),
+        "backend": predictor.backend,
+        "precision": predictor.precision,
+        "device": predictor.device.partition(":")[0],
+        "batch_size": batch,
+    }
 
 
 def size_of(predictor: Predictor, batch: int, asked: int | None) -> int:

@@ -6,7 +6,6 @@ import contextlib
 import csv
 import dataclasses
 import functools
-import hashlib
 import os
 import shutil
 import sys
@@ -103,22 +102,10 @@ def _in_parts(config: PredictConfig) -> int:
             raise ConfigError("Into a folder go images from files: instead of - give a folder, a pattern or a table.")
         images = open_anything(config.images, predictor.card.architecture.in_chans)
         batch = config.batch_size or predictor.batch_size
-        plan = {
-            "model": predictor.card.name,
-            "weights": digest,
-            "card": hashlib.sha256(predictor.card.to_json().encode()).hexdigest(),
-            "data": images.fingerprint(),
-            "images": len(images),
-            "backend": predictor.backend,
-            "precision": predictor.precision,
-            "device": predictor.device.partition(":")[0],
-            "batch_size": batch,
-            "top_k": config.top_k,
-            "probabilities": config.probabilities,
-        }
         vectors = [kind for kind in ("features", "logits") if kind in config.vectors]
+        plan = parts.plan(predictor, digest, images, batch)
+        plan |= {"top_k": config.top_k, "probabilities": config.probabilities, "vectors": vectors}
         endings = [form] if form == "parquet" else [form, *(f"{kind}.npy" for kind in vectors)]
-        plan["vectors"] = vectors
         work = parts.Parts(
             Path(config.out), plan, len(images), parts.size_of(predictor, batch, config.part_images), endings
         )
