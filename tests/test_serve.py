@@ -660,16 +660,21 @@ def listening(predictor: Any, *, connections: int = 20, timeout: str = "1.2s") -
         assert not thread.is_alive()
 
 
+def received(connection: socket.socket) -> bytes:
+    """All that comes until the server closes the connection: the head of an answer and its body may come apart."""
+    pieces: list[bytes] = []
+    with contextlib.suppress(ConnectionResetError):
+        while piece := connection.recv(1 << 16):
+            pieces.append(piece)
+    return b"".join(pieces)
+
+
 def exchange(place: tuple[str, int], *pieces: bytes) -> bytes:
     """All that comes back until the server closes the connection."""
     with socket.create_connection(place, timeout=20) as connection:
         for piece in pieces:
             connection.sendall(piece)
-        received = b""
-        with contextlib.suppress(ConnectionResetError):
-            while more := connection.recv(1 << 16):
-                received += more
-        return received
+        return received(connection)
 
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\n"
@@ -744,7 +749,7 @@ def test_a_signal_lets_what_is_under_way_end_and_nothing_else_in(
 
                 until(closed)
                 connection.sendall(request[-9:])
-                found["answer"] = connection.recv(1 << 16)
+                found["answer"] = received(connection)
         finally:
             os.kill(os.getpid(), signal.SIGTERM)  # also if something went wrong
 
