@@ -162,7 +162,7 @@ def test_two_processes_evaluate_like_one(model: Path, tmp_path: Path, monkeypatc
         if world.size == 1:
             return [value]
         said.append(value)
-        return [said[len(said) - 1 - 2 * world.rank], value]
+        return [said[len(said) - 1 - 3 * world.rank], value]
 
     monkeypatch.setattr(dist.World, "collect", collect)
 
@@ -277,7 +277,7 @@ def test_other_models_images_and_questions_are_noticed(
     assert "complete already: 11 images" in capsys.readouterr().out
 
 
-def test_damaged_parts_are_made_again(model: Path, tmp_path: Path) -> None:
+def test_damaged_parts_are_made_again(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     small = class_folders(tmp_path / "small", {"ant": 6, "bee": 14}, seed=3)
     out = tmp_path / "answers"
     assert predict(model, small, out) == 0
@@ -286,6 +286,17 @@ def test_damaged_parts_are_made_again(model: Path, tmp_path: Path) -> None:
     (out / "part-000002.parquet").unlink()
     assert predict(model, small, out) == 0
     assert answers_of(out) == before
+    at = (out / "part-000000.parquet").stat().st_size // 2
+    with open(out / "part-000000.parquet", "rb+") as file:
+        file.seek(at)
+        (byte,) = file.read(1)
+        file.seek(at)
+        file.write(bytes([byte ^ 1]))
+    capsys.readouterr()
+    assert predict(model, small, out) == 0
+    assert answers_of(out) == before, "one bit at the same length"
+    assert "12 of 20 images are done" in capsys.readouterr().err, "and nothing else was made again"
+    assert json.loads((out / "_manifest.json").read_text())["complete"]
     (out / ".parts" / "000000.json").write_text('{"first": 8, "images": 8, "unreadable": 0, "files": []}')
     assert predict(model, small, out) == 2, "a line that another program wrote"
 

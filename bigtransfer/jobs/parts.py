@@ -11,10 +11,10 @@ import dataclasses
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from bigtransfer.data.sources import ImageSet
 from bigtransfer.dist import World
 from bigtransfer.errors import ConfigError, LostProcess, RunError
 from bigtransfer.predictor import Prediction, Predictor
+
+T = TypeVar("T")
 
 MANIFEST = "_manifest.json"
 """There when all parts are; readers of Parquet folders pass over names that begin so."""
@@ -126,7 +128,8 @@ class Parts:
         return [self.folder / f"part-{part:06d}.{ending}" for ending in self.endings]
 
     def begin(self, world: World, *, replace: bool = False) -> list[int]:
-        """The parts that this process is to make, ascending: its share of those that are not there. All processes of `world` must call it.
+        """The parts that this process is to make, ascending: its share of those that are not there, or not as they were written (SHA-256).
+        All processes of `world` must call it.
         replace: what another command has finished here may go.
 
         RunError if the folder holds something else, or answers of another command; ConfigError if the processes see different models or
@@ -137,21 +140,32 @@ class Parts:
                 raise ConfigError(
                     f"Process {rank} of {world.size} sees something else than process {world.rank}: {different}. All need the same files."
                 )
-        missing, error = [], ""
-        if world.is_main:
-            try:
-                missing = self._prepared(replace)
-            except RunError as failed:
-                if world.size == 1:
-                    raise
-                error = str(failed)
-        said = world.collect([missing, error])[0]
-        if said[1]:
-            raise RunError(said[1])
-        return [said[0][i] for i in world.part(len(said[0]))]
+        self._told(world, self._prepare, [replace] if world.is_main else [])
+        # Each process looks at its share, because all bytes of what is there are read.
+        missing = self._told(world, self._damaged, world.part(self.count))
+        if world.is_main and missing:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+        return [missing[i] for i in world.part(len(missing))]
 
-    def _prepared(self, replace: bool) -> list[int]:
-        """The folder made ready for this plan, and the parts that are not there."""
+    @staticmethod
+    def _told(world: World, work: Callable[[T], list[int]], given: Iterable[T]) -> list[int]:
+        """What `work` finds for all that is given to all processes; its RunError in all of them."""
+        found, error = [], ""
+        try:
+            for each in given:
+                found += work(each)
+        except RunError as failed:
+            if world.size == 1:
+                raise
+            error = str(failed)
+        said = world.collect([found, error])
+        for _, error in said:
+            if error:
+                raise RunError(error)
+        return [one for some, _ in said for one in some]
+
+    def _prepare(self, replace: bool) -> list[int]:
+        """Make the folder ready for this plan."""
         place = self.folder / ANSWERS
         try:
             before = records.read(place, dict[str, Any], RunError)
@@ -168,25 +182,29 @@ class Parts:
                 raise RunError(
                     f"{self.folder} holds answers of another command: {different}. Choose another folder, or remove it."
                 )
-        missing = [part for part in range(self.count) if self.finished(part) is None]
-        if missing:
-            (self.folder / MANIFEST).unlink(missing_ok=True)
-        return missing
+        return []
+
+    def _damaged(self, part: int) -> list[int]:
+        """The part, if it is to be made: it is not there, or a byte of it is not what was written."""
+        found = self.finished(part)
+        if found is None or any(_sha256(self.folder / file.name) != file.sha256 for file in found.files):
+            return [part]
+        return []
 
     def finished(self, part: int) -> Part | None:
-        """What there is of a part; None if it is not, or not whole. RunError if its line is none of ours."""
+        """What there is of a part, by the lengths of its files; None if it is not, or not whole. RunError if its line is none of ours."""
         path = self._line(part)
         try:
             found = records.read(path, Part, RunError)
         except FileNotFoundError:
             return None
-        files, images = self.files_of(part), self.range_of(part)
-        if [file.name for file in found.files] != [file.name for file in files] or (found.first, found.images) != (
+        places, images = self.files_of(part), self.range_of(part)
+        if [file.name for file in found.files] != [file.name for file in places] or (found.first, found.images) != (
             images.start,
             len(images),
         ):
             raise RunError(f"{path} is not of this command. Remove {self.folder} and begin anew.")
-        for file, stated in zip(files, found.files, strict=True):
+        for file, stated in zip(places, found.files, strict=True):
             if not file.is_file() or file.stat().st_size != stated.bytes:
                 return None
         return found
@@ -197,9 +215,7 @@ class Parts:
         for path, writer in zip(self.files_of(part), writers, strict=True):
             with outputs.atomic_write(path) as temporary:
                 writer(temporary)
-                with open(temporary, "rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                stated.append(File(name=path.name, bytes=temporary.stat().st_size, sha256=digest))
+                stated.append(File(name=path.name, bytes=temporary.stat().st_size, sha256=_sha256(temporary)))
         images = self.range_of(part)
         line = Part(first=images.start, images=len(images), unreadable=unreadable, files=tuple(stated))
         outputs.write_json(self._line(part), dataclasses.asdict(line))
@@ -224,6 +240,14 @@ class Parts:
 
     def _line(self, part: int) -> Path:
         return self.folder / _LINES / f"{part:06d}.json"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise RunError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
