@@ -9,7 +9,6 @@ foretell the accuracy with 400, which is then measured on all of them, each left
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import bigtransfer
+from benchmarks import cells
 from bigtransfer import weights
 from bigtransfer.config import CheckConfig
 from bigtransfer.data import open_dataset, splits
@@ -50,8 +49,8 @@ def main(arguments: Sequence[str]) -> None:
     work, *sets = arguments
     Path(work).mkdir(parents=True, exist_ok=True)
     print(
-        f"bigtransfer {bigtransfer.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} thread(s)\n\n`DRAWS={DRAWS} python -m benchmarks.growth {' '.join(arguments)}`\n"
+        f"{cells.machine()}; commit of the package {cells.commit()}\n\n"
+        f"`DRAWS={DRAWS} python -m benchmarks.growth {' '.join(arguments)}`\n"
     )
     print(
         f"| set | classes | with {FROM} | foretold with {TO} | interval | measured | inside | no law: as with {FROM} |"

@@ -10,7 +10,6 @@ most uncertain, or at random (two draws, their mean). What counts is the accurac
 from __future__ import annotations
 
 import os
-import platform
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import bigtransfer
+from benchmarks import cells
 from benchmarks.growth import features
 from bigtransfer.evals import growth, linear, suggest
 
@@ -59,8 +58,8 @@ def main(arguments: Sequence[str]) -> None:
     work, *sets = arguments
     Path(work).mkdir(parents=True, exist_ok=True)
     print(
-        f"bigtransfer {bigtransfer.__version__}, torch {torch.__version__}, Python {platform.python_version()}, "
-        f"{torch.get_num_threads()} thread(s)\n\n`FIRST={FIRST} DRAWS={DRAWS} python -m benchmarks.suggest {' '.join(arguments)}`\n"
+        f"{cells.machine()}; commit of the package {cells.commit()}\n\n"
+        f"`FIRST={FIRST} DRAWS={DRAWS} python -m benchmarks.suggest {' '.join(arguments)}`\n"
     )
     print("| set | labelled next | before | at random | most uncertain | suggested | suggested - random |")
     print("|---|---|---|---|---|---|---|", flush=True)

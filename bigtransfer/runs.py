@@ -39,9 +39,12 @@ T = TypeVar("T")
 __all__ = [
     "BUDGET",
     "Budget",
+    "Origin",
     "Replanned",
     "Run",
     "atomic_write",
+    "folder_of",
+    "origin",
     "read_budget",
     "read_metrics",
     "sync_folder",
@@ -50,6 +53,36 @@ __all__ = [
 ]
 
 BUDGET = "budget.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Of what a run was asked."""
+
+    data: str | list[str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a run was, of its config.json."""
+
+    command: str
+    asked: Given = Given()
+
+    @property
+    def data(self) -> str | None:
+        """The data set that it was given, as typed; None if there were several, or none."""
+        return self.asked.data if isinstance(self.asked.data, str) else None
+
+
+def origin(folder: Path) -> Origin:
+    """What the run in `folder` was. FileNotFoundError if there is no config.json; RunError, naming the field, if it is none of ours."""
+    return records.read(folder / "config.json", Origin, RunError)
+
+
+def folder_of(model: str) -> Path:
+    """Where the run would be that made a model, given by its file or its folder."""
+    return Path(model) if os.path.isdir(model) else Path(model).parent
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,12 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from bigtransfer import cli, weights
-from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer import cli
 from bigtransfer.data import exclusions, open_dataset, splits
 from bigtransfer.errors import DataError
 from bigtransfer.evals import duplicates
 from bigtransfer.evals.duplicates import SIDE, Sketches, registered, screened
-from bigtransfer.model import ResNetV2
-from tests import html_pages
+from tests import html_pages, network_makers
 from tests.data_makers import encoded
 
 
@@ -241,19 +239,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.manual_seed(0)
-    network = ResNetV2((1, 1, 1, 1), 1, 2)
-    torch.nn.init.normal_(network.head.weight)
-    network.card = ModelCard(
-        name="tiny",
-        architecture=network.architecture,
-        num_classes=2,
-        input=InputSpec(size=32),
-        class_names=("a", "b"),
-    )
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    weights.save(path, network)
-    return str(path)
+    return str(network_makers.saved(tmp_path_factory.mktemp("model") / "tiny.safetensors", ("a", "b"), std=1))
 
 
 def rows_of(path):

@@ -20,6 +20,8 @@ from bigtransfer.jobs.pretrain import readable_names
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor
 
+from .network_makers import tiny
+
 COLOURS = {"blue": (0, 0, 255), "green": (0, 255, 0), "red": (255, 0, 0), "white": (255, 255, 255)}
 
 
@@ -44,16 +46,8 @@ def data(tmp_path_factory):
 @pytest.fixture(scope="module")
 def model(data, tmp_path_factory):
     """A model file that tells the colours apart, its classes in another order than the folders'."""
-    torch.manual_seed(0)
-    network = ResNetV2((1, 1, 1, 1), 1, len(COLOURS))
     names = tuple(reversed(COLOURS))
-    network.card = ModelCard(
-        name="colours",
-        architecture=network.architecture,
-        num_classes=len(names),
-        input=InputSpec(size=32),
-        class_names=names,
-    )
+    network = tiny(names, name="colours")
     train, _ = evaluate.match_classes(open_dataset(data).train, names, len(names))
     features = torch.from_numpy(Predictor(network).features([train.read(i) for i in range(len(train))]))
     network.head = linear.fit(features, torch.from_numpy(train.labels), len(names)).head

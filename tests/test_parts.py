@@ -18,14 +18,13 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from bigtransfer import cli, dist, weights
-from bigtransfer.catalog import InputSpec, ModelCard
+from bigtransfer import cli, dist
 from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import open_dataset
 from bigtransfer.jobs import evaluate, parts
-from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Predictor
 
+from . import network_makers
 from .data_makers import class_folders
 
 IMAGES = 108
@@ -34,19 +33,7 @@ TINY = ("--device", "cpu", "--precision", "fp32", "--batch-size", "4")
 
 
 def saved(path: Path, seed: int, **changes: Any) -> Path:
-    torch.manual_seed(seed)
-    network = ResNetV2((1, 1, 1, 1), 1, len(NAMES))
-    torch.nn.init.normal_(network.head.weight, std=0.05)
-    network.card = ModelCard(
-        name="tiny",
-        architecture=network.architecture,
-        num_classes=len(NAMES),
-        input=InputSpec(size=16),
-        class_names=NAMES,
-        **changes,
-    )
-    weights.save(path, network)
-    return path
+    return network_makers.saved(path, NAMES, size=16, seed=seed, **changes)
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +167,7 @@ def test_two_processes_evaluate_like_one(model: Path, tmp_path: Path, monkeypatc
     plain = found.pop()
     assert len(plain.pop("positions")) >= 3, "the map of the pictures, which takes all answers at once"
     assert [one.pop("positions") for one in found] == [[], []] and found == [plain, plain]
+    assert not evaluate.evaluate(asked()).result.positions, "no map where nothing is written"  # pyright: ignore
     assert (tmp_path / "two" / "report.html").is_file()
 
 

@@ -16,12 +16,12 @@ import torch
 from PIL import Image
 
 from bigtransfer import cli, weights
-from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.errors import ImageError
 from bigtransfer.jobs import predict
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Prediction, Predictor
 
+from . import network_makers
 from .file_server import limited
 
 NAMES = ("ant", "bee", "crane", "crane", "eel", "fox", "größe")
@@ -29,19 +29,7 @@ NAMES = ("ant", "bee", "crane", "crane", "eel", "fox", "größe")
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.manual_seed(0)
-    network = ResNetV2((1, 1, 1, 1), 1, len(NAMES))
-    torch.nn.init.normal_(network.head.weight, std=0.05)
-    network.card = ModelCard(
-        name="tiny",
-        architecture=network.architecture,
-        num_classes=len(NAMES),
-        input=InputSpec(size=32),
-        class_names=NAMES,
-    )
-    path = tmp_path_factory.mktemp("model") / "model.safetensors"
-    weights.save(path, network)
-    return path
+    return network_makers.saved(tmp_path_factory.mktemp("model") / "model.safetensors", NAMES)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import dataclasses
 import io
 import json
 import os
@@ -24,19 +23,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from bigtransfer import cli, limits, weights
-from bigtransfer.catalog import InputSpec
 from bigtransfer.config import ServeConfig
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.jobs import serve as job
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Prediction, Predictor
 from bigtransfer.serve import access, app, log, page, refusals, requests, server, service
+
+from . import network_makers
 
 NAMES = ("ant", "bee", "crane", "crane", "eel", "größe")
 SIZE = 32
@@ -45,11 +44,7 @@ TOLERANCE = 3e-6
 
 
 def tiny(seed: int = 0, **card: Any) -> ResNetV2:
-    torch.manual_seed(seed)
-    network = ResNetV2((1, 1, 1, 1), 1, len(NAMES))
-    torch.nn.init.normal_(network.head.weight, std=0.05)
-    network.card = dataclasses.replace(network.card, name="tiny", input=InputSpec(size=SIZE), class_names=NAMES, **card)
-    return network
+    return network_makers.tiny(NAMES, size=SIZE, seed=seed, **card)
 
 
 def png(seed: int) -> bytes:

@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from bigtransfer import cli, weights
-from bigtransfer.catalog import InputSpec, ModelCard, architecture
+from bigtransfer.catalog import ModelCard, architecture
 from bigtransfer.errors import ConfigError, DataError
-from bigtransfer.model import ResNetV2
 from bigtransfer.suites import own, registry, results
 from bigtransfer.suites.omnibenchmark import OmniProbe
 from bigtransfer.suites.protocol import Preparation
+from tests import network_makers
 from tests.conftest import REPOSITORY
 
 DOCUMENT = (REPOSITORY / "docs" / "benchmarks.md").read_text(encoding="utf-8")
@@ -43,19 +43,7 @@ def garden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _model(path: Path, names: tuple[str, ...]) -> str:
-    torch.manual_seed(0)
-    network = ResNetV2((1, 1, 1, 1), 1, len(names))
-    network.card = ModelCard(
-        name="tiny",
-        architecture=network.architecture,
-        num_classes=len(names),
-        class_names=names,
-        input=InputSpec(size=16),
-    )
-    with torch.no_grad():
-        torch.nn.init.normal_(network.head.weight)  # pyright: ignore[reportArgumentType]
-    weights.save(path, network)
-    return str(path)
+    return str(network_makers.saved(path, names, size=16, std=1))
 
 
 def test_the_example_of_the_documents_runs(garden: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

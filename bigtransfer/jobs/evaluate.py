@@ -182,7 +182,12 @@ def measured(config: EvaluateConfig, world: World, device: torch.device, *, prog
 
     if config.out is None:
         measurement = measure(
-            predictor, images, batch_size=config.batch_size, workers=config.workers, progress=progress
+            predictor,
+            images,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            progress=progress,
+            mapped=config.json is not None,
         )
         return conclude(*measurement)
     return _in_parts(config, digest, predictor, images, split, world, conclude, progress=progress)
@@ -282,17 +287,6 @@ def _written(flag: str, folder: str | None, files: Sequence[str]) -> list[tuple[
 
 
 @dataclass(frozen=True)
-class _Asked:
-    data: str | list[str] | None = None
-
-
-@dataclass(frozen=True)
-class _Origin:
-    command: str
-    asked: _Asked = _Asked()
-
-
-@dataclass(frozen=True)
 class _Learnt:
     train: list[str]
 
@@ -302,13 +296,13 @@ def trained_on(model: str, data: str, images: ImageSet) -> str | None:
 
     model, data: as they were typed; known only of a model in its run's folder, and of the data set that the run was given.
     """
-    folder = Path(model) if os.path.isdir(model) else Path(model).parent
+    folder = runs.folder_of(model)
     try:
-        origin = records.read(folder / "config.json", _Origin, RunError)
+        given = runs.origin(folder).data
         learnt = frozenset(records.read(folder / "split.json", _Learnt, RunError).train)
     except (FileNotFoundError, RunError):
         return None
-    same = isinstance(origin.asked.data, str) and os.path.realpath(origin.asked.data) == os.path.realpath(data)
+    same = given is not None and os.path.realpath(given) == os.path.realpath(data)
     count = sum(images.name(i) in learnt for i in range(len(images))) if same else 0
     if not count:
         return None
@@ -321,10 +315,10 @@ def trained_on(model: str, data: str, images: ImageSet) -> str | None:
 def refuse_run(folder: Path, command: str = "evaluate") -> None:
     """RunError if `folder` is a run of another command than `command`, whose own results would be lost."""
     with contextlib.suppress(FileNotFoundError):
-        origin = records.read(folder / "config.json", _Origin, RunError)
-        if origin.command != command:
+        before = runs.origin(folder).command
+        if before != command:
             raise RunError(
-                f"--out {folder} is the folder of a run of `bit {origin.command}`, whose own results would be replaced. "
+                f"--out {folder} is the folder of a run of `bit {before}`, whose own results would be replaced. "
                 "Choose another folder."
             )
 
@@ -414,26 +408,30 @@ def measure(
     workers: int | None = None,
     progress: bool = False,
     late: Callable[[int], bool] | None = None,
+    mapped: bool = True,
 ) -> tuple[evals.Classification | MultiLabel, list[ImageError]]:
     """The predictor's answers on a labelled set, and the images that cannot be read (they are left out). A multi-label model's are
     measured as such; the images may then have one label each.
 
     late: asked between two batches, with the number of images that are left, whether no more can be looked at. They are taken in an order
     then of which every beginning is a fair sample (`splits.in_turn`), and so are those that were looked at, a batch at least; the others
-    are neither in the result nor among the unreadable.
+    are neither in the result nor among the unreadable. mapped: some of the answers of a single-label model are placed on a map, for a
+    report.
 
     Raises DataError if none can be read."""
     seen = np.zeros(len(images), dtype=bool)
     order = np.arange(len(images)) if late is None else in_turn(images, seed=0)
     reached = 0
-    # These are placed on a map: evenly over the set, which mostly lies class by class.
-    mapped = np.zeros(len(images), dtype=bool)
-    mapped[np.linspace(0, len(images) - 1, min(len(images), projection.POINTS)).round().astype(int)] = True
+    # These are placed on the map: evenly over the set, which mostly lies class by class.
+    shown = np.zeros(len(images), dtype=bool)
+    if mapped:
+        shown[np.linspace(0, len(images) - 1, min(len(images), projection.POINTS)).round().astype(int)] = True
     at, placed = np.empty(0, int), list[tuple[np.ndarray, torch.Tensor]]()
 
     def logits(batch: torch.Tensor) -> torch.Tensor:
         answers = predictor.logits(batch)
-        placed.append((at[mapped[at]], answers[torch.from_numpy(mapped[at])]))
+        if mapped:
+            placed.append((at[shown[at]], answers[torch.from_numpy(shown[at])]))
         return answers
 
     def batches() -> Iterator[EvalBatch]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from bigtransfer import records
+from bigtransfer import runs
 from bigtransfer.backends import onnx_file
 from bigtransfer.backends.by_onnxruntime import OnnxRuntime
 from bigtransfer.backends.by_torch import Torch
@@ -145,22 +142,8 @@ def _made_up(channels: int, size: int) -> np.ndarray:
     return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
 
 
-@dataclass(frozen=True)
-class _Asked:
-    data: Any = None
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Of a run's config.json, what it was given."""
-
-    asked: _Asked
-
-
 def _of_run(source: str) -> str | None:
-    folder = Path(source) if os.path.isdir(source) else Path(source).parent
     try:
-        data = records.read(folder / "config.json", _Origin, RunError).asked.data
+        return runs.origin(runs.folder_of(source)).data
     except (FileNotFoundError, RunError):
         return None
-    return data if isinstance(data, str) else None
