@@ -69,6 +69,8 @@ $(RUN): requirements/run.txt pyproject.toml | $(BIN)/uv
 # Compiled at once, because where Python may not write its cache every start would compile all of torch again (9 s).
 $(DEV): requirements/dev.txt $(RUN)
 	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements/dev.txt
+	@# What `bit convert --to web` puts into its pages, for their test in a browser; without npm that is skipped.
+	-@cd $(VENV) && npm pack --silent onnxruntime-web@1.30.0
 	@touch $@
 
 LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -c requirements/constraints.txt \

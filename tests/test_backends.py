@@ -364,6 +364,29 @@ def infinite_among_typed_numbers(model: onnx.ModelProto) -> None:
     tensor.float_data.extend([*numbers[:-1], np.inf])
 
 
+def infinite_in_half(model: onnx.ModelProto) -> None:
+    tensor = weights_of(model)
+    numbers = onnx.numpy_helper.to_array(tensor).astype(np.float16)
+    numbers.flat[5] = np.inf
+    tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, tensor.name))
+
+
+def half_as_whole_numbers(model: onnx.ModelProto) -> None:
+    """ONNX knows two ways to store them."""
+    infinite_in_half(model)
+    tensor = next(one for one in model.graph.initializer if one.data_type == onnx.TensorProto.FLOAT16)
+    bits = np.frombuffer(tensor.raw_data, np.uint16).tolist()
+    tensor.ClearField("raw_data")
+    tensor.int32_data.extend(bits)
+
+
+def infinite_in_double(model: onnx.ModelProto) -> None:
+    tensor = weights_of(model)
+    numbers = onnx.numpy_helper.to_array(tensor).astype(np.float64)
+    numbers.flat[5] = np.inf
+    tensor.CopyFrom(onnx.numpy_helper.from_array(numbers, tensor.name))
+
+
 def wrong_constant(model: onnx.ModelProto) -> None:
     model.graph.initializer[0].dims[0] += 1
 
@@ -390,6 +413,9 @@ def wrong_constant(model: onnx.ModelProto) -> None:
         (wrong_constant, "damaged"),
         (not_a_number, "weights that are not finite"),
         (infinite_among_typed_numbers, "weights that are not finite"),
+        (infinite_in_half, "weights that are not finite"),
+        (half_as_whole_numbers, "damaged"),
+        (infinite_in_double, "constants of other kinds of numbers"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

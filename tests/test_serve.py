@@ -27,13 +27,13 @@ from PIL import Image
 from starlette.requests import Request
 from starlette.testclient import TestClient
 
-from bigtransfer import cli, limits, weights
+from bigtransfer import cli, limits, page, weights
 from bigtransfer.config import ServeConfig
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.jobs import serve as job
 from bigtransfer.model import ResNetV2
 from bigtransfer.predictor import Prediction, Predictor
-from bigtransfer.serve import access, app, log, page, refusals, requests, server, service
+from bigtransfer.serve import access, app, log, refusals, requests, server, service
 
 from . import network_makers
 

@@ -34,15 +34,16 @@ _IR_VERSION = 8
 """Version of the file's own form, the one of that time."""
 
 Input = Literal["float32", "uint8"]
+Dtype = Literal["float32", "float16"]
 
 
-def onnx_model(network: Network, *, input: Input = "float32") -> bytes:
+def onnx_model(network: Network, *, input: Input = "float32", dtype: Dtype = "float32") -> bytes:
     """The network as an ONNX file, its card among the metadata.
 
     Input `image` `(batch, in_chans, height, width)`: RGB in [-1, 1], or with `input` "uint8" pixels 0 to 255, which the graph scales.
     Batch, height and width are free; where the readout names sizes of its own, height and width are the card's input size. Outputs,
     float32: `logits` and `probabilities` `(batch, classes)`, by softmax or, of a multi-label model, by sigmoid (neither without classes),
-    and `features` `(batch, features)`.
+    and `features` `(batch, features)`. dtype: in which kernels and the head are stored; they compute in float32.
 
     Raises WeightsError for networks that the form cannot hold: not of our layers, other pooling than the average, or more than 2 GiB.
     """
@@ -61,7 +62,7 @@ def onnx_model(network: Network, *, input: Input = "float32") -> bytes:
             f"{card.name} has {card.num_parameters:,} parameters, 4 bytes each; an ONNX file holds 2 GiB, and several files are not "
             "written here."
         )
-    graph = _Graph(onnx)
+    graph = _Graph(onnx, dtype)
     pixels = "image"
     if input == "uint8":
         pixels = graph.add("Cast", [pixels], to=onnx.TensorProto.FLOAT)
@@ -72,7 +73,7 @@ def onnx_model(network: Network, *, input: Input = "float32") -> bytes:
     outputs = [("features", folded.num_features)]
     if card.num_classes:
         head = cast(nn.Linear, folded.head)
-        weight, bias = graph.tensor("head.weight", head.weight), graph.tensor("head.bias", head.bias)
+        weight, bias = graph.weight("head.weight", head.weight), graph.tensor("head.bias", head.bias)
         graph.add("Gemm", ["features", weight, bias], result="logits", transB=1)
         if card.multi_label:
             graph.add("Sigmoid", ["logits"], result="probabilities")
@@ -109,8 +110,9 @@ def of_one_size(card: ModelCard) -> bool:
 class _Graph:
     """Nodes and constants as they come, under names of their own."""
 
-    def __init__(self, onnx: Any) -> None:
+    def __init__(self, onnx: Any, dtype: Dtype) -> None:
         self._onnx = onnx
+        self._dtype = dtype
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
         self._known: dict[str, np.ndarray] = {}
@@ -134,6 +136,17 @@ class _Graph:
     def tensor(self, name: str, value: Tensor | None) -> str:
         assert value is not None
         return self.constant(name, value.detach().float().contiguous().numpy())
+
+    def weight(self, name: str, value: Tensor | None) -> str:
+        """The same of a kernel or the head's matrix, which may be stored in fewer bits."""
+        if self._dtype == "float32":
+            return self.tensor(name, value)
+        if name not in self._known:
+            assert value is not None
+            stored = self.constant(f"{name}.half", value.detach().half().contiguous().numpy())
+            self._known[name] = self._known[stored]
+            self.add("Cast", [stored], result=name, to=self._onnx.TensorProto.FLOAT)
+        return name
 
 
 def _features(graph: _Graph, network: ResNetV2, image: str, prefix: str, card: ModelCard) -> str:
@@ -208,11 +221,14 @@ def _resized(graph: _Graph, image: str, side: int, size: int) -> str:
 
 def _stem(graph: _Graph, network: ResNetV2, image: str, prefix: str) -> str:
     x = graph.add(
-        "Conv", [image, graph.tensor(f"{prefix}root.weight", network.root.weight)], **_convolution(network.root)
+        "Conv", [image, graph.weight(f"{prefix}root.weight", network.root.weight)], **_convolution(network.root)
     )
     # Zeros around the map, which may be negative: not the padding of ONNX's own maximum.
+    # And not quite zeros: onnxruntime (1.30, also in browsers) takes padding by zeros and the maximum for one operator, which pads by
+    # minus infinity.
     edges = graph.constant("stem.edges", np.array([0, 0, 1, 1, 0, 0, 1, 1]))
-    return graph.add("MaxPool", [graph.add("Pad", [x, edges])], kernel_shape=[3, 3], strides=[2, 2])
+    nought = graph.constant("stem.nought", np.finfo(np.float32).tiny)
+    return graph.add("MaxPool", [graph.add("Pad", [x, edges, nought])], kernel_shape=[3, 3], strides=[2, 2])
 
 
 def _convolution(conv: nn.Conv2d) -> dict[str, Any]:
@@ -229,7 +245,7 @@ def _block(graph: _Graph, block: nn.Module, x: str, prefix: str) -> str:
 def _unit(graph: _Graph, unit: PreActBottleneck, x: str, prefix: str) -> str:
     def conv(name: str, y: str) -> str:
         module = cast(nn.Conv2d, getattr(unit, name))
-        return graph.add("Conv", [y, graph.tensor(f"{prefix}{name}.weight", module.weight)], **_convolution(module))
+        return graph.add("Conv", [y, graph.weight(f"{prefix}{name}.weight", module.weight)], **_convolution(module))
 
     y = _norm(graph, unit.norm1, x, f"{prefix}norm1")
     shortcut = x if unit.proj is None else conv("proj", y)

@@ -102,7 +102,7 @@ _MESSAGES: dict[str, dict[int, str]] = {
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
     "node": {4: "operator", 5: "attribute", 7: "domain"},
     "attribute": {5: "tensor", 6: "subgraph", 10: "tensor", 11: "subgraph", 22: "sparse", 23: "sparse"},
-    "tensor": {2: "type", 4: "floats", 9: "bytes", 13: "external", 14: "location"},
+    "tensor": {2: "type", 4: "floats", 5: "whole", 9: "bytes", 13: "external", 14: "location"},
     "opset": {1: "domain"},
     "entry": {1: "key", 2: "value"},
 }
@@ -114,11 +114,12 @@ _REFUSED = {
     "subgraph": "has loops or branches",
     "sparse": "has sparse constants",
     "external": "reads constants from other files",
+    "odd": "has constants of other kinds of numbers",
     "not finite": "has weights that are not finite numbers",
 }
 _LENGTH, _VARINT, _SINGLE, _FIXED = 2, 0, 5, {1: 8, 5: 4}
-_FLOAT = 1
-"""TensorProto.FLOAT."""
+_NUMBERS: dict[int, str] = {1: "<f4", 2: "", 3: "", 6: "", 7: "", 10: "<f2"}
+"""TensorProto.DataType: float32, uint8, int8, int32, int64, float16; of those that may be infinite how they lie in the file."""
 
 
 class _Malformed(Exception):
@@ -134,7 +135,8 @@ class _Found:
 
 def _walk(message: memoryview, kind: str, found: _Found) -> None:
     entry = {"key": b"", "value": b""}
-    floats, numbers = False, []
+    stored = ""
+    whole, numbers = False, []
     for number, wire, value in _fields(message):
         what = _MESSAGES[kind].get(number)
         if what is None:
@@ -144,7 +146,12 @@ def _walk(message: memoryview, kind: str, found: _Found) -> None:
                 found.refused = _REFUSED["external"]
             continue
         if what == "type":
-            floats = value == _FLOAT
+            stored = _NUMBERS.get(value, "") if isinstance(value, int) else ""
+            if value not in _NUMBERS:
+                found.refused = _REFUSED["odd"]
+            continue
+        if what == "whole":
+            whole = True
             continue
         if what == "floats" and wire == _SINGLE and isinstance(value, memoryview):
             numbers.append(value)
@@ -165,17 +172,18 @@ def _walk(message: memoryview, kind: str, found: _Found) -> None:
         else:
             _walk(value, what, found)
     # A network computes on with them, and some of those who run it pass over them: the answers look like any others.
-    if floats and not all(_finite(one) for one in numbers):
+    if stored and whole:  # float16 as whole numbers, a second way
+        raise _Malformed
+    if stored and not all(_finite(one, stored) for one in numbers):
         found.refused = _REFUSED["not finite"]
     if kind == "entry":
         found.metadata.append((entry["key"], entry["value"]))
 
 
-def _finite(content: memoryview) -> bool:
-    """Of float32 numbers, little-endian."""
-    if len(content) % 4:
+def _finite(content: memoryview, kind: str) -> bool:
+    if len(content) % np.dtype(kind).itemsize:
         raise _Malformed
-    return bool(np.isfinite(np.frombuffer(content, "<f4")).all())
+    return bool(np.isfinite(np.frombuffer(content, kind)).all())
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int, int | memoryview]]:

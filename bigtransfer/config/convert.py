@@ -16,6 +16,7 @@ _WEIGHT_SUFFIXES: dict[str, tuple[str, ...]] = {
     "timm": (".safetensors", ".bin", ".pth", ".pt", ".tar"),
     "transformers": (),
     "onnx": (".onnx",),
+    "web": (".html",),
 }
 """Form -> how its file is called; timm may also be a folder, transformers always is one."""
 
@@ -24,8 +25,8 @@ _WEIGHT_SUFFIXES: dict[str, tuple[str, ...]] = {
 class ConvertConfig(Config):
     """Write a model in the form that other software reads, or read any published form into a model file.
 
-    What is written is read back and compared before the command says that it is done. With --to onnx the network becomes a program that
-    runs without torch: its answers on images are compared with the model's.
+    What is written is read back and compared before the command says that it is done. With --to onnx and --to web the network becomes a
+    program that runs without torch: its answers on images are compared with the model's.
     """
 
     source: Positional[str]
@@ -33,9 +34,10 @@ class ConvertConfig(Config):
     a transformers or timm folder, or hf-hub:user/name."""
     destination: Positional[str]
     """File or folder to write. transformers: a folder; timm: a file (.safetensors, .pth) or a folder; npz: a .npz file; torch:
-    a .pth.tar file; bit: a .safetensors file; onnx: an .onnx file."""
-    to: Literal["bit", "timm", "transformers", "npz", "torch", "onnx"] = "bit"
-    """Form: bit is bigtransfer's own, npz and torch are those of the authors' code, onnx is for onnxruntime, OpenVINO and others."""
+    a .pth.tar file; bit: a .safetensors file; onnx: an .onnx file; web: an .html file."""
+    to: Literal["bit", "timm", "transformers", "npz", "torch", "onnx", "web"] = "bit"
+    """Form: bit is bigtransfer's own, npz and torch are those of the authors' code, onnx is for onnxruntime, OpenVINO and others,
+    web is a page that classifies images in a browser, offline."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Number format of the stored weights; the 16-bit ones halve the size and lose digits."""
     overwrite: bool = False
@@ -46,6 +48,8 @@ class ConvertConfig(Config):
     # --- Exported networks
     input: Literal["float32", "uint8"] | None = None
     """What an onnx file takes: float32 in [-1, 1], or uint8 pixels, which it scales itself. Default: float32."""
+    runtime: str | None = None
+    """The package onnxruntime-web that --to web puts into the page, as `npm pack` brings it. Default: downloaded once (33 MB)."""
     images: str | None = None
     """Images to compare the answers on, in any form that `bit finetune` reads, or a folder. Default: those that the run was given, else
     made-up ones."""
@@ -55,12 +59,18 @@ class ConvertConfig(Config):
         suffix = os.path.splitext(self.destination)[1]
         fitting = _WEIGHT_SUFFIXES[self.to]
         is_file = suffix in known
-        if (is_file and suffix not in fitting) or (not is_file and self.to in ("bit", "npz", "torch", "onnx")):
+        if (is_file and suffix not in fitting) or (not is_file and self.to in ("bit", "npz", "torch", "onnx", "web")):
             wanted = f"should end in {' or '.join(fitting)}" if fitting else "should be a folder"
             meant = [form for form, suffixes in _WEIGHT_SUFFIXES.items() if suffix in suffixes]
             other = f" If that is meant: --to {meant[0]}" if len(meant) == 1 else ""
             raise ConfigError(f"{self.destination} {wanted} with --to {self.to}.{other}")
         if self.to in ("npz", "torch", "onnx"):
             forbid(self, ("dtype",), f"has no effect with --to {self.to}, which stores float32")
+        if self.to in ("onnx", "web") and self.dtype == "bfloat16":
+            raise ConfigError(f"--to {self.to} stores float32 or float16.")
+        if self.to not in ("onnx", "web"):
+            forbid(self, ("images",), "is for --to onnx and --to web")
         if self.to != "onnx":
-            forbid(self, ("input", "images"), "is for --to onnx")
+            forbid(self, ("input",), "is for --to onnx")
+        if self.to != "web":
+            forbid(self, ("runtime",), "is for --to web")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bigtransfer import outputs, weights
-from bigtransfer.backends import graph, onnx_file
+from bigtransfer import files, outputs, page, weights
+from bigtransfer.backends import graph
 from bigtransfer.config import ConvertConfig
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.jobs import parity
@@ -25,7 +25,7 @@ def run(config: ConvertConfig) -> None:
         raise ConfigError(
             f"{destination} is a {'file' if destination.is_file() else 'folder'} already; remove it first."
         )
-    if config.to == "onnx":
+    if config.to in ("onnx", "web"):
         _export(config, network, destination)
         return
     weights.export(destination, network, config.to, dtype=config.dtype)
@@ -43,17 +43,29 @@ def run(config: ConvertConfig) -> None:
 
 
 def _export(config: ConvertConfig, network: Network, destination: Path) -> None:
-    """The network as an ONNX file, once its answers are those of the network."""
+    """The network as an ONNX file or as a page with it inside, once its answers are those of the network."""
     card = network.card
+    web = None
+    if config.to == "web":  # what is missing is said before anything is computed
+        page.check(card)
+        web = page.runtime(config.runtime, no_network=config.offline or None)
     pixels, where = parity.images(config.images, config.source, card)
-    content = graph.onnx_model(network, input=config.input or "float32")
-    found = parity.compare(content, network, pixels)
+    dtype = "float16" if config.dtype == "float16" else "float32"
+    content = graph.onnx_model(network, input="uint8" if web else config.input or "float32", dtype=dtype)
+    found = parity.compare(content, network, pixels, parity.TOLERANCES[dtype])
     print(f"{len(pixels)} images of {where}, computed by onnxruntime and by torch in float32:\n  {found}", flush=True)
     found.check()
+    written = page.alone(content, card, web).encode() if web else content
     with outputs.atomic_write(destination) as temporary:
-        temporary.write_bytes(content)
-    if onnx_file.read(destination).content != content:
+        temporary.write_bytes(written)
+    if files.read(destination, "exported_bytes") != written:
         raise WeightsError(f"{destination} does not hold what was written to it. Is the disk sound?")
+    if web:
+        print(
+            f"{destination}: {_size(destination)}, a page with the network and onnxruntime-web {page.VERSION} inside; it asks nobody"
+        )
+        print(f"Use it:\n  open {destination} in a browser (also from a memory stick, by e-mail, or on any web server)")
+        return
     sides = f"{card.input.size}, {card.input.size}" if graph.of_one_size(card) else "height, width"
     taken = "uint8 pixels" if config.input == "uint8" else "float32 in [-1, 1]"
     print(

@@ -9,5 +9,4 @@ What a client sends is bytes of images, and nothing else: no path and no address
     service    the models, and how much may be under way at a time
     queue      images of many clients computed together
     metrics    what Prometheus reads
-    page       the page
 """

@@ -22,11 +22,11 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bigtransfer import __version__
+from bigtransfer import __version__, page
 from bigtransfer.config import seconds
 from bigtransfer.limits import limits
 from bigtransfer.predictor import Prediction
-from bigtransfer.serve import log, page, requests
+from bigtransfer.serve import log, requests
 from bigtransfer.serve.access import Access
 from bigtransfer.serve.refusals import Refusal
 from bigtransfer.serve.service import FAILED, Model, Service

@@ -1,53 +1,13 @@
 "use strict";
 const $ = id => document.getElementById(id);
-const AT_ONCE = 6, TRIES = 30, THUMBNAIL = 224;
-let token = "", models = [], most = Infinity, rows = [], waiting = [], working = 0, unlocking = null;
-
-// --- The server
-
-async function ask(address, options = {}) {
-  for (let attempt = 1; ; attempt++) {
-    const used = token;
-    let response;
-    try {
-      response = await fetch(address, {...options, headers: used ? {Authorization: `Bearer ${used}`} : {}});
-    } catch {
-      throw new Error("the server cannot be reached");
-    }
-    if (response.status === 401) {
-      if (token === used) await unlock();
-      continue;
-    }
-    const answer = await response.json().catch(() => ({error: `the server answered ${response.status}`}));
-    if ((response.status === 429 || response.status === 503) && attempt < TRIES) {
-      const pause = Number(response.headers.get("Retry-After")) || 1;
-      await new Promise(done => setTimeout(done, 1000 * pause * (1 + Math.random() / 2)));
-      continue;
-    }
-    if (!response.ok && !answer.predictions) throw new Error(answer.error || `the server answered ${response.status}`);
-    return answer;
-  }
-}
-
-function unlock() {
-  unlocking ??= new Promise(done => {
-    $("token").value = "";
-    $("locked").showModal();
-    $("locked").addEventListener("close", () => { token = $("token").value.trim(); unlocking = null; done(); }, {once: true});
-  });
-  return unlocking;
-}
+const AT_ONCE = 6, THUMBNAIL = 224;
+let models = [], most = Infinity, rows = [], waiting = [], working = 0;
 
 async function start() {
   try {
-    let found = await ask("models");
-    while (!found.models.every(model => model.ready)) {
-      $("about").textContent = "The model is being loaded …";
-      await new Promise(done => setTimeout(done, 1000));
-      found = await ask("models");
-    }
+    const found = await opened(words => { $("about").textContent = words; });
     models = found.models;
-    most = found.limits.bytes;
+    most = found.bytes;
   } catch (error) {
     $("about").textContent = `Something is wrong: ${error.message}.`;
     return;
@@ -94,11 +54,8 @@ async function look(row) {
   row.model ||= models[0].name;
   picture(row);
   if (row.file.size > most) return show(row, {error: `it has more than ${most.toLocaleString("en")} bytes`});
-  const form = new FormData();
-  form.append("image", row.file, row.file.name);
   try {
-    const answer = await ask(`predict?model=${encodeURIComponent(row.model)}`, {method: "POST", body: form});
-    show(row, answer.predictions[0]);
+    show(row, await answered(row));
   } catch (error) {
     show(row, {error: error.message});
   }
@@ -119,7 +76,7 @@ async function picture(row) {
     bitmap.close();
     old.replaceWith(canvas);
   } catch {
-    old.textContent = "no preview";  // a format that the server reads and this browser does not
+    old.textContent = "no preview";  // a format that this browser does not know
   }
 }
 
@@ -167,12 +124,14 @@ function show(row, answer) {
   label.textContent = given.join(", ") || "none of its classes";
   const list = element("ol", "top");
   for (const {label: name, probability} of answer.top) {
-    const bar = element("li", answer.labels?.includes(name) ? "given" : ""), button = element("button", "");
-    button.type = "button";
-    button.title = `${name}: where?`;
-    button.append(element("span", "", name), element("b", "", percent(probability)));
-    button.addEventListener("click", () => explain(row, name, button));
-    bar.append(button);
+    const bar = element("li", answer.labels?.includes(name) ? "given" : ""), line = element(explained ? "button" : "div", "share");
+    line.append(element("span", "", name), element("b", "", percent(probability)));
+    if (explained) {
+      line.type = "button";
+      line.title = `${name}: where?`;
+      line.addEventListener("click", () => explain(row, name, line));
+    }
+    bar.append(line);
     bar.style.setProperty("--share", probability);
     list.append(bar);
   }
@@ -187,13 +146,9 @@ async function explain(row, name, button) {
   if (own) return old.replaceWith(row.thumbnail);
   if (old.tagName !== "IMG") row.thumbnail = old;
   button.setAttribute("aria-pressed", "true");
-  const form = new FormData();
-  form.append("image", row.file, row.file.name);
   try {
     const rival = row.answer.labels ? undefined : row.answer.top.find(({label}) => label !== name)?.label;
-    let asked = `explain?model=${encodeURIComponent(row.model)}&label=${encodeURIComponent(name)}`;
-    if (rival !== undefined) asked += `&against=${encodeURIComponent(rival)}`;
-    const answer = await ask(asked, {method: "POST", body: form});
+    const answer = await explained(row, name, rival);
     if (button.getAttribute("aria-pressed") !== "true") return;
     const image = element("img", "picture");
     image.src = `data:image/png;base64,${answer.png}`;
