@@ -9,7 +9,7 @@ import importlib.resources
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -275,9 +275,10 @@ class InputSpec:
 
     size: Annotated[int, msgspec.Meta(ge=1)]
     """Height and width of the input, px."""
-    mode: Literal["square", "aspect"] = "square"
+    mode: Literal["square", "aspect", "fit"] = "square"
     """square: resize both sides to `size`, ignoring the aspect ratio (BiT's own evaluation).
-    aspect: resize the shorter side to `size / crop_pct`, then centre-crop (timm, transformers)."""
+    aspect: resize the shorter side to `size / crop_pct`, then centre-crop (timm, transformers).
+    fit: resize the longer side to `size`; below or right of the image is grey (detection)."""
     crop_pct: Annotated[float, msgspec.Meta(ge=0.01, le=1)] = 1.0
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     antialias: bool = True
@@ -288,8 +289,8 @@ class InputSpec:
 
     @property
     def resized(self) -> int:
-        """The side to which images are resized before the crop, px: both, or with `mode` "aspect" the shorter."""
-        return self.size if self.mode == "square" else math.floor(self.size / self.crop_pct)
+        """The side to which images are resized before the crop, px: both, with `mode` "aspect" the shorter, with "fit" the longer."""
+        return self.size if self.mode != "aspect" else math.floor(self.size / self.crop_pct)
 
     def within_limits(self, where: str, error: type[BitError]) -> InputSpec:
         """This; `error`, which begins with `where`, if images would have to become larger than the limit `input_side`."""
@@ -327,6 +328,28 @@ class Calibrated:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Detector:
+    """What makes a RetinaNet (arXiv 1708.02002) of a network: the pyramid P3 to P7 on its last three stages, and the heads on that."""
+
+    channels: Annotated[int, msgspec.Meta(ge=64, le=1024, multiple_of=32)] = 256
+    """Of the pyramid's maps and the heads' (RetinaNet: 256). From 64 on a GroupNorm has something to normalize on a map of one place."""
+    anchor_scale: Annotated[float, msgspec.Meta(ge=0.5, le=16)] = 4.0
+    """Side of the smallest square anchor of a level, in strides of the level (RetinaNet: 4, which is 32 px on P3)."""
+
+    def num_parameters(self, stages: Sequence[int], num_classes: int) -> int:
+        """Those of pyramid and heads on a network with these stages."""
+        c = self.channels
+        square = 9 * c * c
+        pyramid = sum(stages[-3:]) * c + 3 * c + 5 * (square + c)
+        towers = 2 * 4 * (square + 2 * c)  # convolutions without bias, and their norms
+        return pyramid + towers + (9 * c + 1) * ANCHORS * (num_classes + 4)
+
+
+ANCHORS = 9
+"""Anchors at each place of a level: three sizes an octave, three shapes."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelCard:
     """All that is known about one model except its tensors; also what the header of a model file holds."""
 
@@ -349,6 +372,9 @@ class ModelCard:
     """Of a multi-label model: the probability from which on each class is given, 0 to 1; None: a half for all."""
     calibrated: Calibrated | None = None
     """None: the probabilities are as the training left them."""
+    detector: Detector | None = None
+    """Of a detector, whose `architecture` is that of the network which looks, and whose classes are the kinds of objects; None: a
+    classifier."""
     vocabularies: tuple[Vocabulary, ...] | None = None
     """Of a network that learnt several sets, or from a teacher, at once: whose the classes are, in their order. It told the classes of a
     vocabulary apart from one another only; how likely a class of one is beside those of another it does not know. None: one set."""
@@ -377,6 +403,9 @@ class ModelCard:
 
     @property
     def num_parameters(self) -> int:
+        if self.detector is not None:
+            own = self.detector.num_parameters(self.architecture.stages, self.num_classes)
+            return self.architecture.num_parameters(0) + own
         return self.architecture.num_parameters(self.num_classes)
 
     def to_json(self) -> str:

@@ -33,11 +33,13 @@ _log = logging.getLogger(__name__)
 
 GROUPS: dict[str, tuple[str, ...]] = {
     "Your images": ("check", "finetune", "evaluate", "predict", "serve", "report", "results"),
+    "Objects on images": ("detect finetune", "detect evaluate", "detect predict"),
     "Models": ("models", "info", "convert", "benchmark"),
     "Upstream": ("pretrain", "distill", "shard"),
     "Try it": ("demo",),
 }
-"""Every command, as the help shows them. `predict` is `config/predict.py` and `jobs/predict.py`, and so on."""
+"""Every command, as the help shows them. `predict` is `config/predict.py` and `jobs/predict.py`, and so on; those of two words are together
+in `config/detect.py` and apart in `jobs/detect/`."""
 
 _START = """\
 Getting started:
@@ -76,9 +78,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run `bit` with these arguments (default: the process's own) and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     quiet, verbose = (flag in arguments for flag in ("--quiet", "--verbose"))
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    command, _ = command_of([argument for argument in arguments if not argument.startswith("-")])
     # Of some commands the results are files; of the others what is printed is the result.
-    silent = quiet and command in ("finetune", "pretrain", "distill", "shard", "demo") and "--help" not in arguments
+    silent = (
+        quiet
+        and command in ("finetune", "detect finetune", "pretrain", "distill", "shard", "demo")
+        and "--help" not in arguments
+    )
     with terminal.guarded(quiet=quiet, silent=silent), _told(verbose):
         return _guarded(arguments, _debug(arguments))
 
@@ -167,7 +173,7 @@ def without_limits(arguments: Sequence[str]) -> tuple[list[str], str]:
 def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         if len(arguments) > 1 and arguments[0] == "help":
-            return _run([arguments[1], "--help"])
+            return _run([*arguments[1:], "--help"])
         print(_overview(), end="")
         return 0
     if arguments[0] in ("-V", "--version"):
@@ -176,8 +182,13 @@ def _run(arguments: list[str]) -> int:
     if arguments[0] == "--completion":
         print(_completion(arguments[1:]), end="")
         return 0
-    command, *rest = arguments
+    command, rest = command_of(arguments)
     if command not in commands():
+        if inner := _below(command):
+            if {"-h", "--help"} & set(rest):
+                print("\n".join(_listed(inner)))
+                return 0
+            raise ConfigError(f"`bit {command}` needs one of {', '.join(inner)} after it, such as bit {inner[0]} ...")
         raise ConfigError(
             f"There is no command {command!r}.{_suggestion(command, commands())} `bit --help` lists them."
         )
@@ -187,6 +198,18 @@ def _run(arguments: list[str]) -> int:
     asked = parse(command, rest)
     _log.info("bit %s %s, version %s", command, asked, __version__)
     return _job(command).run(asked) or 0
+
+
+def command_of(arguments: Sequence[str]) -> tuple[str, list[str]]:
+    """The command, of one word or two, that arguments begin with, and the rest; ("", []) of none. What is no command is its first word."""
+    if _below("".join(arguments[:1])) and " ".join(arguments[:2]) in commands():
+        return " ".join(arguments[:2]), list(arguments[2:])
+    return "".join(arguments[:1]), list(arguments[1:])
+
+
+def _below(word: str) -> list[str]:
+    """The commands of two words whose first is this."""
+    return [command for command in commands() if command.startswith(f"{word} ")]
 
 
 EVERYWHERE = ("--help", "--quiet", "--verbose", "--debug", "--limits")
@@ -207,11 +230,12 @@ def _job(command: str) -> Any:
 
     NumPy and torch go on with an import that KeyboardInterrupt cut short, and break later.
     """
+    module = f"bigtransfer.jobs.{command.replace(' ', '.')}"
     if threading.current_thread() is not threading.main_thread():
-        return importlib.import_module(f"bigtransfer.jobs.{command}")
+        return importlib.import_module(module)
     before = signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        return importlib.import_module(f"bigtransfer.jobs.{command}")
+        return importlib.import_module(module)
     finally:
         signal.signal(signal.SIGINT, before)
 
@@ -291,9 +315,15 @@ def _overview() -> str:
     lines += ["Big Transfer: pre-trained image classifiers, fine-tuned on your images by one rule.", "", _START]
     for title, names in GROUPS.items():
         lines.append(f"{title}:")
-        lines += [f"  {name:<10} {_doc(config.of_command(name))[0]}" for name in names]
+        lines += _listed(names)
         lines.append("")
     return "\n".join(lines)
+
+
+def _listed(names: Sequence[str]) -> list[str]:
+    """A line for each command: its name and its summary."""
+    width = max(10, *map(len, names))
+    return [f"  {name:<{width}} {_doc(config.of_command(name))[0]}" for name in names]
 
 
 def _explanation(command: str) -> str:

@@ -6,7 +6,7 @@ One idea for three shells: a command has words to choose from (flags, and of a f
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from bigtransfer import config
 from bigtransfer.config.fields import Field
@@ -24,6 +24,20 @@ def script(shell: str, commands: Mapping[str, str], everywhere: Sequence[str]) -
     """The script for one of `SHELLS`. commands: name -> what it does; everywhere: flags that every command takes."""
     made = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
     return f"# {_HOW[shell]}\n{made(commands, everywhere)}"
+
+
+def _groups(commands: Iterable[str]) -> dict[str, list[str]]:
+    """The commands of two words: first word -> the second ones."""
+    found: dict[str, list[str]] = {}
+    for first, second in (command.split() for command in commands if " " in command):
+        found.setdefault(first, []).append(second)
+    return found
+
+
+def _first_words(commands: Mapping[str, str]) -> dict[str, str]:
+    """What can be typed first -> what it does."""
+    groups = {first: f"{first}: {', '.join(seconds)}" for first, seconds in _groups(commands).items()}
+    return {command.split()[0]: groups.get(command.split()[0], summary) for command, summary in commands.items()}
 
 
 def _flags(field: Field) -> list[str]:
@@ -48,11 +62,19 @@ def _bash(commands: Mapping[str, str], everywhere: Sequence[str]) -> str:
         '  local current="${COMP_WORDS[COMP_CWORD]}" previous="${COMP_WORDS[COMP_CWORD-1]}"',
         "  COMPREPLY=()",
         '  if [ "$COMP_CWORD" -eq 1 ]; then',
-        f'    COMPREPLY=($(compgen -W "{" ".join(commands)} --help --version --completion" -- "$current"))',
+        f'    COMPREPLY=($(compgen -W "{" ".join(_first_words(commands))} --help --version --completion" -- "$current"))',
         "    return",
         "  fi",
-        '  case "${COMP_WORDS[1]} $previous" in',
+        '  local command="${COMP_WORDS[1]}"',
     ]
+    for first, seconds in _groups(commands).items():
+        lines += [
+            f'  if [ "$command" = {first} ]; then',
+            f'    if [ "$COMP_CWORD" -eq 2 ]; then COMPREPLY=($(compgen -W "{" ".join(seconds)}" -- "$current")); return; fi',
+            '    command="$command ${COMP_WORDS[2]}"',
+            "  fi",
+        ]
+    lines.append('  case "$command $previous" in')
     for command in commands:
         for flag, values in _values(command).items():
             lines.append(f'    "{command} {flag}") COMPREPLY=($(compgen -W "{values}" -- "$current")); return ;;')
@@ -60,27 +82,35 @@ def _bash(commands: Mapping[str, str], everywhere: Sequence[str]) -> str:
         f'    "--completion "*) COMPREPLY=($(compgen -W "{" ".join(SHELLS)}" -- "$current")); return ;;',
         "  esac",
         '  case "$current" in -*) ;; *) return ;; esac',
-        '  case "${COMP_WORDS[1]}" in',
+        '  case "$command" in',
     ]
     for command in commands:
         flags = [flag for field in _fields(command) for flag in _flags(field)]
-        lines.append(f'    {command}) COMPREPLY=($(compgen -W "{" ".join([*flags, *everywhere])}" -- "$current")) ;;')
+        lines.append(f'    "{command}") COMPREPLY=($(compgen -W "{" ".join([*flags, *everywhere])}" -- "$current")) ;;')
     lines += ["  esac", "}", "complete -o default -F _bit bit"]  # where nothing is found: files
     return "\n".join(lines) + "\n"
 
 
 def _zsh(commands: Mapping[str, str], everywhere: Sequence[str]) -> str:
     lines = ["_bit() {", "  local -a commands=("]
-    lines += [f"    {shlex.quote(f'{name}:{summary}')}" for name, summary in commands.items()]
+    lines += [f"    {shlex.quote(f'{name}:{summary}')}" for name, summary in _first_words(commands).items()]
     lines += [
         "  )",
         "  if (( CURRENT == 2 )); then _describe command commands; return; fi",
         "  local command=$words[2]",
         "  shift words; (( CURRENT-- ))",
-        "  case $command in",
     ]
+    for first, seconds in _groups(commands).items():
+        lines += [
+            f"  if [[ $command == {first} ]]; then",
+            f"    if (( CURRENT == 2 )); then compadd {' '.join(seconds)}; return; fi",
+            '    command="$command $words[2]"',
+            "    shift words; (( CURRENT-- ))",
+            "  fi",
+        ]
+    lines.append('  case "$command" in')
     for command in commands:
-        lines.append(f"    {command}) _arguments -S \\")
+        lines.append(f"    {shlex.quote(command)}) _arguments -S \\")
         for field in _fields(command):
             for flag in _flags(field):
                 value = (
@@ -96,12 +126,18 @@ def _zsh(commands: Mapping[str, str], everywhere: Sequence[str]) -> str:
 
 
 def _fish(commands: Mapping[str, str], everywhere: Sequence[str]) -> str:
-    first = "not __fish_seen_subcommand_from " + " ".join(commands)
+    first = "not __fish_seen_subcommand_from " + " ".join(_first_words(commands))
     lines = [f"complete -c bit -n {shlex.quote(first)} -f"]
-    for command, summary in commands.items():
+    for command, summary in _first_words(commands).items():
         lines.append(f"complete -c bit -n {shlex.quote(first)} -a {command} -d {shlex.quote(summary)}")
+    for group, seconds in _groups(commands).items():
+        none_yet = f"__fish_seen_subcommand_from {group}; and not __fish_seen_subcommand_from {' '.join(seconds)}"
+        lines.append(f"complete -c bit -n {shlex.quote(none_yet)} -f -a {shlex.quote(' '.join(seconds))}")
     for command in commands:
-        here = shlex.quote(f"__fish_seen_subcommand_from {command}")
+        seen = "; and ".join(f"__fish_seen_subcommand_from {word}" for word in command.split())
+        if command in [second for seconds in _groups(commands).values() for second in seconds]:
+            seen += f"; and not __fish_seen_subcommand_from {' '.join(_groups(commands))}"
+        here = shlex.quote(seen)
         for field in _fields(command):
             for flag in _flags(field):
                 line = f"complete -c bit -n {here} -l {flag.removeprefix('--')} -d {shlex.quote(_short(field))}"

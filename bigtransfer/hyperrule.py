@@ -453,6 +453,99 @@ def _span(seconds: float) -> str:
     return f"{seconds:g} s" if seconds < 120 else f"{seconds / 60:.3g} min"
 
 
+DETECTION_BATCH = 256
+DETECTION_RATE = 0.08
+DETECTION_EPOCHS = 30
+DETECTION_DECAYS = (16, 22)
+DETECTION_SIZE = 1024
+FEWEST_DETECTION_STEPS = 500
+"""A batch of 256 is not for sets on which 30 epochs of it would be fewer steps than this, ..."""
+LEAST_DETECTION_BATCH = 16
+"""... which get smaller ones, down to this."""
+DETECTION_BUDGET_BATCH = 8
+DETECTION_BUDGET_RATE = 0.01
+DETECTION_SIZES = (128, 192, 256, 384, 512, 640, 768, 1024)
+"""Longer sides of the images that a budget chooses from, px."""
+FEWEST_DETECTION_EPOCHS = 6
+"""The next smaller size is taken where one allows fewer passes over the images than this."""
+MOST_DETECTION_EPOCHS = 100
+
+
+def detection(num_examples: int, *, epochs: float = DETECTION_EPOCHS, size: int = DETECTION_SIZE) -> Recipe:
+    """The paper's recipe for a RetinaNet (section 3.7): 30 epochs of batches of 256, rate 0.08, a tenth after 16 and 22 epochs, weight
+    decay 1e-4, images of 1,024 px; an epoch of warm-up, as the code that it names has it. The HyperRule is not for detection.
+
+    The paper's set has 118,000 images. Of small ones the batch is smaller, the rate in proportion: this project's.
+    """
+    batch = DETECTION_BATCH
+    while batch > LEAST_DETECTION_BATCH and epochs * num_examples < FEWEST_DETECTION_STEPS * batch:
+        batch //= 2
+    per_epoch = num_examples / batch
+    scale = epochs / DETECTION_EPOCHS
+    notes = [
+        f"The paper's recipe: {epochs:g} epochs of the {num_examples:,} images, rate {DETECTION_RATE} at a batch of {DETECTION_BATCH}, a "
+        f"tenth after {' and '.join(f'{scale * mark:.3g}' for mark in DETECTION_DECAYS)} epochs."
+    ]
+    if batch < DETECTION_BATCH:
+        notes.append(
+            f"So few images would be too few steps of {DETECTION_BATCH}: batches of {batch}, the rate in proportion."
+        )
+    return Recipe(
+        steps=max(1, round(epochs * per_epoch)),
+        batch_size=batch,
+        resize=size,
+        crop=size,
+        base_learning_rate=DETECTION_RATE * batch / DETECTION_BATCH,
+        warmup=max(1, round(min(1.0, epochs / 10) * per_epoch)),
+        decays=tuple(round(scale * mark * per_epoch) for mark in DETECTION_DECAYS),
+        weight_decay=1e-4,
+        variant="paper",
+        notes=tuple(notes),
+    )
+
+
+def detection_within(
+    num_examples: int,
+    seconds: float,
+    images_per_second: Speed,
+    *,
+    left: float,
+    most_size: int,
+    fixed: Mapping[str, int] = MappingProxyType({}),
+) -> Recipe:
+    """The project's own recipe for a detector, to fit into `seconds` of which so many are `left` for its steps.
+
+    images_per_second: (size, batch) -> measured speed of training steps, called at most twice. most_size: of the images, px; none is
+    enlarged beyond it. fixed: what the user chose of "batch_size" and "size".
+    """
+    batch = fixed.get("batch_size", DETECTION_BUDGET_BATCH)
+    sizes = [size for size in DETECTION_SIZES if size <= max(most_size, DETECTION_SIZES[0])]
+    sizes = [fixed["size"]] if "size" in fixed else sizes
+    speed = images_per_second(sizes[0], batch)
+    enough = FEWEST_DETECTION_EPOCHS * num_examples
+    size = max((size for size in sizes if left * speed * (sizes[0] / size) ** 2 >= enough), default=sizes[0])
+    if size != sizes[0]:
+        speed = images_per_second(size, batch)
+    most = math.ceil(MOST_DETECTION_EPOCHS * num_examples / batch)
+    steps = min(most, max(FEWEST_STEPS, int(left * speed / batch)))
+    return Recipe(
+        steps=steps,
+        batch_size=batch,
+        resize=size,
+        crop=size,
+        base_learning_rate=DETECTION_BUDGET_RATE * batch / DETECTION_BUDGET_BATCH,
+        warmup=round(TUNING_WARMUP * steps),
+        schedule="cosine",
+        weight_decay=1e-4,
+        variant="budget",
+        notes=(
+            f"{steps * batch / num_examples:.2g} passes over the {num_examples:,} images, their longer side {size} px, to fit into "
+            f"{_span(seconds)} at the {speed:.2g} images/s just measured.",
+            "Batch, rate and schedule are the project's own; without --budget the paper's recipe is obeyed.",
+        ),
+    )
+
+
 def upstream(
     num_examples: int,
     epochs: float,

@@ -39,6 +39,8 @@ class Limits:
     """Bytes that decoding one image may take, and all that a process decodes at a time together."""
     image_seconds: int = 20
     """That decoding one image may take on a slow core, as estimated from its format, its pixels and its bytes."""
+    image_boxes: int = 2000
+    """Objects that the annotations of one image may hold."""
     request_bytes: int = 64 * 2**20
     """Of one request to `bit serve`, with all its images."""
     requests_bytes: int = 2**30

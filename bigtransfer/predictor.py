@@ -10,10 +10,10 @@ import itertools
 import os
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
     from bigtransfer.evals.explanation import Explanation
     from bigtransfer.model import Network
+
+R = TypeVar("R")
 
 _BATCH_PIXELS = 2**23
 """Input pixels computed at a time by default: 36 images of 480 px."""
@@ -306,18 +308,9 @@ class Predictor:
         """
         if value_range is not None and not value_range[0] < value_range[1]:
             raise ConfigError(f"value_range must be the values of black and white, the lower first, not {value_range}.")
-        size = batch_size or self.batch_size
-        sources = enumerate(itertools.chain.from_iterable(map(expanded, _as_iterable(images))))
-        with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-
-            def submit() -> list[tuple[str, Future[np.ndarray]]]:
-                chunk = [_named(source, i) for i, source in itertools.islice(sources, size)]
-                return [(name, pool.submit(self.prepare, source, name, value_range)) for name, source in chunk]
-
-            waiting = deque([submit(), submit()])
-            while current := waiting.popleft():
-                yield from self._predict_batch(current, features, logits)
-                waiting.append(submit())
+        prepare = functools.partial(self.prepare, value_range=value_range)
+        for batch in in_batches(images, prepare, batch_size or self.batch_size, workers):
+            yield from self._predict_batch(batch, features, logits)
 
     def explain(
         self,
@@ -388,7 +381,7 @@ class Predictor:
         """
         try:
             with image_ops.memory_held():
-                return _prepared(image, name, self.card.architecture.in_chans, self.card.input, value_range)
+                return pixels_of(image, name, self.card.architecture.in_chans, self.card.input, value_range)
         except BitError:
             raise
         except Exception as error:  # whatever it is, it must not cost the other images their answers
@@ -440,6 +433,25 @@ class Predictor:
         answers = iter(self.answer(ready, names, features=features, logits=logits))
         for i, (name, _) in enumerate(batch):
             yield Prediction(name, self.class_names, None, error=errors[i]) if i in errors else next(answers)
+
+
+def in_batches(
+    images: Any, prepare: Callable[[Any, str], R], size: int, workers: int | None = None
+) -> Iterator[list[tuple[str, Future[R]]]]:
+    """The images in any form that `Predictor.predict` takes, up to `size` at a time: their names, and what becomes of
+    `prepare(image, name)` in threads, of which there is one for each core unless `workers` says otherwise. The next batches are prepared
+    while one is used."""
+    sources = enumerate(itertools.chain.from_iterable(map(expanded, _as_iterable(images))))
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+
+        def submit() -> list[tuple[str, Future[R]]]:
+            chunk = [_named(source, i) for i, source in itertools.islice(sources, size)]
+            return [(name, pool.submit(prepare, source, name)) for name, source in chunk]
+
+        waiting = deque([submit(), submit()])
+        while current := waiting.popleft():
+            yield current
+            waiting.append(submit())
 
 
 @functools.lru_cache(maxsize=8)
@@ -536,10 +548,11 @@ def _named(source: Any, position: int) -> tuple[str, Any]:
     return name if isinstance(name, str) and name else f"image {position}", source
 
 
-def _prepared(
-    source: Any, name: str, channels: int, spec: InputSpec, value_range: tuple[float, float] | None = None
+def pixels_of(
+    source: Any, name: str, channels: int, spec: InputSpec | None, value_range: tuple[float, float] | None = None
 ) -> image_ops.Pixels:
-    """uint8 `(spec.size, spec.size, channels)` of an image in any of the forms that `Predictor.predict` takes."""
+    """uint8 `(spec.size, spec.size, channels)`, or without `spec` of its own size, of an image in any of the forms that `Predictor.predict`
+    takes. Raises ImageError, and whatever decoders raise."""
     if isinstance(source, _Of):
         try:
             pixels = source.images.read(source.index, spec)

@@ -47,6 +47,17 @@ def read(path: str | os.PathLike[str], form: type[T], error: type[BitError]) -> 
     return decode(content, form, str(path), error)
 
 
+def decoded(path: str | os.PathLike[str], form: type[T], error: type[BitError]) -> T:
+    """The record in a JSON file as large as a table (`limits.table_bytes`), of which only what the form names is ever made: `error`, naming
+    the file and the field, where it cannot be read or has not the form. NaN and Infinity, which JSON does not know, are refused."""
+    try:
+        return msgspec.json.decode(files.read(path, "table_bytes"), type=form, strict=True)
+    except OSError as failed:
+        raise error(f"Cannot read {path}: {failed.strerror}.") from failed
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as failed:
+        raise error(f"{path}: {_in_words(str(failed))}.") from failed
+
+
 def lines(path: str | os.PathLike[str], error: type[BitError]) -> list[bytes]:
     """The lines of a file of JSON lines, as they are; `error` where it cannot be read, as where there is none."""
     try:

@@ -294,7 +294,7 @@ def test_every_command_explains_every_knob(command: str, capsys: pytest.CaptureF
     assert issubclass(chosen, Config)
     fields = config.fields_of(chosen)
     assert [field.name for field in fields if not field.help.endswith((".", ")"))] == []
-    assert cli.main([command, "--help"]) == 0
+    assert cli.main([*command.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     assert [field.flag for field in fields if field.flag not in shown.replace("[no-]", "")] == []
     summary = " ".join(shown.split("\n\n")[1].split())
@@ -305,8 +305,9 @@ def test_every_command_explains_every_knob(command: str, capsys: pytest.CaptureF
 def test_every_command_has_its_job() -> None:
     """Each command of the help has a job file, and no job is left out of the help."""
     jobs = REPOSITORY / "bigtransfer" / "jobs"
-    files = [*jobs.glob("*.py"), *jobs.glob("*/__init__.py")]
+    files = [*jobs.glob("*.py"), *jobs.glob("*/__init__.py"), *jobs.glob("detect/*.py")]
     named = {path: path.parent.name if path.stem == "__init__" else path.stem for path in files}
+    named |= {path: f"detect {path.stem}" for path in jobs.glob("detect/*.py")}
     assert {named[path] for path in files if "\ndef run(" in path.read_text(encoding="utf-8")} == set(cli.commands())
 
 
@@ -319,7 +320,7 @@ def test_every_knob_is_asked_for_by_the_job(command: str) -> None:
         "evaluate": ("jobs/suite.py", "jobs/parts.py"),
         "serve": ("serve/app.py", "serve/service.py"),
     }
-    own = package / "jobs" / command
+    own = package.joinpath("jobs", *command.split())
     files = [
         *(own.glob("*.py") if own.is_dir() else [own.with_suffix(".py")]),
         *(package / other for other in others.get(command, ())),

@@ -116,13 +116,13 @@ def test_labels_are_of_the_first_classes_and_the_teachers_of_the_last() -> None:
     logits, teacher = torch.randn(6, 9), torch.randn(6, 4)
     labels = torch.tensor([0, 1, 2, 3, 4, 0])
     aim = Aim("softmax", (3, 2), label_weight=0.5, teacher_weight=3.0, temperature=2.0)
-    found = objective.losses(aim, logits, labels, EVERYTHING, None, teacher, None)
+    found = aim.losses(logits, labels, EVERYTHING, None, teacher, None)
     by_hand = objective.loss_sum(logits[:, :5], labels, EVERYTHING, None, "softmax", (3, 2))
     distance = objective.distance_sum(logits[:, 5:], teacher, None, EVERYTHING, None, 2.0)
     assert found["labels"] == by_hand and found["teacher"] == distance
-    assert objective.weighted(aim, found).item() == pytest.approx((0.5 * by_hand + 3 * distance).item())
+    assert aim.weighted(found).item() == pytest.approx((0.5 * by_hand + 3 * distance).item())
     alone = dataclasses.replace(aim, label_weight=0.0)
-    assert list(objective.losses(alone, logits[:, 5:], labels, EVERYTHING, None, teacher, None)) == ["teacher"]
+    assert list(alone.losses(logits[:, 5:], labels, EVERYTHING, None, teacher, None)) == ["teacher"]
 
 
 # --- Which images

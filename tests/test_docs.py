@@ -36,6 +36,7 @@ def test_commands_are_real(document: Path) -> None:
         if not line.startswith("bit ") or re.match(r"bit (-|COMMAND)", line):
             continue
         words = shlex.split(re.split(r"[|>]", line)[0], comments=True)
-        assert words[1] in cli.commands(), line
+        command, rest = cli.command_of(words[1:])
+        assert command in cli.commands(), line
         if not {"-h", "--help"} & set(words):
-            assert isinstance(cli.parse(words[1], cli.without_limits(words[2:])[0]), config.Config), line
+            assert isinstance(cli.parse(command, cli.without_limits(rest)[0]), config.Config), line

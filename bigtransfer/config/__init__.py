@@ -1,4 +1,5 @@
-"""One frozen keyword-only dataclass per command, in a file of its name: every knob, its default, its help and its check in one place.
+"""One frozen keyword-only dataclass per command, in a file of its name (those of `bit detect` in one): every knob, its default, its help
+and its check in one place.
 
 `fields` is what they are made of. No torch here.
 """
@@ -13,6 +14,7 @@ from bigtransfer.config.benchmark import BenchmarkConfig
 from bigtransfer.config.check import CheckConfig
 from bigtransfer.config.convert import ConvertConfig
 from bigtransfer.config.demo import DemoConfig
+from bigtransfer.config.detect import DetectEvaluateConfig, DetectFinetuneConfig, DetectPredictConfig
 from bigtransfer.config.distill import DistillConfig
 from bigtransfer.config.evaluate import EvaluateConfig
 from bigtransfer.config.fields import (
@@ -53,6 +55,9 @@ __all__ = [
     "ConvertConfig",
     "Count",
     "DemoConfig",
+    "DetectEvaluateConfig",
+    "DetectFinetuneConfig",
+    "DetectPredictConfig",
     "DistillConfig",
     "EvaluateConfig",
     "Field",
@@ -85,8 +90,8 @@ __all__ = [
 
 
 def of_command(command: str) -> type[Config]:
-    """The configuration class of a command: "finetune" -> FinetuneConfig."""
-    return globals()[f"{command.capitalize()}Config"]
+    """The configuration class of a command: "finetune" -> FinetuneConfig, "detect finetune" -> DetectFinetuneConfig."""
+    return globals()["".join(word.capitalize() for word in command.split()) + "Config"]
 
 
 def command_line(command: str, values: Mapping[str, Any]) -> str:
@@ -106,4 +111,4 @@ def command_line(command: str, values: Mapping[str, Any]) -> str:
             arguments += given
         else:
             flags += [field.flag, *given]
-    return shlex.join(["bit", command, *arguments, *flags])
+    return shlex.join(["bit", *command.split(), *arguments, *flags])

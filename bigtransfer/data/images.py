@@ -51,6 +51,9 @@ Pixels = np.ndarray
 
 Interpolation = Literal["bilinear", "bicubic"]
 
+GREY = 127
+"""Of pixels that no image covers: half a level from 0 once they are scaled to [-1, 1]."""
+
 _ORIENTATION = 0x0112
 _BITS_PER_SAMPLE = 258
 _LARGE_JPEG = 100_000_000
@@ -128,7 +131,8 @@ def _scaled(encoded: Encoded, image: Image.Image, channels: int, spec: InputSpec
         small = _antialiased(stored, down, across, spec.interpolation, (bottom, right))
     upright = np.empty((rows, columns, channels), np.uint8)
     _as_stored(upright, orientation)[:] = small
-    return np.ascontiguousarray(upright[top : top + spec.size, left : left + spec.size])
+    upright = np.ascontiguousarray(upright[top : top + spec.size, left : left + spec.size])
+    return padded(upright, spec.size) if spec.mode == "fit" else upright
 
 
 def _decoded(encoded: Encoded, image: Image.Image, channels: int, at_least: tuple[int, int] | None = None) -> Pixels:
@@ -501,7 +505,8 @@ def prepare(image: Pixels, spec: InputSpec | None) -> Pixels:
             image = _antialiased(image, height, width, spec.interpolation, image.shape[:2])
         else:
             image = resize(image, height, width, spec.interpolation, spec.antialias)
-    return np.ascontiguousarray(image[top : top + spec.size, left : left + spec.size])
+    image = np.ascontiguousarray(image[top : top + spec.size, left : left + spec.size])
+    return padded(image, spec.size) if spec.mode == "fit" else image
 
 
 def _places(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
@@ -509,11 +514,28 @@ def _places(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, in
     short = spec.resized
     if spec.mode == "square":
         return short, short, 0, 0
+    if spec.mode == "fit":
+        return (*fitted(height, width, short), 0, 0)
     if height <= width:
         height, width = short, int(short * width / height)
     else:
         height, width = int(short * height / width), short
     return height, width, round((height - spec.size) / 2), round((width - spec.size) / 2)
+
+
+def fitted(height: int, width: int, size: int) -> tuple[int, int]:
+    """To what height and width an image is resized whose longer side is to be `size` px."""
+    longest = max(height, width)
+    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+
+
+def padded(image: Pixels, size: int) -> Pixels:
+    """The image in the upper left corner of `size` x `size` px, the rest `GREY`."""
+    if image.shape[:2] == (size, size):
+        return image
+    canvas = np.full((size, size, image.shape[2]), GREY, dtype=np.uint8)
+    canvas[: image.shape[0], : image.shape[1]] = image
+    return canvas
 
 
 def part_seen(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:

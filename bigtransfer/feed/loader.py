@@ -33,7 +33,7 @@ class Batch(NamedTuple):
     """uint8 (n, channels, size, size), channels_last, on the CPU unless the cache is "device"; or, from a `FeatureLoader`, their features,
     float32 (n, features)."""
     labels: Tensor
-    """int64 (n,), or (n, k) padded with -1 for sets of several labels an image."""
+    """int64 (n,), or (n, k) padded with -1 for sets of several labels an image; of boxes float32 (n, k, 5) (`feed.boxes`)."""
     errors: tuple[ImageError, ...] = ()
     """The images that could not be decoded and were left out: their pixels are zero, all their labels -1."""
     teacher_images: Tensor | None = None
@@ -184,6 +184,10 @@ class TrainLoader:
             for _ in steps:
                 yield _joined([next(made) for _ in range(parts)])
 
+    def _labels(self, step: int, indices: np.ndarray) -> np.ndarray:
+        """The labels of this process's images of batch `step`, an array of its own."""
+        return self.labels[indices].astype(np.int64)
+
     def batches(self, start: int, stop: int) -> Generator[Batch, None, None]:
         """Batches of steps start..stop-1, made ahead of time in the background; closing it ends the background's work.
 
@@ -204,7 +208,7 @@ class TrainLoader:
                     # Its memory is not to be given to a later batch while it is in use.
                     if seen is not None and seen.is_cuda:
                         seen.record_stream(torch.cuda.current_stream(seen.device))
-                labels = self.labels[indices].astype(np.int64)
+                labels = self._labels(step, indices)
                 labels[list(errors)] = -1
                 readable = None
                 if errors:

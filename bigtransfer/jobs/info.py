@@ -50,7 +50,7 @@ def run(config: InfoConfig) -> None:
 
 
 def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
-    yield "architecture", _architecture(card.architecture)
+    yield "architecture", _detector(card) + _architecture(card.architecture)
     yield "parameters", f"{card.num_parameters:,} ({card.num_parameters * 4 / 1e6:,.0f} MB in float32)"
     yield "classes", _classes(card)
     yield "input", _input(card.input, card.architecture.in_chans, card.architecture.backbone is not None)
@@ -89,6 +89,14 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
                 place, f"downloaded on first use, into {settings.cache_folder()}"
             ),
         )
+
+
+def _detector(card: ModelCard) -> str:
+    """What a detector has around its network; "" of a classifier."""
+    if card.detector is None:
+        return ""
+    smallest = card.detector.anchor_scale * 8
+    return f"a detector, RetinaNet of {card.detector.channels} channels with anchors from {smallest:g} px on, made of "
 
 
 def _architecture(arch: Architecture) -> str:
@@ -138,6 +146,8 @@ def _input(spec: InputSpec, channels: int, foreign: bool = False) -> str:
     colour = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
     if spec.mode == "square":
         how = f"both sides resized to {spec.size}, whatever the aspect ratio"
+    elif spec.mode == "fit":
+        how = f"longer side resized to {spec.size}, the rest grey"
     else:
         short = spec.resized
         how = f"shorter side resized to {short}, then the centre {spec.size} x {spec.size}"
@@ -160,7 +170,7 @@ def _recipe(recipe: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _is_share(name: str, value: float) -> bool:
-    return 0 <= value <= 1 and any(word in name for word in _SHARES)
+    return 0 <= value <= 1 and (any(word in name for word in _SHARES) or re.search(r"_ap(\d+|_|$)", name) is not None)
 
 
 _SHARES = ("top", "accuracy", "ece", "mean_per_class", "map", "f1", "exact", "precision", "recall")

@@ -72,7 +72,7 @@ class Plan:
         return _DTYPES[self.dtype]
 
     @property
-    def aim(self) -> objective.Aim:
+    def aim(self) -> objective.Goal:
         """What is minimized."""
         return objective.Aim(self.loss)
 
@@ -256,10 +256,10 @@ def same_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def run_folder(out: str | None, data: str, model: str) -> Path:
-    """Where a run lives unless --out says otherwise: runs/DATA-MODEL."""
+def run_folder(out: str | None, data: str, model: str, ending: str = "") -> Path:
+    """Where a run lives unless --out says otherwise: runs/DATA-MODEL, and the ending."""
     if out is not None:
         return Path(out)
     name = Path(data.rstrip("/")).name or Path(data or ".").resolve().name or "data"
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    return Path("runs") / f"{stem}-{Path(model).stem if Path(model).suffix else Path(model).name}"
+    return Path("runs") / f"{stem}-{Path(model).stem if Path(model).suffix else Path(model).name}{ending}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from bigtransfer import report
 from bigtransfer.config import ReportConfig
 from bigtransfer.data import ImageSet, open_dataset
+from bigtransfer.data.boxes import open_boxes
 from bigtransfer.errors import BitError, RunError
 from bigtransfer.predictor import Predictor
 from bigtransfer.report import contents, runs
@@ -53,10 +54,13 @@ def _checked(folder: Path) -> Path:
     return folder
 
 
+_OF_DETECTORS = ("detect finetune", "detect evaluate")
+
+
 def _predictor(folder: Path) -> Predictor | None:
     """The model that was measured, to explain its mistakes; None if it is not there any more."""
     config = contents.read_config(folder)
-    if config is None or config.command == "pretrain":
+    if config is None or config.command in ("pretrain", *_OF_DETECTORS):
         return None
     model = config.asked.get("model") if config.command == "evaluate" else folder / "model.safetensors"
     if model is None or (isinstance(model, Path) and not model.is_file()):
@@ -79,6 +83,9 @@ def _images(folder: Path, data: str | None) -> list[ImageSet]:
         return []
     columns = {key: asked[key] for key in ("image_column", "label_column", "label_separator") if asked.get(key)}
     try:
+        if config is not None and config.command in _OF_DETECTORS:
+            found = open_boxes(where, skip_bad_boxes=True, skip_bad_images=True)
+            return [part.images for part in found.parts().values()]
         splits = open_dataset(where, min_classes=1, **columns)
     except BitError as error:
         if data is not None:

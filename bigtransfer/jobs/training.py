@@ -1,8 +1,10 @@
-"""What `finetune` and `pretrain` share: one run from its first step to its last, with progress, validation, checkpoints and stops."""
+"""What `finetune`, `detect finetune` and `pretrain` share: one run from its first step to its last, with progress, validation,
+checkpoints and stops."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import signal
 import sys
@@ -19,18 +21,21 @@ from tqdm import tqdm
 from bigtransfer import evals, runs
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, checks
+from bigtransfer.detector import Detector
 from bigtransfer.dist import World
 from bigtransfer.errors import ConfigError, DataError, TrainingError
 from bigtransfer.evals import multilabel
 from bigtransfer.feed.augment import normalize
-from bigtransfer.feed.loader import EvalBatch, FeatureLoader, TrainLoader, eval_batches
+from bigtransfer.feed.loader import Batch, EvalBatch, FeatureLoader, TrainLoader, eval_batches
+from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import best as best_weights
 from bigtransfer.jobs.best import Best
 from bigtransfer.jobs.clock import Clock, Course, Logged
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.machine import usable_cores
+from bigtransfer.model import Network
 from bigtransfer.ops.peak import matmul_flops
-from bigtransfer.train import checkpoint, loop, parallel
+from bigtransfer.train import checkpoint, loop, objective, parallel
 from bigtransfer.train.teacher import Lesson
 
 
@@ -82,7 +87,7 @@ def train(
     loader: TrainLoader | FeatureLoader,
     plan: Plan,
     *,
-    forward: Callable[[torch.Tensor], torch.Tensor],
+    forward: Callable[[torch.Tensor], Any],
     validate: Callable[[], Mapping[str, float]] | None,
     checkpoint_seconds: float,
     tensorboard: bool = False,
@@ -339,6 +344,34 @@ def validation(
         return measured
 
     return measure
+
+
+def images_per_second(
+    model: Network | Detector,
+    size: int,
+    labels: torch.Tensor,
+    channels: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    span: float,
+    aim: objective.Goal | None = None,
+) -> float:
+    """The speed of training steps on images of `size` px on this machine: the mean of at least three steps, and of `span` seconds, of a
+    copy of the model on random pixels with these labels, a batch's."""
+    trial = copy.deepcopy(model)
+    micro = loop.fitting_micro_batch(model, size, dtype, device, len(labels))
+    count = min(len(labels), micro)
+    recipe = Recipe(steps=1000, batch_size=count, resize=size, crop=size)
+    pixels = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
+    state = loop.new_state(trial, recipe, micro_batch=micro)
+    batches = (Batch(step, pixels, labels[:count]) for step in range(recipe.steps))
+    steps, taken = loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype, aim=aim), 0.0
+    next(steps)  # allocates
+    for timed, step in enumerate(steps, start=1):
+        taken += step.seconds
+        if timed >= 3 and taken >= span:
+            return count * timed / taken
+    return count * (recipe.steps - 1) / taken
 
 
 def resume(run: runs.Run, state: loop.State, plan: Plan, world: World | None = None) -> bool:

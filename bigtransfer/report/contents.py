@@ -14,10 +14,12 @@ from typing import Any, Literal, TypeVar
 import msgspec
 
 from bigtransfer import config as configs
-from bigtransfer import evals, records, runs
+from bigtransfer import records, runs
 from bigtransfer.data.checks import Copy
 from bigtransfer.errors import RunError
+from bigtransfer.evals import detection
 from bigtransfer.evals.candidates import Choice, Closed
+from bigtransfer.evals.detection import Detection
 from bigtransfer.evals.record import Count, Evaluation, LabelsEvaluation, LeftOut
 from bigtransfer.evals.suspects import Suspected
 from bigtransfer.hyperrule import Recipe
@@ -29,7 +31,7 @@ T = TypeVar("T")
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     """config.json: what was asked, decided and found. The values of `resolved`, `environment` and `data` are anything."""
 
-    command: Literal["finetune", "pretrain", "evaluate"]
+    command: Literal["finetune", "pretrain", "evaluate", "detect finetune", "detect evaluate"]
     asked: dict[str, Any]
     """Of the types that the command's configuration states."""
     resolved: dict[str, Any] = {}
@@ -50,6 +52,8 @@ _KEYS = {
     "map": "val/map",
     "precision_at_1": "val/precision_at_1",
     "probe": "probe/top1",
+    "ap": "val/ap",
+    "ap50": "val/ap50",
 }
 
 
@@ -67,6 +71,8 @@ class Logged(msgspec.Struct, frozen=True, kw_only=True, rename=_KEYS):
     map: float | None = None
     precision_at_1: float | None = None
     probe: float | None = None
+    ap: float | None = None
+    ap50: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +84,8 @@ class Contents:
     evaluation: Evaluation | None
     labels: LabelsEvaluation | None
     """The evaluation of a model whose images may have several classes, in place of the other."""
+    detection: Detection | None
+    """The evaluation of a detector, in place of the others."""
     unreadable: Sequence[LeftOut]
     """Images left out of the training, then those left out of the evaluation."""
     copies: Sequence[Sequence[Copy]]
@@ -99,13 +107,14 @@ class Contents:
         folder = Path(folder)
         if not folder.is_dir():
             raise RunError(f"There is no run folder {folder}.")
-        evaluation = _read(folder / "evaluation.json", evals.read_record)
+        evaluation = _read(folder / "evaluation.json", detection.read_any)
         left_out = _read(folder / "unreadable.json", lambda path: records.read(path, list[LeftOut], RunError)) or []
         return cls(
             folder=folder,
             config=read_config(folder),
             evaluation=evaluation if isinstance(evaluation, Evaluation) else None,
             labels=evaluation if isinstance(evaluation, LabelsEvaluation) else None,
+            detection=evaluation if isinstance(evaluation, Detection) else None,
             unreadable=[*left_out, *(evaluation.unreadable if evaluation else ())],
             copies=_read(folder / "copies.json", lambda path: records.read(path, list[list[Copy]], RunError)) or [],
             metrics=_read(folder / "metrics.jsonl", lambda path: runs.read_metrics(path, Logged)) or [],
@@ -121,7 +130,7 @@ class Contents:
     @property
     def model(self) -> str:
         """Name of the model that was measured; empty if none was."""
-        found = self.evaluation or self.labels
+        found = self.evaluation or self.labels or self.detection
         return found.model if found else ""
 
     def has(self, name: str) -> bool:

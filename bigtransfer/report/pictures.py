@@ -21,6 +21,10 @@ THUMBNAIL = 192
 """Longest side of a picture, px."""
 
 
+LARGE = 480
+"""The same where there is more to see in it."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Thumbnail:
     """A picture to show."""
@@ -63,6 +67,12 @@ class Pictures:
         if name not in self._places:
             return None
         return picture(*self._places[name])
+
+    def large(self, name: str) -> Thumbnail | None:
+        """The same, large enough for boxes in it."""
+        if name not in self._places:
+            return None
+        return picture(*self._places[name], side=LARGE)
 
     def explained(self, name: str, answer: int, true: int, classes: int) -> Thumbnail | None:
         """The picture of that name with what speaks for the one class and against the other, of a model of so many classes; None if it
@@ -108,13 +118,13 @@ class Pictures:
         return Sheet(source=_address(data.getvalue(), "jpeg"), columns=columns, rows=rows)
 
 
-def picture(images: ImageSet, i: int) -> Thumbnail | None:
-    """The picture of image `i` of a set; None if it cannot be had."""
+def picture(images: ImageSet, i: int, side: int = THUMBNAIL) -> Thumbnail | None:
+    """The picture of image `i` of a set, its longest side at most `side` px; None if it cannot be had."""
     try:
         pixels = images.read(i)
     except ImageError:
         return None
-    return _encoded(pixels, tiny=max(pixels.shape[:2]) <= THUMBNAIL // 2)
+    return _encoded(pixels, tiny=max(pixels.shape[:2]) <= THUMBNAIL // 2, side=side)
 
 
 def _small(pixels: np.ndarray) -> np.ndarray:
@@ -126,9 +136,9 @@ def _small(pixels: np.ndarray) -> np.ndarray:
     return found[:, :, None] if found.ndim == 2 else found
 
 
-def _encoded(pixels: np.ndarray, *, tiny: bool) -> Thumbnail:
+def _encoded(pixels: np.ndarray, *, tiny: bool, side: int = THUMBNAIL) -> Thumbnail:
     shown = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    shown.thumbnail((THUMBNAIL, THUMBNAIL))
+    shown.thumbnail((side, side))
     data = io.BytesIO()
     shown.save(data, "PNG" if tiny else "JPEG", quality=80)
     return Thumbnail(source=_address(data.getvalue(), "png" if tiny else "jpeg"), tiny=tiny)

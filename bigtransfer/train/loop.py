@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from bigtransfer import dist
+from bigtransfer.detector import Detector
 from bigtransfer.dist import World
 from bigtransfer.errors import ImageError, TrainingError
 from bigtransfer.feed.loader import Batch
@@ -35,7 +36,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 class State:
     """All that training changes; with the step number it determines the rest of the run (see `feed.augment`)."""
 
-    model: Network
+    model: nn.Module
+    """A `Network`, or a detector made of one."""
     optimizer: torch.optim.SGD
     micro_batch: int
     """Images computed at a time. Halved for good when memory runs out, and saved with the rest: it decides how sums are rounded."""
@@ -95,8 +97,8 @@ class Step:
     data_seconds: float
     """The part of it spent waiting for the batch."""
     parts: Mapping[str, float] = field(default_factory=dict)
-    """Where there is a teacher: what the loss is the weighted sum of, "labels" (unless they have no weight) and "teacher", each the mean
-    over the batch, nats."""
+    """What the loss is the weighted sum of, where there are several: with a teacher "labels" and "teacher", each the mean over the batch,
+    nats; of boxes those of `detector.BoxGoal`."""
 
     @property
     def rate(self) -> float:
@@ -128,7 +130,7 @@ def _cpu_has_bf16() -> bool:
 
 
 def new_state(
-    model: Network, recipe: Recipe, *, micro_batch: int, parameters: Iterable[nn.Parameter] | None = None
+    model: nn.Module, recipe: Recipe, *, micro_batch: int, parameters: Iterable[nn.Parameter] | None = None
 ) -> State:
     """A state at step 0 that trains `parameters` (default: all) with plain SGD and momentum (not Nesterov).
 
@@ -144,6 +146,7 @@ def new_state(
     fused = not parallel.divided(chosen)
     origin = []
     if recipe.l2_sp:
+        assert isinstance(model, Network)
         head = {id(parameter) for parameter in model.head.parameters()}
         origin = [(parameter, parameter.detach().clone()) for parameter in chosen if id(parameter) not in head]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=recipe.momentum, fused=fused)
@@ -164,12 +167,15 @@ def _update_average(state: State, decay: float) -> None:
     torch._foreach_lerp_(list(state.ema.values()), [parameters[name].detach() for name in state.ema], 1 - decay)
 
 
-def activation_bytes(model: Network, size: int, dtype: torch.dtype) -> int:
+def activation_bytes(model: Network | Detector, size: int, dtype: torch.dtype) -> int:
     """Estimated memory that one training image of `size` x `size` px needs between forward and backward pass."""
-    return int(1.2 * model.architecture.activations(size) * dtype.itemsize)
+    kept = model.activations(size) if isinstance(model, Detector) else model.architecture.activations(size)
+    return int(1.2 * kept * dtype.itemsize)
 
 
-def fitting_micro_batch(model: Network, size: int, dtype: torch.dtype, device: torch.device, batch_size: int) -> int:
+def fitting_micro_batch(
+    model: Network | Detector, size: int, dtype: torch.dtype, device: torch.device, batch_size: int
+) -> int:
     """The whole batch if its activations fit in memory, else the largest power of two of images that do.
 
     At most 128 on a CPU, where more is not faster. Left free are room for gradients and momentum, and on a CPU what the loader may
@@ -202,8 +208,8 @@ def steps(
     seed: int,
     device: torch.device,
     dtype: torch.dtype,
-    forward: Callable[[Tensor], Tensor] | None = None,
-    aim: objective.Aim | None = None,
+    forward: Callable[[Tensor], Any] | None = None,
+    aim: objective.Goal | None = None,
     lesson: Lesson | None = None,
     ema_decay: float | None = None,
     learning_rate: Callable[[int], float] | None = None,
@@ -215,7 +221,8 @@ def steps(
     The gradient of a batch is the sum over its micro-batches of per-image gradients, divided by the recipe's batch size, so any split
     into micro-batches or among processes gives the same step up to rounding. Out of memory halves `state.micro_batch` and repeats the
     step, down to one image; among several processes it ends the training.
-    forward: batch of images -> logits, by `state.model` unless given: a compiled form of it, or its head where `batches` are of features.
+    forward: batch of images -> what `aim` takes, such as logits, by `state.model` unless given: a compiled form of it, or its head where
+    `batches` are of features.
     aim: what is minimized; softmax cross-entropy over all classes unless given. lesson: the teacher's, whose classes are the last ones of
     the head, for batches that hold its crops.
     ema_decay: of the moving average, if `state` keeps one. learning_rate: of each step; the recipe's unless given.
@@ -254,14 +261,14 @@ def steps(
                             assert batch.teacher_images is not None
                             known = lesson.answers(batch.teacher_images, part, mix)
                         with objective.dropout(model, recipe.dropout, seed, state.step, count, part):
-                            logits = forward(objective.inputs(batch.images, part, mix, dtype, device))
-                        losses = objective.losses(aim, logits, batch.labels, part, mix, known, batch.readable)
+                            output = forward(objective.inputs(batch.images, part, mix, dtype, device))
+                        losses = aim.losses(output, batch.labels, part, mix, known, batch.readable)
                         # The gradient is averaged over the processes, so each one's share counts as often as there are processes.
                         share = recipe.batch_size / world.size
-                        micro = objective.weighted(aim, losses) / share
+                        micro = aim.weighted(losses) / share
                         micro.backward()
                     total += micro.detach()
-                    if lesson is not None:
+                    if lesson is not None or len(losses) > 1:
                         for name, value in losses.items():
                             parts[name] = parts.get(name, 0.0) + value.detach() / share
                 break

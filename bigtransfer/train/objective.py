@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -22,9 +22,29 @@ SIGMOID_HEAD_BIAS = -10.0
 code, for ImageNet-21k)."""
 
 
+class Goal(Protocol):
+    """What a training minimizes, of whatever its network gives."""
+
+    def losses(
+        self,
+        output: Any,
+        labels: Tensor,
+        part: slice,
+        mix: Mix | None,
+        teacher: Tensor | None = None,
+        readable: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """What is added up, each summed over the images of one micro-batch, by name: `part` is their place in `labels` and `readable`."""
+        ...
+
+    def weighted(self, found: Mapping[str, Tensor]) -> Tensor:
+        """The one number that is minimized, of what `losses` found."""
+        ...
+
+
 @dataclass(frozen=True)
 class Aim:
-    """What is minimized: `label_weight` times the loss on the labels, plus `teacher_weight` times the distance to a teacher."""
+    """A classifier's goal: `label_weight` times the loss on the labels, plus `teacher_weight` times the distance to a teacher."""
 
     loss: Loss = "softmax"
     vocabularies: tuple[int, ...] = ()
@@ -33,6 +53,32 @@ class Aim:
     teacher_weight: float = 0.0
     temperature: float = 1.0
     """Of the distance to the teacher."""
+
+    def losses(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        part: slice,
+        mix: Mix | None,
+        teacher: Tensor | None = None,
+        readable: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Of logits (m, classes), nats: "labels" (`loss_sum`), unless they have no weight, and, where there are a teacher's logits (m, its
+        classes), "teacher" (`distance_sum`), of the last logits, as many as the teacher has."""
+        found = {}
+        own = output if teacher is None else output[:, : output.shape[1] - teacher.shape[1]]
+        if self.label_weight:
+            found["labels"] = loss_sum(own, labels, part, mix, self.loss, self.vocabularies)
+        if teacher is not None:
+            taught = output[:, output.shape[1] - teacher.shape[1] :]
+            found["teacher"] = distance_sum(taught, teacher, readable, part, mix, self.temperature)
+        return found
+
+    def weighted(self, found: Mapping[str, Tensor]) -> Tensor:
+        """The sum by the weights."""
+        weights = {"labels": self.label_weight, "teacher": self.teacher_weight}
+        terms = [weights[name] * value for name, value in found.items()]
+        return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
 _MIXUP = 3  # stream of random numbers; feed.augment uses 1 and 2
@@ -110,34 +156,6 @@ def inputs(
         return own
     partner = normalized(images[mix.partner[part]].to(device, non_blocking=True), torch.float32)
     return torch.lerp(partner, own, mix.lam).to(dtype)
-
-
-def losses(
-    aim: Aim,
-    logits: Tensor,
-    labels: Tensor,
-    part: slice,
-    mix: Mix | None,
-    teacher: Tensor | None = None,
-    readable: Tensor | None = None,
-) -> dict[str, Tensor]:
-    """What the `aim` adds up, each summed over one micro-batch, nats: "labels" (`loss_sum`), unless they have no weight, and, where there
-    are a teacher's logits (m, its classes), "teacher" (`distance_sum`), of the last logits, as many as the teacher has."""
-    found = {}
-    own = logits if teacher is None else logits[:, : logits.shape[1] - teacher.shape[1]]
-    if aim.label_weight:
-        found["labels"] = loss_sum(own, labels, part, mix, aim.loss, aim.vocabularies)
-    if teacher is not None:
-        taught = logits[:, logits.shape[1] - teacher.shape[1] :]
-        found["teacher"] = distance_sum(taught, teacher, readable, part, mix, aim.temperature)
-    return found
-
-
-def weighted(aim: Aim, found: Mapping[str, Tensor]) -> Tensor:
-    """The one number that is minimized, of what `losses` found."""
-    weights = {"labels": aim.label_weight, "teacher": aim.teacher_weight}
-    terms = [weights[name] * value for name, value in found.items()]
-    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
 def loss_sum(

@@ -16,13 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import catalog, fetch, libraries, model, ops, web
+from bigtransfer import catalog, detector, fetch, libraries, model, ops, web
 from bigtransfer.catalog import InputSpec, ModelCard, Published
+from bigtransfer.detector import Detector
 from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, WeightsError
 from bigtransfer.model import Network, ResNetV2, StdConv2d
 from bigtransfer.weights import configs, formats, names
 
-__all__ = ["describe", "digest", "export", "load", "save"]
+__all__ = ["describe", "digest", "export", "load", "load_detector", "save", "save_detector"]
 
 _log = logging.getLogger(__name__)
 
@@ -94,8 +95,32 @@ def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
     library = _of_library(name_or_file)
     if library is not None and library[2] is None:
         return _library_card(*library[:2])
+    if library is None and record is None:
+        with formats.open_weights(_find(_path(name_or_file), offline=True)) as contents:
+            if contents.card is not None and contents.card.detector is not None:
+                return contents.card
     with _opened(name_or_file, offline=True) as (_, _, card):
         return card
+
+
+def load_detector(name_or_file: str | os.PathLike[str]) -> Detector:
+    """The detector in a model file or run folder, on the CPU, in evaluation mode; it knows its `card`. WeightsError if it is none, damaged,
+    or not what its card says."""
+    with formats.open_weights(_find(_path(name_or_file), offline=None)) as contents:
+        card = contents.card
+        if card is None or card.detector is None:
+            raise WeightsError(
+                f"{contents.path} is no detector; `bit detect finetune DATA --model {name_or_file}` makes one of a network. `bit predict` "
+                "says what is on images as a whole."
+            )
+        tensors = {name: contents.read(name) for name in contents.shapes}
+        return detector.restored(card, tensors, str(contents.path))
+
+
+def save_detector(path: str | os.PathLike[str], model: Detector) -> None:
+    """Write a detector's model file: safetensors with its card in the header, atomically. WeightsError if the disk is full."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    formats.write_safetensors(path, tensors, {formats.HEADER_KEY: model.card.to_json()})
 
 
 def save(path: str | os.PathLike[str], network: Network, *, dtype: Dtype | None = None) -> None:
@@ -294,8 +319,7 @@ def _card(
 def _opened(
     name_or_file: str | os.PathLike[str], offline: bool | None
 ) -> Iterator[tuple[formats.Contents, names.Translation, ModelCard]]:
-    if isinstance(name_or_file, str):
-        name_or_file = fetch.path_of(name_or_file)
+    name_or_file = _path(name_or_file)
     library = _of_library(name_or_file)
     if library is not None:
         with _library_contents(*library, offline) as contents:
@@ -310,6 +334,11 @@ def _opened(
     path = _find(name_or_file, offline) if record is None else _find_published(record, offline)
     with formats.open_weights(path) as contents:
         stated = contents.card
+        if stated is not None and stated.detector is not None:
+            raise WeightsError(
+                f"{contents.path} is a detector: it says where objects are, not what an image shows. `bit detect predict` and `bit detect "
+                "evaluate` take it."
+            )
         if record is not None and record.package:
             card = record.full_card()
             layout = names.efficientnet_lite(_backbone(card))
@@ -388,6 +417,10 @@ def _library_contents(
     tensors = libraries.pretrained(library, name, offline)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     yield formats.Contents(Path(f"{library}:{name}"), shapes, lambda key: tensors[key].clone())
+
+
+def _path(name_or_file: str | os.PathLike[str]) -> str | os.PathLike[str]:
+    return fetch.path_of(name_or_file) if isinstance(name_or_file, str) else name_or_file
 
 
 def _find(name_or_file: str | os.PathLike[str], offline: bool | None) -> Path:

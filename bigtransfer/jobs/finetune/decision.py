@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import functools
 import math
@@ -20,8 +19,8 @@ from bigtransfer.data.images import Interpolation
 from bigtransfer.errors import ConfigError
 from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.feed.augment import SquareCrop
-from bigtransfer.feed.loader import Batch
 from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs import training
 from bigtransfer.jobs.clock import AFTERWARDS
 from bigtransfer.jobs.plan import Plan, dtype_name
 from bigtransfer.model import Network
@@ -338,22 +337,6 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
 def images_per_second(
     model: Network, crop: int, batch: int, device: torch.device, dtype: torch.dtype, span: float
 ) -> float:
-    """The speed of training steps at this size on this machine: the mean of at least three steps, and of `span` seconds, of a copy of
-    the network on random pixels."""
-    trial = copy.deepcopy(model)
-    micro = loop.fitting_micro_batch(model, crop, dtype, device, batch)
-    count = min(batch, micro)
-    recipe = Recipe(steps=1000, batch_size=count, resize=crop, crop=crop)
-    pixels = torch.randint(0, 256, (count, crop, crop, model.architecture.in_chans), dtype=torch.uint8).permute(
-        0, 3, 1, 2
-    )
-    labels = torch.randint(0, model.num_classes, (count,))
-    state = loop.new_state(trial, recipe, micro_batch=micro)
-    batches = (Batch(step, pixels, labels) for step in range(recipe.steps))
-    steps, taken = loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype), 0.0
-    next(steps)  # allocates
-    for timed, step in enumerate(steps, start=1):
-        taken += step.seconds
-        if timed >= 3 and taken >= span:
-            return count * timed / taken
-    return count * (recipe.steps - 1) / taken
+    """The speed of training steps at this size on this machine, as `training.images_per_second` finds it."""
+    labels = torch.randint(0, model.num_classes, (batch,))
+    return training.images_per_second(model, crop, labels, model.architecture.in_chans, device, dtype, span)

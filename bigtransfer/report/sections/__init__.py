@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 
 from bigtransfer.report.contents import Contents
 from bigtransfer.report.sections import (
+    boxes,
     calibration,
     candidates,
     classes,
@@ -20,6 +21,7 @@ from bigtransfer.report.sections import (
     labels,
     landscape,
     mistakes,
+    objects,
     selection,
     uncertain,
     unreadable,
@@ -27,6 +29,8 @@ from bigtransfer.report.sections import (
 
 SECTIONS: Mapping[str, Callable[[Contents], object | None]] = {
     "headline": headline.compute,
+    "objects": objects.compute,
+    "boxes": boxes.compute,
     "candidates": candidates.compute,
     "decisions": decisions.compute,
     "curves": curves.compute,

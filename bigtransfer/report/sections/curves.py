@@ -15,6 +15,8 @@ MEASURED = {
     "top1": "Validation accuracy",
     "map": "Validation, mean average precision",
     "precision_at_1": "Validation, precision at 1",
+    "ap": "Validation, average precision",
+    "ap50": "Validation, average precision at an overlap of 0.50",
     "probe": "Accuracy of the probe, on its own set",
 }
 """Shares that are measured now and then, by their names in `Logged`."""

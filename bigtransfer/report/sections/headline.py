@@ -52,7 +52,7 @@ class Validated:
 
     share: float
     what: str
-    """The share of, or the mean average precision on, the validation images: "top1", "map"."""
+    """The share of, or the (mean) average precision on, the validation images: "top1", "map", "ap"."""
     steps: int
     """Taken until then."""
 
@@ -73,7 +73,9 @@ class Headline:
     """What of the training images' files gives their classes away; empty if nothing does."""
 
 
-def compute(run: Contents) -> Headline:
+def compute(run: Contents) -> Headline | None:
+    if run.detection is not None:  # which has a beginning of its own
+        return None
     config, evaluation, labels = run.config, run.evaluation, run.labels
     found = evaluation or labels
     asked, command = (config.asked, config.command) if config else ({}, "")
@@ -117,7 +119,7 @@ def compute(run: Contents) -> Headline:
         )
     else:
         for line in run.metrics:
-            for what in ("top1", "map"):
+            for what in ("top1", "map", "ap"):
                 if (share := getattr(line, what)) is not None:
                     validated = Validated(share=share, what=what, steps=line.step + 1)
         # Pre-training ends with a model and its last validation, fine-tuning with an evaluation.

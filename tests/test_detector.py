@@ -1,0 +1,454 @@
+"""The detector: torchvision's RetinaNet on BiT's maps, its losses, its model file, its answers, and how it is measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torchvision.models.detection import RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.retinanet import RetinaNetHead
+
+from bigtransfer import catalog, detector, model, weights
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard
+from bigtransfer.data.boxes import BoxSet, open_boxes
+from bigtransfer.detections import ObjectFinder
+from bigtransfer.detector import BoxGoal, Detector
+from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.evals import detection
+from bigtransfer.evals.detection import Objects
+from bigtransfer.feed.augment import normalize
+from bigtransfer.feed.boxes import BoxLoader, ScaleJitter
+from bigtransfer.hyperrule import Recipe
+from bigtransfer.train import loop
+from tests import box_makers
+from tests.box_makers import scenes
+
+TINY = Architecture(units=(1, 1, 1, 1))
+SIDE = 64
+
+
+def tiny(classes: int = 2, *, likely: bool = True, seed: int = 0) -> Detector:
+    """A detector with random weights; likely: scores are not near 0, so that there are boxes."""
+    torch.manual_seed(seed)
+    made = detector.on(model.build(TINY, 0), catalog.Detector(channels=64, anchor_scale=2), classes)
+    if likely:
+        nn.init.normal_(made.head.classification_head.cls_logits.weight, std=0.1)
+        nn.init.constant_(made.head.classification_head.cls_logits.bias, -1)
+        nn.init.normal_(made.head.regression_head.bbox_reg.weight, std=0.05)
+    made.card = dataclasses.replace(
+        made.card, name="tiny", class_names=tuple("abcdefgh"[:classes]), input=InputSpec(size=SIDE, mode="fit")
+    )
+    return made.eval()
+
+
+def by_torchvision(ours: Detector) -> RetinaNet:
+    """torchvision's own class, which resizes, pads, looks, matches and chooses by itself, with the same weights."""
+    scale = ours.spec.anchor_scale
+    sizes = tuple(tuple(scale * stride * 2 ** (i / 3) for i in range(3)) for stride in (8, 16, 32, 64, 128))
+    theirs = RetinaNet(
+        detector.Pyramid(model.build(TINY, 0), ours.spec.channels),  # type: ignore[arg-type]
+        ours.num_classes,
+        min_size=SIDE,
+        max_size=SIDE,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+        anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5),  # type: ignore[arg-type]
+        head=RetinaNetHead(ours.spec.channels, 9, ours.num_classes, norm_layer=partial(nn.GroupNorm, 32)),
+        score_thresh=0.05,
+        nms_thresh=0.5,
+        detections_per_img=100,
+        topk_candidates=1000,
+    )
+    theirs.load_state_dict(ours.state_dict())
+    return theirs.eval()
+
+
+def pictures(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
+
+
+# --- the network
+
+
+def test_torchvision_s_retinanet_with_the_same_weights_gives_the_same_boxes() -> None:
+    ours = tiny(3)
+    images = pictures(3)
+    with torch.no_grad():
+        theirs = by_torchvision(ours)([torch.from_numpy(one).permute(2, 0, 1) / 255 for one in images])
+    found = ObjectFinder(ours, device="cpu", precision="fp32").find(images)
+    for one, other in zip(found, theirs, strict=True):
+        real = (other["boxes"][:, 2:] > other["boxes"][:, :2]).all(1)
+        other = {name: values[real] for name, values in other.items()}
+        assert len(one.objects.scores) == len(other["scores"]) > 50
+        # Scores that are equal but for rounding may change places.
+        order, their_order = (
+            np.lexsort(np.rint(one.objects.boxes[:, :2] * 10).T),
+            np.lexsort(np.rint(other["boxes"][:, :2].numpy() * 10).T),
+        )
+        np.testing.assert_allclose(one.objects.boxes[order], other["boxes"].numpy()[their_order], atol=2e-3)
+        np.testing.assert_allclose(one.objects.scores[order], other["scores"].numpy()[their_order], atol=1e-5)
+        assert (one.objects.labels[order] == other["labels"].numpy()[their_order]).all()
+
+
+def targets() -> Tensor:
+    """Of three images: two objects, one, none."""
+    rows = [[[0, 4, 4, 30, 40], [1, 20, 10, 60, 60]], [[1, 8, 30, 24, 50], [-1, 0, 0, 0, 0]], [[-1, 0, 0, 0, 0]] * 2]
+    return torch.tensor(rows, dtype=torch.float32)
+
+
+def test_the_losses_are_torchvision_s_summed_over_the_images() -> None:
+    ours, labels = tiny(2), targets()
+    images = pictures(3)
+    theirs = by_torchvision(ours).train()
+    wanted = theirs(
+        [torch.from_numpy(one).permute(2, 0, 1) / 255 for one in images],
+        [{"boxes": one[one[:, 0] >= 0, 1:], "labels": one[one[:, 0] >= 0, 0].long()} for one in labels],
+    )
+    found = ours(normalize(torch.from_numpy(images).permute(0, 3, 1, 2))).losses(labels)
+    assert found["classes"].item() == pytest.approx(3 * wanted["classification"].item(), rel=1e-5)
+    assert found["boxes"].item() == pytest.approx(3 * wanted["bbox_regression"].item(), rel=1e-5)
+    assert BoxGoal().weighted(found).item() == pytest.approx(sum(found.values()).item())
+
+
+def test_images_that_could_not_be_read_add_nothing() -> None:
+    ours, labels = tiny(2), targets()
+    outputs = ours(normalize(torch.from_numpy(pictures(3)).permute(0, 3, 1, 2)))
+    readable = torch.tensor([True, False, True])
+    some = BoxGoal().losses(outputs, labels, slice(0, 3), readable=readable)
+    alone = [outputs.chosen(torch.tensor([i])).losses(labels[i : i + 1]) for i in (0, 2)]
+    for name in some:
+        assert some[name].item() == pytest.approx(sum(one[name].item() for one in alone), rel=1e-5)
+    none = BoxGoal().losses(outputs, labels, slice(1, 2), readable=readable)
+    assert BoxGoal().weighted(none).item() == 0
+
+
+def test_micro_batches_give_the_same_step(tmp_path: Path) -> None:
+    boxes = open_boxes(box_makers.voc(tmp_path, {"train": scenes(4)})).train
+    recipe = Recipe(steps=1, batch_size=4, resize=SIDE, crop=SIDE, base_learning_rate=0.01)
+    results = []
+    for micro in (4, 3):
+        ours = tiny(2).train()
+        state = loop.new_state(ours, recipe, micro_batch=micro)
+        batches = BoxLoader(boxes, ScaleJitter(size=SIDE), batch_size=4, seed=0).batches(0, 1)
+        (step,) = loop.steps(
+            state, batches, recipe, seed=0, device=torch.device("cpu"), dtype=torch.float32, aim=BoxGoal()
+        )
+        assert step.loss == pytest.approx(step.parts["classes"] + step.parts["boxes"], rel=1e-5)
+        results.append((step.loss, step.gradient_norm))
+    for one in results[1:]:
+        assert one == pytest.approx(results[0], rel=1e-4)
+
+
+def test_bfloat16_is_near_float32() -> None:
+    ours = tiny(2)
+    images = normalize(torch.from_numpy(pictures(2)).permute(0, 3, 1, 2))
+    with torch.no_grad():
+        exact, rough = ours(images), ours(images.bfloat16())
+        folded = ours.folded(torch.bfloat16)(images.bfloat16())
+    assert rough.logits.dtype == torch.float32
+    assert (rough.logits - exact.logits).abs().max() < 0.1 * exact.logits.abs().max()
+    assert torch.equal(rough.logits, folded.logits) and torch.equal(rough.offsets, folded.offsets)
+
+
+@pytest.mark.parametrize("channels", [64, 96])
+def test_the_card_knows_the_number_of_parameters(channels: int) -> None:
+    made = detector.on(model.build(TINY, 10), catalog.Detector(channels=channels), 7)
+    assert made.card.num_parameters == sum(parameter.numel() for parameter in made.parameters())
+
+
+def test_other_networks_are_refused() -> None:
+    with pytest.raises(ConfigError, match="3 channels"):
+        detector.on(model.build(dataclasses.replace(TINY, in_chans=1), 0), catalog.Detector(), 2)
+    joined = model.joined(model.build(TINY, 0), catalog.Readout(blocks=(2, 3)))
+    with pytest.raises(ConfigError, match="BiT's networks"):
+        detector.on(joined, catalog.Detector(), 2)
+
+
+# --- the model file
+
+
+def test_a_detector_s_file(tmp_path: Path) -> None:
+    ours = tiny(2)
+    ours.card = dataclasses.replace(ours.card, thresholds=(0.25, 0.75), metrics={"val_ap": 0.5})
+    path = tmp_path / "model.safetensors"
+    weights.save_detector(path, ours)
+    back = weights.load_detector(path)
+    assert back.card == ours.card == weights.describe(path) == weights.load_detector(tmp_path).card
+    for name, tensor in ours.state_dict().items():
+        assert torch.equal(tensor, back.state_dict()[name]), name
+    with pytest.raises(WeightsError, match="is a detector"):
+        weights.load(path)
+
+
+def test_what_is_no_detector_or_not_what_it_says(tmp_path: Path) -> None:
+    weights.save(tmp_path / "classifier.safetensors", model.build(TINY, 2))
+    with pytest.raises(WeightsError, match="no detector"):
+        weights.load_detector(tmp_path / "classifier.safetensors")
+    path = tmp_path / "model.safetensors"
+    weights.save_detector(path, tiny(2))
+    tensors, card = load_file(path), tiny(2).card
+    lacking = {name: tensor for name, tensor in tensors.items() if not name.endswith("bbox_reg.bias")}
+    for odd in (
+        lacking,
+        tensors | {"extra": torch.zeros(1)},
+        tensors | {"head.regression_head.bbox_reg.bias": torch.zeros(3)},
+    ):
+        save_file(odd, path, {"bigtransfer": card.to_json()})
+        with pytest.raises(WeightsError, match="not what its card says"):
+            weights.load_detector(path)
+    record = json.loads(card.to_json())
+    for change in ({"channels": 100}, {"channels": 2**20}, {"anchor_scale": 0}, {"anchor_scale": "wide"}, 5):
+        save_file(tensors, path, {"bigtransfer": json.dumps(record | {"detector": change})})
+        with pytest.raises(WeightsError, match="detector"):
+            weights.load_detector(path)
+
+
+def test_earlier_cards_are_read_as_classifiers() -> None:
+    record = json.loads(ModelCard.bare(TINY, 2).to_json())
+    del record["detector"]
+    assert ModelCard.from_json(json.dumps(record)).detector is None
+
+
+# --- the answers
+
+
+def test_boxes_come_back_in_the_image_s_own_pixels() -> None:
+    """What the network sees of an image and of its enlargement is the same; the boxes are enlarged, and none reaches beyond the image."""
+    finder = ObjectFinder(tiny(2), device="cpu", precision="fp32")
+    (pixels, size) = finder.prepare(np.random.default_rng(1).integers(0, 256, (32, SIDE, 3), dtype=np.uint8))
+    assert pixels.shape == (SIDE, SIDE, 3) and size == (32, SIDE)
+    one, other = finder.answer([pixels, pixels], [size, (96, 4 * SIDE)])
+    assert len(one.scores) > 5 and (one.boxes[:, 2:] > one.boxes[:, :2]).all()
+    assert one.boxes[:, 2].max() <= SIDE and one.boxes[:, 3].max() <= 32 and one.boxes.min() >= 0
+    assert other.boxes[:, 3].max() <= 96 and other.boxes[:, 2].max() <= 4 * SIDE
+    (same,) = finder.answer([pixels], [(128, 4 * SIDE)])
+    np.testing.assert_allclose(same.boxes, 4 * one.boxes, atol=0.02)  # sums of another batch are rounded otherwise
+
+
+def test_answers_do_not_depend_on_the_batch_and_bad_images_do_not_stop_it(tmp_path: Path) -> None:
+    finder = ObjectFinder(tiny(2), device="cpu", precision="fp32")
+    images = pictures(3)
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    found = finder.find([images[0], tmp_path / "bad.jpg", images[1], images[2]])
+    assert found[1].error and not len(found[1].objects.labels)
+    for one, pixels in zip((found[0], found[2], found[3]), images, strict=True):
+        (alone,) = finder.find([pixels], batch_size=1)
+        np.testing.assert_allclose(one.objects.boxes, alone.objects.boxes, atol=1e-3)
+    record = found[0].record(0.3)
+    assert record["width"] == SIDE and all(0.3 <= one["score"] <= 1 for one in record["objects"])
+    assert found[1].record() == {"image": str(tmp_path / "bad.jpg"), "error": found[1].error}
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    ours = tiny(2)
+    with torch.no_grad():
+        ours.head.regression_head.bbox_reg.bias[0] = float("nan")
+    with pytest.raises(WeightsError, match="not finite"):
+        ObjectFinder(ours, device="cpu").find(pictures(1))
+
+
+def test_thresholds_of_each_class() -> None:
+    objects = Objects(np.zeros((3, 4), np.float32), np.array([0.9, 0.6, 0.4], np.float32), np.array([0, 1, 0]))
+    assert objects.above(np.array([0.5, 0.7])).scores.tolist() == pytest.approx([0.9])
+    assert objects.above(np.array([0.4, 0.6], np.float32)).scores.tolist() == pytest.approx([0.9, 0.6, 0.4])
+
+
+# --- how it is measured
+
+
+def box_set(truths: list[list[tuple[int, list[float], bool]]], classes: int = 2, side: int = 200) -> BoxSet:
+    """Images of `side` px with those objects: class, box, crowd."""
+
+    class Nothing:
+        encoded, remote, runs = True, False, None
+
+        def name(self, row: int) -> str:
+            return f"{row}.jpg"
+
+    from bigtransfer.data import ImageSet
+
+    flat = [one for own in truths for one in own]
+    boxes = np.array([box for _, box, _ in flat], np.float32).reshape(-1, 4)
+    return BoxSet(
+        images=ImageSet(Nothing(), range(len(truths)), None, ()),  # type: ignore[arg-type]
+        sizes=np.full((len(truths), 2), side),
+        starts=np.cumsum([0, *map(len, truths)]),
+        boxes=boxes,
+        labels=np.array([label for label, _, _ in flat], np.int64),
+        crowd=np.array([crowd for _, _, crowd in flat], bool),
+        areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+        class_names=tuple("abcdefgh"[:classes]),
+    )
+
+
+def reference_ap(truths: BoxSet, found: list[Objects], label: int, overlap: float) -> float:
+    """Average precision by its definition, float64: greedy matching by score, 101 points of recall. Crowds are not among these objects."""
+    scored, total = [], 0
+    for i, own in enumerate(found):
+        here = truths.of(i)
+        boxes = [
+            box for box, kind in zip(truths.boxes[here].tolist(), truths.labels[here], strict=True) if kind == label
+        ]
+        total += len(boxes)
+        taken: set[int] = set()
+        order = sorted(np.flatnonzero(own.labels == label).tolist(), key=lambda k: -own.scores[k])
+        for k in order:
+            x = own.boxes[k].tolist()
+            best, place = overlap, -1
+            for j, y in enumerate(boxes):
+                width = min(x[2], y[2]) - max(x[0], y[0])
+                height = min(x[3], y[3]) - max(x[1], y[1])
+                shared = max(width, 0) * max(height, 0)
+                union = (x[2] - x[0]) * (x[3] - x[1]) + (y[2] - y[0]) * (y[3] - y[1]) - shared
+                if j not in taken and shared / union >= best:
+                    best, place = shared / union, j
+            taken.add(place)
+            scored.append((float(own.scores[k]), place >= 0))
+    if not total:
+        return float("nan")
+    scored.sort(key=lambda one: -one[0])
+    hits = np.cumsum([right for _, right in scored])
+    precision = hits / np.arange(1, len(hits) + 1)
+    recall = hits / total
+    points = [max(precision[recall >= r - 1e-12], default=0.0) for r in np.linspace(0, 1, 101)]
+    return float(np.mean(points))
+
+
+def random_answers(truths: BoxSet, rng: np.random.Generator) -> list[Objects]:
+    """Near the objects, somewhere else, twice, and of the wrong class."""
+    found = []
+    for i in range(len(truths)):
+        own = truths.of(i)
+        boxes, labels = [], []
+        for box, label in zip(truths.boxes[own], truths.labels[own], strict=True):
+            for _ in range(rng.integers(0, 3)):
+                boxes.append(box + rng.normal(0, 6, 4))
+                labels.append(label if rng.random() < 0.8 else 1 - label)
+        for _ in range(rng.integers(0, 3)):
+            left, top = rng.uniform(0, 150, 2)
+            boxes.append(np.array([left, top, left + rng.uniform(5, 60), top + rng.uniform(5, 60)]))
+            labels.append(rng.integers(0, 2))
+        array = np.array(boxes, np.float32).reshape(-1, 4)
+        array[:, 2:] = np.maximum(array[:, 2:], array[:, :2] + 1)
+        order = rng.permutation(len(array))
+        scores = rng.permutation(np.linspace(0.1, 0.95, len(array))).astype(np.float32) + np.float32(1e-3 * i)
+        found.append(Objects(array[order], scores[order], np.array(labels, np.int64)[order]))
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_average_precision_is_what_it_is_by_definition(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    truths = []
+    for _ in range(12):
+        own = []
+        for _ in range(rng.integers(0, 5)):
+            left, top = rng.uniform(0, 120, 2)
+            own.append(
+                (int(rng.integers(0, 2)), [left, top, left + rng.uniform(8, 80), top + rng.uniform(8, 80)], False)
+            )
+        truths.append(own)
+    boxes = box_set(truths)
+    found = random_answers(boxes, rng)
+    measured = detection.average_precision(boxes, found)
+    every = [
+        [reference_ap(boxes, found, label, overlap) for overlap in np.linspace(0.5, 0.95, 10)] for label in range(2)
+    ]
+    assert measured.summary["ap"] == pytest.approx(np.mean(every), abs=1e-4)
+    assert measured.summary["ap50"] == pytest.approx(np.mean([one[0] for one in every]), abs=1e-4)
+    assert measured.summary["ap75"] == pytest.approx(np.mean([one[5] for one in every]), abs=1e-4)
+    np.testing.assert_allclose(measured.per_class, [[np.mean(one), one[0]] for one in every], atol=1e-4)
+
+
+def test_sizes_crowds_and_nothing_at_all() -> None:
+    small, large = [10.0, 10, 30, 30], [50.0, 50, 160, 160]
+    boxes = box_set([[(0, small, False), (0, large, False)], [(1, large, True)], []])
+    nothing = [Objects.none()] * 3
+    assert detection.average_precision(boxes, nothing).summary["ap"] == 0
+    right = Objects(np.array([small], np.float32), np.array([0.9], np.float32), np.array([0]))
+    on_crowd = Objects(np.array([[60, 60, 90, 90]], np.float32), np.array([0.99], np.float32), np.array([1]))
+    found = [right, on_crowd, Objects.none()]
+    summary = detection.average_precision(boxes, found).summary
+    assert summary["ap_small"] == pytest.approx(1) and summary["ap_large"] == 0 and summary["ap_medium"] is None
+    result = detection.measured(boxes, found, np.array([0.5, 0.5]), model="m", data="d", split="val")
+    assert result.counts() == (1, 1, 0) and result.objects == 2
+    assert result.per_class[1].ap is None and [row.name for row in result.per_image] == ["0.jpg", "1.jpg", "2.jpg"]
+    kinds = [(one.kind, one.label, one.score) for one in result.per_image[0].objects]
+    assert kinds == [("found", 0, 0.9), ("missed", 0, None)]
+    empty = box_set([[], []])
+    assert detection.average_precision(empty, [Objects.none()] * 2).summary["ap"] is None
+
+
+def test_found_missed_invented_and_taken_for_another() -> None:
+    one, other = [10.0, 10, 50, 50], [100.0, 100, 150, 150]
+    boxes = box_set([[(0, one, False), (1, other, False)]])
+    answers = Objects(
+        np.array([one, one, other, [170, 170, 190, 190]], np.float32),
+        np.array([0.9, 0.8, 0.7, 0.6], np.float32),
+        np.array([0, 0, 0, 1]),
+    )
+    result = detection.measured(boxes, [answers], np.array([0.5, 0.5]), model="m", data="d", split="val")
+    seen = [(seen.kind, seen.label, seen.rather) for seen in result.per_image[0].objects]
+    # The second box on one object is invented; the third is the other class's object.
+    assert seen == [
+        ("found", 0, None),
+        ("invented", 0, None),
+        ("invented", 0, 1),
+        ("invented", 1, None),
+        ("missed", 1, None),
+    ]
+    assert result.counts() == (1, 1, 3)
+    strict = detection.measured(boxes, [answers], np.array([0.85, 0.85]), model="m", data="d", split="val")
+    assert strict.counts() == (1, 1, 0) and strict.ap == result.ap
+
+
+def test_the_thresholds_have_the_best_f1() -> None:
+    rng = np.random.default_rng(3)
+    truths = [
+        [(int(rng.integers(0, 2)), [40.0 * k, 10, 40.0 * k + 30, 40], False) for k in range(4)] for _ in range(10)
+    ]
+    boxes = box_set(truths, classes=3)
+    found = random_answers(boxes, rng)
+    chosen = detection.best_thresholds(boxes, found)
+    assert chosen[2] == detection.DEFAULT_THRESHOLD  # no object of it
+
+    def f1(thresholds: np.ndarray, label: int) -> float:
+        row = detection.measured(boxes, found, thresholds, model="", data="", split="").per_class[label]
+        return 2 * row.found / max(1, 2 * row.found + row.missed + row.invented)
+
+    for label in (0, 1):
+        best = f1(chosen, label)
+        assert best > 0
+        for threshold in np.linspace(0.1, 1, 19):
+            assert f1(np.full(3, threshold), label) <= best + 1e-9
+
+
+def test_the_record_survives_the_disk_and_is_checked(tmp_path: Path) -> None:
+    boxes = box_set([[(0, [10.0, 10, 50, 50], False)]])
+    answers = Objects(np.array([[10, 10, 50, 48]], np.float32), np.array([0.9], np.float32), np.array([0]))
+    result = detection.measured(boxes, [answers], np.array([0.5, 0.5]), model="m", data="d", split="val", notes=["odd"])
+    path = tmp_path / "evaluation.json"
+    detection.write_record(path, result)
+    assert detection.read_record(path) == result == detection.read_any(path)
+    record = json.loads(path.read_text())
+    record["per_class"][0]["found"] = -1
+    path.write_text(json.dumps(record))
+    from bigtransfer.errors import RunError
+
+    with pytest.raises(RunError, match=r"per_class.*found"):
+        detection.read_any(path)
+
+
+def test_the_measure_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
+    with pytest.raises(ConfigError, match=r"bigtransfer\[detection\]"):
+        detection.average_precision(box_set([[]]), [Objects.none()])
