@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from bigtransfer import cli, model, weights
+from bigtransfer import cli, model, report, weights
 from bigtransfer.catalog import Architecture, ModelCard
 from bigtransfer.config import DetectFinetuneConfig
+from bigtransfer.data import open_images
 from bigtransfer.data.boxes import open_boxes
 from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.evals import detection
@@ -152,6 +153,35 @@ def test_a_run_its_report_and_what_follows(
     )
     assert cli.main(command) == 1
     assert "object" in capsys.readouterr().out
+
+
+def test_whatever_others_wrote_is_text_in_a_detector_s_report(tmp_path: Path) -> None:
+    """Names and notes of an evaluation that somebody else may have written, on the page."""
+    names = [str(tmp_path / "images" / name) for name in box_makers.write_images(tmp_path / "images", scenes(2, 1))]
+    odd = "<script>alert(1)</script>\u202e"
+    seen = [
+        detection.Seen(kind=kind, label=7 if kind == "missed" else 0, box=(1, 2, 3, 4), score=0.5, rather=9)
+        for kind in ("found", "missed", "invented")
+    ]
+    row = detection.ClassRow(name=odd, objects=1, ap=None, ap50=0.5, threshold=0.5, found=1, missed=0, invented=0)
+    result = detection.Detection(
+        model=odd,
+        data=odd,
+        split=odd,
+        images=2,
+        objects=3,
+        class_names=(odd,),
+        notes=(odd,),  # type: ignore[arg-type]
+        **dict.fromkeys(detection.SUMMARY),  # type: ignore[arg-type]
+        per_class=(row,),
+        per_image=tuple(detection.ImageRow(name=name, height=48, width=64, objects=tuple(seen)) for name in names),
+    )
+    run = tmp_path / "run"
+    run.mkdir()
+    detection.write_record(run / "evaluation.json", result)
+    page = report.write(run, open_images([str(tmp_path / "images")])).read_text(encoding="utf-8")
+    assert "alert(1)" in page and "<script>alert" not in page and "\u202e" not in page
+    assert "Missed and invented (2 of 2 images)" in page and page.count("<image href") == 2
 
 
 def test_a_resume_repeats_the_uninterrupted_run_bit_for_bit(asked: Asking, tmp_path: Path) -> None:
