@@ -223,7 +223,7 @@ class Predictor:
 
     @property
     def precision(self) -> str:
-        """In which number format: "fp32" or "bf16"."""
+        """In which number format: "fp32" or "bf16", or of a file that was exported so "int8"."""
         return self._backend.precision
 
     @property

@@ -111,7 +111,7 @@ def test_models_that_no_page_can_answer_for(small: Path, tmp_path: Path, capsys:
     assert cli.main([*command, "--input", "uint8"]) == 2
     assert "--input is for --to onnx" in capsys.readouterr().err
     assert cli.main([*command, "--dtype", "bfloat16"]) == 2
-    assert "stores float32 or float16" in capsys.readouterr().err
+    assert "stores float32, float16 or int8" in capsys.readouterr().err
     assert not (tmp_path / "x.html").exists()
     with pytest.raises(ConfigError, match="has no classes"):
         page.check(ModelCard(name="m", architecture=Architecture(units=(1,)), num_classes=0, input=InputSpec(size=8)))

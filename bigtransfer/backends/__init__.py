@@ -31,7 +31,7 @@ class Backend(ABC):
     device: str
     """As torch calls devices."""
     precision: str
-    """Of the computation: "fp32" or "bf16"."""
+    """Of the computation: "fp32" or "bf16", or of a file that was exported so "int8"."""
 
     @abstractmethod
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

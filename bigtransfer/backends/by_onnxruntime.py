@@ -24,8 +24,10 @@ class OnnxRuntime(Backend):
         """where: what errors call the file. device: None is the CPU."""
         if precision == "bf16":
             raise ConfigError("onnxruntime computes in fp32; for bf16 take --backend openvino or torch.")
+        if file.quantized:
+            refuse_precision(precision, where)
         runtime = extra("onnxruntime", "onnx")
-        self.card, self.device, self.precision = file.card, device or "cpu", "fp32"
+        self.card, self.device, self.precision = file.card, device or "cpu", "int8" if file.quantized else "fp32"
         self._where = where
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads()
@@ -51,6 +53,14 @@ class OnnxRuntime(Backend):
         except Exception as error:
             raise WeightsError(f"{self._where}: onnxruntime cannot compute it ({short(error)}).") from error
         return dict(zip(names, results, strict=True))
+
+
+def refuse_precision(precision: Precision, where: str) -> None:
+    """ConfigError for another precision than that of the int8 file `where`."""
+    if precision != "auto":
+        raise ConfigError(
+            f"{where} computes in int8, for which it was calibrated; leave --precision out, or export it in float32."
+        )
 
 
 def scaled(images: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ from threading import Lock
 import numpy as np
 
 from bigtransfer.backends import Backend, Precision, extra
-from bigtransfer.backends.by_onnxruntime import answers, results_of, scaled, short
+from bigtransfer.backends.by_onnxruntime import answers, refuse_precision, results_of, scaled, short
 from bigtransfer.backends.onnx_file import OnnxFile
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.machine import threads
@@ -58,6 +58,8 @@ class OpenVino(Backend):
         openvino = extra("openvino", "openvino")
         if device not in (None, "cpu"):
             raise ConfigError(f"openvino computes on the CPU here, not on {device!r}; take --device cpu.")
+        if file.quantized:
+            refuse_precision(precision, where)
         self.card, self.device, self._where = file.card, "cpu", where
         with signal_stack_kept():
             core = openvino.Core()
@@ -67,8 +69,11 @@ class OpenVino(Backend):
             raise ConfigError(
                 "This processor has no bf16 for openvino, which would compute in fp32. Take --precision fp32."
             )
+        hint = _HINTS[self.precision]
+        if file.quantized:
+            self.precision = "int8"  # and between the convolutions as the hint says
         options = {
-            "INFERENCE_PRECISION_HINT": _HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": hint,
             "INFERENCE_NUM_THREADS": threads(),
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # to cores that others may be using

@@ -28,6 +28,7 @@ OPERATIONS = frozenset(
         "Cast",
         "Concat",
         "Conv",
+        "DequantizeLinear",
         "Div",
         "Gemm",
         "Identity",
@@ -36,6 +37,7 @@ OPERATIONS = frozenset(
         "MaxPool",
         "Mul",
         "Pad",
+        "QuantizeLinear",
         "ReduceMax",
         "ReduceMean",
         "Relu",
@@ -47,7 +49,7 @@ OPERATIONS = frozenset(
         "Sub",
     )
 )
-"""The operators that our graphs are made of (`graph.onnx_model`)."""
+"""The operators that our graphs are made of (`graph.onnx_model`, `int8.quantized`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class OnnxFile:
 
     content: bytes
     card: ModelCard
+    quantized: bool = False
+    """Whether its convolutions compute in int8 (`int8.quantized`)."""
 
 
 def read(path: str | os.PathLike[str]) -> OnnxFile:
@@ -92,7 +96,7 @@ def parse(content: bytes, where: str) -> OnnxFile:
         text = texts[0].decode("utf-8")
     except UnicodeDecodeError as error:
         raise WeightsError(f"{where}: its card is not UTF-8 text.") from error
-    return OnnxFile(content, ModelCard.from_json(text, f"{where}: its card"))
+    return OnnxFile(content, ModelCard.from_json(text, f"{where}: its card"), "QuantizeLinear" in found.operations)
 
 
 # --- Protocol Buffers

@@ -9,7 +9,7 @@ from bigtransfer import files, outputs, page, weights
 from bigtransfer.backends import graph
 from bigtransfer.config import ConvertConfig
 from bigtransfer.errors import ConfigError, WeightsError
-from bigtransfer.jobs import parity
+from bigtransfer.jobs import int8, parity
 from bigtransfer.model import Network
 from bigtransfer.weights import configs
 
@@ -28,6 +28,7 @@ def run(config: ConvertConfig) -> None:
     if config.to in ("onnx", "web"):
         _export(config, network, destination)
         return
+    assert config.dtype != "int8"  # which the configuration allows exported networks only
     weights.export(destination, network, config.to, dtype=config.dtype)
 
     if different := weights.differing(destination, network, config.to, config.dtype):
@@ -51,10 +52,14 @@ def _export(config: ConvertConfig, network: Network, destination: Path) -> None:
         web = page.runtime(config.runtime, no_network=config.offline or None)
     pixels, where = parity.images(config.images, config.source, card)
     dtype = "float16" if config.dtype == "float16" else "float32"
-    content = graph.onnx_model(network, input="uint8" if web else config.input or "float32", dtype=dtype)
+    pixels_in = web or config.dtype == "int8" or config.input == "uint8"
+    content = graph.onnx_model(network, input="uint8" if pixels_in else "float32", dtype=dtype)
     found = parity.compare(content, network, pixels, parity.TOLERANCES[dtype])
     print(f"{len(pixels)} images of {where}, computed by onnxruntime and by torch in float32:\n  {found}", flush=True)
     found.check()
+    if config.dtype == "int8":
+        content, told = int8.quantized(content, card, config.source, config.images)
+        print(f"int8: {told}", flush=True)
     written = page.alone(content, card, web).encode() if web else content
     with outputs.atomic_write(destination) as temporary:
         temporary.write_bytes(written)
@@ -67,7 +72,7 @@ def _export(config: ConvertConfig, network: Network, destination: Path) -> None:
         print(f"Use it:\n  open {destination} in a browser (also from a memory stick, by e-mail, or on any web server)")
         return
     sides = f"{card.input.size}, {card.input.size}" if graph.of_one_size(card) else "height, width"
-    taken = "uint8 pixels" if config.input == "uint8" else "float32 in [-1, 1]"
+    taken = "uint8 pixels" if pixels_in else "float32 in [-1, 1]"
     print(
         f"{destination}: {_size(destination)}, ONNX with operators of version {graph.OPSET}; takes RGB (batch, "
         f"{card.architecture.in_chans}, {sides}), {taken}"
