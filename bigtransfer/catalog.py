@@ -64,7 +64,9 @@ class Readout:
 
 
 Channels = Annotated[int, msgspec.Meta(ge=1, le=2**20)]
-Channel = Annotated[float, msgspec.Meta(ge=-1e3, le=1e3)]
+Mean = Annotated[float, msgspec.Meta(ge=0, le=1)]
+Deviation = Annotated[float, msgspec.Meta(ge=1 / 256, le=1)]
+"""Of pixels from 0 to 1; a network that takes them from 0 to 255 is one of mean 0 and deviation 1/255."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +100,8 @@ class Backbone:
     """Side of the images that it is made for, px."""
     any_size: bool
     """Whether it takes images of other sizes as well."""
-    mean: tuple[Channel, Channel, Channel]
-    std: tuple[Channel, Channel, Channel]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
     """It sees (pixels - mean) / std, of pixels from 0 to 1: red, green, blue."""
     averaged: bool
     """Whether the pooled form is the mean of the last map."""
@@ -107,10 +109,6 @@ class Backbone:
     """Whether it has BatchNorm."""
     patches: bool
     """Whether it begins by cutting the image into patches, as ViT, Swin and ConvNeXt do."""
-
-    def __post_init__(self) -> None:
-        if not min(self.std) > 0:
-            raise ValueError(f"the backbone's std {self.std} is not above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,7 +32,7 @@ from bigtransfer.errors import BitError, ConfigError, passing
 _log = logging.getLogger(__name__)
 
 GROUPS: dict[str, tuple[str, ...]] = {
-    "Your images": ("check", "finetune", "evaluate", "predict", "serve", "report", "results"),
+    "Your images": ("check", "finetune", "evaluate", "predict", "serve", "report", "compare", "results"),
     "Objects on images": ("detect finetune", "detect evaluate", "detect predict"),
     "Models": ("models", "info", "convert", "benchmark"),
     "Upstream": ("pretrain", "distill", "shard"),

@@ -55,6 +55,10 @@ class Known:
     """The name of the classifier, one linear layer, among its parameters; "" if it has none of that kind."""
     convolution: bool
     """Whether that is written as a convolution of 1 x 1."""
+    pooling: str = ""
+    """How timm pools its last map, in timm's words; "" where it has none for that."""
+    left_out: frozenset[str] = frozenset()
+    """Tensors of a classifier of another kind (two heads, norms of its own): what is taken is the network below it."""
 
 
 def asked(model: str) -> tuple[Library, str, str | None] | None:
@@ -77,7 +81,9 @@ def describe(library: Library, name: str) -> tuple[Backbone, Known]:
         classes, classifier, convolution = _classifier(library, whole)
         licence, names = _licence(library, whole), _class_names(library, whole, classes)
         taps = (_timm_taps if library == "timm" else _torchvision_taps)(where, whole, spec.size)
+        tensors = set(whole.state_dict())
         backbone = _measured(library, name, _body(library, whole, taps), spec.size, taps, mean, std)
+        left_out = frozenset() if classifier else frozenset(tensors - set(whole.state_dict()))
     return backbone, Known(
         input=spec,
         num_classes=classes,
@@ -86,6 +92,8 @@ def describe(library: Library, name: str) -> tuple[Backbone, Known]:
         source=where,
         classifier=classifier,
         convolution=convolution,
+        pooling=pooling if isinstance(pooling := getattr(whole, "global_pool", ""), str) else "",
+        left_out=left_out,
     )
 
 
@@ -280,7 +288,10 @@ def _as_map(found: Tensor) -> Tensor:
 def _linear(module: Any) -> bool:
     if isinstance(module, nn.Conv2d):
         return module.kernel_size == (1, 1) and module.groups == 1
-    return type(module) is nn.Linear
+    # timm's own class computes the same; others that derive from torch's may not.
+    return (
+        type(module) is nn.Linear or f"{type(module).__module__}.{type(module).__name__}" == "timm.layers.linear.Linear"
+    )
 
 
 def _classifier(library: Library, network: Any) -> tuple[int, str, bool]:

@@ -10,6 +10,7 @@
   checkpoints/     what a resume needs (train.checkpoint); of a fine-tuning gone when it is finished
   best.safetensors the weights of the best validation so far (jobs.best); gone when the run is finished
   evaluation.json
+  evaluation-whole.json  of all test images, measured after a budget that left some out (jobs.compare)
   model.safetensors
   report.html
   .lock            held by the process that is at work in the folder

@@ -405,7 +405,7 @@ def wrong_constant(model: onnx.ModelProto) -> None:
         (training, "has a graph for training"),
         (sparse, "has sparse constants"),
         (no_card, "carries no model card"),
-        (two_cards, "carries no model card"),
+        (two_cards, "carries 2 model cards"),
         (card_of_nonsense, "its card"),
         (more_classes, "not what its card says"),
         (other_size, "not what its card says"),

@@ -119,14 +119,14 @@ def test_a_busy_machine_is_said(network: ResNetV2) -> None:
 
 def test_what_others_had(monkeypatch: pytest.MonkeyPatch) -> None:
     counted = iter([(10.0, 100.0, 1.0), (40.0, 200.0, 11.0)])  # of 100 s of all cores 30 at work, 10 of them for us
-    monkeypatch.setattr(benchmark._Others, "_counted", staticmethod(lambda: next(counted)))
-    with benchmark._Others() as others:
+    monkeypatch.setattr(benchmark.Others, "_counted", staticmethod(lambda: next(counted)))
+    with benchmark.Others() as others:
         pass
     assert others.share == pytest.approx(0.2)
 
 
 def test_the_system_says_it() -> None:
-    counted = benchmark._Others._counted()
+    counted = benchmark.Others._counted()
     if not Path("/proc/stat").exists():
         assert counted is None
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -305,6 +306,17 @@ def test_within_one_set(data, tmp_path, capsys):
     assert len(corrected.train) == 5 and corrected.test is not None and len(corrected.test) == 4
 
 
+@pytest.mark.parametrize(("folder", "said"), [("b", "of one class"), ("b/x", "have no classes")])
+def test_a_training_that_cannot_be_is_not_recommended(data, tmp_path, capsys, folder, said):
+    """Images of one class, and images without any, of which one repeats another."""
+    shown = tmp_path / "set"
+    shutil.copytree(data / "train" / "b", shown / folder)
+    where = shown / "b" / "x" if folder == "b/x" else shown
+    assert cli.main(["check", str(where), "--no-features", "--out", str(tmp_path / "o")]) == 0
+    told = capsys.readouterr().out
+    assert said in told and "use:    bit finetune" not in told and "repeat an earlier one" in told
+
+
 def test_a_corrected_split_as_a_split_file_and_as_a_table(data, tmp_path, capsys):
     for name in ("split.json", "split.jsonl"):
         assert (
@@ -470,6 +482,8 @@ HEAD = ",".join(exclusions.COLUMNS) + "\n"
     ("content", "said"),
     [
         (b"\xff\xfe\x00", "not UTF-8"),
+        (b"", "is empty"),
+        (b"\xef\xbb\xbf \r\n\n", "is empty"),
         (b"test,train,verdict\na,b,near\n", "lacks the column"),
         (HEAD.encode() + b"a,b,test,train,1,,1,1,0,perhaps\n", "line 2"),
         (HEAD.encode() + b"a\n", "line 2"),

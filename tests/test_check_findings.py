@@ -197,6 +197,21 @@ def test_a_unique_trait_is_not_learnt_by_heart():
     assert found is not None and found.recall == pytest.approx(0.5)
 
 
+def test_copies_do_not_tell_the_trait_of_each_other():
+    """A trait by chance, and each image there twice: what was learnt of one copy must not answer for the other."""
+    rng = np.random.default_rng(0)
+    words = [f"{i}" for i in range(40)] * 2
+    labels, groups = np.tile(rng.permutation(np.arange(40) % 2), 2), np.tile(np.arange(40), 2)
+    fooled, honest = shortcuts.judge("word", words, labels), shortcuts.judge("word", words, labels, groups=groups)
+    assert fooled is not None and fooled.telling and honest is not None
+    assert honest.recall == pytest.approx(0.5) and not honest.telling
+    # Twice as many images of the same pictures say no more.
+    once = shortcuts.judge("word", words[:40], labels[:40])
+    assert once is not None and honest.high - honest.low == pytest.approx(once.high - once.low)
+    same = np.concatenate([np.zeros(10, int), np.arange(1, 11)])
+    assert shortcuts.judge("few", rng.normal(size=20), np.repeat([0, 1], 10), groups=same) is None
+
+
 # --- The command
 
 

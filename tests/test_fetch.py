@@ -388,6 +388,36 @@ def test_hub_repository_becomes_a_folder(server: Server, monkeypatch: pytest.Mon
         weights.load("hf-hub:user/other@v2")
 
 
+def test_a_network_of_timms_from_the_hub(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whose repository has no preprocessor_config.json: as the hub answers, redirections to the store of large files included."""
+    pytest.importorskip("timm")
+    import torch
+
+    from tests.test_libraries import as_on_the_hub, theirs
+
+    repo = as_on_the_hub(tmp_path / "repo", theirs("test_resnet"))
+
+    def hub(handler: Handler) -> None:
+        name = handler.path.rpartition("/")[2]
+        if handler.path == "/lfs/model.safetensors":
+            handler.file(content=(repo / name).read_bytes())
+        elif handler.path == "/some/net/resolve/main/model.safetensors":
+            handler.reply(302, b"", {"Location": "/lfs/model.safetensors"})
+        elif handler.path == "/some/net/resolve/main/config.json":
+            handler.file(content=(repo / name).read_bytes())
+        else:
+            handler.reply(404, b"")
+
+    server.answer = hub
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    loaded = weights.load("hf-hub:some/net")
+    assert torch.equal(loaded(torch.zeros(1, 3, 160, 160)), weights.load(repo)(torch.zeros(1, 3, 160, 160)))
+    assert loaded.card.name == "net" and loaded.card.source == "hf-hub:some/net (timm:test_resnet)"
+    assert loaded.card.class_names == tuple("abcde")
+    asked = len(server.requests)
+    assert weights.describe("hf-hub:some/net") == loaded.card and len(server.requests) == asked, "from the cache"
+
+
 # --- Clear errors
 
 

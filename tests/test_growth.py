@@ -99,3 +99,14 @@ def test_the_class_that_gains_most_is_the_one_that_is_hard():
     assert all(gain.doubled >= gain.recall for gain in grown.gains)
     assert [one.images for one in grown.forecasts] == [400, 800]
     assert growth.grow(features[:12], labels[:12], 4) is None
+
+
+def test_a_forecast_below_what_was_measured_is_remarked_on():
+    falling = tuple(
+        Point(images=n, accuracy=share, recall=()) for n, share in ((50, 0.7), (100, 0.6), (200, 0.5), (400, 0.6))
+    )
+    rising = tuple(law([50, 100, 200, 400]))
+    for points, told in ((falling, True), (rising, False)):
+        forecasts = tuple(growth.foretell(points, 400, (800, 1600)))
+        assert (forecasts[0].accuracy < points[-1].accuracy) == told
+        assert bool(growth.Growth(points=points, forecasts=forecasts, gains=()).remark) == told

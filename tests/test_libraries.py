@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import functools
+import importlib
 import json
 import subprocess
 import sys
@@ -157,7 +159,8 @@ def _card(change: dict[str, Any]) -> str:
         ({"library": "os"}, "architecture.backbone.library"),
         ({"taps": ["a;b"]}, "architecture.backbone.taps"),
         ({"taps": ["0", "1", "2", "3", "99"]}, "cannot be looked at as the model says"),
-        ({"std": [0.0, 1.0, 1.0]}, "not above 0"),
+        ({"std": [0.0, 1.0, 1.0]}, r"architecture.backbone.std"),
+        ({"mean": [0.5, 0.5, 1.5]}, r"architecture.backbone.mean"),
         ({"stages": [1] * 5}, "another network here than where"),
     ],
 )
@@ -172,8 +175,13 @@ def test_a_model_file_asks_for_no_more_than_a_registered_name(
         every = Readout(blocks=tuple(range(len(network.architecture.stages))))
         model.joined(network, every).features(torch.zeros(1, 3, 64, 64))
 
-    with pytest.raises(BitError, match=told):
+    with pytest.raises(BitError, match=told) as caught:
         use()
+    if told not in (
+        "cannot be looked at as the model says",
+        "another network here than where",
+    ):  # which only its use shows
+        assert "model.safetensors" in str(caught.value)
 
 
 def test_what_is_not_there() -> None:
@@ -190,6 +198,135 @@ def test_what_is_not_there() -> None:
     with pytest.raises(ConfigError, match="3 channels, not of 1"):
         weights.load("timm:test_vit", in_chans=1, pretrained=False)
     assert weights.describe("timm:test_vit").num_classes == 1000, "without its weights"
+
+
+def test_a_classifier_with_layers_of_its_own_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two heads whose mean is the answer, as of distilled networks: what is below them is taken, and that is said."""
+    name = "deit_tiny_distilled_patch16_224"
+    build = functools.partial(timm.create_model, "vit_tiny_patch16_224", depth=1, embed_dim=24, num_heads=1)
+
+    def made(*_: Any, **__: Any) -> nn.Module:
+        network = build()
+        network.head, network.head_dist = None, nn.Linear(24, 5)
+        network.head = nn.Linear(24, 5)
+
+        def reset(classes: int) -> None:
+            network.head = network.head_dist = nn.Identity()
+
+        network.get_classifier = lambda: (network.head, network.head_dist)
+        network.reset_classifier = reset
+        return network
+
+    monkeypatch.setattr(libraries, "_registered", lambda library, asked: made)
+    libraries.describe.cache_clear()
+    libraries.shapes.cache_clear()
+    try:
+        torch.manual_seed(0)
+        whole = made()
+        safetensors.torch.save_file(whole.state_dict(), tmp_path / "theirs.safetensors")
+        network = weights.load(f"timm:{name}@{tmp_path / 'theirs.safetensors'}", num_classes=0)
+        assert "without its classifier" in weights.describe(f"timm:{name}").source
+        assert weights.describe(f"timm:{name}@{tmp_path / 'theirs.safetensors'}").num_classes == 0
+        x = torch.rand(1, 3, 224, 224)
+        theirs_ = (x - torch.tensor(network.architecture.backbone.mean).view(1, 3, 1, 1)) / torch.tensor(  # type: ignore[union-attr]
+            network.architecture.backbone.std  # type: ignore[union-attr]
+        ).view(1, 3, 1, 1)
+        with torch.no_grad():
+            pooled = whole.eval().forward_head(whole.forward_features(theirs_), pre_logits=True)  # type: ignore[operator]
+            assert torch.allclose(network.features(x * 2 - 1), pooled, atol=1e-5)
+    finally:
+        libraries.describe.cache_clear()
+        libraries.shapes.cache_clear()
+
+
+MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.3, 0.4)
+
+
+def as_on_the_hub(folder: Path, network: Any, **changes: Any) -> Path:
+    """The folder as timm's own code writes it for the hub, and what is changed in its config.json."""
+    save_for_hf = importlib.import_module("timm.models").save_for_hf
+    config = {"label_names": list("abcde"), "license": "cc0-1.0"}
+    network.pretrained_cfg = {**network.pretrained_cfg, "mean": MEAN, "std": STD, "license": "cc0-1.0"}
+    save_for_hf(network, folder, model_config=config, safe_serialization=True)
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | changes))
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_a_folder_as_timm_writes_it_for_the_hub(name: str, tmp_path: Path) -> None:
+    whole = theirs(name)
+    folder = as_on_the_hub(tmp_path / "repo", whole)
+    network = weights.load(folder)
+    size = network.card.input.size
+    pixels = torch.rand(2, 3, size, size)
+    y = (pixels - torch.tensor(MEAN).view(1, 3, 1, 1)) / torch.tensor(STD).view(1, 3, 1, 1)
+    assert torch.allclose(network(pixels * 2 - 1), whole(y), atol=1e-5)
+    assert network.card.class_names == tuple("abcde") and network.card.licence == "cc0-1.0"
+    assert network.card.name == "repo" and f"timm:{name}" in network.card.source
+    # As transformers' wrapper saves the same: the tensors' names begin otherwise, and the kind stands in model_type.
+    state = {f"timm_model.{key}": value for key, value in whole.state_dict().items()}
+    safetensors.torch.save_file(state, folder / "model.safetensors")
+    written = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(written | {"model_type": "timm_wrapper"}))
+    assert torch.equal(weights.load(folder)(pixels * 2 - 1), network(pixels * 2 - 1))
+    weights.save(tmp_path / "ours.safetensors", network)
+    assert torch.equal(weights.load(tmp_path / "ours.safetensors")(pixels * 2 - 1), network(pixels * 2 - 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"architecture": "no_such_net"}, r"config.json: timm .* has no model 'no_such_net'"),
+        ({"architecture": "hf-hub:a/b"}, r"config.json: timm .* has no model"),
+        ({"model_args": {"embed_dim": 32}}, r"config.json: .*arguments of its own \(embed_dim\)"),
+        ({"pretrained_cfg": {"mean": [0.5, 0.5, 7]}}, r"config.json.*mean"),
+        ({"pretrained_cfg": {"std": [0.5, 0.5, 0]}}, r"config.json.*std"),
+        ({"pretrained_cfg": {"mean": [0.5]}}, r"config.json.*mean"),
+        ({"pretrained_cfg": {"input_size": [3, 160, 96]}}, "only square ones"),
+        ({"pretrained_cfg": {"input_size": [3, 96, 96]}}, "96 px; timm:test_vit_relpos takes images of 160 px alone"),
+        ({"model_args": {"img_size": [96, 96]}}, r"96 px; timm:test_vit_relpos takes images of 160 px alone"),
+        ({"model_args": {"img_size": "large"}}, r"large px; timm:test_vit_relpos takes images of 160 px alone"),
+        ({"global_pool": "max"}, "global_pool 'max'"),
+        ({"model_type": "vit"}, r"of type 'vit'.*timm_wrapper"),
+        ({"architecture": "test_resnet"}, "not a whole timm:test_resnet network"),
+    ],
+)
+def test_a_folder_that_says_something_else_is_refused(changes: dict[str, Any], told: str, tmp_path: Path) -> None:
+    name = "test_vit_relpos" if "px alone" in told else "test_vit"  # which takes one size only
+    folder = as_on_the_hub(tmp_path / "repo", theirs(name), **changes)
+    with pytest.raises(BitError, match=told) as caught:
+        weights.load(folder)
+    assert "repo" in str(caught.value)
+
+
+@torch.no_grad()
+@pytest.mark.slow
+def test_a_folder_as_transformers_writes_it(tmp_path: Path) -> None:
+    """Its wrapper around timm's networks, by its own code."""
+    transformers: Any = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.TimmWrapperConfig(architecture="test_resnet", num_labels=5)
+    wrapped = transformers.TimmWrapperForImageClassification(config).eval()
+    wrapped.save_pretrained(tmp_path / "repo")
+    network = weights.load(tmp_path / "repo")
+    size = network.card.input.size
+    pixels = torch.rand(2, 3, size, size)
+    backbone = network.architecture.backbone
+    assert backbone is not None
+    mean, std = (torch.tensor(one).view(1, 3, 1, 1) for one in (backbone.mean, backbone.std))
+    assert torch.allclose(network(pixels * 2 - 1), wrapped((pixels - mean) / std).logits, atol=1e-5)
+
+
+def test_timms_own_linear_layer_is_a_classifier() -> None:
+    from timm.layers import Linear
+
+    class Other(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return -super().forward(input)
+
+    assert libraries._linear(nn.Linear(2, 2)) and libraries._linear(Linear(2, 2)) and not libraries._linear(Other(2, 2))
 
 
 def test_weights_of_another_network(files: dict[str, Path]) -> None:

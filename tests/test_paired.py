@@ -70,7 +70,7 @@ def two(tmp_path: Path) -> tuple[Path, Path]:
 
 def test_two_runs_in_the_terminal_and_on_a_page(two: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     before, after = two
-    assert cli.main(["report", str(before), str(after)]) == 0
+    assert cli.main(["compare", str(before), str(after)]) == 0
     told = capsys.readouterr().out
     paired = Paired(images=8, first_only=1, second_only=2)
     low, high = paired.interval
@@ -111,7 +111,7 @@ def test_what_cannot_be_compared_is_refused(
     before, after = two
 
     def refused(*folders: Path) -> str:
-        assert cli.main(["report", *map(str, folders)]) == 2
+        assert cli.main(["compare", *map(str, folders)]) == 2
         return capsys.readouterr().err
 
     rows = [dict(row) for row in EVALUATION["predictions"]]
@@ -127,12 +127,12 @@ def test_what_cannot_be_compared_is_refused(
     assert "holds no evaluation" in refused(before, after)
     assert "no run folder" in refused(before, tmp_path / "none")
     write(after, "evaluation.json", changed(predictions=rows[:6], data="meadow"))
-    assert cli.main(["report", str(before), str(after), "--out", str(tmp_path / "page.html")]) == 0
+    assert cli.main(["compare", str(before), str(after), "--out", str(tmp_path / "page.html")]) == 0
     told = parse((tmp_path / "page.html").read_text()).text
     assert "2 further images of before are not in every run" in told and "the same 6 images" in told
     write(after, "evaluation.json", changed(predictions=rows[:7]))
     assert "1 further image of before is not in every run" in runs.compare([before, after]).notes[0]
     assert "Measured on garden, meadow; taken for the same images" in told
-    assert cli.main(["report", str(before), "--out", "x.html"]) == 2
-    assert "--out" in capsys.readouterr().err
+    assert cli.main(["compare", str(before), "--out", "x.html"]) == 2
+    assert "One run alone cannot be compared" in capsys.readouterr().err
     assert json.loads((before / "evaluation.json").read_text()) == EVALUATION

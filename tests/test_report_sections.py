@@ -1237,7 +1237,7 @@ def test_whatever_others_wrote_is_text_in_every_section(folder: Path, evaluation
 
 def test_every_section_has_its_template_and_every_template_its_use() -> None:
     templates = {path.stem for path in (REPOSITORY / "bigtransfer/report/templates").iterdir()}
-    of_other_pages = {"check", "comparison", "figures", "measured", "results", "runs"}
+    of_other_pages = {"against", "check", "comparison", "figures", "measured", "results", "runs"}
     assert templates == {*SECTIONS, *of_other_pages, "page", "section", "pairs", "tables", "charts", "gallery"}
     modules = {path.stem for path in (REPOSITORY / "bigtransfer/report/sections").glob("[!_]*.py")}
     assert modules == set(SECTIONS)

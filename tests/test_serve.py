@@ -364,6 +364,7 @@ def test_options_and_addresses(client: TestClient) -> None:
         ("top_k=0", "top_k"),
         ("top_k=x", "top_k"),
         ("probabilities=7", "prob"),
+        ("top_k=1&top_k=2", "'top_k' is given 2 times"),
     ):
         refused = client.post(f"/predict?{query}", content=png(0))
         assert refused.status_code == 422 and said in refused.json()["error"], query

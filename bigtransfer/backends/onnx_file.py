@@ -88,7 +88,11 @@ def parse(content: bytes, where: str) -> OnnxFile:
             f"{where} has operators that an exported BiT network has not: {', '.join(odd[:5])[:200]}. It is not run."
         )
     texts = [value for key, value in found.metadata if key == CARD_KEY.encode()]
-    if len(texts) != 1:
+    if len(texts) > 1:
+        raise WeightsError(
+            f"{where} carries {len(texts)} model cards, and one of them at most can be right. `bit convert --to onnx` writes it anew."
+        )
+    if not texts:
         raise WeightsError(
             f"{where} carries no model card: `bit convert --to onnx` did not write it, and what its input and its classes mean is unknown."
         )

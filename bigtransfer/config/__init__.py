@@ -12,6 +12,7 @@ from typing import Any
 
 from bigtransfer.config.benchmark import BenchmarkConfig
 from bigtransfer.config.check import CheckConfig
+from bigtransfer.config.compare import CompareConfig
 from bigtransfer.config.convert import ConvertConfig
 from bigtransfer.config.demo import DemoConfig
 from bigtransfer.config.detect import DetectEvaluateConfig, DetectFinetuneConfig, DetectPredictConfig
@@ -51,6 +52,7 @@ __all__ = [
     "Batch",
     "BenchmarkConfig",
     "CheckConfig",
+    "CompareConfig",
     "Config",
     "ConvertConfig",
     "Count",

@@ -24,6 +24,8 @@ class EvaluateConfig(Config):
     """Labelled images in any form that `bit finetune` reads; not with --suite."""
     split: Literal["auto", "train", "val", "test"] = "auto"
     """Which part of the data; auto takes the test part, else the validation part, else all images."""
+    split_file: str | None = None
+    """Divide the data as a run did: its split.json."""
     subset: bool = False
     """Accept images of only some of the model's classes. The model still chooses among all it knows."""
     class_names: str | None = None
@@ -92,6 +94,7 @@ class EvaluateConfig(Config):
 _OF_IMAGES = (
     "data",
     "split",
+    "split_file",
     "subset",
     "class_names",
     "exclude",

@@ -37,7 +37,7 @@ class FinetuneConfig(Config):
     Parquet table, WebDataset shards, or the name of a public data set (cifar10, flowers102, hf:user/name, ...)."""
     model: str = "bit-t-r26x1"
     """The network to start from: a name from `bit models`, a model file, a run folder, timm:NAME or torchvision:NAME (with
-    @FILE: its weights, in the library's own form), or an architecture (r50x1) together with --no-pretrained."""
+    @FILE: its weights, in the library's own form), hf-hub:user/name, or an architecture (r50x1) together with --no-pretrained."""
     out: Folder | None = None
     """Folder of the run: model, numbers, report. Default: runs/DATA-MODEL."""
 
@@ -56,6 +56,9 @@ class FinetuneConfig(Config):
     validation part but needs one: to be measured on if there is no test part either, to choose by under a budget (from ten images per
     class on), or to choose the thresholds of several labels by; else 0. Images held out by default are learnt from in the end, by the
     closed form; those of a given share are not."""
+    test_fraction: Share | None = None
+    """Share of the training images to hold out, class by class, for nothing but the last measurement, where the data set has no test part.
+    The same --seed holds out the same ones, whatever the network. Default: none."""
     balance: bool = False
     """Learn each class as if all had as many images: those of small classes are shown more often, and weigh more in the closed form and in
     what is chosen by validation. Mean accuracy per class gains, that on images as they come may lose."""
@@ -140,7 +143,9 @@ class FinetuneConfig(Config):
             raise ConfigError("--budget must be more than 0 seconds.")
         if self.split_file is not None:
             forbid(
-                self, ("examples_per_class", "val_fraction"), "has no effect with --split-file, which fixes the split"
+                self,
+                ("examples_per_class", "val_fraction", "test_fraction"),
+                "has no effect with --split-file, which fixes the split",
             )
         if self.linear == "closed":
             forbid(

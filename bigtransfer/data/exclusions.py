@@ -51,7 +51,7 @@ def read(path: str | os.PathLike[str], side: Side) -> list[str]:
     `COLUMNS` those that are the same picture as another one.
 
     side: whose images are left out. "test": what is in another part too, of the part that is measured on. "train": what is in a part to
-    be measured on too, and what repeats an earlier training image. DataError if the file cannot be read.
+    be measured on too, and what repeats an earlier training image. DataError if the file cannot be read, or is empty.
     """
     try:
         text = files.read(path, "table_bytes").decode("utf-8-sig")
@@ -67,7 +67,10 @@ def read(path: str | os.PathLike[str], side: Side) -> list[str]:
             return _of_table(path, text, separator, side)
         if titles == list(FINDINGS[:2]):
             return _of_findings(path, text, separator, side)
-    return list(dict.fromkeys(name for row in text.split("\n") if (name := row.rstrip("\r")).strip()))
+    names = list(dict.fromkeys(name for row in text.split("\n") if (name := row.rstrip("\r")).strip()))
+    if not names:  # a table of nothing found has its titles
+        raise DataError(f"--exclude {path} is empty. Without --exclude all images are taken.")
+    return names
 
 
 def _of_table(path: str | os.PathLike[str], text: str, separator: str, side: Side) -> list[str]:

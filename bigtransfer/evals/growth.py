@@ -79,6 +79,16 @@ class Growth:
     gains: tuple[Gain, ...]
     """The classes that would gain most first, by images that are then told correctly."""
 
+    @property
+    def remark(self) -> str:
+        """A sentence if more images are foretold to give less than was measured; else empty."""
+        if self.forecasts[0].accuracy >= self.points[-1].accuracy:
+            return ""
+        return (
+            "What is foretold follows all points of the curve, and here lies below the last one: more images will hardly make it worse, "
+            "but these do not show that they make it better."
+        )
+
 
 def curve(
     features: Tensor, labels: Tensor, num_classes: int, *, groups: Tensor | None = None, seed: int = 0

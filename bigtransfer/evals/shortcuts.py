@@ -39,15 +39,24 @@ class Shortcut:
         return self.low > self.chance + TELLING * (1 - self.chance)
 
 
-def judge(trait: str, values: Sequence[Hashable] | np.ndarray, labels: np.ndarray, seed: int = 0) -> Shortcut | None:
+def judge(
+    trait: str,
+    values: Sequence[Hashable] | np.ndarray,
+    labels: np.ndarray,
+    seed: int = 0,
+    groups: np.ndarray | None = None,
+) -> Shortcut | None:
     """How well a trait tells the classes; None if fewer than two classes have `FOLDS` images each, or all images are alike in it.
 
-    values: of each image, a number (float array, sorted into `BINS` ranges) or a word. labels: int (n,). An image is of the class in whose
-    training images its value is most frequent; cross-validated in `FOLDS` parts drawn class by class. The interval is the normal one of a
-    mean of independent shares, each with a success and a failure added.
+    values: of each image, a number (float array, sorted into `BINS` ranges) or a word. labels: int (n,). groups: int (n,), images of one
+    number show the same picture: they are in one part together, and count as one image where it matters how many there are.
+
+    An image is of the class in whose training images its value is most frequent; cross-validated in `FOLDS` parts drawn class by class. The
+    interval is the normal one of a mean of independent shares, each with a success and a failure added.
     """
     labels = np.asarray(labels)
-    names, counts = np.unique(labels, return_counts=True)
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    names, counts = np.unique(np.unique(np.stack([labels, groups]), axis=1)[0], return_counts=True)
     kept = np.isin(labels, names[counts >= FOLDS])
     names, label = np.unique(labels[kept], return_inverse=True)
     if len(names) < 2:
@@ -60,6 +69,8 @@ def judge(trait: str, values: Sequence[Hashable] | np.ndarray, labels: np.ndarra
     if len(np.unique(value)) < 2:
         return None
     fold = _folds(label, len(names), seed)
+    _, first, group = np.unique(groups[kept], return_index=True, return_inverse=True)
+    fold = fold[first][group]
     hit = np.zeros(len(label), bool)
     for number in range(FOLDS):
         test = fold == number
@@ -70,14 +81,15 @@ def judge(trait: str, values: Sequence[Hashable] | np.ndarray, labels: np.ndarra
         sorted_in = np.searchsorted(np.unique(edges), value, side="right")
         table = np.zeros((len(names), int(sorted_in.max()) + 1))
         np.add.at(table, (label[~test], sorted_in[~test]), 1)
-        table /= table.sum(1, keepdims=True)
+        table /= np.maximum(table.sum(1, keepdims=True), 1)
         # What no training image has tells nothing: a guess, which of many classes is the same one always.
         hit[test] = table.argmax(0)[sorted_in[test]] == label[test]
     n = np.bincount(label)
     right = np.bincount(label, hit)
     recall = float((right / n).mean())
-    smooth = (right + 1) / (n + 2)
-    half = 1.96 * math.sqrt(float((smooth * (1 - smooth) / n).sum())) / len(n)
+    pictures = counts[counts >= FOLDS]
+    smooth = (right / n * pictures + 1) / (pictures + 2)
+    half = 1.96 * math.sqrt(float((smooth * (1 - smooth) / pictures).sum())) / len(n)
     return Shortcut(
         trait=trait,
         recall=recall,
@@ -88,9 +100,13 @@ def judge(trait: str, values: Sequence[Hashable] | np.ndarray, labels: np.ndarra
     )
 
 
-def judge_all(traits: Mapping[str, Sequence[Hashable] | np.ndarray], labels: np.ndarray) -> list[Shortcut]:
-    """All traits that can be judged, the most telling first."""
-    found = [one for trait, values in traits.items() if (one := judge(trait, values, labels)) is not None]
+def judge_all(
+    traits: Mapping[str, Sequence[Hashable] | np.ndarray], labels: np.ndarray, groups: np.ndarray | None = None
+) -> list[Shortcut]:
+    """All traits that can be judged, the most telling first; arguments as of `judge`."""
+    found = [
+        one for trait, values in traits.items() if (one := judge(trait, values, labels, groups=groups)) is not None
+    ]
     return sorted(found, key=lambda one: -(one.recall - one.chance))
 
 

@@ -102,7 +102,7 @@ def measure(config: BenchmarkConfig, network: Network, device: torch.device) -> 
     for row in rows:
         row.memory = _memory_of(row.run, device)  # also what is done only once, such as choosing kernels
     peaks: dict[str, list[float]] = {precision: [] for precision in precisions}
-    with _Others() as others:
+    with Others() as others:
         for _ in range(config.rounds):
             for precision, found in peaks.items():
                 found.append(matmul_flops(device, _DTYPES[precision]))
@@ -281,12 +281,12 @@ def _status(key: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key + ":"))
 
 
-class _Others:
+class Others:
     """Within, which share of the machine's cores processes other than this one have."""
 
     share: float | None = None
 
-    def __enter__(self) -> _Others:
+    def __enter__(self) -> Others:
         self._before = self._counted()
         return self
 

@@ -23,7 +23,7 @@ from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, classes, exclusions, open_dataset
 from bigtransfer.data.classes import Match
 from bigtransfer.data.layout import in_short
-from bigtransfer.data.splits import in_turn
+from bigtransfer.data.splits import in_turn, load_split
 from bigtransfer.dist import World
 from bigtransfer.errors import ConfigError, DataError, ImageError, RunError
 from bigtransfer.evals import multilabel, projection
@@ -107,7 +107,7 @@ def measured(config: EvaluateConfig, world: World, device: torch.device, *, prog
         refuse_run(Path(config.out))
     outputs.refuse_replacing(
         [*_written("--out", config.out, ("evaluation.json", "config.json", "report.html")), ("--json", config.json)],
-        (config.model, config.data, config.class_names, config.exclude),
+        (config.model, config.data, config.class_names, config.exclude, config.split_file),
     )
     predictor, digest = parts.opened(config, device)
     card = predictor.card
@@ -120,6 +120,8 @@ def measured(config: EvaluateConfig, world: World, device: torch.device, *, prog
         channels=card.architecture.in_chans,
         min_classes=1,
     )
+    if config.split_file is not None:
+        splits = load_split(config.split_file, splits)
     split, images = choose_split(splits, config.split)
     known = None if config.exclude is None else _known(splits, images, config.exclude)
     images = dataclasses.replace(images, class_names=readable_names(images.class_names, config.class_names))

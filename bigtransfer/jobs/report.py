@@ -1,4 +1,4 @@
-"""`bit report`: a run's report.html, written anew; or several runs compared."""
+"""`bit report`: a run's report.html, written anew."""
 
 from __future__ import annotations
 
@@ -11,40 +11,18 @@ from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.data.boxes import open_boxes
 from bigtransfer.errors import BitError, RunError
 from bigtransfer.predictor import Predictor
-from bigtransfer.report import contents, runs
-from bigtransfer.terminal import line
+from bigtransfer.report import contents
 
 
 def run(config: ReportConfig) -> None:
-    """Write the report or the comparison, with pictures if the data set can be opened."""
-    folders = [_checked(Path(one)) for one in config.run]
-    if len(folders) == 1:
-        print(report.write(folders[0], _images(folders[0], config.data), _predictor(folders[0])))
-        return
-    compared = runs.compare(folders, _images(folders[0], config.data))
-    for note in compared.notes:
-        print(f"note: {line(note)}", file=sys.stderr)
-    width = max(len(line(name)) for name, _ in compared.rows)
-    for name, one in compared.rows:
-        right = (
-            "–"
-            if one.top1 is None
-            else f"{one.top1:.1%} (95% interval {one.top1_interval[0]:.1%} to {one.top1_interval[1]:.1%})"
-        )
-        print(f"{line(name):<{width}}  {right} of {one.images:,} images")
-    print(f"\non the {compared.images:,} images that all were measured on:")
-    for one in compared.against:
-        print(
-            f"{line(one.verdict)}; {one.paired.first_only:,} only the first gets right, {one.paired.second_only:,} only the second "
-            f"(p = {one.paired.p:.2g})"
-        )
-    out = Path(config.out) if config.out is not None else folders[0] / "comparison.html"
-    runs.write(out, compared)
-    print(f"\ncomparison: {out}")
+    """Write the report, with pictures if the data set can be opened."""
+    folder = checked(config.run)
+    print(report.write(folder, images(folder, config.data), _predictor(folder)))
 
 
-def _checked(folder: Path) -> Path:
+def checked(run: str) -> Path:
     """The folder; RunError if it is none of a run."""
+    folder = Path(run)
     if not folder.is_dir():
         raise RunError(f"There is no run folder {folder}.")
     if (folder / "check.html").is_file() and not (folder / "evaluation.json").is_file():
@@ -57,22 +35,26 @@ def _checked(folder: Path) -> Path:
 _OF_DETECTORS = ("detect finetune", "detect evaluate")
 
 
-def _predictor(folder: Path) -> Predictor | None:
-    """The model that was measured, to explain its mistakes; None if it is not there any more."""
+def model_of(folder: Path) -> str | Path | None:
+    """The model that was measured; None if it is not there any more, or is not known."""
     config = contents.read_config(folder)
     if config is None or config.command in ("pretrain", *_OF_DETECTORS):
         return None
     model = config.asked.get("model") if config.command == "evaluate" else folder / "model.safetensors"
-    if model is None or (isinstance(model, Path) and not model.is_file()):
-        return None
+    return None if isinstance(model, Path) and not model.is_file() else model
+
+
+def _predictor(folder: Path) -> Predictor | None:
+    """The model that was measured, to explain its mistakes; None if it is not there any more."""
+    model = model_of(folder)
     try:
-        return Predictor.load(model)
+        return None if model is None else Predictor.load(model)
     except BitError as error:
         print(f"note: no explanations of mistakes, for the model cannot be read. ({error})", file=sys.stderr)
         return None
 
 
-def _images(folder: Path, data: str | None) -> list[ImageSet]:
+def images(folder: Path, data: str | None) -> list[ImageSet]:
     """All parts of the run's data set, or of the one at `data`."""
     config = contents.read_config(folder)
     asked = config.asked if config else {}

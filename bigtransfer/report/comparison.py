@@ -77,6 +77,9 @@ class Dot:
     y: float
     colour: int
     hint: str
+    text: str = ""
+    """Beside it."""
+    hollow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,8 +95,10 @@ class Figure:
     dots: Sequence[Dot] = ()
     bars: Sequence[tuple[Dot, float, bool]] = ()
     """(top left corner, width, whether it is ours); down to the floor."""
+    stairs: Sequence[tuple[float, float]] = ()
+    """Points that a dashed line joins."""
     names: Sequence[tuple[int, str, bool]] = ()
-    """Of the series: colour, name, whether it is ours."""
+    """Of the series: colour, name, whether it is filled, as ours are."""
     width: int = 460
     height: int = 260
     left: int = 48

@@ -91,8 +91,8 @@ class Contents:
     copies: Sequence[Sequence[Copy]]
     """Images that are the same byte for byte, as `data.checks.find_copies` found them before the training."""
     metrics: Sequence[Logged]
-    replanned: Sequence[runs.Replanned]
-    """Changes of the training's plan on the way, to keep a budget."""
+    budget: runs.Budget | None
+    """What was spent of a time budget, and what that changed on the way; None if there was none."""
     closed: Closed | None
     """The closed form that a fine-tuning began with."""
     suspects: Sequence[Suspected] | None
@@ -118,9 +118,9 @@ class Contents:
             unreadable=[*left_out, *(evaluation.unreadable if evaluation else ())],
             copies=_read(folder / "copies.json", lambda path: records.read(path, list[list[Copy]], RunError)) or [],
             metrics=_read(folder / "metrics.jsonl", lambda path: runs.read_metrics(path, Logged)) or [],
-            replanned=(
-                _read(folder / runs.BUDGET, lambda path: runs.read_budget(path.parent)) or runs.Budget()
-            ).replanned,
+            budget=_read(folder / runs.BUDGET, lambda path: runs.read_budget(path.parent))
+            if (folder / runs.BUDGET).is_file()
+            else None,
             closed=_read(folder / "closed.json", lambda path: records.read(path, Closed, RunError)),
             suspects=_read(folder / "suspects.json", lambda path: records.read(path, list[Suspected], RunError)),
             choice=_read(folder / "choice.json", lambda path: records.read(path, Choice, RunError)),
@@ -132,6 +132,11 @@ class Contents:
         """Name of the model that was measured; empty if none was."""
         found = self.evaluation or self.labels or self.detection
         return found.model if found else ""
+
+    @property
+    def replanned(self) -> Sequence[runs.Replanned]:
+        """Changes of the training's plan on the way, to keep a budget."""
+        return () if self.budget is None else self.budget.replanned
 
     def has(self, name: str) -> bool:
         """Whether the folder holds a file of this name."""

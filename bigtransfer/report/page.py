@@ -25,6 +25,11 @@ def decimals(number: float | None, digits: int) -> str:
     return "–" if number is None else f"{number:.{digits}g}"
 
 
+def rounded(number: float) -> str:
+    """A measured number above 0 to three digits: "0.0123", "1.2", "12,345"."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
 def thousands(number: float) -> str:
     """A whole number as "12,000"."""
     return f"{number:,}"
@@ -73,7 +78,9 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
         finalize=_visible,
     )
-    environment.filters.update(percent=percent, decimals=decimals, thousands=thousands, plain=plain, counted=counted)
+    environment.filters.update(
+        percent=percent, decimals=decimals, thousands=thousands, rounded=rounded, plain=plain, counted=counted
+    )
     return environment
 
 

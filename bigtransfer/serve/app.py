@@ -174,7 +174,18 @@ def create(service: Service, access: Access, *, failed: Callable[[], None] = lam
     async def allowed(request: Request) -> None:
         access.check_token(request.headers.get("authorization"))
 
-    secured = [Depends(allowed), *([Depends(_SECURE)] if access.needs_token else [])]  # the latter is for the schema
+    async def unambiguous(request: Request) -> None:
+        named = [name for name, _ in request.query_params.multi_items()]
+        if twice := next((name for name in named if named.count(name) > 1), None):
+            raise Refusal(
+                422, "option", f"The option {twice[:80]!r} is given {named.count(twice)} times; give it once."
+            )
+
+    secured = [
+        Depends(allowed),
+        Depends(unambiguous),
+        *([Depends(_SECURE)] if access.needs_token else []),
+    ]  # the latter is for the schema
 
     async def received(
         request: Request, model: Model, at_most: int, answer: Callable[[list[requests.Upload]], Coroutine[Any, Any, T]]

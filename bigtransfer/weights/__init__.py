@@ -43,16 +43,16 @@ def load(
     comes from.
 
     name_or_file: a name from `catalog.list_models()` (or timm's name for it), a weight file of any published form, a run
-    folder, a transformers or timm folder, `hf-hub:user/name`, an address (https://..., file:///...), a network of another library
-    (`timm:NAME`, `torchvision:NAME`: with the weights that the library downloads; `timm:NAME@FILE`: with those of a file in its own
-    form), or, without pretrained, an architecture ("r50x1"). What exists on disk goes before a name.
+    folder, a transformers or timm folder, `hf-hub:user/name` (such a one there), an address (https://..., file:///...), a network of
+    another library (`timm:NAME`, `torchvision:NAME`: with the weights that the library downloads; `timm:NAME@FILE`: with those of a
+    file in its own form), or, without pretrained, an architecture ("r50x1"). What exists on disk goes before a name.
 
     num_classes: None keeps the head; another number than the file's replaces it by a fresh one of zeros; 0 leaves it out.
     in_chans: None keeps the input; another number adapts the first convolution: one channel gets the sum of the kernels,
     more get them repeated (r, g, b, r, ...) and scaled by old / new. pretrained False: random weights, nothing downloaded.
     offline: True forbids downloads; None: as `$BIT_OFFLINE` says.
 
-    Raises UnknownModel; DownloadError; WeightsError if a file is damaged, holds no BiT network, or not a whole one.
+    Raises UnknownModel; DownloadError; WeightsError if a file is damaged, holds no network that is known here, or not a whole one.
     """
     for flag, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
         if value is not None and value < least:
@@ -323,12 +323,7 @@ def _opened(
     library = _of_library(name_or_file)
     if library is not None:
         with _library_contents(*library, offline) as contents:
-            card = _library_card(*library)
-            layout = _library_layout(_backbone(card))
-            translation = names.translate(contents.shapes, str(contents.path), card.architecture, layout)
-            if translation.num_classes != card.num_classes:
-                card = dataclasses.replace(card, num_classes=translation.num_classes, class_names=None)
-            yield contents, translation, card
+            yield contents, *_of_the_librarys(contents, _library_card(*library))
         return
     record = catalog.meant(name_or_file)
     path = _find(name_or_file, offline) if record is None else _find_published(record, offline)
@@ -339,10 +334,16 @@ def _opened(
                 f"{contents.path} is a detector: it says where objects are, not what an image shows. `bit detect predict` and `bit detect "
                 "evaluate` take it."
             )
+        if stated is not None:
+            _can_be_rebuilt(stated.architecture, contents.path)
         if record is not None and record.package:
             card = record.full_card()
             layout = names.efficientnet_lite(_backbone(card))
             yield contents, names.translate(contents.shapes, str(contents.path), card.architecture, layout), card
+            return
+        if stated is None and contents.described.timm:
+            card = _described_card(os.fspath(name_or_file), contents)
+            yield contents, *_of_the_librarys(contents, card)
             return
         translation = names.translate(contents.shapes, str(contents.path), stated.architecture if stated else None)
         if stated is not None and stated.num_classes != translation.num_classes:
@@ -350,6 +351,17 @@ def _opened(
                 f"{contents.path}: its card speaks of {stated.num_classes} classes, its head has {translation.num_classes}."
             )
         yield contents, translation, stated or _card(os.fspath(name_or_file), contents, translation, record)
+
+
+def _can_be_rebuilt(architecture: catalog.Architecture, path: Path) -> None:
+    """Errors about networks of other libraries that a file names (unknown here, other than the library's, the library missing) name the
+    file."""
+    for one in (architecture, architecture.beside):
+        if one is not None and one.backbone is not None:
+            try:
+                libraries.shapes(one.backbone)
+            except (ConfigError, WeightsError) as error:
+                raise type(error)(f"{path}: its card names {one.name}. {error}") from error
 
 
 def _find_published(record: Published, offline: bool | None) -> Path:
@@ -390,8 +402,54 @@ def _library_card(library: libraries.Library, name: str, file: str | None = None
         input=known.input,
         class_names=known.class_names,
         licence="" if file else known.licence,
-        source=f"{known.source}@{file}" if file else known.source,
+        source=(f"{known.source}@{file}" if file else known.source) + (_HEADLESS if known.left_out else ""),
     )
+
+
+def _described_card(asked: str, contents: formats.Contents) -> ModelCard:
+    """The card of a network of timm's by the config.json beside it."""
+    described, where = contents.described, contents.path.parent / "config.json"
+    try:
+        backbone, known = libraries.describe("timm", described.timm)
+    except (ConfigError, WeightsError) as error:
+        raise type(error)(f"{where}: {error}") from error
+    spec = described.input or known.input
+    others = [side for side in (described.built_for, spec.size) if side not in (None, backbone.size)]
+    if others and not backbone.any_size:
+        raise WeightsError(
+            f"{where} says {others[0]} px; timm:{described.timm} takes images of {backbone.size} px alone."
+        )
+    if described.pooling and known.pooling and described.pooling != known.pooling:
+        raise WeightsError(
+            f"{where} says global_pool {described.pooling!r}; timm builds {described.timm} by its name with {known.pooling!r}."
+        )
+    backbone = dataclasses.replace(backbone, mean=described.mean or backbone.mean, std=described.std or backbone.std)
+    whole = asked if asked.startswith("hf-hub:") or web.is_web(asked) else str(where.parent.resolve())
+    return ModelCard(
+        name=whole.rpartition("/")[2],
+        architecture=catalog.Architecture(backbone=backbone),
+        num_classes=known.num_classes,
+        input=spec,
+        class_names=described.class_names or known.class_names,
+        licence=described.licence,
+        source=f"{whole} (timm:{described.timm})" + (_HEADLESS if known.left_out else ""),
+    )
+
+
+_HEADLESS = ", without its classifier, which is not one linear layer"
+
+
+def _of_the_librarys(contents: formats.Contents, card: ModelCard) -> tuple[names.Translation, ModelCard]:
+    """How the tensors of a file in the library's form become the network on that card, and the card with the classes that they have."""
+    backbone = _backbone(card)
+    layout = _library_layout(backbone)
+    _, known = libraries.describe(backbone.library, backbone.name)
+    shapes = {name: one for name, one in contents.shapes.items() if layout.canonical(name) not in known.left_out}
+    translation = names.translate(shapes, str(contents.path), card.architecture, layout)
+    class_names = card.class_names
+    if class_names is not None and len(class_names) != translation.num_classes:
+        class_names = None
+    return translation, dataclasses.replace(card, num_classes=translation.num_classes, class_names=class_names)
 
 
 def _backbone(card: ModelCard) -> catalog.Backbone:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Annotated, Any
 import msgspec
 
 from bigtransfer import records
-from bigtransfer.catalog import Architecture, InputSpec, ModelCard
+from bigtransfer.catalog import Architecture, Deviation, InputSpec, Mean, ModelCard
 from bigtransfer.errors import WeightsError
 from bigtransfer.runs import write_json
 
@@ -28,17 +29,31 @@ class Description:
     licence: str = ""
     pixels: str = ""
     """How its pixels are scaled, if not to [-1, 1]."""
+    timm: str = ""
+    """timm's name of a network that is not BiT's; the fields below are of such ones."""
+    mean: tuple[Mean, Mean, Mean] | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
+    pooling: str = ""
+    """How timm pools its last map, in timm's words."""
+    built_for: Any = None
+    """Side of the images that timm was told to build it for, px; None: the one that goes with its name."""
 
 
 def read(folder: Path) -> Description:
     """The description in a timm or transformers folder (an empty one if there is none, as in a run folder).
 
-    Raises WeightsError if the files say that the network in the folder is not BiT's.
+    Raises WeightsError if the files say that the network in the folder is neither BiT's nor one that timm builds by its name alone.
     """
     path = folder / "config.json"
     config = _json(path)
     kind = records.convert(config, _Kind, str(path), WeightsError)
-    if kind.model_type is not None:
+    if (
+        kind.architecture
+        and kind.model_type in (None, "timm_wrapper")
+        and not kind.architecture.startswith("resnetv2_")
+    ):
+        described = _read_other(path, kind.architecture, config)
+    elif kind.model_type is not None:
         described = _read_transformers(folder, kind.model_type, config)
     elif kind.architecture.startswith("resnetv2_"):
         described = _read_timm(path, config)
@@ -145,7 +160,10 @@ class _Processor:
 
 def _read_transformers(folder: Path, model_type: str, config: Mapping[str, Any]) -> Description:
     if model_type != "bit":
-        raise WeightsError(f"{folder} holds a transformers model of type {model_type!r}, not BiT's 'bit'.")
+        raise WeightsError(
+            f"{folder} holds a transformers model of type {model_type!r}. Read are BiT's ('bit') and timm's ('timm_wrapper'). timm has "
+            "most of the others too: take a repository of timm's weights, or its file as timm:NAME@FILE."
+        )
     for key, ours in _TRANSFORMERS_BIT.items():
         if config.get(key, ours) != ours:
             raise WeightsError(f"{folder}/config.json: {key} is {config[key]!r}; a BiT network has {ours!r}.")
@@ -276,6 +294,53 @@ def _read_timm(path: Path, config: Mapping[str, Any]) -> Description:
         class_names=labels if isinstance(labels, tuple) else None,
         licence=pretrained.license or "",
         pixels=_pixels(pretrained.mean, pretrained.std),
+    )
+
+
+@dataclass(frozen=True)
+class _Pixels:
+    mean: tuple[Mean, Mean, Mean] | None = None
+    std: tuple[Deviation, Deviation, Deviation] | None = None
+
+
+@dataclass(frozen=True)
+class _Built:
+    """How timm built the network."""
+
+    model_args: Mapping[str, Any] | None = None
+    global_pool: str | None = None
+    pretrained_cfg: Mapping[str, Any] | None = None
+
+
+def _read_other(path: Path, name: str, config: Mapping[str, Any]) -> Description:
+    """Of a network of timm's that is not BiT's."""
+    built = records.convert(config, _Built, str(path), WeightsError)
+    given = built.model_args or {}
+    neutral = ("num_classes", "global_pool", "img_size")
+    own = [key for key, value in given.items() if key not in neutral and (key, value) != ("in_chans", 3)]
+    if own:
+        raise WeightsError(
+            f"{path}: timm:{name} was built with arguments of its own ({', '.join(sorted(own))[:200]}), and here "
+            "timm is given its name alone."
+        )
+    described = _read_timm(path, config)
+    settings = built.pretrained_cfg if built.pretrained_cfg is not None else config
+    sides, built_for = settings.get("input_size") or (), given.get("img_size")
+    if isinstance(built_for, list) and len(set(built_for)) == 1:
+        built_for = built_for[0]
+    if len(sides) > 1 and sides[-1] != sides[-2]:
+        raise WeightsError(
+            f"{path}: timm:{name} takes images of {list(sides)}; only square ones of 3 channels are possible."
+        )
+    pixels = records.convert(settings, _Pixels, str(path), WeightsError)
+    return dataclasses.replace(
+        described,
+        pixels="",
+        timm=name,
+        mean=pixels.mean,
+        std=pixels.std,
+        pooling=built.global_pool or str(given.get("global_pool") or ""),
+        built_for=built_for,
     )
 
 

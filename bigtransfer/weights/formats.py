@@ -118,7 +118,7 @@ def _in_folder(folder: Path) -> Path:
     raise WeightsError(f"The folder {folder} holds no model (no {IN_FOLDERS[0]}).")
 
 
-_COUNTED = ("num_batches_tracked", "relative_position_index")
+_COUNTED = ("num_batches_tracked", "relative_position_index", "attention_bias_idxs")
 """Ends of the names of tensors that hold whole numbers."""
 
 _Opened = tuple[Mapping[str, tuple[int, ...]], Callable[[str], Tensor], "ModelCard | None"]

@@ -135,8 +135,8 @@ def _spelled_npz(name: str) -> str:
 
 def _spelled_torch(name: str) -> str:
     # DistributedDataParallel (the authors' checkpoints have it) and torch.compile wrap the module, Lightning's users and others keep it
-    # as an attribute of their own.
-    return re.sub(r"^((module|_orig_mod|model|net|network|backbone)\.)+", "", name)
+    # as an attribute of their own, transformers those of timm.
+    return re.sub(r"^((module|_orig_mod|model|net|network|backbone|timm_model)\.)+", "", name)
 
 
 def _spelled_transformers(name: str) -> str:

@@ -209,7 +209,11 @@ def _judge(labelled: Labelled, looked: Looked, groups: np.ndarray) -> Judged:
     if not np.isnan(looked.bytes_per_pixel[rows]).any():
         traits["file size per pixel"] = looked.bytes_per_pixel[rows]
     return Judged(
-        of=labelled, suspects=found, agreement=agreement, shortcuts=shortcuts.judge_all(traits, labels), growth=grown
+        of=labelled,
+        suspects=found,
+        agreement=agreement,
+        shortcuts=shortcuts.judge_all(traits, labels, groups[rows]),
+        growth=grown,
     )
 
 

@@ -112,12 +112,27 @@ def of(config: CheckConfig, checked: Checked) -> str:
         ("train", f"bit finetune {shlex.quote(config.data)}"),
         ("test", f"bit evaluate MODEL {shlex.quote(config.data if config.test is None else config.test)}"),
     ):
+        if side == "train" and (why_not := _not_learnt(checked)):
+            rows.append(why_not)
+            continue
         count = len({one.image for one in left_out if one.exclude in (side, "all")})
         if count and (side == "train" or any(one.exclude == side for one in left_out)):
             rows.append(f"use:    {command} --exclude {shlex.quote(str(table))}   ({_count(count, 'image')})")
     if (path := split_file(config, checked)) is not None and Path(path).is_file():
         rows.append(f"split:  {path}")
     return "\n".join(rows)
+
+
+def _not_learnt(checked: Checked) -> str:
+    """Why nothing can be learnt from the training images, in a sentence; empty if it can."""
+    train = checked.seen.parts.get("train")
+    if train is None:
+        return ""
+    if train.labels is None:
+        return "note:   these images have no classes; for `bit finetune` put them into one folder per class."
+    if len(train.class_names) < 2:
+        return "note:   these images are of one class; `bit finetune` needs two at least."
+    return ""
 
 
 def split_file(config: CheckConfig, checked: Checked) -> str | None:
@@ -164,8 +179,9 @@ def _growth(found: Growth, class_names: tuple[str, ...]) -> str:
         f"more photos: {now.accuracy:.1%} with {now.images:,} (closed form); with {twice.images:,} about {twice.accuracy:.1%} "
         f"({twice.low:.1%} to {twice.high:.1%}), with {four.images:,} about {four.accuracy:.1%} ({four.low:.1%} to {four.high:.1%})"
     )
+    remark = f". {found.remark}" if found.remark else ""
     first = [line(quoted(class_names[gain.label])) for gain in found.gains[:3] if gain.doubled - gain.recall > 0.005]
-    return text + (f"; most by {', '.join(first)}" if first and len(class_names) > 2 else "")
+    return text + (f"; most by {', '.join(first)}" if first and len(class_names) > 2 else "") + remark
 
 
 def _count(number: int, one: str, several: str = "") -> str:

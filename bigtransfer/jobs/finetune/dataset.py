@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,6 +103,8 @@ def usable(
         parts = splits.load_split(split_file, parts)
         if resumed:
             return parts, []
+    elif config.test_fraction:
+        parts = _with_test(parts, config.test_fraction, config.seed)
     unreadable: list[dict[str, str]] = []
     refused: list[UnreadableImages] = []
     looked_at = 0
@@ -164,6 +167,14 @@ def usable(
     if empty and not as_it_is:
         raise DataError(f"No training image of {', '.join(empty[:10])}. Add some, or remove the class.")
     return Splits(train=train, val=val, test=test, notes=parts.notes), unreadable
+
+
+def _with_test(parts: Splits, fraction: float, seed: int) -> Splits:
+    """With images held out of the training part for the test; ConfigError if there is a labelled test part already."""
+    if parts.test is not None and parts.test.labels is not None:
+        raise ConfigError("--test-fraction has no effect: the data set has a test part of its own.")
+    train, test = splits.hold_out(parts.train, fraction, seed)
+    return dataclasses.replace(parts, train=train, test=test)
 
 
 def lent(config: FinetuneConfig, there: Splits, parts: Splits) -> ImageSet | None:

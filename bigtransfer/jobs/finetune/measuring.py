@@ -111,6 +111,8 @@ def evaluate(
     partly = (over,) if over else ()
     if rest:
         command = f"bit evaluate {line(str(folder))} {line(config.data)}"
+        if config.test_fraction:
+            command += f" --split test --split-file {line(str(folder / 'split.json'))}"
         partly = (_partly(result, len(images), split, command), *partly)
     about = {
         "split": split,
