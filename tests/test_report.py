@@ -278,7 +278,7 @@ def test_what_a_check_found_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text('{"command": "check", "asked": {}, "resolved": {}}')
     (tmp_path / "check.html").write_text("")
     with pytest.raises(RunError, match="its page is"):
-        jobs_report.run(ReportConfig(run=(str(tmp_path),)))
+        jobs_report.run(ReportConfig(run=str(tmp_path)))
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -76,7 +77,7 @@ def planned(config: CompareConfig, place: Path) -> list[FinetuneConfig]:
     for model in config.networks:
         weights.describe(model)
     held_out = None if there.test is not None and there.test.labels is not None else config.test_fraction
-    ways = [("closed", "closed", None)]
+    ways: list[tuple[Literal["closed", "none"], str, str | None]] = [("closed", "closed", None)]
     if config.budget is not None:
         ways.append(("none", config.budget.strip(), config.budget))
     return [
