@@ -297,10 +297,11 @@ def test_yaml_of_another_form(tmp_path: Path, yaml: str, words: str) -> None:
         open_boxes(root)
 
 
-def test_a_yaml_file_does_not_lead_elsewhere(tmp_path: Path) -> None:
+@pytest.mark.parametrize("where", ["{other}/images/train", "../other/images/train", "images/../../other/images/train"])
+def test_a_yaml_file_does_not_lead_elsewhere(tmp_path: Path, where: str) -> None:
     root = box_makers.yolo(tmp_path / "own", {"train": scenes(1)})
-    box_makers.yolo(tmp_path / "other", {"train": scenes(3)})
-    (root / "data.yaml").write_text(f"train: {tmp_path}/other/images/train\nnames: [blue, red]\n")
+    other = box_makers.yolo(tmp_path / "other", {"train": scenes(3)})
+    (root / "data.yaml").write_text(f"train: {where.format(other=other)}\nnames: [blue, red]\n")
     assert len(open_boxes(root).train) == 1
 
 

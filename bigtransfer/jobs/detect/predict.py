@@ -19,6 +19,7 @@ from bigtransfer.detections import Found, ObjectFinder
 from bigtransfer.errors import ImageError
 from bigtransfer.predictor import pixels_of
 from bigtransfer.report.drawing import drawn
+from bigtransfer.report.page import counted
 from bigtransfer.terminal import cell, json_line, line, utf8
 
 
@@ -43,7 +44,8 @@ def run(config: DetectPredictConfig) -> int:
             if config.pictures is not None and one.error is None:
                 _draw(config, Path(config.pictures), number, one)
     if config.out is not None or config.pictures is not None:
-        print(f"{objects:,} objects on {len(sources) - errors:,} images", file=sys.stderr)
+        where = counted(len(sources) - errors, "image", "images")
+        print(f"{counted(objects, 'object', 'objects')} on {where}", file=sys.stderr)
     if errors:
         print(f"{errors} of {len(sources)} images cannot be read", file=sys.stderr)
     return 1 if errors else 0
