@@ -1,6 +1,8 @@
 # What CI runs, you run: `make demo`, `make test`, `make check`. The first call installs what it needs into .venv.
 
 PYTHON ?= python3
+# That the tests run in. Each takes one core and up to 2 GB.
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed-run
@@ -24,10 +26,10 @@ demo: $(RUN)
 	$(BIN)/bit demo
 
 test: $(DEV)
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n $(PROCESSES) --dist worksteal -m "not slow"
 
 test-all: $(DEV)
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(PROCESSES) --dist worksteal
 
 check: $(DEV)
 	$(BIN)/ruff format --check .

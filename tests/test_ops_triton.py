@@ -313,7 +313,7 @@ def test_nothing_but_the_input_and_the_statistics_is_kept() -> None:
 
 @pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(64, 3, 7, 7), (16, 1, 1, 1), (1, 64, 1, 1), (130, 37, 3, 3), (3, 2048, 3, 3)])
+@pytest.mark.parametrize("shape", [(64, 3, 7, 7), (16, 1, 1, 1), (1, 64, 1, 1), (34, 37, 3, 3), (3, 2048, 3, 3)])
 def test_standardize(shape: tuple[int, ...], dtype: torch.dtype, memory_format: torch.memory_format) -> None:
     scale = random((shape[0], 1, 1, 1), 3).exp() * 0.02
     kernel = ((random(shape, 1) + 2) * scale).contiguous(memory_format=memory_format).requires_grad_()
