@@ -25,6 +25,7 @@ Parts of it:
     all-features                the closed form from features that are computed once for a set: those of both sizes, of which the smaller
                                 is made from the larger also where it is chosen alone; otherwise as `closed`, in a fraction of the time.
                                 For sets of small images, which `closed` looks at at two thirds of the size, say --size
+    all-features-regression     the same without the discriminant
     one-size                    of the same features those of all blocks at the smaller size alone, without a choice
 What one could take instead:
     sklearn-pixels              scikit-learn's RidgeClassifierCV on the pixels at 32 px, standardized
@@ -163,9 +164,9 @@ class Answer(NamedTuple):
     """Which of the features it has chosen, if it chooses."""
 
 
-def _ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
+def _ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int, *, discriminant: bool = False) -> Answer:
     """The project's own linear classifier."""
-    probe = linear.fit(train, labels, classes)
+    probe = linear.fit(train, labels, classes, discriminant=discriminant)
     with torch.no_grad():
         return Answer(probe.head(test).argmax(1))
 
@@ -234,7 +235,7 @@ def _all_features() -> Look:
     return _seen(model, _views(model)[-1])
 
 
-def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
+def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int, *, discriminant: bool = True) -> Answer:
     """The closed form on the view that it chooses."""
     model = weights.load(start.model)
     choice = _views(model)
@@ -243,9 +244,9 @@ def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> A
         members = (labels == label).nonzero()[:, 0]
         ranks[members] = torch.arange(len(members))
     sample = ranks.argsort(stable=True)[: closed.CHOSEN_BY].sort().values  # as many of each class as there are
-    probes = closed.judge(choice, train[sample], labels[sample], classes, model.architecture)
+    probes = closed.judge(choice, train[sample], labels[sample], classes, model.architecture, discriminant=discriminant)
     view = closed.best(closed.verdicts(probes), otherwise=choice[-1])
-    return _on(view, model, train, labels, test, classes)
+    return _on(view, model, train, labels, test, classes, discriminant=discriminant)
 
 
 def _one_size(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
@@ -255,10 +256,20 @@ def _one_size(train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answ
     return _on(small, model, train, labels, test, classes)
 
 
-def _on(view: View, model: ResNetV2, train: Tensor, labels: Tensor, test: Tensor, classes: int) -> Answer:
+def _on(
+    view: View,
+    model: ResNetV2,
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    classes: int,
+    *,
+    discriminant: bool = True,
+) -> Answer:
     """The classifier of this view's part of the features."""
     seen = closed.columns(_views(model)[-1], view, model.architecture)
-    return _ridge(train[:, seen], labels, test[:, seen], classes)._replace(view=str(view))
+    found = _ridge(train[:, seen], labels, test[:, seen], classes, discriminant=discriminant)
+    return found._replace(view=str(view))
 
 
 def _tensors() -> str:
@@ -337,6 +348,12 @@ METHODS: dict[str, Method] = {
     "random": Method({"budget": "3m", "pretrained": False}),
     "last-features": Method(look=_last_features, state=_tensors),
     "all-features": Method(look=_all_features, classify=_closed_form, state=_tensors),
+    "all-features-regression": Method(
+        look=_all_features,
+        classify=functools.partial(_closed_form, discriminant=False),
+        features_of="all-features",
+        state=_tensors,
+    ),
     "one-size": Method(look=_all_features, classify=_one_size, features_of="all-features", state=_tensors),
     "sklearn-pixels": Method(look=_pixels, classify=_sklearn_ridge),
     "sklearn-hog": Method(look=_hog, classify=_sklearn_ridge),

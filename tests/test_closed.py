@@ -306,7 +306,7 @@ def test_features_of_another_size_are_chosen_only_where_there_is_time_for_them(
     assert cost == pytest.approx(1.4, abs=0.01)
     found = solved(pictures, choices, network, within=within)
     assert (choices.index(found.view), found.images) == (wanted, images)
-    expected = linear.fit(*features_of(splits.evenly(pictures, images, 0), found.view, network), 3)
+    expected = linear.fit(*features_of(splits.evenly(pictures, images, 0), found.view, network), 3, discriminant=True)
     torch.testing.assert_close(found.probe.head.weight, expected.head.weight, rtol=1e-3, atol=1e-4)
 
 
@@ -328,7 +328,7 @@ def test_what_has_been_seen_is_not_looked_at_again(pictures: data.ImageSet, monk
         found = solved(pictures, choices, network)
         rest = 6 if wanted >= 2 else 15
         assert found.view == choices[wanted] and looked == [(choices[-1], 9), (choices[wanted], rest)]
-        expected = linear.fit(*features_of(pictures, choices[wanted], network), 3)
+        expected = linear.fit(*features_of(pictures, choices[wanted], network), 3, discriminant=True)
         torch.testing.assert_close(found.probe.head.weight, expected.head.weight, rtol=1e-3, atol=1e-4)
 
 
@@ -384,13 +384,13 @@ def test_the_best_view_by_leave_one_out_is_solved(
     every = features_of(sample, choices[-1], network)[0]
     losses = []
     for one, view in zip(found.judged, choices, strict=True):
-        expected = linear.fit(every[:, closed.columns(choices[-1], view, SMALL)], labels, 3)
+        expected = linear.fit(every[:, closed.columns(choices[-1], view, SMALL)], labels, 3, discriminant=True)
         assert one.view == view and one.loss == pytest.approx(expected.leave_one_out_loss, rel=1e-3)
         assert one.top1 == pytest.approx(expected.leave_one_out_top1)
         losses.append(one.loss)
     assert found.view == next(v for v, loss in zip(choices, losses, strict=True) if loss <= min(losses) + closed.TIE)
     features, labels = features_of(pictures, found.view, network)
-    expected = linear.fit(features, labels, 3)
+    expected = linear.fit(features, labels, 3, discriminant=True)
     with torch.no_grad():
         batch = next(iter(eval_batches(pictures, InputSpec(size=found.view.size), 15)))
         logits = found.model(normalize(batch.images, torch.float32))
@@ -405,11 +405,18 @@ def test_every_image_counts_whichever_view_is_chosen(pictures: data.ImageSet, mo
         fits = []
 
         def fit(
-            features: Tensor, labels: Tensor, classes: int, *, balanced: bool, fits=fits, losses=losses
+            features: Tensor,
+            labels: Tensor,
+            classes: int,
+            *,
+            balanced: bool,
+            discriminant: bool,
+            fits=fits,
+            losses=losses,
         ) -> linear.Probe:
             fits.append((features, labels))
             head = nn.Linear(features.shape[1], classes)
-            return linear.Probe(head, 1.0, 1.0, 0.5, losses[min(len(fits), 4) - 1])
+            return linear.Probe(head, 1.0, 1.0, None, 0.5, losses[min(len(fits), 4) - 1])
 
         monkeypatch.setattr(closed.linear, "fit", fit)
         monkeypatch.setattr(closed, "CHOSEN_BY", 9)

@@ -550,7 +550,7 @@ def test_linear_closed(short: list[str], data: Path, tiny: Path, tmp_path: Path)
     train = bigtransfer.data.open_dataset(data).train
     predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
     features = predictor.features([train.read(i) for i in range(len(train))])
-    expected = linear.fit(torch.from_numpy(features), torch.from_numpy(train.labels), 3).head
+    expected = linear.fit(torch.from_numpy(features), torch.from_numpy(train.labels), 3, discriminant=True).head
     torch.testing.assert_close(network.head.weight, expected.weight, rtol=1e-3, atol=1e-5)
     assert card.metrics["test_top1"] == 1.0, "colours can be told apart by any features"
     # Neither on record nor shown is anything of steps that are not taken.
@@ -621,7 +621,7 @@ def test_balance(short: list[str], lopsided: Path, tiny: Path, tmp_path: Path, m
     assert in_process([*short, "--linear", "closed", "--balance"]) == 0
     predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
     features = torch.from_numpy(predictor.features([images.read(i) for i in range(len(images))]))
-    expected = linear.fit(features, torch.from_numpy(images.labels), 3, balanced=True).head
+    expected = linear.fit(features, torch.from_numpy(images.labels), 3, balanced=True, discriminant=True).head
     torch.testing.assert_close(weights.load(tmp_path / "closed").head.weight, expected.weight, rtol=1e-3, atol=1e-5)
 
 
@@ -923,7 +923,7 @@ def head_of(tiny: Path, *parts: bigtransfer.data.ImageSet) -> tuple[linear.Probe
     predictor = bigtransfer.Predictor.load(tiny, device="cpu", precision="fp32")
     features = [torch.from_numpy(predictor.features([one.read(i) for i in range(len(one))])) for one in parts]
     labels = [torch.from_numpy(np.asarray(one.labels)) for one in parts]
-    probe = linear.fit(torch.cat(features), torch.cat(labels), len(CLASSES))
+    probe = linear.fit(torch.cat(features), torch.cat(labels), len(CLASSES), discriminant=True)
     return probe, probe.head
 
 

@@ -106,6 +106,94 @@ def test_balanced_leave_one_out_is_what_weighted_refitting_without_each_image_gi
     assert probe.leave_one_out_loss == pytest.approx(weights @ -(target * z).sum(1) / n, rel=1e-6)
 
 
+def discriminants_scores(x, labels, weights, penalty, new):
+    """Fisher's, in float64 NumPy from its description: half the squared distance to each class's mean, negative."""
+    classes = range(labels.max() + 1)
+    means = np.array([np.average(x[labels == c], axis=0, weights=weights[labels == c]) for c in classes])
+    rest = x - means[labels]
+    metric = np.linalg.inv((weights[:, None] * rest).T @ rest + penalty * np.eye(x.shape[1]))
+    return np.array([[-0.5 * (z - mean) @ metric @ (z - mean) for mean in means] for z in new])
+
+
+def softened(scores):
+    return scores - scores.mean(1, keepdims=True)
+
+
+@pytest.mark.parametrize("decomposed", [3000, 5])
+@pytest.mark.parametrize("balanced", [False, True])
+@pytest.mark.parametrize("d", [6, 60])
+def test_the_mean_of_regression_and_discriminant_is_what_both_give_when_solved_plainly(
+    monkeypatch: pytest.MonkeyPatch, d: int, balanced: bool, decomposed: int
+) -> None:
+    """The head and, by refitting without each image, leave-one-out; classes of 20, 4 and 4 images."""
+    monkeypatch.setattr(linear, "_DECOMPOSED", decomposed)
+    monkeypatch.setattr(linear, "_WORSE", 100.0)
+    features, labels = lopsided(d)
+    labels = labels.clamp_max(2)
+    n, penalty = len(labels), 3.0
+    numbers = labels.numpy()
+    weights = n / (3 * np.bincount(numbers)[numbers]) if balanced else np.ones(n)
+    x = features.double().numpy()
+    mean = weights @ x / n
+    x = (x - mean) / np.sqrt(weights @ (x - mean) ** 2 / n)
+    totals = np.bincount(numbers, weights)
+    probe = linear.fit(features, labels, 3, penalty=penalty, balanced=balanced, discriminant=True)
+    assert probe.discriminant_penalty == penalty
+
+    def both(rows, new, log_prior):
+        ridge = Ridge(alpha=penalty).fit(x[rows], np.eye(3)[numbers[rows]], sample_weight=weights[rows])
+        fisher = discriminants_scores(x[rows], numbers[rows], weights[rows], penalty, new)
+        return ridge.predict(new), fisher, log_prior
+
+    left = [
+        both(np.arange(n) != i, x[i : i + 1], np.log(totals if balanced else totals - np.eye(3)[numbers[i]]))
+        for i in range(n)
+    ]
+    regression, fisher, prior = (torch.from_numpy(np.stack([np.ravel(each[k]) for each in left])) for k in range(3))
+    counted = torch.from_numpy(weights) if balanced else None
+    first, _ = linear.best_temperature(regression, labels, counted)
+    second, _ = linear.best_temperature(fisher, labels, counted, prior)
+    mixed = (regression / first + fisher / second + prior) / 2
+    third, loss = linear.best_temperature(mixed, labels, counted)
+    assert probe.temperature == pytest.approx(first, rel=1e-6) and probe.leave_one_out_loss == pytest.approx(
+        loss, rel=1e-6
+    )
+    np.testing.assert_allclose(softened(probe.answers.numpy()), softened(mixed.numpy() / third), rtol=1e-5, atol=1e-6)
+
+    one, other, prior = both(np.arange(n) >= 0, x, np.log(totals))
+    expected = (one / first + other / second + prior) / 2 / third
+    found = probe.head(features).detach().double().numpy()
+    np.testing.assert_allclose(softened(found), softened(expected), rtol=1e-3, atol=2e-4)
+
+
+def test_a_discriminant_stays_away_where_it_cannot_be_had_or_harms(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = lopsided(12)
+    assert linear.fit(features, labels, 4, discriminant=True).discriminant_penalty is None  # class 2 has no image
+    ones = linear.fit(features[[0, 20, 24]], torch.arange(3), 3, discriminant=True)  # none can be judged
+    assert ones.discriminant_penalty is None
+    labels = labels.clamp_max(2)
+    alone, averaged = (linear.fit(features, labels, 3, discriminant=given) for given in (False, True))
+    assert alone.discriminant_penalty is None and averaged.discriminant_penalty is not None
+    assert not torch.equal(alone.head.weight, averaged.head.weight)
+    monkeypatch.setattr(linear, "_WORSE", 0.0)
+    kept = linear.fit(features, labels, 3, discriminant=True)
+    assert kept.discriminant_penalty is None and torch.equal(kept.head.weight, alone.head.weight)
+    assert kept.leave_one_out_loss == alone.leave_one_out_loss
+
+
+def test_a_discriminant_helps_where_classes_lie_close_together_in_some_directions() -> None:
+    """Ten classes along a line, which regression masks (Hastie et al., The Elements of Statistical Learning, 4.2)."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(400) % 8
+    features = torch.randn(400, 30, generator=generator)
+    features[:, 0] = 3.0 * labels + torch.randn(400, generator=generator)
+    alone, averaged = (linear.fit(features[:200], labels[:200], 8, discriminant=given) for given in (False, True))
+    right = [
+        float((probe.head(features[200:]).argmax(1) == labels[200:]).double().mean()) for probe in (alone, averaged)
+    ]
+    assert right[1] > right[0] + 0.1 and averaged.leave_one_out_loss < alone.leave_one_out_loss
+
+
 def test_weights_count_in_the_temperature_like_repetitions():
     labels = torch.arange(9) % 3
     noise = torch.randn(9, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
@@ -254,6 +342,11 @@ def test_large_problems_are_solved_for_the_penalty_of_a_part(
     large = linear.fit(features, labels, 3)
     monkeypatch.setattr(linear, "_DECOMPOSED", 1000)
     assert large.penalty == linear.fit(features[part], labels[part], 3).penalty
+    theirs = linear.fit(features[part], labels[part], 3, discriminant=True)
+    monkeypatch.setattr(linear, "_DECOMPOSED", 30)
+    averaged = linear.fit(features, labels, 3, discriminant=True)
+    assert averaged.discriminant_penalty == theirs.discriminant_penalty != averaged.penalty == theirs.penalty
+    monkeypatch.setattr(linear, "_DECOMPOSED", 1000)
     small = linear.fit(features, labels, 3, penalty=large.penalty)
     torch.testing.assert_close(large.head.weight, small.head.weight, rtol=1e-5, atol=1e-6)
     for name in ("temperature", "leave_one_out_top1", "leave_one_out_loss"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -40,6 +41,9 @@ always zero would otherwise be blown up without bound the first time it is not."
 _FEWSHOT_EPS = 1e-5
 _FEWSHOT_INTERCEPT = 100.0
 
+_WORSE = 1.1
+"""What the loss of leave-one-out may be multiplied by where the regression is averaged with the discriminant, before it stays alone."""
+
 _ONE_SHOT_TEMPERATURE = 0.1
 """Where the data cannot tell, because no class has two images: a score difference of 1 becomes 10 nats. A convention."""
 
@@ -54,6 +58,8 @@ class Probe:
     """Ridge penalty on the weights for standardized features."""
     temperature: float
     """What the regression's scores are divided by to become logits."""
+    discriminant_penalty: float | None
+    """Ridge penalty of the discriminant that the regression is averaged with; None if it is alone."""
     leave_one_out_top1: float
     """Accuracy on the training images when each is judged by the classifier fitted without it; NaN if it cannot be known
     because no class has two images."""
@@ -99,7 +105,13 @@ def extract_features(
 
 @torch.no_grad()
 def fit(
-    features: Tensor, labels: Tensor, num_classes: int, *, penalty: float | None = None, balanced: bool = False
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    penalty: float | None = None,
+    balanced: bool = False,
+    discriminant: bool = False,
 ) -> Probe:
     """Ridge regression of one-hot targets on standardized features, with a free intercept; all sums in float64.
 
@@ -120,6 +132,12 @@ def fit(
     balanced: every class counts the same, however many images it has: weighted least squares, in which the n images of a class weigh in
     inverse proportion to n, and all together as much as without weights; means, standard deviations and the negative
     log-likelihood are weighted alike. Leave-one-out is exact for these weights, which stay when an image is left out.
+
+    discriminant: the classifier is the mean of the regression and of Fisher's linear discriminant (`_Discriminant`): of their logits, each
+    with its own penalty and temperature, divided by one more temperature. It is as linear as they are. The discriminant knows that classes
+    lie closer together in some directions than in others, the regression errs less where its assumptions fail; which is better depends on
+    the task (benchmarks/results/discriminant_cpu_2026-11-26.md). With `penalty` both have it. The regression stays alone where a class has
+    no image or no image can be judged, and where leave-one-out finds the mean worse by more than `_WORSE`.
     """
     n, d = features.shape
     _check(labels, num_classes)
@@ -129,11 +147,16 @@ def fit(
     if balanced:
         weights = (n / (counts.count_nonzero() * counts.double()))[labels]
     roots = weights.sqrt()[:, None]
-    prior = torch.bincount(labels, weights, num_classes) / n  # the mean of the targets
+    totals = torch.bincount(labels, weights, num_classes)
+    prior = totals / n  # the mean of the targets
     mean, scale = standardization(features, weights if balanced else None)
+    discriminant = discriminant and bool(counts.min() > 0)
+    own_penalty = penalty
     if penalty is None and min(n, d) > _DECOMPOSED:
         part = _spread(labels, _DECOMPOSED)
-        penalty = fit(features[part], labels[part], num_classes, balanced=balanced).penalty
+        chosen = fit(features[part], labels[part], num_classes, balanced=balanced, discriminant=discriminant)
+        penalty, own_penalty = chosen.penalty, chosen.discriminant_penalty
+        discriminant = own_penalty is not None
 
     # Least squares of rows that are multiplied by the roots of their weights.
     def standardized(rows: slice | Tensor) -> Tensor:
@@ -163,9 +186,9 @@ def fit(
     own = nn.functional.one_hot(labels[judged], num_classes).double()
 
     # For a penalty: the solution W `(d, classes)`; and of each judged image (its row times the root of its weight) its scores X W and its
-    # leverage, both without the intercept.
+    # leverage, both without the intercept, with W^T X^T Y.
     squares = gram.diagonal()
-    if penalty is None or len(gram) <= _DECOMPOSED:
+    if len(gram) <= _DECOMPOSED:
         # X = U S V^T; `basis` = V / S, so that U = X basis and W = basis (S W').
         squares, v = torch.linalg.eigh(gram)
         kept = squares > _RANK * squares.max()
@@ -176,51 +199,80 @@ def fit(
         def solve(penalty: float) -> Tensor:
             return basis @ ((squares / (squares + penalty))[:, None] * projected)
 
-        def judge(penalty: float) -> tuple[Tensor, Tensor]:
+        def judge(penalty: float) -> tuple[Tensor, Tensor, Tensor]:
             shrink = squares / (squares + penalty)
-            return u @ (shrink[:, None] * projected), u.square() @ shrink
+            shrunk = shrink[:, None] * projected
+            return u @ shrunk, u.square() @ shrink, shrunk.T @ projected
     else:
-        factor = torch.linalg.cholesky(gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
-        if n > d:
-            solution = torch.cholesky_solve(cross, factor)
-            leverage = torch.linalg.solve_triangular(factor, x.T, upper=False).square().sum(0)
-        else:
+
+        @functools.cache
+        def solved(penalty: float) -> tuple[Tensor, Tensor]:
+            """The solution and the leverages."""
+            factor = torch.linalg.cholesky(gram + penalty * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
+            if n > d:
+                leverage = torch.linalg.solve_triangular(factor, x.T, upper=False).square().sum(0)
+                return torch.cholesky_solve(cross, factor), leverage
             inverse = torch.cholesky_inverse(factor)
             solution = standardized(slice(None)).T @ (inverse @ centred(slice(None)))
-            leverage = 1 - penalty * inverse.diagonal()[judged]
+            return solution, 1 - penalty * inverse.diagonal()[judged]
 
         def solve(penalty: float) -> Tensor:
-            return solution
+            return solved(penalty)[0]
 
-        def judge(penalty: float) -> tuple[Tensor, Tensor]:
-            return x @ solution, leverage
+        def judge(penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+            solution, leverage = solved(penalty)
+            return x @ solution, leverage, solution.T @ cross
 
     # The mean squared singular value; with a single image, or all alike, there is none.
     unit = float(squares.mean()) if len(squares) else 1.0
-    temperature, best, answers = _ONE_SHOT_TEMPERATURE, math.nan, own
+    grid = (unit * _GRID).tolist()
+    candidates = grid if penalty is None else [penalty]
+    own_candidates = [] if not discriminant else grid if own_penalty is None else [own_penalty]
+    truth, counted = labels[judged], weights[judged] if balanced else None
+    regression = _Judged(unit if penalty is None else penalty, _ONE_SHOT_TEMPERATURE, math.nan, own)
+    fisher: _Judged | None = None
     if len(judged):
-        best = math.inf
-        for candidate in (unit * _GRID).tolist() if penalty is None else [penalty]:
-            predicted, leverage = judge(candidate)
-            # Leave-one-out: residual / (1 - leverage).
-            rest = (1 - leverage - weights[judged] / n).clamp_min(1e-9)[:, None]
-            scores = own - (own - prior - predicted / roots[judged]) / rest
-            fitted, error = best_temperature(scores, labels[judged], weights[judged] if balanced else None)
-            if error < best:
-                best, penalty, temperature, answers = error, candidate, fitted, scores / fitted
-    elif penalty is None:
-        penalty = unit
-    assert penalty is not None
+        regression = dataclasses.replace(regression, loss=math.inf)
+        for candidate in dict.fromkeys([*candidates, *own_candidates]):
+            predicted, leverage, between = judge(candidate)
+            if candidate in candidates:
+                # Leave-one-out: residual / (1 - leverage).
+                rest = (1 - leverage - weights[judged] / n).clamp_min(1e-9)[:, None]
+                scores = own - (own - prior - predicted / roots[judged]) / rest
+                regression = min(regression, _Judged.of(candidate, scores, truth, counted), key=_Judged.by_loss)
+            if candidate in own_candidates:
+                form = _Discriminant(totals, between)
+                scores = form.left_out(predicted / roots[judged], leverage / weights[judged], truth, weights[judged])
+                found = _Judged.of(candidate, scores, truth, counted, form.prior(truth, None if balanced else own))
+                fisher = found if fisher is None else min(fisher, found, key=_Judged.by_loss)
 
-    weight = scale[:, None] * solve(penalty) / temperature
+    weight, bias, answers, best = (
+        solve(regression.penalty) / regression.temperature,
+        prior / regression.temperature,
+        regression.answers,
+        regression.loss,
+    )
+    if fisher is not None:
+        both = _Judged.of(0.0, (regression.answers + fisher.answers) / 2, truth, counted)
+        if both.loss <= _WORSE * regression.loss:
+            solution = solve(fisher.penalty)
+            form = _Discriminant(totals, solution.T @ cross)
+            own_weight, own_bias = form.classifier(solution, fisher.temperature)
+            weight = (weight + own_weight) / (2 * both.temperature)
+            bias = (bias + own_bias) / (2 * both.temperature)
+            answers, best = both.answers, both.loss
+        else:
+            fisher = None
+    weight *= scale[:, None]
     head = nn.Linear(d, num_classes, device=features.device, dtype=torch.float32)
     head.weight.copy_(weight.T)
-    head.bias.copy_(prior / temperature - mean @ weight)
+    head.bias.copy_(bias - mean @ weight)
     hits = answers.argmax(1) == labels[judged]
     return Probe(
         head,
-        float(penalty),
-        temperature,
+        float(regression.penalty),
+        regression.temperature,
+        None if fisher is None else float(fisher.penalty),
         float(hits.double().mean()) if len(judged) else math.nan,
         best,
         right=tuple(torch.bincount(labels[judged][hits], minlength=num_classes).tolist()),
@@ -230,12 +282,84 @@ def fit(
     )
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """A classifier by what it says of images that it was fitted without."""
+
+    penalty: float
+    temperature: float
+    """That its scores are divided by."""
+    loss: float
+    """At this temperature, nats, as `best_temperature` has it."""
+    answers: Tensor
+    """Logits float64 `(judged, classes)`."""
+
+    @classmethod
+    def of(
+        cls, penalty: float, scores: Tensor, labels: Tensor, weights: Tensor | None, prior: Tensor | None = None
+    ) -> _Judged:
+        """At the best temperature; arguments as of `best_temperature`."""
+        temperature, loss = best_temperature(scores, labels, weights, prior)
+        answers = scores / temperature
+        return cls(penalty, temperature, loss, answers if prior is None else answers + prior)
+
+    def by_loss(self) -> float:
+        return self.loss
+
+
+class _Discriminant:
+    """Fisher's linear discriminant with a ridge penalty on the scatter within the classes, out of the regression's solution with the same
+    penalty: an image belongs to the class whose mean is nearest to it in the metric P = (scatter within + penalty I)^-1.
+
+    With the means M of the classes (centred), their weights N and T = (X^T X + penalty I)^-1, the scatter within is X^T X - M N M^T, and
+    by Woodbury's identity P = T + T M K M^T T, K = (N^-1 - M^T T M)^-1. As X^T Y = M N, the regression's solution is W = T M N, and
+    whatever else is needed is a matrix of classes by classes (Hastie, Tibshirani and Buja 1994 have the relation of the two).
+    """
+
+    def __init__(self, totals: Tensor, between: Tensor) -> None:
+        """totals float64 `(classes,)`, above 0: sum of the weights of each class's images. between `(classes, classes)`: W^T X^T Y."""
+        self._totals = totals
+        share = 1 / totals
+        self._k = torch.linalg.inv(share.diag() - share[:, None] * between * share)
+        self._turn = share[:, None] * self._k * share  # P M = W N^-1 K N^-1
+        self._means = self._turn - share.diag()  # M^T P M
+
+    def prior(self, labels: Tensor, own: Tensor | None) -> Tensor:
+        """Logarithms of what the classes weigh, `(n, classes)`, for images with these labels; own `(n, classes)`: what each image weighs in
+        its class, and is to be left out; None: nothing."""
+        weights = self._totals.expand(len(labels), -1)
+        return (weights if own is None else weights - own).log()
+
+    def left_out(self, scores: Tensor, leverage: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+        """Half the squared distance of each image to each mean, negative, `(n, classes)`, both the mean of its class and the scatter
+        without it: a change of rank one. scores `(n, classes)`: x^T W; leverage `(n,)`: x^T T x; both without weights. weights `(n,)`."""
+        toward = scores / self._totals  # M^T T x
+        turned = toward @ self._k
+        norm = leverage + (toward * turned).sum(1)  # x^T P x
+        toward = turned / self._totals  # M^T P x
+        distances = norm[:, None] - 2 * toward + self._means.diagonal()
+        each, totals = torch.arange(len(labels), device=labels.device), self._totals[labels]
+        own = distances[each, labels]
+        grows = totals / (totals - weights)  # the distance from the mean, where that is without the image
+        rest = (1 - weights * grows * own).clamp_min(1e-9)
+        across = (
+            (norm - toward[each, labels])[:, None] - toward + self._means[labels]
+        )  # between x - its mean and x - a mean
+        distances = distances + (weights * grows / rest)[:, None] * across.square()
+        distances[each, labels] = grows.square() * own / rest
+        return -0.5 * distances
+
+    def classifier(self, solution: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """Weight `(d, classes)` and bias for standardized features; solution: W."""
+        return solution @ self._turn / temperature, self._totals.log() - self._means.diagonal() / (2 * temperature)
+
+
 @torch.no_grad()
 def left_out(
     features: Tensor, labels: Tensor, num_classes: int, probe: Probe, *, groups: Tensor | None = None
 ) -> Tensor:
-    """What is said of each image by the classifier fitted, as `probe` was, without it and without the images of its group: logits float64
-    `(n, classes)`, those of a class that has no other image the less.
+    """What is said of each image by the regression fitted, as `probe` was, without it and without the images of its group: logits float64
+    `(n, classes)`, those of a class that has no other image the less. (A discriminant that it is averaged with is left aside.)
 
     features, labels, num_classes: what `fit` made `probe` of, unbalanced. groups int `(n,)`: images of one number are left out together,
     such as copies of one picture, which would tell each other's label; None: each image alone.
@@ -353,23 +477,32 @@ def standardization(features: Tensor, weights: Tensor | None = None) -> tuple[Te
     return mean, 1 / torch.where(std > 0, std, 1.0)
 
 
-def best_temperature(scores: Tensor, labels: Tensor, weights: Tensor | None = None) -> tuple[float, float]:
+def best_temperature(
+    scores: Tensor, labels: Tensor, weights: Tensor | None = None, prior: Tensor | None = None
+) -> tuple[float, float]:
     """The temperature, 1e-4 to 100, at which softmax(scores / temperature) has the least cross-entropy with the labels, and that
     cross-entropy, nats. scores float `(n, classes)`, labels int `(n,)`, smoothed as in Platt (1999): of n images the true class gets
-    1 - 1 / (n + 2). weights float `(n,)`: how much each image counts; None: all the same.
+    1 - 1 / (n + 2). weights float `(n,)`: how much each image counts; None: all the same. prior float `(n, classes)`: added to the scores
+    after the division; None: nothing.
 
     In b = 1 / temperature the cross-entropy is convex: its slope, mean of (expected - target score), has one root."""
     smooth = 1 / (len(labels) + 2)
     shares = torch.full_like(scores[:, 0], 1 / len(labels)) if weights is None else weights / weights.sum()
-    target = (1 - smooth) * scores.gather(1, labels[:, None])[:, 0] + smooth * scores.mean(1)
+
+    def aimed_at(values: Tensor) -> Tensor:
+        return (1 - smooth) * values.gather(1, labels[:, None])[:, 0] + smooth * values.mean(1)
+
+    target = aimed_at(scores)
     low, high = 1e-2, 1e4
     middle = 1.0
     for _ in range(24):
-        expected = ((middle * scores).softmax(1) * scores).sum(1)
+        logits = middle * scores if prior is None else middle * scores + prior
+        expected = (logits.softmax(1) * scores).sum(1)
         if float(shares @ (expected - target)) < 0:
             low = middle
         else:
             high = middle
         middle = math.sqrt(low * high)
-    error = torch.logsumexp(middle * scores, 1) - middle * target
+    logits = middle * scores if prior is None else middle * scores + prior
+    error = torch.logsumexp(logits, 1) - aimed_at(logits)
     return 1 / middle, float(shares @ error)

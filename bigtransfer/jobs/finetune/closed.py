@@ -188,7 +188,7 @@ def solve(
     seen, labels = _joined([*parts, *more])
     began = time.perf_counter()
     if probe is None or more:  # else it is the one that was judged
-        probe = linear.fit(seen, labels, classes, balanced=balanced)
+        probe = linear.fit(seen, labels, classes, balanced=balanced, discriminant=True)
     suspected = whole = answers = None
     spent = time.perf_counter() - began
     if not late(spent) and len(seen) <= SUSPECTED:
@@ -197,7 +197,9 @@ def solve(
         more, their_labels = features_of(held_out, view)
         with torch.no_grad():
             answers = probe.head(more)
-        whole = linear.fit(torch.cat([seen, more]), torch.cat([labels, their_labels]), classes, balanced=balanced)
+        whole = linear.fit(
+            torch.cat([seen, more]), torch.cat([labels, their_labels]), classes, balanced=balanced, discriminant=True
+        )
     model = joined(network, view.readout)
     model.reset_classifier(classes)
     model.head = probe.head.to(device, next(model.parameters()).dtype)
@@ -353,11 +355,14 @@ def judge(
     arch: Architecture,
     *,
     balanced: bool = False,
+    discriminant: bool = True,
 ) -> dict[View, Probe]:
     """The classifier on each view, which knows how good it is by leave-one-out. features `(n, d)`: those of the last view, which has all of
-    them, of a network of this architecture; labels `(n,)`."""
+    them, of a network of this architecture; labels `(n,)`. balanced, discriminant: as of `linear.fit`."""
     return {
-        one: linear.fit(features[:, columns(choice[-1], one, arch)], labels, classes, balanced=balanced)
+        one: linear.fit(
+            features[:, columns(choice[-1], one, arch)], labels, classes, balanced=balanced, discriminant=discriminant
+        )
         for one in choice
     }
 

@@ -141,6 +141,6 @@ def _start(run: runs.Run, model: Network, train: ImageSet, plan: FinetunePlan) -
             dtype=plan.torch_dtype,
             batch_size=plan.micro_batch,
         )
-    probe = linear.fit(*seen, plan.classes, balanced=plan.balance)
+    probe = linear.fit(*seen, plan.classes, balanced=plan.balance, discriminant=True)
     head = closed.trainable_head(probe.head, seen[0], plan.recipe.base_learning_rate)
     model.head = head.to(plan.torch_device)
