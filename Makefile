@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed-run
 DEV := $(VENV)/.installed-dev
+DOCS := build/docs-env
 
 .PHONY: help setup demo test test-all check format bench hostile docs lock clean
 help:
@@ -17,7 +18,7 @@ help:
 	@echo "make setup     install for development into .venv"
 	@echo "make bench     the benchmarks that need no data, into benchmarks/results"
 	@echo "make hostile   other people's files, servers and disks: all campaigns, about an hour"
-	@echo "make docs      check the links and commands in the documents"
+	@echo "make docs      the documents as a site, in build/site; its links are checked, its notebook is run (own environment)"
 	@echo "make lock      renew requirements/*.txt; make clean: remove everything that was built"
 
 setup: $(DEV)
@@ -49,8 +50,16 @@ hostile: $(DEV)
 	wrong=0; for campaign in images weights datasets runs server disk kills; do \
 	  $(BIN)/python -m benchmarks.hostile $$campaign --processes 2 || wrong=1; done; exit $$wrong
 
-docs: $(DEV)
-	$(BIN)/python -m pytest -q tests/test_docs.py
+# What may not be so: a link that leads nowhere, a page that none leads to, a cell of the notebook that fails.
+docs: $(DOCS)/.installed
+	$(DOCS)/bin/python -m sphinx -b html -W --keep-going -n -q -c docs/site . build/site
+	@echo "open build/site/index.html"
+
+$(DOCS)/.installed: requirements/docs.txt pyproject.toml | $(BIN)/uv
+	$(BIN)/uv venv -q --allow-existing --python $(BIN)/python $(DOCS)
+	$(BIN)/uv pip install -q --python $(DOCS)/bin/python -r requirements/docs.txt
+	$(BIN)/uv pip install -q --python $(DOCS)/bin/python --no-deps -e .
+	@touch $@
 
 $(BIN)/uv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -80,6 +89,7 @@ LOCK = $(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 -c
 lock: | $(BIN)/uv
 	$(LOCK) --extra demo -o requirements/run.txt
 	$(LOCK) --extra dev -c requirements/run.txt -o requirements/dev.txt
+	$(LOCK) --extra docs -c requirements/dev.txt -o requirements/docs.txt
 
 clean:
 	rm -rf $(VENV) build dist demo .pytest_cache .ruff_cache

@@ -36,9 +36,9 @@ from typing import IO, Annotated, Any, Literal, NoReturn
 
 import filelock
 import msgspec
-from tqdm import tqdm
 
 from bigtransfer import records, runs, settings, web
+from bigtransfer.bars import tqdm
 from bigtransfer.catalog import Published
 from bigtransfer.errors import ConfigError, DownloadError, RunError
 from bigtransfer.limits import limits

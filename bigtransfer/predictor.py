@@ -110,6 +110,11 @@ class Prediction:
 class Predictions(list[Prediction]):
     """What a model says about several images: a list, and a table."""
 
+    def __getitem__(self, index: Any) -> Any:
+        """Of a slice Predictions again, so that the first of many are a table too."""
+        found = super().__getitem__(index)
+        return Predictions(found) if isinstance(index, slice) else found
+
     def to_pandas(self, top: int = 1) -> Any:
         """A pandas DataFrame with a row for each image: "image", "label" and "probability" (and "label_2", "probability_2", ... up to `top`
         classes), "error", and of a multi-label model "labels", a tuple. ConfigError if pandas is not installed."""

@@ -1415,7 +1415,7 @@ def test_test_images_without_classes_are_told_and_not_used(
 def test_tensorboard(short: list[str], tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    more = ["--linear", "sgd", "--steps", "2", "--tensorboard"]
+    more = ["--linear", "sgd", "--steps", "2", "--log", "tensorboard"]
     subprocess.run(
         [sys.executable, "-m", "bigtransfer", *short, *more], check=True, capture_output=True, env=environment
     )

@@ -486,6 +486,7 @@ def test_predictions_are_a_list_and_a_table(predictor, pixels, tmp_path):
     assert list(table.columns) == ["image", "label", "probability", "label_2", "probability_2", "error"]
     assert table["label"][0] == found[0].label and table["probability_2"][1] == found[1].top(2)[1][1]
     assert table["error"][3] == found[3].error and table["label"].isna().tolist() == [False, False, False, True]
+    assert isinstance(found[:2], predictors.Predictions) and not isinstance(found[0], list)
     assert len(found[:0]) == 0 and list(predictor.predict([]).to_pandas().columns) == [
         "image",
         "label",

@@ -1,11 +1,9 @@
 """The report in a real browser: no errors, tables sort, the map answers the pointer, and a phone's width is enough.
 
-Needs Chromium with its driver, and selenium; skipped where they are not."""
+Skipped where there is no browser (`conftest.browser`)."""
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,6 @@ import pytest
 from bigtransfer import report
 from tests.data_makers import pattern
 from tests.test_report_sections import BEFORE, EVALUATION, write
-
-selenium = pytest.importorskip("selenium")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and chromedriver")
 
 
 class Pictures:
@@ -36,21 +29,6 @@ class Pictures:
 
     def read(self, i: int, spec: Any = None) -> np.ndarray:
         return pattern(200, 300, i) if spec is None else pattern(spec.size, spec.size, i)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
 
 
 @pytest.fixture(scope="module")

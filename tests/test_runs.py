@@ -178,7 +178,7 @@ def started(folder: Path, config: FinetuneConfig) -> FinetunePlan:
     "changes",
     [
         {},
-        {"out": "elsewhere/run", "workers": 3, "cache": "none", "tensorboard": True, "checkpoint_every": "1m"},
+        {"out": "elsewhere/run", "workers": 3, "cache": "none", "log": "wandb", "checkpoint_every": "1m"},
         {"data": "photos/"},
         {"data": "./photos"},
     ],

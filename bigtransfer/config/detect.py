@@ -103,8 +103,9 @@ class DetectFinetuneConfig(Config):
     """Measure on the validation images after every so many steps. Default: five times per run."""
     checkpoint_every: Span = "5m"
     """Save what a resume needs at least this often, and whenever the run is interrupted."""
-    tensorboard: bool = False
-    """Write TensorBoard files into the run folder too."""
+    log: Literal["tensorboard", "wandb", "mlflow"] | None = None
+    """Show the numbers in this program too: TensorBoard's files go into the run folder, Weights & Biases and MLflow have settings of
+    their own (WANDB_MODE, MLFLOW_TRACKING_URI, ...)."""
 
     def check(self) -> None:
         if len(self.scales) != 2 or self.scales[0] > self.scales[1]:

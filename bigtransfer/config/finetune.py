@@ -133,8 +133,9 @@ class FinetuneConfig(Config):
     """Validate after every so many steps; less often where that would take too much of a --budget. Default: ten times per run."""
     checkpoint_every: Span = "5m"
     """Save what a resume needs at least this often, and whenever the run is interrupted."""
-    tensorboard: bool = False
-    """Write TensorBoard files into the run folder too."""
+    log: Literal["tensorboard", "wandb", "mlflow"] | None = None
+    """Show the numbers in this program too: TensorBoard's files go into the run folder, Weights & Biases and MLflow have settings of
+    their own (WANDB_MODE, MLFLOW_TRACKING_URI, ...)."""
 
     def check(self) -> None:
         if self.resize is not None and self.crop is not None and self.crop > self.resize:

@@ -148,8 +148,9 @@ class PretrainConfig(Config):
     """Save what a resume needs at least this often, and whenever the run is interrupted."""
     keep_checkpoints: PositiveInt = 2
     """How many of the newest checkpoints to keep."""
-    tensorboard: bool = False
-    """Write TensorBoard files into the run folder too."""
+    log: Literal["tensorboard", "wandb", "mlflow"] | None = None
+    """Show the numbers in this program too: TensorBoard's files go into the run folder, Weights & Biases and MLflow have settings of
+    their own (WANDB_MODE, MLFLOW_TRACKING_URI, ...)."""
     headspace: bool = False
     """Train for a minute, on batches from the loader and on some that are kept, in turns, and say how much of a step waits for data and how
     much faster the loader could make the training at most. Nothing is kept."""
@@ -185,7 +186,7 @@ class PretrainConfig(Config):
         if self.headspace:
             forbid(
                 self,
-                ("out", "name", "probe", "tensorboard", "eval_every"),
+                ("out", "name", "probe", "log", "eval_every"),
                 "has no effect with --headspace, which keeps nothing",
             )
         if self.probe is None:

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
+from bigtransfer.bars import tqdm
 from bigtransfer.data import containers, splits
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.layout import listed

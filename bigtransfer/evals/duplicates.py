@@ -23,8 +23,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
+from bigtransfer.bars import tqdm
 from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
 

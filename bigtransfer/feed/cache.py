@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from bigtransfer.bars import tqdm
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data.sources import ImageSet
 from bigtransfer.errors import DataError, ImageError, RunError

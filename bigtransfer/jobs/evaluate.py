@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from bigtransfer import dist, evals, outputs, records, report, runs
+from bigtransfer.bars import tqdm
 from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import ImageSet, Splits, classes, exclusions, open_dataset
 from bigtransfer.data.classes import Match

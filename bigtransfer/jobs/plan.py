@@ -190,7 +190,7 @@ _NO_EFFECT = (
     "out",
     "workers",
     "cache",
-    "tensorboard",
+    "log",
     "checkpoint_every",
     "keep_checkpoints",
     "name",

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import IO, Any, TextIO
 
 import numpy as np
-from tqdm import tqdm
 
 import bigtransfer
 from bigtransfer import web
+from bigtransfer.bars import tqdm
 from bigtransfer.config import PredictConfig, command_line
 from bigtransfer.data import containers
 from bigtransfer.data.forms import open_anything, open_images

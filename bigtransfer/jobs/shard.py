@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from bigtransfer import data, runs
+from bigtransfer.bars import tqdm, watched
 from bigtransfer.catalog import InputSpec
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import index, writer
@@ -92,7 +90,7 @@ def _verify(folder: Path, threads: int | None) -> int:
 
 def _bar(total: int, title: str, unit: str = "img") -> Any:
     # Hours of work should show in a log file too, but not every second of it.
-    interval = 0.1 if sys.stderr.isatty() else 60
+    interval = 0.1 if watched() else 60
     return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, mininterval=interval, leave=False)
 
 

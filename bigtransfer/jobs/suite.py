@@ -24,9 +24,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from bigtransfer import catalog, fetch, outputs, settings, weights
+from bigtransfer.bars import tqdm
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.config import EvaluateConfig, FinetuneConfig
 from bigtransfer.data import ImageSet, Splits

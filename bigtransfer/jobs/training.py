@@ -12,23 +12,25 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from bigtransfer import evals, runs
+from bigtransfer.bars import tqdm, watched
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, checks
 from bigtransfer.detector import Detector
 from bigtransfer.dist import World
-from bigtransfer.errors import ConfigError, DataError, TrainingError
+from bigtransfer.errors import DataError, TrainingError
 from bigtransfer.evals import multilabel
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import Batch, EvalBatch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import best as best_weights
+from bigtransfer.jobs import tracking
 from bigtransfer.jobs.best import Best
 from bigtransfer.jobs.clock import Clock, Course, Logged
 from bigtransfer.jobs.plan import Plan
@@ -90,7 +92,8 @@ def train(
     forward: Callable[[torch.Tensor], Any],
     validate: Callable[[], Mapping[str, float]] | None,
     checkpoint_seconds: float,
-    tensorboard: bool = False,
+    tracked: str | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
     keep: int = 1,
     keep_best: bool = False,
     max_bad: float = 0.0,
@@ -110,6 +113,7 @@ def train(
     several processes, all call this, and the main one prints and logs. validate: called every `plan.eval_every` steps and after the
     last one; its numbers are logged. keep: how many checkpoints. keep_best: keep the weights of the best validation too. SIGINT and
     SIGTERM stop after the step at hand.
+    tracked, settings: what `tracking.writer` takes.
     max_bad: share of the images seen, or of an epoch's if that is more, that the loader may leave out; DataError beyond.
 
     Logged too is the model FLOP utilisation, where the whole network is trained ("mfu": three times the forward pass's operations,
@@ -126,24 +130,15 @@ def train(
     left_out = sum(len(line["left_out"]) for line in run.metrics_with("left_out", _LeftOut)) if world.is_main else 0
     left_out = world.collect(left_out)[0]
     with contextlib.ExitStack() as stack:
-        writer = None
-        if tensorboard and world.is_main:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ConfigError(
-                    "--tensorboard needs the package tensorboard: pip install 'bigtransfer[tensorboard]'"
-                ) from error
-            writer = stack.enter_context(SummaryWriter(run.folder / "tensorboard", purge_step=state.step))
+        tell = stack.enter_context(
+            tracking.writer(tracked if world.is_main else None, run.folder, state.step, settings)
+        )
 
         def log(step: int, numbers: Mapping[str, Any]) -> None:
             if not world.is_main:
                 return
             run.log(step, **numbers)
-            if writer is not None:
-                for key, value in numbers.items():
-                    if isinstance(value, int | float):
-                        writer.add_scalar(key, value, step)
+            tell(step, numbers)
 
         stop = stack.enter_context(loop.stop_on_signals())
         bar = stack.enter_context(
@@ -153,7 +148,7 @@ def train(
                 desc="training",
                 unit="step",
                 dynamic_ncols=True,
-                mininterval=0.1 if sys.stderr.isatty() else 10.0,  # a log file need not hold every state of the bar
+                mininterval=0.1 if watched() else 10.0,  # a log file need not hold every state of the bar
                 disable=not world.is_main,
             )
         )

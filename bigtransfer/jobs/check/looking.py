@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
+from bigtransfer.bars import tqdm
 from bigtransfer.catalog import Readout
 from bigtransfer.config import CheckConfig
 from bigtransfer.data import ImageSet, containers, native_size

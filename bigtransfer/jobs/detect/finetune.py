@@ -364,7 +364,8 @@ def _train(
         forward=model,
         validate=None if watched is None else _validation(model, watched, plan),
         checkpoint_seconds=seconds(config.checkpoint_every),
-        tensorboard=config.tensorboard,
+        tracked=config.log,
+        settings=dataclasses.asdict(config),
         max_bad=1.0 if config.skip_bad_images else 0.0,
         clock=clock,
     )

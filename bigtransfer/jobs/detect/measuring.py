@@ -6,8 +6,8 @@ import sys
 from collections.abc import Sequence
 
 import numpy as np
-from tqdm import tqdm
 
+from bigtransfer.bars import tqdm
 from bigtransfer.data.boxes import BoxSet
 from bigtransfer.detections import ObjectFinder
 from bigtransfer.evals import detection

@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
-from tqdm import tqdm
-
 from bigtransfer import outputs
+from bigtransfer.bars import tqdm
 from bigtransfer.config import DetectPredictConfig
 from bigtransfer.data.forms import open_images
 from bigtransfer.detections import Found, ObjectFinder

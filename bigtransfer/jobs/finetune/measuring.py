@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from bigtransfer import evals, runs
+from bigtransfer.bars import tqdm
 from bigtransfer.catalog import ModelCard
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import ImageSet, Splits, splits

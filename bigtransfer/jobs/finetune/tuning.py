@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -98,7 +99,8 @@ def train(
         forward=torch.compile(trained) if config.compile else trained,
         validate=training.validation(state, watched, plan.input, device, dtype, mirrored=mirrored) if watched else None,
         checkpoint_seconds=seconds(config.checkpoint_every),
-        tensorboard=config.tensorboard,
+        tracked=config.log,
+        settings=dataclasses.asdict(config),
         keep_best=clock is not None,
         clock=clock,
     )
