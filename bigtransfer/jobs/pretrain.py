@@ -647,7 +647,9 @@ def _probe(config: PretrainConfig, state: loop.State, plan: PretrainPlan) -> Cal
     Every process does all of it: with FSDP each forward pass needs all, and otherwise the rest would only wait.
     """
     assert config.probe is not None
-    opened = data.open_dataset(config.probe, channels=state.model.architecture.in_chans)
+    model = state.model
+    assert isinstance(model, Network)
+    opened = data.open_dataset(config.probe, channels=model.architecture.in_chans)
     held_out = opened.test or opened.val
     if opened.train.labels is None or held_out is None or held_out.labels is None:
         raise DataError(f"--probe {config.probe}: the probe needs labelled images to learn from and others to test on.")
@@ -659,11 +661,11 @@ def _probe(config: PretrainConfig, state: loop.State, plan: PretrainPlan) -> Cal
     def measure() -> Mapping[str, float]:
         with state.averaged():
             features, labels = linear.extract_features(
-                state.model, eval_batches(shots, spec, state.micro_batch, skip_bad=True), device, dtype
+                model, eval_batches(shots, spec, state.micro_batch, skip_bad=True), device, dtype
             )
             classifier = linear.fewshot_lsr(features, labels, len(shots.class_names))
             features, labels = linear.extract_features(
-                state.model, eval_batches(test, spec, state.micro_batch, skip_bad=True), device, dtype
+                model, eval_batches(test, spec, state.micro_batch, skip_bad=True), device, dtype
             )
         with torch.inference_mode():
             right = (classifier(features).argmax(1) == labels).float().mean()
