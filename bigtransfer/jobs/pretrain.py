@@ -29,7 +29,7 @@ from bigtransfer.feed.loader import TrainLoader, eval_batches
 from bigtransfer.feed.order import MixedOrder, Order
 from bigtransfer.jobs import headspace, training
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
-from bigtransfer.model import ResNetV2, build
+from bigtransfer.model import Network, ResNetV2, build
 from bigtransfer.train import loop, objective, parallel
 from bigtransfer.train.teacher import Teacher, open_teacher
 
