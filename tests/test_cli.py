@@ -244,6 +244,7 @@ def test_what_is_no_span_of_time(text: str) -> None:
         ({"resize": 100, "crop": 128}, "--crop 128 does not fit into --resize 100"),
         ({"split_file": "s.json", "val_fraction": 0.2}, "--val-fraction has no effect with --split-file"),
         ({"linear": "closed", "steps": 3}, "--steps has no effect with --linear closed"),
+        ({"linear": "closed", "log": "wandb"}, "--log has no effect with --linear closed"),
         ({"linear": "closed", "budget": "3m"}, "--budget has no effect with --linear,"),
         ({"budget": "0s"}, "--budget must be more than 0 seconds"),
         ({"linear": "sgd", "pretrained": False}, "leave out --no-pretrained"),

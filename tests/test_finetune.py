@@ -654,6 +654,17 @@ def test_labels_that_say_nothing_and_classes_of_very_different_size_are_told(
     assert page.count("This cannot be told from chance") == 2, "of the evaluation, and of the closed form"
 
 
+def test_a_class_of_one_image_that_no_other_can_judge_is_named(
+    short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = [one for one in short if one not in ("--batch-size", "6")] + ["--linear", "closed"]
+    noise(tmp_path / "noise" / "train", {"dog": 12, "cat": 1}, 0)
+    noise(tmp_path / "noise" / "test", {"dog": 2, "cat": 2}, 1)
+    short[1] = str(tmp_path / "noise")
+    assert in_process(short) == 0
+    assert "(of cat nothing is known: a class of one image has no others)" in capsys.readouterr().out
+
+
 def test_test_images_of_another_kind_are_told(
     short: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

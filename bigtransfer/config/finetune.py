@@ -151,7 +151,7 @@ class FinetuneConfig(Config):
         if self.linear == "closed":
             forbid(
                 self,
-                ("steps", "batch_size", "learning_rate", "mixup_alpha", "dropout", "eval_every"),
+                ("steps", "batch_size", "learning_rate", "mixup_alpha", "dropout", "eval_every", "log"),
                 "has no effect with --linear closed, which solves the classifier without steps",
             )
         if self.linear != "none":

@@ -95,6 +95,12 @@ class Closed:
             return None
         return chance_note(np.array(self.right), np.array(self.counted), class_names)
 
+    def unjudged(self, class_names: Sequence[str]) -> list[str]:
+        """The classes of which one image alone was learnt from, which no other can judge."""
+        if len(class_names) != len(self.counted) or self.images > sum(self.counted) + len(class_names):
+            return []  # not counted, or a sample of the images was judged
+        return [name for name, count in zip(class_names, self.counted, strict=True) if not count]
+
     @property
     def mean_per_class(self) -> float | None:
         """Mean share of the classes that is judged correctly, each counted alike."""

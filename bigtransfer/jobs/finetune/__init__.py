@@ -290,6 +290,8 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
             solved += f"; each image judged by the others: {found.top1:.1%} correct"
             if uneven and found.mean_per_class is not None:
                 solved += f", {found.mean_per_class:.1%} mean per class"
+            if alone := found.unjudged(parts.train.class_names):
+                solved += f" (of {in_short(alone)} nothing is known: a class of one image has no others)"
         print(solved)
         if found.whole is not None:
             print(f"        and once more with those held out, on all {found.whole.images:,}: what of it is delivered")
