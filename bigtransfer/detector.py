@@ -21,7 +21,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
 
-from bigtransfer import catalog, model
+from bigtransfer import catalog, model, ops
 from bigtransfer.catalog import ModelCard, Readout
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.model import Network, ResNetV2
@@ -42,6 +42,19 @@ SHAPES = (0.5, 1.0, 2.0)
 _TAPS = Readout(blocks=(1, 2, 3), maxima=False)
 
 
+class _LastLevels(LastLevelP6P7):
+    """torchvision's, with gradients that are right where a map has one column (`ops.plain.conv2d`): P6 of images of 64 px has."""
+
+    def forward(self, p: list[Tensor], c: list[Tensor], names: list[str]) -> tuple[list[Tensor], list[str]]:
+        p6 = _halved(self.p6, p[-1])
+        return [*p, p6, _halved(self.p7, p6.relu())], [*names, "p6", "p7"]
+
+
+def _halved(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    assert layer.bias is not None
+    return ops.conv2d(x, layer.weight.to(x.dtype), 2, 1) + layer.bias.to(x.dtype)[:, None, None]
+
+
 class Pyramid(nn.Module):
     """A network's last three maps, each after the GroupNorm and ReLU that it meets next, as the five of a feature pyramid: images
     `(n, 3, h, w)` in [-1, 1] -> P3 to P7, `(n, channels, h / stride, w / stride)` each."""
@@ -51,7 +64,7 @@ class Pyramid(nn.Module):
         self.body = body
         self.out_channels = channels
         # P6 from P5, as in the code that the paper names; torchvision's own detector takes C5.
-        last = LastLevelP6P7(channels, channels)
+        last = _LastLevels(channels, channels)
         self.fpn = FeaturePyramidNetwork(list(body.architecture.stages[-3:]), channels, last)
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
