@@ -208,6 +208,8 @@ def test_what_is_no_detector_or_not_what_it_says(tmp_path: Path) -> None:
     weights.save(tmp_path / "classifier.safetensors", model.build(TINY, 2))
     with pytest.raises(WeightsError, match="no detector"):
         weights.load_detector(tmp_path / "classifier.safetensors")
+    with pytest.raises(WeightsError, match=r"^bit-t-r26x1 is no detector"):  # a name, and no file of that name
+        weights.load_detector("bit-t-r26x1")
     path = tmp_path / "model.safetensors"
     weights.save_detector(path, tiny(2))
     tensors, card = load_file(path), tiny(2).card

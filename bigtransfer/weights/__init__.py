@@ -103,16 +103,21 @@ def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
         return card
 
 
+_NO_DETECTOR = (
+    "{} is no detector; `bit detect finetune DATA --model {}` makes one of a network. `bit predict` says what is on images as "
+    "a whole."
+)
+
+
 def load_detector(name_or_file: str | os.PathLike[str]) -> Detector:
     """The detector in a model file or run folder, on the CPU, in evaluation mode; it knows its `card`. WeightsError if it is none, damaged,
     or not what its card says."""
+    if catalog.meant(name_or_file) is not None:
+        raise WeightsError(_NO_DETECTOR.format(name_or_file, name_or_file))
     with formats.open_weights(_find(_path(name_or_file), offline=None)) as contents:
         card = contents.card
         if card is None or card.detector is None:
-            raise WeightsError(
-                f"{contents.path} is no detector; `bit detect finetune DATA --model {name_or_file}` makes one of a network. `bit predict` "
-                "says what is on images as a whole."
-            )
+            raise WeightsError(_NO_DETECTOR.format(contents.path, name_or_file))
         tensors = {name: contents.read(name) for name in contents.shapes}
         return detector.restored(card, tensors, str(contents.path))
 
