@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bigtransfer import cli, fetch, page, weights
+from bigtransfer import cli, page, weights
 from bigtransfer.backends import graph
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard
 from bigtransfer.errors import ConfigError, DownloadError
@@ -52,7 +52,6 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     content = package(ort_wasm_bundle_min_mjs=b"export {};</script>", ort__wasm__simd__threaded_wasm=b"\0asm")
     (tmp_path / "small.tgz").write_bytes(content)
     monkeypatch.setattr(onnxruntime_web, "SHA256", hashlib.sha256(content).hexdigest())
-    monkeypatch.setattr(onnxruntime_web, "SIZE", len(content))
     return tmp_path / "small.tgz"
 
 
@@ -128,13 +127,37 @@ def test_no_other_runtime_is_taken(small: Path, tmp_path: Path, monkeypatch: pyt
     (tmp_path / "other.tgz").write_bytes(other)
     with pytest.raises(ConfigError, match="is not the package onnxruntime-web"):
         page.runtime(tmp_path / "other.tgz")
-    cached = fetch.cache_path(onnxruntime_web.ADDRESS)  # put there by hand, or by somebody
+    cached = onnxruntime_web.cached()  # put there by hand, or by somebody
     cached.parent.mkdir(parents=True)
     cached.write_bytes(other)
     with pytest.raises(ConfigError, match="is not the package onnxruntime-web"):
         page.runtime()
     cached.write_bytes(small.read_bytes())
     assert page.runtime(no_network=True).library == b"export {};</script>"
+
+
+def test_npm_brings_the_runtime_once(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in for npm copies what it is told to where it is asked to; another package, and none, leave nothing in the cache."""
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    with pytest.raises(DownloadError, match=r"there is no npm here.*npm pack onnxruntime-web@"):
+        page.runtime(no_network=False)
+    (tmp_path / "bin").mkdir()
+    npm, brought = tmp_path / "bin" / "npm", tmp_path / "brought.tgz"
+    npm.write_text(
+        f'#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\n/bin/cp {brought} "$1/{onnxruntime_web._PACKAGE}"\n'
+    )
+    npm.chmod(0o755)
+    with pytest.raises(DownloadError, match=r"npm did not bring onnxruntime-web .*brought\.tgz"):
+        page.runtime(no_network=False)
+    brought.write_bytes(b"another")
+    with pytest.raises(ConfigError, match="is not the package onnxruntime-web"):
+        page.runtime(no_network=False)
+    assert not any(onnxruntime_web.cached().parent.iterdir())
+    brought.write_bytes(small.read_bytes())
+    assert page.runtime(no_network=False).binary == b"\0asm"
+    npm.unlink()
+    assert page.runtime(no_network=False).binary == b"\0asm"
 
 
 def test_onnxruntime_does_not_take_our_padding_for_its_own() -> None:

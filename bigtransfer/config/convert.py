@@ -50,7 +50,7 @@ class ConvertConfig(Config):
     input: Literal["float32", "uint8"] | None = None
     """What an onnx file takes: float32 in [-1, 1], or uint8 pixels, which it scales itself. Default: float32."""
     runtime: str | None = None
-    """The package onnxruntime-web that --to web puts into the page, as `npm pack` brings it. Default: downloaded once (33 MB)."""
+    """The package onnxruntime-web that --to web puts into the page, as `npm pack` brings it. Default: brought by npm once (33 MB)."""
     images: str | None = None
     """Images to compare the answers on, in any form that `bit finetune` reads, or a folder; with int8, which is calibrated and measured on
     them, with labels. Default: those that the run was given, else made-up ones."""
