@@ -163,6 +163,10 @@ class Network(nn.Module):
         """What the head sees, `(n, num_features)` in `dtype`."""
         raise NotImplementedError
 
+    def activations(self, size: int) -> float:
+        """As `Architecture.activations`."""
+        return self.architecture.activations(size)
+
     def pooled_maps(self, x: Tensor) -> list[PooledMap]:
         """The maps that `features` are pooled from: pooled, multiplied by their shares and added at their places, they are `features(x)`.
         What is not pooled from a map by its mean or maximum is a map of one place.

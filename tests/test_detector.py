@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -146,6 +147,12 @@ def test_micro_batches_give_the_same_step(tmp_path: Path) -> None:
         results.append((step.loss, step.gradient_norm))
     for one in results[1:]:
         assert one == pytest.approx(results[0], rel=1e-4)
+
+
+def test_who_finds_no_objects_does_not_wait_for_torchvisions_networks() -> None:
+    loaded = "import sys, bigtransfer.weights, bigtransfer.jobs.finetune; print('torchvision' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
 
 
 def test_bfloat16_is_near_float32() -> None:

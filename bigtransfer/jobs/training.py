@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ from bigtransfer import evals, runs
 from bigtransfer.bars import tqdm, watched
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, checks
-from bigtransfer.detector import Detector
 from bigtransfer.dist import World
 from bigtransfer.errors import DataError, TrainingError
 from bigtransfer.evals import multilabel
@@ -39,6 +38,9 @@ from bigtransfer.model import Network
 from bigtransfer.ops.peak import matmul_flops
 from bigtransfer.train import checkpoint, loop, objective, parallel
 from bigtransfer.train.teacher import Lesson
+
+if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
+    from bigtransfer.detector import Detector
 
 
 def spare_workers() -> int:

@@ -10,13 +10,12 @@ import signal
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from bigtransfer import dist
-from bigtransfer.detector import Detector
 from bigtransfer.dist import World
 from bigtransfer.errors import ImageError, TrainingError
 from bigtransfer.feed.loader import Batch
@@ -26,6 +25,9 @@ from bigtransfer.model import Network
 from bigtransfer.ops.memory import keep_freed_memory
 from bigtransfer.train import objective, parallel
 from bigtransfer.train.teacher import Lesson
+
+if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
+    from bigtransfer.detector import Detector
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +171,7 @@ def _update_average(state: State, decay: float) -> None:
 
 def activation_bytes(model: Network | Detector, size: int, dtype: torch.dtype) -> int:
     """Estimated memory that one training image of `size` x `size` px needs between forward and backward pass."""
-    kept = model.activations(size) if isinstance(model, Detector) else model.architecture.activations(size)
-    return int(1.2 * kept * dtype.itemsize)
+    return int(1.2 * model.activations(size) * dtype.itemsize)
 
 
 def fitting_micro_batch(

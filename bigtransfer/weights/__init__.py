@@ -11,17 +11,19 @@ import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import catalog, detector, fetch, libraries, model, ops, web
+from bigtransfer import catalog, fetch, libraries, model, ops, web
 from bigtransfer.catalog import InputSpec, ModelCard, Published
-from bigtransfer.detector import Detector
 from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, WeightsError
 from bigtransfer.model import Network, ResNetV2, StdConv2d
 from bigtransfer.weights import configs, formats, names
+
+if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
+    from bigtransfer.detector import Detector
 
 __all__ = ["describe", "digest", "export", "load", "load_detector", "save", "save_detector"]
 
@@ -118,6 +120,8 @@ def load_detector(name_or_file: str | os.PathLike[str]) -> Detector:
         card = contents.card
         if card is None or card.detector is None:
             raise WeightsError(_NO_DETECTOR.format(contents.path, name_or_file))
+        from bigtransfer import detector  # torchvision's networks, which take seconds to load
+
         tensors = {name: contents.read(name) for name in contents.shapes}
         return detector.restored(card, tensors, str(contents.path))
 
