@@ -21,6 +21,10 @@ from bigtransfer.predictor import Predictor
 from tests.test_backends import CLASSES, network
 
 
+def to_int8(model: Path, there: Path, data: Path) -> list[str]:
+    return ["convert", str(model), str(there), "--to", "onnx", "--dtype", "int8", "--images", str(data)]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
     """A model file, images of its classes in parts (those that it takes for them), and the int8 file made by them."""
@@ -90,17 +94,7 @@ def test_ranges_come_from_the_training_images(
 
     monkeypatch.setattr(backend, "quantized", watched)
     model, data, _ = made
-    command = [
-        "convert",
-        str(model),
-        str(tmp_path / "x.onnx"),
-        "--to",
-        "onnx",
-        "--dtype",
-        "int8",
-        "--images",
-        str(data),
-    ]
+    command = to_int8(model, tmp_path / "x.onnx", data)
     assert cli.main(command) == 0
     exact = Predictor.load(model, device="cpu", precision="fp32")
     files = sorted((data / "train").glob("*/*.png"))
@@ -122,17 +116,7 @@ def test_too_dear_is_refused(
         return model.SerializeToString()
 
     monkeypatch.setattr(backend, "quantized", spoilt)
-    command = [
-        "convert",
-        str(model),
-        str(tmp_path / "x.onnx"),
-        "--to",
-        "onnx",
-        "--dtype",
-        "int8",
-        "--images",
-        str(data),
-    ]
+    command = to_int8(model, tmp_path / "x.onnx", data)
     assert cli.main(command) == 2
     assert "int8 loses too much (2% is allowed): calibrated on" in capsys.readouterr().err
     assert not (tmp_path / "x.onnx").exists()

@@ -30,6 +30,7 @@ from bigtransfer.predictor import Predictor
 from bigtransfer.report import runs as pages
 from bigtransfer.report.runs import Cost
 from bigtransfer.terminal import line
+from bigtransfer.weights import formats
 
 BATCH = 16
 """Images that are computed at a time where networks are timed."""
@@ -129,7 +130,7 @@ def _told_apart(networks: Sequence[str]) -> list[str]:
         path = Path(file)
         if path.name == "model.safetensors":  # of a run, which its folder names
             path = path.resolve().parent
-        ending = path.suffix in (".safetensors", ".npz", ".pth", ".pt", ".bin", ".tar")
+        ending = path.suffix in formats.SUFFIXES
         whole = "-".join(filter(None, (given, (path.stem if ending else path.name) if file else "")))
         name = "".join(c if c.isalnum() or c in "-_." else "-" for c in whole)[:100]
         if name in found:

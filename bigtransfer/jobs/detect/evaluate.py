@@ -33,8 +33,16 @@ def run(config: DetectEvaluateConfig) -> int:
     split, boxes = _chosen(parts, config.split, config.data)
     boxes = box_data.matched(boxes, finder.class_names, config.data)
     notes = [*parts.notes, *(f"left out: {one.name}: {one.reason}" for one in parts.left_out[:20])]
-    result, _, found = measuring.measure(
-        finder, boxes, finder.thresholds, data=config.data, split=split, notes=notes, batch_size=config.batch_size
+    kept, found, unreadable = measuring.answers(finder, boxes, batch_size=config.batch_size)
+    result = detection.measured(
+        kept,
+        found,
+        finder.thresholds,
+        model=finder.card.name,
+        data=config.data,
+        split=split,
+        notes=notes,
+        unreadable=unreadable,
     )
     measuring.remarks(result)
     print(f"{result.model} on {config.data} ({split}): {result.images:,} images, {result.objects:,} objects\n")

@@ -391,9 +391,10 @@ def _measure(config: DetectFinetuneConfig, folder: Path, model: Detector, parts:
     finder = ObjectFinder(model, device=str(device), precision=config.precision)
     notes = list(parts.notes)
     thresholds = finder.thresholds
+    answered = None
     if parts.val is not None:
-        kept, found, _ = measuring.answers(finder, parts.val, title="thresholds")
-        thresholds = detection.best_thresholds(kept, found)
+        answered = measuring.answers(finder, parts.val, title="thresholds")
+        thresholds = detection.best_thresholds(*answered[:2])
         model.card = dataclasses.replace(model.card, thresholds=tuple(map(float, thresholds)))
     split = "test" if parts.test is not None else "val"
     boxes = parts.parts().get(split)
@@ -405,7 +406,19 @@ def _measure(config: DetectFinetuneConfig, folder: Path, model: Detector, parts:
         notes.append(
             "The thresholds were chosen by the same images: what is found, missed and invented looks a little better than on others."
         )
-    measured, _, _ = measuring.measure(finder, boxes, thresholds, data=config.data, split=split, notes=notes)
+    if answered is None or split == "test":
+        answered = measuring.answers(finder, boxes)
+    kept, found, unreadable = answered
+    measured = detection.measured(
+        kept,
+        found,
+        thresholds,
+        model=model.card.name,
+        data=config.data,
+        split=split,
+        notes=notes,
+        unreadable=unreadable,
+    )
     detection.write_record(folder / "evaluation.json", measured)
     measuring.remarks(measured)
     print(f"\n{split}: {measured.images:,} images, {measured.objects:,} objects\n{measuring.described(measured)}")

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-
-import numpy as np
 
 from bigtransfer.bars import tqdm
 from bigtransfer.data.boxes import BoxSet
 from bigtransfer.detections import ObjectFinder
-from bigtransfer.evals import detection
 from bigtransfer.evals.detection import Detection, Objects
 from bigtransfer.evals.record import LeftOut
 
@@ -28,31 +24,6 @@ def answers(
         else:
             left_out.append(LeftOut(name=one.name, reason=one.error))
     return (boxes if len(kept) == len(boxes) else boxes.subset(kept)), found, left_out
-
-
-def measure(
-    finder: ObjectFinder,
-    boxes: BoxSet,
-    thresholds: np.ndarray,
-    *,
-    data: str,
-    split: str,
-    notes: Sequence[str] = (),
-    batch_size: int | None = None,
-) -> tuple[Detection, BoxSet, list[Objects]]:
-    """The evaluation on a part of a data set, and the images and answers that it is of. Unreadable images are left out and listed."""
-    kept, found, left_out = answers(finder, boxes, batch_size=batch_size)
-    measured = detection.measured(
-        kept,
-        found,
-        thresholds,
-        model=finder.card.name,
-        data=data,
-        split=split,
-        notes=notes,
-        unreadable=left_out,
-    )
-    return measured, kept, found
 
 
 def described(result: Detection) -> str:
