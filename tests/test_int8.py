@@ -82,7 +82,7 @@ def test_both_backends_compute_it(made: tuple[Path, Path, Path], by: Any) -> Non
 
 
 def test_ranges_come_from_the_training_images(
-    made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen = []
     quantized = backend.quantized
@@ -96,6 +96,7 @@ def test_ranges_come_from_the_training_images(
     model, data, _ = made
     command = to_int8(model, tmp_path / "x.onnx", data)
     assert cli.main(command) == 0
+    assert "too few to see a loss of 2%" in capsys.readouterr().out
     exact = Predictor.load(model, device="cpu", precision="fp32")
     files = sorted((data / "train").glob("*/*.png"))
     wanted = np.stack([exact.prepare(path, path.name).transpose(2, 0, 1) for path in files])

@@ -13,11 +13,12 @@ import functools
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import numpy as np
 
 from bigtransfer import files
@@ -27,6 +28,13 @@ from bigtransfer.data.images import Pixels
 from bigtransfer.data.remote import RemoteFile
 from bigtransfer.errors import DataError, ImageError
 from bigtransfer.limits import limits
+
+
+class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
+    """An image, or an object on one, that is left out, and why."""
+
+    name: str
+    reason: str
 
 
 class Strings(Sequence[str]):
@@ -727,6 +735,16 @@ class Splits:
         """Those that there are, by name."""
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {part: images for part, images in named.items() if images is not None}
+
+
+def readable(images: ImageSet, spec: InputSpec, rows: Iterable[int]) -> Iterator[tuple[int, Pixels]]:
+    """Those of the rows whose images can be read, with the images as a model of that `InputSpec` sees them."""
+    for row in rows:
+        try:
+            pixels = images.read(row, spec)
+        except ImageError:  # others will do
+            continue
+        yield row, pixels
 
 
 def native_size(images: ImageSet) -> tuple[int, int]:

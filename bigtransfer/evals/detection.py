@@ -18,9 +18,9 @@ import numpy as np
 
 from bigtransfer import records
 from bigtransfer.data.boxes import BoxSet
+from bigtransfer.data.sources import LeftOut
 from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.evals import record
-from bigtransfer.evals.record import LeftOut
 from bigtransfer.outputs import write_json
 from bigtransfer.records import Whole
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from bigtransfer import records
 from bigtransfer.catalog import Calibrated
-from bigtransfer.data.sources import ImageSet
+from bigtransfer.data.sources import ImageSet, LeftOut
 from bigtransfer.errors import ImageError, RunError
 from bigtransfer.evals.metrics import CALIBRATION_BINS, Calibration, Classification
 from bigtransfer.evals.multilabel import MultiLabel
@@ -55,13 +55,6 @@ class Bin(msgspec.Struct, frozen=True, kw_only=True, rename={"low": "from", "hig
     def __post_init__(self) -> None:
         if self.images and (self.confidence is None or self.accuracy is None):
             raise ValueError("confidence or accuracy is null though images is not 0")
-
-
-class LeftOut(msgspec.Struct, frozen=True, kw_only=True):
-    """An image that could not be read."""
-
-    name: str
-    reason: str
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True):

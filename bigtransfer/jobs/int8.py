@@ -14,7 +14,8 @@ from bigtransfer.backends.by_onnxruntime import OnnxRuntime
 from bigtransfer.catalog import ModelCard
 from bigtransfer.data import ImageSet, Splits, open_dataset, splits
 from bigtransfer.data.classes import match
-from bigtransfer.errors import ConfigError, DataError, ImageError, RunError, WeightsError
+from bigtransfer.data.sources import readable
+from bigtransfer.errors import ConfigError, DataError, RunError, WeightsError
 
 MOST_LOST = 0.02
 """Of the accuracy on held-out images: with more lost nothing is written."""
@@ -52,6 +53,8 @@ def quantized(content: bytes, card: ModelCard, source: str, asked: str | None) -
         f"calibrated on {min(len(parts.train), _CALIBRATED)} training images; top-1 on {count} {name} images of {where}: "
         f"{right[0] / count:.1%} in float32, {right[1] / count:.1%} in int8; the same class for {agreed}"
     )
+    if count * MOST_LOST < 1:
+        told += f" (too few to see a loss of {MOST_LOST:.0%})"
     if lost > MOST_LOST:
         raise WeightsError(
             f"int8 loses too much ({MOST_LOST:.0%} is allowed): {told}. Nothing was written. Take --dtype float16."
@@ -92,12 +95,9 @@ def _batches(images: ImageSet, card: ModelCard) -> Iterator[tuple[np.ndarray, np
     assert images.labels is not None
     some: list[np.ndarray] = []
     labels: list[int] = []
-    for i in range(len(images)):
-        try:
-            some.append(images.read(i, card.input))
-        except ImageError:
-            continue
-        labels.append(int(images.labels[i]))
+    for row, pixels in readable(images, card.input, range(len(images))):
+        some.append(pixels)
+        labels.append(int(images.labels[row]))
         if len(some) == _AT_A_TIME:
             yield _stacked(some), np.array(labels)
             some, labels = [], []

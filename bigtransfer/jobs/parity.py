@@ -13,7 +13,8 @@ from bigtransfer.backends.by_torch import Torch
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.data import ImageSet, open_dataset, open_images
 from bigtransfer.data import images as image_ops
-from bigtransfer.errors import BitError, DataError, ImageError, RunError, WeightsError
+from bigtransfer.data.sources import readable
+from bigtransfer.errors import BitError, DataError, RunError, WeightsError
 from bigtransfer.model import Network
 from bigtransfer.predictor import probable
 
@@ -122,12 +123,8 @@ def _opened(data: str, card: ModelCard) -> ImageSet:
 
 
 def _read(images: ImageSet, spec: InputSpec, name: str) -> np.ndarray:
-    found = []
-    for i in np.unique(np.linspace(0, len(images) - 1, _COUNT).round().astype(int)):
-        try:
-            found.append(images.read(int(i), spec))
-        except ImageError:  # others will do
-            continue
+    rows = np.unique(np.linspace(0, len(images) - 1, _COUNT).round().astype(int)).tolist()
+    found = [pixels for _, pixels in readable(images, spec, rows)]
     if not found:
         raise DataError(f"None of the images of {name} can be read.")
     return np.ascontiguousarray(np.stack(found).transpose(0, 3, 1, 2))

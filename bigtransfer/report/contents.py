@@ -16,11 +16,12 @@ import msgspec
 from bigtransfer import config as configs
 from bigtransfer import records, runs
 from bigtransfer.data.checks import Copy
+from bigtransfer.data.sources import LeftOut
 from bigtransfer.errors import RunError
 from bigtransfer.evals import detection
 from bigtransfer.evals.candidates import Choice, Closed
 from bigtransfer.evals.detection import Detection
-from bigtransfer.evals.record import Count, Evaluation, LabelsEvaluation, LeftOut
+from bigtransfer.evals.record import Count, Evaluation, LabelsEvaluation
 from bigtransfer.evals.suspects import Suspected
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.report.pictures import Pictures

@@ -21,11 +21,11 @@ import numpy as np
 from bigtransfer.data.boxes import coco, voc, yolo
 from bigtransfer.data.boxes.written import Found, Written
 from bigtransfer.data.layout import listed, quoted
-from bigtransfer.data.sources import Files, ImageSet
+from bigtransfer.data.sources import Files, ImageSet, LeftOut
 from bigtransfer.errors import DataError, ImageError, UnreadableImages
 from bigtransfer.limits import limits
 
-__all__ = ["BoxSet", "BoxSplits", "LeftOut", "hold_out", "matched", "open_boxes"]
+__all__ = ["BoxSet", "BoxSplits", "hold_out", "matched", "open_boxes"]
 
 _SHOWN = 5
 """Bad boxes that an error shows."""
@@ -91,14 +91,6 @@ class BoxSet:
         for array in (self.starts, self.boxes, self.labels, self.crowd):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
-
-
-@dataclass(frozen=True, kw_only=True)
-class LeftOut:
-    """An object or an image that was left out because somebody said so, with the reason."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)

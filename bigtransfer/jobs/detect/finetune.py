@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
@@ -134,7 +135,7 @@ def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Tra
         if begun is None:
             model, start = _model(config, parts, None)
             plan = _decide(config, parts, model, start, device, clock)
-            runs.write_json(folder / "unreadable.json", [dataclasses.asdict(one) for one in parts.left_out])
+            runs.write_json(folder / "unreadable.json", msgspec.to_builtins(parts.left_out))
             if clock is not None:
                 clock.note()
             record(run, COMMAND, config, plan, _counted(parts) | {"fingerprints": state_of_data})

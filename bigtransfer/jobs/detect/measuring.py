@@ -6,9 +6,9 @@ import sys
 
 from bigtransfer.bars import tqdm
 from bigtransfer.data.boxes import BoxSet
+from bigtransfer.data.sources import LeftOut
 from bigtransfer.detections import ObjectFinder
 from bigtransfer.evals.detection import Detection, Objects
-from bigtransfer.evals.record import LeftOut
 
 
 def answers(
