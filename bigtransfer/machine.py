@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import re
 import sys
 from pathlib import Path
@@ -75,6 +76,16 @@ def on_network(path: str | os.PathLike[str], mounts: Path = Path("/proc/self/mou
             if len(place) >= longest and (real == place or real.startswith(place.rstrip("/") + "/")):
                 kind, longest = rest.split()[0], len(place)
     return kind in _OF_SEVERAL_MACHINES or kind.startswith("fuse.")
+
+
+def processor(information: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor calls itself; on Linux on ARM, where it has no name there, what it can."""
+    with contextlib.suppress(OSError):
+        lines = information.read_text(encoding="utf-8", errors="replace").splitlines()
+        told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+        if name := told.get("model name") or told.get("Features"):
+            return name
+    return platform.processor() or platform.machine()
 
 
 def threads() -> int:

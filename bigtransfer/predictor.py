@@ -171,8 +171,11 @@ class Predictor:
         precision: Precision = "auto",
         decoder: Decoder | None = None,
         backend: Choice = "auto",
+        batch: int | None = None,
     ) -> None:
-        self._backend = model if isinstance(model, Backend) else backends.of_network(model, backend, device, precision)
+        self._backend = (
+            model if isinstance(model, Backend) else backends.of_network(model, backend, device, precision, batch)
+        )
         card = self._backend.card
         if decoder is not None:
             card = dataclasses.replace(card, input=dataclasses.replace(card.input, decoder=decoder))
@@ -197,15 +200,16 @@ class Predictor:
         precision: Precision = "auto",
         decoder: Decoder | None = None,
         backend: Choice = "auto",
+        batch: int | None = None,
     ) -> Predictor:
         """`model`: a file that `bit convert` exported, or whatever `weights.load` takes: a model file, a run folder, a name from
         `bit models` (downloaded if need be).
 
         device: "cpu", "cuda", "cuda:1", "mps"; None takes the fastest one present, of other backends than torch the CPU. precision: "fp32",
         "bf16", or "auto": bfloat16 where the backend has it and the hardware multiplies it natively, else float32. backend: what computes;
-        "auto" follows the form (`backends.opened`).
+        "auto" follows the form, "fastest" what was measured here for `batch` images at a time (`backends.opened`).
         """
-        return cls(backends.opened(model, backend, device, precision), decoder=decoder)
+        return cls(backends.opened(model, backend, device, precision, batch), decoder=decoder)
 
     def with_classes(self) -> Predictor:
         """This; ConfigError for a model without classes, which has nothing to say of an image but its features."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bigtransfer import cli, weights
+from bigtransfer.backends import by_onnxruntime
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.config import BenchmarkConfig
 from bigtransfer.data import images
+from bigtransfer.errors import ConfigError
 from bigtransfer.jobs import benchmark
 from bigtransfer.jobs.benchmark import Measured, Row
 from bigtransfer.model import ResNetV2
@@ -115,6 +118,73 @@ def test_a_busy_machine_is_said(network: ResNetV2) -> None:
         network, made(others=0.6), CPU
     )
     assert "does not say" in benchmark.table(network, made(others=None), CPU)
+
+
+def test_the_soonest_flags_are_told() -> None:
+    rows = [
+        Row("torch", "fp32", 1, False, int, rates=[10.0, 12.0, 14.0]),
+        Row("openvino", "bf16", 1, False, int, rates=[30.0, 20.0, 29.0]),
+        Row("onnxruntime", "fp32", 1, False, int, rates=[15.0, 18.0, 22.0]),
+        Row("timm", "fp32", 1, False, int, rates=[99.0, 99.0, 99.0]),
+        Row("torch", "fp32", 1, True, int, rates=[99.0, 99.0, 99.0]),
+        Row("torch", "fp32", 16, False, int, rates=[10.0, 12.0, 14.0]),
+        Row("openvino", "bf16", 16, False, int, rates=[9.0, 13.0, 13.0]),
+    ]
+    assert [*benchmark._soonest(made(rows=rows))] == [
+        "soonest with 1 at a time: --backend openvino --precision bf16, 1.32 times onnxruntime in fp32, which comes next; 1.11 to 2.00 "
+        "in the rounds",
+        "soonest with 1 at a time in fp32: --backend onnxruntime --precision fp32, 1.50 times torch in fp32, which comes next; 1.50 to "
+        "1.57 in the rounds",
+        "soonest with 16 at a time: --backend openvino --precision bf16, 0.93 times torch in fp32, which comes next; 0.90 to 1.08 in the "
+        "rounds, so no clear difference",
+    ]
+
+
+def test_what_is_remembered_is_what_was_measured(
+    network: ResNetV2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path / "cache"))
+    model, photos = tmp_path / "tiny.safetensors", class_folders(tmp_path / "photos", {"ant": 2})
+    weights.save(model, network)
+    (one,) = [str(path) for path in photos.rglob("000.png")]
+    predict = ["predict", str(model), one, "--backend", "fastest", "--device", "cpu", "--format", "jsonl"]
+    assert cli.main(predict) == 2
+    assert "was not measured on this machine" in capsys.readouterr().err
+    speeds = {("torch", 1): 5.0, ("onnxruntime", 1): 9.0, ("torch", 3): 9.0, ("onnxruntime", 3): 5.0}
+
+    def measured(config: BenchmarkConfig, *_: object) -> Measured:
+        rows = [Row(by, "fp32", batch, False, int, rates=[rate]) for (by, batch), rate in speeds.items()]
+        return made(rows=[*rows, Row("timm", "fp32", 1, False, int, rates=[99.0])])
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    assert cli.main(["benchmark", str(model), "--device", "cpu", "--remember"]) == 0
+    assert "remembered for --backend fastest" in capsys.readouterr().out
+    for batch, by in (
+        (1, "onnxruntime"),
+        (2, "torch"),
+        (64, "torch"),
+        (None, "torch"),
+    ):  # 2 is nearer to 3: 1.5 times, not twice
+        assert Predictor.load(model, device="cpu", backend="fastest", batch=batch).backend == by
+    used = []
+    monkeypatch.setattr(
+        by_onnxruntime.OnnxRuntime,
+        "run",
+        lambda self, x: used.append(len(x)) or (np.zeros((1, 2048)), np.zeros((1, 7))),
+    )
+    assert cli.main(predict) == 0 and used == [1]  # a single image: what is soonest with one
+    assert cli.main([*predict, "--batch-size", "3"]) == 0 and used == [1]
+    # Of an exported file, which torch cannot compute; and only what was measured.
+    assert cli.main(["convert", str(model), str(tmp_path / "tiny.onnx"), "--to", "onnx"]) == 0
+    assert Predictor.load(tmp_path / "tiny.onnx", backend="fastest", batch=3).backend == "onnxruntime"
+    with pytest.raises(ConfigError, match=r"Nothing was measured for tiny that fits here \(precision bf16\)"):
+        Predictor.load(model, device="cpu", backend="fastest", precision="bf16")
+    # Other threads are another machine.
+    monkeypatch.setenv("OMP_NUM_THREADS", "77")
+    with pytest.raises(ConfigError, match="was not measured"):
+        Predictor.load(model, device="cpu", backend="fastest")
+    monkeypatch.undo()
 
 
 def test_what_others_had(monkeypatch: pytest.MonkeyPatch) -> None:

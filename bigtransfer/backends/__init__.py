@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from bigtransfer import fetch, files, web
-from bigtransfer.backends import onnx_file
+from bigtransfer.backends import onnx_file, remembered
 from bigtransfer.catalog import EXPORTED, ModelCard
 from bigtransfer.errors import ConfigError
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bigtransfer.model import Network
 
 Name = Literal["torch", "onnxruntime", "openvino"]
-Choice = Literal["auto", "torch", "onnxruntime", "openvino"]
+Choice = Literal["auto", "fastest", "torch", "onnxruntime", "openvino"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -44,29 +44,53 @@ def opened(
     backend: Choice = "auto",
     device: str | None = None,
     precision: Precision = "auto",
+    batch: int | None = None,
 ) -> Backend:
     """`model`: a file of an exported network, or whatever `weights.load` takes.
 
     backend "auto" follows the form: onnxruntime for an ONNX file, else torch. Named, onnxruntime and openvino compute model files too: they
-    are exported first, in memory. Raises ConfigError for a backend that is not installed, cannot compute the file, or has not that device
-    or precision; else as `weights.load`.
+    are exported first, in memory. "fastest" is what `bit benchmark --remember` has found soonest on this machine's CPU for `batch` images
+    at a time (None: many), and torch on a GPU. Raises ConfigError for a backend that is not installed, cannot compute the file, or has not
+    that device or precision, and where nothing is remembered; else as `weights.load`.
     """
     if not is_exported(model):
         from bigtransfer import weights  # loads torch
 
-        return of_network(weights.load(model), backend, device, precision)
+        return of_network(weights.load(model), backend, device, precision, batch)
     if backend == "torch":
         raise ConfigError(
             f"{model} is an exported network, which torch does not compute. Give the model file it was made from."
         )
     path = _located(model)
-    return _of_file(onnx_file.read(path), path, backend, device, precision)
+    file = onnx_file.read(path)
+    if backend == "fastest":
+        if file.quantized:
+            raise ConfigError(
+                f"{model} computes in int8, of which nothing is measured; name onnxruntime or openvino as --backend."
+            )
+        if device not in (None, "cpu"):
+            raise ConfigError("--backend fastest is for the CPU, where several can compute; leave --device out.")
+        found = remembered.fastest(file.card, precision=precision, batch=batch, exported=True)
+        backend, precision = found.backend, found.precision
+    return _of_file(file, path, backend, device, precision)
 
 
 def of_network(
-    network: Network, backend: Choice = "auto", device: str | None = None, precision: Precision = "auto"
+    network: Network,
+    backend: Choice = "auto",
+    device: str | None = None,
+    precision: Precision = "auto",
+    batch: int | None = None,
 ) -> Backend:
     """The same of a network in memory."""
+    if backend == "fastest":
+        from bigtransfer.backends.by_torch import choose_device
+
+        if (where := choose_device(device)).type == "cpu":
+            found = remembered.fastest(network.card, precision=precision, batch=batch)
+            backend, precision, device = found.backend, found.precision, "cpu"
+        else:
+            backend, device = "torch", str(where)
     if backend in ("auto", "torch"):
         from bigtransfer.backends.by_torch import Torch
 

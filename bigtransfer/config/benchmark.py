@@ -15,7 +15,7 @@ class BenchmarkConfig(Config):
 
     Images per second by what computes, batch size and number format, from decoded pixels and from encoded images; the share of what the
     machine reaches in large products, measured in the same run; memory. Where timm is installed, the same network there. All take turns,
-    so that a slow minute hits all of them; how busy the machine was with other things is said.
+    so that a slow minute hits all of them; how busy the machine was with other things is said, and at the end which flag is soonest.
     """
 
     model: Positional[str]
@@ -36,6 +36,8 @@ class BenchmarkConfig(Config):
     """How often all take their turn; figures are medians of the rounds."""
     json: str | None = None
     """File for all numbers, those of each round too."""
+    remember: bool = False
+    """Keep the figures of this machine's CPU, for --backend fastest of `bit predict`, `evaluate` and `serve`."""
 
     # --- Machine
     device: str | None = None

@@ -54,8 +54,9 @@ class PredictConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
-    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
-    """What computes the network. auto: onnxruntime for a model that `bit convert --to onnx` wrote, else torch."""
+    backend: Literal["auto", "fastest", "torch", "onnxruntime", "openvino"] = "auto"
+    """What computes the network. auto: onnxruntime for a model that `bit convert --to onnx` wrote, else torch. fastest: what
+    `bit benchmark MODEL --remember` has found soonest on this machine."""
     batch_size: Batch | None = None
     """Images computed at a time. Default: by their size."""
     decoder: Literal["fast", "exact"] | None = None

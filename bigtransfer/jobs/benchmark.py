@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 import bigtransfer
 from bigtransfer import machine, outputs, weights
-from bigtransfer.backends import Name
+from bigtransfer.backends import Name, remembered
 from bigtransfer.backends.by_torch import choose_device
 from bigtransfer.config import BenchmarkConfig
 from bigtransfer.data.forms import open_images
-from bigtransfer.errors import BitError, DataError
+from bigtransfer.errors import BitError, ConfigError, DataError
 from bigtransfer.feed.augment import normalize
 from bigtransfer.model import Network
 from bigtransfer.ops.memory import give_back_freed_memory
@@ -85,8 +85,13 @@ def run(config: BenchmarkConfig) -> None:
     """Measure, and show or write what came out."""
     network = weights.load(config.model)
     device = choose_device(config.device)
+    if config.remember and device.type != "cpu":
+        raise ConfigError("--remember is for the CPU, where several backends can compute: with --device cpu.")
     measured = measure(config, network, device)
     print(table(network, measured, device))
+    if config.remember:
+        file = remembered.remember(network.card, [*_figures(measured)])
+        print(f"\nremembered for --backend fastest: {file}")
     if config.json is not None:
         outputs.write_json(config.json, record(config, network, measured, device))
         print(f"\nall numbers: {config.json}")
@@ -336,6 +341,32 @@ def table(network: Network, measured: Measured, device: torch.device) -> str:
     return "\n".join(lines).rstrip()
 
 
+def _figures(measured: Measured) -> Iterator[remembered.Figure]:
+    """What `--backend fastest` chooses from."""
+    for row in measured.rows:
+        if row.by != "timm" and not row.decoding:
+            found: Any = {"backend": row.by, "precision": row.precision}
+            yield remembered.Figure(**found, batch=row.batch, images_per_second=row.rate)
+
+
+def _soonest(measured: Measured) -> Iterator[str]:
+    """By batch the flags that answer soonest: in any number format, and in fp32 where that is another."""
+    ours = [row for row in measured.rows if row.by != "timm" and not row.decoding]
+    for batch in dict.fromkeys(row.batch for row in ours):
+        rows = sorted((row for row in ours if row.batch == batch), key=lambda row: row.rate, reverse=True)
+        fp32 = [row for row in rows if row.precision == "fp32"]
+        for among, what in ((rows, ""), (fp32 if fp32 and fp32[0] is not rows[0] else [], " in fp32")):
+            if len(among) < 2:
+                continue
+            first, second = among[:2]
+            ratios = [mine / theirs for mine, theirs in zip(first.rates, second.rates, strict=True)]
+            yield (
+                f"soonest with {batch} at a time{what}: --backend {first.by} --precision {first.precision}, "
+                f"{statistics.median(ratios):.2f} times {second.by} in {second.precision}, which comes next; {min(ratios):.2f} to "
+                f"{max(ratios):.2f} in the rounds{'' if min(ratios) > 1 else ', so no clear difference'}"
+            )
+
+
 def _figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -355,6 +386,7 @@ def _remarks(measured: Measured) -> list[str]:
                     f"{name}: {statistics.median(ratios):.2f} times timm (eager, channels_last) in {precision}, batch {batch}; "
                     f"{min(ratios):.2f} to {max(ratios):.2f} in the rounds"
                 )
+    lines += _soonest(measured)
     if measured.others is None:
         lines.append("How busy the machine was otherwise, this system does not say.")
     elif measured.others > _BUSY:

@@ -60,9 +60,13 @@ class Part:
     files: tuple[File, ...]
 
 
+_TORCH = ("auto", "fastest", "torch")
+"""Backends that may be torch."""
+
+
 def device_of(config: EvaluateConfig | PredictConfig) -> torch.device:
     """Where this process computes, before several processes have agreed: other backends than torch look for themselves."""
-    by_torch = config.backend in ("auto", "torch") and not backends.is_exported(config.model)
+    by_torch = config.backend in _TORCH and not backends.is_exported(config.model)
     return choose_device(config.device) if by_torch else torch.device("cpu")
 
 
@@ -70,12 +74,13 @@ def opened(config: EvaluateConfig | PredictConfig, device: torch.device) -> tupl
     """The predictor that is asked for, by torch on `device`, and SHA-256 of its model's numbers, for `plan`; without a folder to go on in
     later it is "", since it takes a look at every number."""
     how: dict[str, Any] = {"precision": config.precision, "decoder": config.decoder, "backend": config.backend}
+    how["batch"] = config.batch_size
     kept = config.out is not None
     if backends.is_exported(config.model):
         predictor = Predictor.load(config.model, device=config.device, **how)
         return predictor, backends.digest(config.model) if kept else ""
     network = weights.load(config.model)
-    asked = str(device) if config.backend in ("auto", "torch") else config.device
+    asked = str(device) if config.backend in _TORCH else config.device
     return Predictor(network, device=asked, **how), weights.digest(network.state_dict()) if kept else ""
 
 

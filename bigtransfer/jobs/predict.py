@@ -41,6 +41,7 @@ def run(config: PredictConfig) -> int:
         precision=config.precision,
         decoder=config.decoder,
         backend=config.backend,
+        batch=config.batch_size or (1 if len(config.images) == 1 and Path(config.images[0]).is_file() else None),
     )
     if config.features is None:
         predictor.with_classes()

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from bigtransfer import files, limits
 from bigtransfer.config import ServeConfig, seconds
@@ -31,7 +32,8 @@ def run(config: ServeConfig) -> int:
     given = os.environ.get(limits.VARIABLE)
     os.environ[limits.VARIABLE] = ",".join(filter(None, (_STRICTER, given)))
     try:
-        how = {"device": config.device, "precision": config.precision, "backend": config.backend}
+        how: dict[str, Any] = {"device": config.device, "precision": config.precision, "backend": config.backend}
+        how["batch"] = config.batch_size
 
         def load(model: str) -> Predictor:
             return Predictor.load(model, **how).with_classes()
