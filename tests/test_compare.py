@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,8 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ("fields", "message"),
     [
         ({"what": ()}, "Name the folders of finished runs"),
-        ({"what": ("a",)}, "One run alone cannot be compared"),
+        ({"what": ("/nowhere/at all",)}, "There is no folder /nowhere/at all"),
+        ({"what": (__file__,)}, "One run alone cannot be compared. Name another; or, if"),
         ({"what": ("a", "b/../a")}, "A run is named twice"),
         ({"what": ("a", "b"), "budget": "5m"}, "--budget is for --models"),
         ({"what": ("a", "b"), "test_fraction": 0.5}, "--test-fraction is for --models"),
@@ -116,6 +118,9 @@ def test_the_closed_form_of_all_comes_first_then_each_in_the_same_time(
     assert named == ["timm-resnet18.a1_in1k", "timm-resnet18-w", "run", "b"]
     with pytest.raises(ConfigError, match="would both be called b"):
         compare._told_apart(["a/b", "c/b"])
+    for same in (["lite0", "efficientnet-lite0"], ["a/b.safetensors", "a/../a/b.safetensors"]):
+        with pytest.raises(ConfigError, match="are the same network"):
+            compare._told_apart(same)
 
 
 def test_a_test_part_of_its_own_is_used_as_it_is(photos: Path, networks: tuple[Path, Path], tmp_path: Path) -> None:
@@ -208,6 +213,19 @@ def test_two_networks_on_the_same_images(
     (done.folder / runs.WHOLE).write_text(json.dumps(whole))
     assert runs.compare([done.folder, out / "two-closed"]).rows[0].right == 0
     (done.folder / runs.WHOLE).unlink()
+    # What cannot be written is refused before any network is timed, and so is a run that is not finished.
+    timed: list[int] = []
+    monkeypatch.setattr(compare, "measured", lambda *_: timed.append(1))
+    ours = ["compare", str(out / "one-closed"), str(out / "two-closed"), "--json"]
+    assert cli.main([*ours, str(out / "two-closed" / "config.json")]) == 2
+    assert "would replace" in capsys.readouterr().err
+    assert cli.main([*ours, str(tmp_path)]) == 2 and "Cannot write" in capsys.readouterr().err
+    assert cli.main([*asked, "--json", str(third)]) == 2 and "would replace" in capsys.readouterr().err
+    shutil.copytree(out / "two-closed", tmp_path / "begun")
+    (tmp_path / "begun" / "evaluation.json").unlink()
+    assert cli.main(["compare", str(out / "one-closed"), str(tmp_path / "begun")]) == 2
+    assert "begun is not finished" in capsys.readouterr().err and not timed
+    monkeypatch.undo()
     # They are runs like any others.
     assert cli.main(["report", str(out / "one-closed")]) == 0
     assert cli.main(["predict", str(out / "one-closed"), str(photos / "red" / "0.png")]) == 0

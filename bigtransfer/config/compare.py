@@ -88,6 +88,8 @@ class CompareConfig(Config):
             raise ConfigError("Name the folders of finished runs; or your images, and the networks with --models.")
         if self.models is None:
             forbid(self, _OF_MODELS, "is for --models, with which networks are taken to your images")
+            if len(self.what) == 1 and not os.path.exists(self.what[0]):
+                raise ConfigError(f"There is no folder {self.what[0]}, and one run alone could not be compared.")
             if len(self.what) == 1:
                 raise ConfigError(
                     f"One run alone cannot be compared. Name another; or, if {self.what[0]} are your images, the networks with --models."

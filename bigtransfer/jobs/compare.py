@@ -7,6 +7,7 @@ the same command finds what is finished, goes on with what is not, and leaves ru
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import statistics
 import sys
@@ -17,7 +18,7 @@ from typing import Literal
 
 import torch
 
-from bigtransfer import data, outputs, runs, weights
+from bigtransfer import catalog, data, outputs, runs, weights
 from bigtransfer.backends.by_torch import choose_device
 from bigtransfer.config import CompareConfig, EvaluateConfig, FinetuneConfig, command_line
 from bigtransfer.data import Splits, splits
@@ -46,9 +47,11 @@ def run(config: CompareConfig) -> int:
         folders, left_out = [checked(one) for one in config.what], []
         pictures = images(folders[0], config.data)
         place = folders[0]
+        _refuse_replacing(config, folders, config.out or place / PAGE)
     else:
         place = run_folder(config.out, config.what[0], "compare")
         asked = planned(config, place)
+        _refuse_replacing(config, [Path(one.out or "") for one in asked], place / PAGE)
         done = _take(asked)
         if isinstance(done, int):
             print("\nStopped; what is finished stays. The same command goes on from here.")
@@ -123,9 +126,15 @@ def _opened(config: CompareConfig) -> Splits:
 
 
 def _told_apart(networks: Sequence[str]) -> list[str]:
-    """For each a name that a folder may have; ConfigError where two would have the same."""
+    """For each a name that a folder may have; ConfigError where two are the same network, or would have the same name."""
     found: dict[str, str] = {}
+    meant: dict[str, str] = {}
     for model in networks:
+        record = catalog.meant(model)
+        which = os.path.realpath(model) if record is None else record.card.name
+        if which in meant:
+            raise ConfigError(f"{meant[which]} and {model} are the same network. --models needs different ones.")
+        meant[which] = model
         given, _, file = model.partition("@") if re.match(r"(timm|torchvision):", model) else ("", "", model)
         path = Path(file)
         if path.name == "model.safetensors":  # of a run, which its folder names
@@ -189,8 +198,7 @@ def _measure_whole(asked: FinetuneConfig, done: finetune.Finetuned) -> None:
 
 
 def _compare(config: CompareConfig, folders: Sequence[Path], pictures: Sequence[data.ImageSet], place: Path) -> None:
-    costs, notes = measured(folders, config)
-    compared = pages.compare(folders, pictures, costs, notes)
+    compared = pages.compare(folders, pictures, lambda: measured(folders, config))
     for note in compared.notes:
         print(f"note: {line(note)}", file=sys.stderr)
     print("\n".join(map(line, pages.table(compared))))
@@ -206,13 +214,21 @@ def _compare(config: CompareConfig, folders: Sequence[Path], pictures: Sequence[
         out = Path(config.out)
     else:
         out = pages.place(place / PAGE, compared)
-    outputs.refuse_replacing(
-        [("--json", config.json), ("--out", out)], [folder / "evaluation.json" for folder in folders]
-    )
+    _refuse_replacing(config, folders, out)
     pages.write(out, compared)
     if config.json is not None:
         runs.write_json(config.json, pages.record(compared))
     print(f"\ncomparison: {out}")
+
+
+def _refuse_replacing(config: CompareConfig, folders: Sequence[Path], page: str | os.PathLike[str]) -> None:
+    """ConfigError or RunError if what is to be written would replace what is read, or has no place."""
+    read = [folder / name for folder in folders for name in ("evaluation.json", "config.json", "model.safetensors")]
+    asked = *config.what, *(network.rpartition("@")[2] for network in config.networks), config.exclude
+    outputs.refuse_replacing([("--json", config.json), ("--out", page)], [*read, *asked])
+    for path in filter(None, (config.json, page)):
+        if not os.path.exists(path) or os.path.isfile(path) or os.path.isdir(path):  # no pipe, no device
+            outputs.refuse_unwritable(path)
 
 
 def measured(folders: Sequence[Path], config: CompareConfig) -> tuple[list[Cost | None], list[str]]:

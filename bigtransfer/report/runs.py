@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import markupsafe
 import numpy as np
 
 from bigtransfer import terminal
+from bigtransfer.config import command_line
 from bigtransfer.data import ImageSet
 from bigtransfer.errors import RunError
 from bigtransfer.evals.metrics import wilson
@@ -105,12 +106,11 @@ class Runs:
 def compare(
     folders: Sequence[str | os.PathLike[str]],
     images: Sequence[ImageSet] = (),
-    costs: Sequence[Cost | None] = (),
-    notes: Sequence[str] = (),
+    measure: Callable[[], tuple[Sequence[Cost | None], Sequence[str]]] | None = None,
 ) -> Runs:
     """The runs in those folders, the first beside each of the others, on the images that all were measured on (by name).
 
-    costs: of each, where they are known. notes: what there is to say beside what is found.
+    measure: asked what each costs, where that is known, and what there is to say of it; not before it is clear that they can be compared.
 
     Raises RunError for a folder without an evaluation or with one of several labels, where there is no such image, or where the runs
     contradict each other about an image's class.
@@ -124,7 +124,7 @@ def compare(
         raise RunError(f"{names[0]} and the others were measured on different images; there is nothing to compare.")
     tables = [{row.name: row for row in one.predictions if row.name in common} for one in found]
     order = sorted(common)
-    notes = [*notes]
+    notes: list[str] = []
     for name, one, table in zip(names, found, tables, strict=True):
         if len(table) != sum(row.name in common for row in one.predictions):
             raise RunError(f"{name} has several images of one name; it cannot be told which is which.")
@@ -143,6 +143,7 @@ def compare(
             f"Measured on {', '.join(sorted({one.data for one in found}))}; taken for the same images, as names and classes are the same."
         )
     right = [np.array([table[image].rank == 0 for image in order]) for table in tables]
+    costs, said = ([None] * len(names), []) if measure is None else measure()
     rows = [
         Row(
             name=name,
@@ -154,9 +155,7 @@ def compare(
             cost=cost,
             start=_start(contents) or name,
         )
-        for name, (contents, one), which, cost in zip(
-            names, read, right, costs or itertools.repeat(None, len(names)), strict=True
-        )
+        for name, (contents, one), which, cost in zip(names, read, right, costs, strict=True)
     ]
     most = SHOWN if len(rows) == 2 else SHOWN_OF_MANY
     return Runs(
@@ -176,7 +175,7 @@ def compare(
         ],
         images=len(order),
         summary=_summary(rows, right) if len(rows) > 2 else [],
-        notes=notes,
+        notes=[*said, *notes],
     )
 
 
@@ -275,6 +274,11 @@ def _measured(folder: str | os.PathLike[str]) -> tuple[Contents, Evaluation]:
     if contents.labels is not None:
         raise RunError(
             f"{folder}: images may have several labels there; only runs with one label for each image are compared."
+        )
+    config = contents.config
+    if contents.evaluation is None and config is not None and config.command == "finetune":
+        raise RunError(
+            f"{folder} is not finished. Its command goes on from what is there: {command_line('finetune', config.asked)}"
         )
     if contents.evaluation is None or not contents.evaluation.predictions:
         raise RunError(f"{folder} holds no evaluation. `bit evaluate MODEL DATA --out FOLDER` makes one.")
