@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,12 @@ def test_a_test_part_of_its_own_is_used_as_it_is(photos: Path, networks: tuple[P
         (tmp_path / "set" / part).symlink_to(photos)
     config = CompareConfig(what=(str(tmp_path / "set"),), models=",".join(map(str, networks)))
     assert {one.test_fraction for one in compare.planned(config, tmp_path / "out")} == {None}
+    without = tmp_path / "unlabelled"  # the images of its test part are in no class: some of the others are held out
+    without.mkdir()
+    for part, images in (("train", photos), ("test", photos / "red")):
+        (without / part).symlink_to(images)
+    config = dataclasses.replace(config, what=(str(without),))
+    assert {one.test_fraction for one in compare.planned(config, tmp_path / "out")} == {0.2}
     held = FinetuneConfig(data=str(tmp_path / "set"), test_fraction=0.2)
     with pytest.raises(ConfigError, match="--test-fraction has no effect: the data set has a test part"):
         dataset.usable(held, open_dataset(held.data), None)
@@ -146,14 +152,17 @@ def test_what_cannot_be_used_is_refused_before_anything_is_done(
 
     assert "none.safetensors" in refused(models=f"{networks[0]},none.safetensors")
     assert "nothing" in refused(what=(str(tmp_path / "nothing"),))
+    assert "has no classes" in refused(what=(str(photos / "red"),))
+    assert "77" in refused(device="cuda:77")
     table = tmp_path / "labels.jsonl"
     rows = [{"file_name": str(photos / "red" / f"{i}.png"), "label": ["a", "b"][: i % 2 + 1]} for i in range(4)]
     table.write_text("\n".join(map(json.dumps, rows)))
     assert "several labels" in refused(what=(str(table),))
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
-    with pytest.raises(RunError, match="not a folder for several runs"):
-        compare.planned(CompareConfig(what=(str(photos),), models="a,b"), tmp_path / "run")
+    for place in (tmp_path / "run", table):
+        with pytest.raises(RunError, match="not a folder for several runs"):
+            compare.planned(CompareConfig(what=(str(photos),), models="a,b"), place)
 
 
 # --- The runs
@@ -213,19 +222,6 @@ def test_two_networks_on_the_same_images(
     (done.folder / runs.WHOLE).write_text(json.dumps(whole))
     assert runs.compare([done.folder, out / "two-closed"]).rows[0].right == 0
     (done.folder / runs.WHOLE).unlink()
-    # What cannot be written is refused before any network is timed, and so is a run that is not finished.
-    timed: list[int] = []
-    monkeypatch.setattr(compare, "measured", lambda *_: timed.append(1))
-    ours = ["compare", str(out / "one-closed"), str(out / "two-closed"), "--json"]
-    assert cli.main([*ours, str(out / "two-closed" / "config.json")]) == 2
-    assert "would replace" in capsys.readouterr().err
-    assert cli.main([*ours, str(tmp_path)]) == 2 and "Cannot write" in capsys.readouterr().err
-    assert cli.main([*asked, "--json", str(third)]) == 2 and "would replace" in capsys.readouterr().err
-    shutil.copytree(out / "two-closed", tmp_path / "begun")
-    (tmp_path / "begun" / "evaluation.json").unlink()
-    assert cli.main(["compare", str(out / "one-closed"), str(tmp_path / "begun")]) == 2
-    assert "begun is not finished" in capsys.readouterr().err and not timed
-    monkeypatch.undo()
     # They are runs like any others.
     assert cli.main(["report", str(out / "one-closed")]) == 0
     assert cli.main(["predict", str(out / "one-closed"), str(photos / "red" / "0.png")]) == 0
@@ -253,6 +249,8 @@ def test_one_that_fails_does_not_end_the_others_and_a_signal_ends_all(
             raise ends[name]
         return Finetuned(folder=Path(one.out or ""), recipe=None, metrics={}, stopped_by=ends.get(name))  # type: ignore[arg-type]
 
+    whole: list[str] = []
+    monkeypatch.setattr(compare, "_measure_whole", lambda one, _: whole.append(Path(one.out).name))
     compared: list[list[str]] = []
     monkeypatch.setattr(finetune, "finetune", pretend)
     monkeypatch.setattr(compare, "images", lambda *_: [])
@@ -261,15 +259,64 @@ def test_one_that_fails_does_not_end_the_others_and_a_signal_ends_all(
     assert compare.run(config) == 1
     assert seen == ["one-closed", "two-closed", "one-9s", "two-9s"] and compared == [["two-closed", "one-9s", "two-9s"]]
     assert f"not compared: {tmp_path / 'out' / 'one-closed'}: is busy" in capsys.readouterr().err
+    assert whole == ["two-closed", "one-9s", "two-9s"]
     seen, ends = [], {"two-closed": signal.SIGTERM}
     assert compare.run(config) == 128 + signal.SIGTERM
-    assert seen == ["one-closed", "two-closed"] and len(compared) == 1
+    assert seen == ["one-closed", "two-closed"] and len(compared) == 1 and whole[3:] == ["one-closed"]
     ends = {"one-closed": DataError("no images")}
     with pytest.raises(DataError):
         compare.run(config)
     ends = {name: RunError("is busy") for name in ("one-closed", "two-closed", "one-9s")}
     with pytest.raises(RunError, match="Fewer than two runs"):
         compare.run(config)
+
+
+def test_what_cannot_be_written_is_refused_before_anything_is_done(
+    photos: Path, networks: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(compare, "_take", lambda _: done.append("taken") or 128)
+    monkeypatch.setattr(compare, "measured", lambda *_: done.append("timed") or ([None, None], []))
+    out = tmp_path / "out"
+    folders = [out / "one-closed", out / "two-closed"]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
+        (folder / "config.json").write_text(json.dumps({"command": "finetune", "asked": {}}))
+
+    def refused(**changes: Any) -> str:
+        with pytest.raises((ConfigError, RunError)) as caught:
+            compare.run(CompareConfig(**changes))
+        assert not done
+        return str(caught.value)
+
+    with_networks: dict[str, Any] = {
+        "what": (str(photos),),
+        "models": ",".join(map(str, networks)),
+        "out": str(out),
+        "device": "cpu",
+    }
+    assert "would replace" in refused(**with_networks, json=str(networks[0]))
+    assert "would replace" in refused(**with_networks, json=str(folders[0] / "config.json"))
+    assert "Cannot write" in refused(**with_networks, json=str(tmp_path))
+    finished: dict[str, Any] = {"what": tuple(map(str, folders)), "device": "cpu"}
+    assert "would replace" in refused(**finished, json=str(folders[1] / "evaluation.json"))
+    assert "Cannot write" in refused(**finished, out=str(tmp_path))
+    (tmp_path / "page.html").touch()
+    assert "what --json writes" in refused(
+        **finished, out=str(tmp_path / "page.html"), json=str(tmp_path / "page.html")
+    )
+    evaluation = (folders[1] / "evaluation.json").read_text()
+    (folders[1] / "evaluation.json").unlink()
+    assert "two-closed is not finished" in refused(**finished)
+    (folders[1] / "evaluation.json").write_text(evaluation)
+    # The page goes to the first free place, which may be the one of the numbers.
+    (folders[0] / "comparison.html").write_text("mine")
+    with pytest.raises(ConfigError, match="what --json writes"):
+        compare.run(CompareConfig(**finished, json=str(folders[0] / "comparison-2.html")))
+    assert done == ["timed"]
+    compare.run(CompareConfig(**finished, json=os.devnull))
+    assert (folders[0] / "comparison-2.html").is_file() and (folders[0] / "comparison.html").read_text() == "mine"
 
 
 # --- What the page says
