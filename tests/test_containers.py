@@ -667,3 +667,19 @@ def test_other_files_are_called_by_their_names(data: bytes, said: str) -> None:
     for function in (images.decode, images.size):
         with pytest.raises(ImageError, match=said):
             function(data, "x")
+
+
+def test_what_is_opened_is_loaded_and_the_rest_is_not() -> None:
+    """The same endings and formats as if Pillow had loaded all it has, thirty modules more at the start of each command."""
+    code = """
+import sys
+from bigtransfer.data import containers
+endings, formats = containers.extensions(), containers.formats()
+assert "PIL.PdfImagePlugin" not in sys.modules
+from PIL import Image
+Image.init()
+known = {*containers.FORMATS, *containers.ALIASES}
+assert endings == {ending for ending, kind in Image.EXTENSION.items() if kind in known}
+assert formats == tuple(kind for kind in containers.FORMATS if kind in Image.OPEN), formats
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=600)

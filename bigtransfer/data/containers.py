@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
+import importlib
 import io
 import re
 import struct
@@ -42,6 +43,26 @@ FORMATS = (
 
 ALIASES = ("DIB", "MPO")
 """Formats whose endings also stand for files of these: .dib of BMP, .mpo of JPEG."""
+
+_PLUGINS = (
+    "Avif",
+    "Bmp",
+    "Gif",
+    "Ico",
+    "Jpeg",
+    "Jpeg2K",
+    "Mpo",
+    "Pcx",
+    "Png",
+    "Ppm",
+    "Psd",
+    "Qoi",
+    "Sgi",
+    "Tga",
+    "Tiff",
+    "WebP",
+)
+"""Pillow's modules that have them; HEIF is pillow-heif's."""
 
 _MOST_PARTS = 1 << 18
 """Segments, chunks, blocks or boxes of a file that are looked at: so many have no image of their own accord."""
@@ -118,7 +139,10 @@ flat images and on noise, on one core that was busy with other things too."""
 def formats() -> tuple[str, ...]:
     """The formats that are opened here: `FORMATS` that the installed Pillow decodes, HEIF where pillow-heif is installed."""
     with_heif()
-    Image.init()
+    for module in _PLUGINS:
+        # Not `Image.init`, which loads thirty more, at the start of every command.
+        with contextlib.suppress(ImportError):
+            importlib.import_module(f"PIL.{module}ImagePlugin")
     _silence_libtiff()
     missing = {"WEBP": "webp", "AVIF": "avif", "JPEG2000": "jpg_2000", "JPEG": "jpg"}
     return tuple(
@@ -150,8 +174,8 @@ def with_heif() -> bool:
 @functools.cache
 def extensions() -> frozenset[str]:
     """Lower-case file name endings, with their dot, that are taken for images."""
-    known = {*formats(), *ALIASES}
-    return frozenset(ending for ending, kind in Image.registered_extensions().items() if kind in known)
+    known = {*formats(), *ALIASES}  # which has loaded what registers them
+    return frozenset(ending for ending, kind in Image.EXTENSION.items() if kind in known)
 
 
 def kind_of(data: bytes) -> str | None:
