@@ -75,7 +75,7 @@ def test_yolo_without_names_outlines_and_background(tmp_path: Path) -> None:
     (root / "labels" / "train" / "000.txt").unlink()
     (root / "labels" / "train" / "001.txt").write_text("1 0.25 0.25 0.5 0.25 0.5 0.75\n")
     found = open_boxes(root)
-    assert found.class_names == ("0", "1") and "their numbers" in found.notes[0]
+    assert found.class_names == ("0", "1") and "their numbers" in found.notes[-1]
     assert np.diff(found.train.starts)[:2].tolist() == [0, 1]
     np.testing.assert_allclose(found.train.boxes[0], [16, 12, 32, 36], atol=1e-4)
 
@@ -233,6 +233,9 @@ def test_images_and_categories_that_are_there_twice(tmp_path: Path) -> None:
         ("", "not XML"),
         ('<?xml version="1.0" encoding="nonsense"?><annotation/>', "not XML"),
         ("<!DOCTYPE a [<!ENTITY x 'xxxx'>]><annotation>&x;</annotation>", "document type"),
+        ("<annotation><size><width>inf</width><height>9</height></size></annotation>", "inf x 9 px, is none"),
+        ("<annotation><size><width>9</width><height>1e99</height></size></annotation>", "9 x 1e.99 px, is none"),
+        ("<annotation><size><width>9</width></size></annotation>", "height of size is '', not a number"),
     ],
 )
 def test_xml_of_another_form(tmp_path: Path, xml: str, words: str) -> None:
@@ -241,6 +244,41 @@ def test_xml_of_another_form(tmp_path: Path, xml: str, words: str) -> None:
     with pytest.raises(DataError, match=words) as raised:
         open_boxes(root)
     assert "train_000.xml" in str(raised.value)
+
+
+def test_a_document_type_in_utf_16_is_refused_too(tmp_path: Path) -> None:
+    root = box_makers.voc(tmp_path, {"train": scenes(1)})
+    laughs = "<!DOCTYPE a [<!ENTITY x 'ha'><!ENTITY y '&x;&x;'>]><annotation><filename>&y;</filename></annotation>"
+    for encoding in ("utf-16", "utf-16-be"):
+        (root / "Annotations" / "train_000.xml").write_bytes(laughs.encode(encoding))
+        with pytest.raises(DataError, match="not XML in UTF-8"):
+            open_boxes(root)
+
+
+def test_an_image_is_listed_once(tmp_path: Path) -> None:
+    root = box_makers.voc(tmp_path / "voc", {"train": scenes(2)})
+    (root / "ImageSets" / "Main" / "train.txt").write_text("train_000\ntrain_001\ntrain_000\n")
+    with pytest.raises(DataError, match=r"train\.txt, line 3: 'train_000' is there twice"):
+        open_boxes(root)
+    path = one_image(tmp_path)
+    record = json.loads(path.read_text())
+    record["images"].append({**record["images"][0], "id": 2, "file_name": "./000.png"})
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=r"images\[1\], './000.png' .* is there twice"):
+        open_boxes(path)
+
+
+def test_yolo_says_which_images_and_labels_are_alone(tmp_path: Path) -> None:
+    root = box_makers.yolo(tmp_path, {"train": scenes(4), "val": scenes(1)})
+    (root / "images" / "train" / "002.png").unlink()
+    (root / "labels" / "train" / "003.txt").unlink()
+    (root / "labels" / "train" / "classes.txt").write_text("blue\nred\n")
+    found = open_boxes(root)
+    assert len(found.train) == 3 and not len(found.train.boxes[found.train.of(2)])
+    assert found.notes == (
+        "1 of 3 train images have no file of labels: they count as images without objects.",
+        "Files of labels of train that have no image are passed over (1): 'labels/train/002.txt'.",
+    )
 
 
 def test_voc_boxes_that_are_nan_and_lists_that_lead_elsewhere(tmp_path: Path) -> None:
@@ -278,6 +316,11 @@ def test_lines_of_another_form(tmp_path: Path, line: str, words: str) -> None:
     assert "000.txt" in str(raised.value)
 
 
+BILLIONS = (
+    "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}' if i else 'ha'] * 9)}]\n" for i in range(12)) + "names: *x11\n"
+)  # lists of lists, by reference
+
+
 @pytest.mark.parametrize(
     ("yaml", "words"),
     [
@@ -286,6 +329,13 @@ def test_lines_of_another_form(tmp_path: Path, line: str, words: str) -> None:
         ("names: a", "must be a list"),
         ("names: [a]\ntrain: 5", "train"),
         ("names: [a\n", "not YAML"),
+        ("names: [a, b]\nkpt_shape: [17, 2]", "key points"),
+        (
+            "x0: &x0 [a, a]\n"
+            + "".join(f"x{i}: &x{i} [{', '.join([f'*x{i - 1}'] * 9)}]\n" for i in range(1, 12))
+            + "names: *x11",
+            "is a list",
+        ),
         ("!!python/object/apply:os.system ['true']", "not YAML"),
         ("names: [a]\n# " + "x" * 2**20, "bytes"),
     ],
@@ -303,6 +353,19 @@ def test_a_yaml_file_does_not_lead_elsewhere(tmp_path: Path, where: str) -> None
     other = box_makers.yolo(tmp_path / "other", {"train": scenes(3)})
     (root / "data.yaml").write_text(f"train: {where.format(other=other)}\nnames: [blue, red]\n")
     assert len(open_boxes(root).train) == 1
+
+
+def test_parts_that_the_yaml_file_names_and_that_are_not_there(tmp_path: Path) -> None:
+    root = box_makers.yolo(tmp_path, {"train": scenes(1), "val": scenes(1)})
+    path = root / "data.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("train: images/train", "train: images/gone"))
+    with pytest.raises(DataError, match="says that train is 'images/gone', and no such folder"):
+        open_boxes(root)
+    path.write_text(before.replace("val: images/val", "val: val2017.txt"))
+    assert open_boxes(root).notes == (
+        "Of val: the YAML file says that val is 'val2017.txt', and no such folder is here.",
+    )
 
 
 def test_parts_of_other_categories_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Source: cocodataset.org/#format-data. `bbox` is left, top, width, height, px; ca
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -82,7 +83,7 @@ def read(root: Path, paths: dict[str, Path]) -> Found:
                 f"{listed(name for _, name in names[first])}. All parts must have the same ids and names."
             )
         for what, values in (("id", [str(number) for number, _ in own]), ("name", [name for _, name in own])):
-            if twice := {value for value in values if values.count(value) > 1}:
+            if twice := [value for value, count in Counter(values).items() if count > 1]:
                 raise DataError(f"{paths[split]}: the category {what} {listed(twice)} is there more than once.")
     labels = {number: label for label, (number, _) in enumerate(names[first])}
     parts = {split: _written(root, paths[split], file, labels) for split, file in read.items()}
@@ -93,10 +94,11 @@ def _written(root: Path, path: Path, file: _File, labels: dict[int, int]) -> lis
     by_image: dict[int, list[Row]] = {}
     seen: set[str] = set()
     for number, one in enumerate(file.images):
-        if one.id in by_image or one.file_name in seen:
+        name = os.path.normpath(one.file_name)
+        if one.id in by_image or name in seen:
             raise DataError(f"{path}: images[{number}], {one.file_name!r} with the id {one.id}, is there twice.")
         by_image[one.id] = []
-        seen.add(one.file_name)
+        seen.add(name)
     for number, one in enumerate(file.annotations):
         if one.image_id not in by_image:
             raise DataError(f"{path}: annotations[{number}] is of the image {one.image_id}, which is not in `images`.")

@@ -47,12 +47,16 @@ def parts(root: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 def _stems(path: Path) -> Iterator[str]:
     """The images that a list names, one a line; what follows a blank (of lists for one class) is passed over."""
+    seen = set[str]()
     for number, line in enumerate(_content(path).decode("utf-8", "replace").splitlines(), start=1):
         words = line.split()
         if not words:
             continue
         if "/" in words[0] or "\\" in words[0] or words[0].startswith("."):
             raise DataError(f"{path}, line {number}: {quoted(words[0])} is no name of an image without its ending.")
+        if words[0] in seen:
+            raise DataError(f"{path}, line {number}: {quoted(words[0])} is there twice.")
+        seen.add(words[0])
         yield words[0]
 
 
@@ -82,6 +86,8 @@ def _written(root: Path, path: Path, folder: Path, tree: ElementTree.Element, la
     stated = None
     if size is not None:
         height, width = (_number(path, size, name, "size") for name in ("height", "width"))
+        if not (height < 2**31 and width < 2**31):  # nor is it a number
+            raise DataError(f"{path}: its size, {width:g} x {height:g} px, is none of an image.")
         stated = (int(height), int(width)) if height >= 1 and width >= 1 else None  # some tools write 0
     rows = []
     for number, one in enumerate(tree.findall("object")):
@@ -122,6 +128,8 @@ def _number(path: Path, parent: ElementTree.Element, name: str, what: str) -> fl
 
 def _parsed(path: Path) -> ElementTree.Element:
     content = _content(path)
+    if b"\0" in content:  # of UTF-16, in which the next words would be other bytes
+        raise DataError(f"{path} is not XML in UTF-8: it holds zeros.")
     if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
         raise DataError(f"{path} declares a document type, which annotations have no use for; it is not read.")
     try:

@@ -14,7 +14,7 @@ from typing import Any
 from bigtransfer import files, records
 from bigtransfer.data import images
 from bigtransfer.data.boxes.written import Found, Row, Written
-from bigtransfer.data.layout import quoted, split_in, split_of
+from bigtransfer.data.layout import listed, quoted, split_in, split_of
 from bigtransfer.errors import ConfigError, DataError
 
 _YAML_BYTES = 2**20
@@ -35,6 +35,8 @@ def parts(root: Path) -> dict[str, list[Path]]:
             if folder is not None:
                 found.setdefault(split, []).append(folder)
     if found:
+        if "train" not in found and described.get("train"):  # or another part would be learnt from in its place
+            raise DataError(f"{root}: {_not_there(described, 'train')}.")
         return found
     if (root / "labels").is_dir() and (root / "images").is_dir():
         for folder in sorted(path for path in (root / "images").iterdir() if path.is_dir()):
@@ -46,6 +48,10 @@ def parts(root: Path) -> dict[str, list[Path]]:
         if split is not None and (folder / "labels").is_dir() and (folder / "images").is_dir():
             found.setdefault(split, []).append(folder / "images")
     return found
+
+
+def _not_there(described: dict[str, Any], split: str) -> str:
+    return f"the YAML file says that {split} is {quoted(str(described[split])[:80])}, and no such folder is here"
 
 
 def _place(root: Path, base: str | None, place: str) -> Path | None:
@@ -67,19 +73,39 @@ def read(root: Path, found: dict[str, list[Path]]) -> Found:
     described = _yaml(root)
     names = _names(root, described.get("names")) if described else None
     parts, most = {}, -1
+    notes = [
+        f"Of {split}: {_not_there(described, split)}."
+        for split in ("val", "test")
+        if described.get(split) and split not in found
+    ]
     for split, folders in found.items():
-        own = []
-        for folder in folders:
-            for path in _images(folder):
-                rows = _rows(_lines_of(root, path), None if names is None else len(names))
-                most = max(most, max((row.label for row in rows), default=-1))
-                own.append(Written(path.relative_to(root).as_posix(), str(_lines_of(root, path)), rows, relative=True))
+        own, known, empty = [], set[Path](), 0
+        for path in (path for folder in folders for path in _images(folder)):
+            lines = _lines_of(root, path)
+            rows = _rows(lines, None if names is None else len(names))
+            empty += rows is None
+            most = max(most, max((row.label for row in rows or ()), default=-1))
+            own.append(Written(path.relative_to(root).as_posix(), str(lines), rows or [], relative=True))
+            known.add(lines)
         parts[split] = own
-    notes = ()
+        if empty and empty < len(own):
+            notes.append(
+                f"{empty:,} of {len(own):,} {split} images have no file of labels: they count as images without objects."
+            )
+        below = {_lines_of(root, folder / "x").parent for folder in folders}
+        alone = sorted(
+            path for place in below for path in place.rglob("*.txt") if path not in known and path.name != "classes.txt"
+        )
+        if alone:
+            shown = listed(quoted(path.relative_to(root).as_posix()) for path in alone[:5])
+            more = ", ..." if alone[5:] else ""
+            notes.append(
+                f"Files of labels of {split} that have no image are passed over ({len(alone):,}): {shown}{more}."
+            )
     if names is None:
         names = tuple(map(str, range(most + 1)))
-        notes = (f"{root} has no YAML file with the names of the classes; they are called by their numbers.",)
-    return Found(root=root, parts=parts, class_names=names, form="YOLO", notes=notes)
+        notes.append(f"{root} has no YAML file with the names of the classes; they are called by their numbers.")
+    return Found(root=root, parts=parts, class_names=names, form="YOLO", notes=tuple(notes))
 
 
 def _images(folder: Path) -> list[Path]:
@@ -96,12 +122,12 @@ def _lines_of(root: Path, image: Path) -> Path:
     return root.joinpath(*parts, image.stem + ".txt")
 
 
-def _rows(path: Path, classes: int | None) -> list[Row]:
-    """The objects of an image; none where there is no file, as YOLO has it."""
+def _rows(path: Path, classes: int | None) -> list[Row] | None:
+    """The objects of an image; None where there is no file, which YOLO takes for an image without objects."""
     try:
         text = files.read(path, "record_bytes").decode("utf-8", "replace")
     except FileNotFoundError:
-        return []
+        return None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     rows = []
@@ -153,6 +179,10 @@ def _yaml(root: Path) -> dict[str, Any]:
             raise DataError(f"{path} is not YAML: {str(error).splitlines()[0] if str(error) else error!r}.") from error
         if not isinstance(found, dict) or "names" not in found:
             continue
+        if found.get("kpt_shape") is not None:
+            raise DataError(
+                f"{path} is of key points (kpt_shape), whose lines would be taken for outlines; boxes are what is read here."
+            )
         known = {key: found[key] for key in ("path", "train", "val", "test", "names") if found.get(key) is not None}
         if "valid" in found and "val" not in known:
             known["val"] = found["valid"]
@@ -173,7 +203,10 @@ def _names(root: Path, names: Any) -> tuple[str, ...]:
         names = [names[number] for number in range(len(names))]
     if not isinstance(names, Sequence) or isinstance(names, str) or not names:
         raise DataError(f"{where} must be a list, or numbers with names.")
-    found = tuple(name if isinstance(name, str) else quoted(name) for name in names)
+    for name in names:
+        if not isinstance(name, str | int | float):  # lists of lists by YAML's references may have billions of entries
+            raise DataError(f"{where}: a name is a {type(name).__name__}, not text.")
+    found = tuple(map(str, names))
     if len(set(found)) < len(found):
         raise DataError(f"{where}: a name is there twice.")
     return found
