@@ -1,11 +1,20 @@
 """`bit detect` measured: the time of a training step beside torchvision's own RetinaNet, and runs side by side.
 
     python -m benchmarks.detection steps --size 128 --images 2 --rounds 5
-    python -m benchmarks.detection table runs/bccd-pretrained-0 runs/bccd-no-pretrained-0 ...
+    python -m benchmarks.detection starts bccd/ --cells cells/ --seeds 0 1 2 --steps 500
+    python -m benchmarks.detection by-heart bccd/ --cells cells/ --images 16 --steps 500
+    python -m benchmarks.detection reached cells/.../run bccd/
+    python -m benchmarks.detection table runs/blood runs/blood-2 ...
 
 steps: RetinaNet on R50x1 by this package, in float32 and in bfloat16, and torchvision's `retinanet_resnet50_fpn` (all layers trained, its
 own preparation of images left out by giving them in the final size), in turn, from random weights, the same made-up images and boxes:
 forward, losses, backward, SGD. Seconds are the processor's, of one thread, which a crowded machine disturbs least.
+
+starts: `bit detect finetune` from the bundled network and from random weights, seed by seed, measured on the test images. by-heart: the
+first images of the training list of a set in VOC's layout, learnt without mirroring or scaling and measured on themselves. Both are
+resumable: each training is a cell (`benchmarks.cells`), and the same command goes on where it was stopped.
+
+reached: what a training that was stopped had learnt by its latest checkpoint, measured on the test images.
 
 table: of each run what its config.json asked and its evaluation.json says.
 """
@@ -13,22 +22,31 @@ table: of each run what its config.json asked and its evaluation.json says.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import shutil
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torchvision.models.detection import retinanet_resnet50_fpn
 
-from benchmarks.cells import commit, machine
+from benchmarks.cells import Cells, commit, machine
 from bigtransfer import catalog, detector, model
+from bigtransfer.config import DetectFinetuneConfig
+from bigtransfer.data.boxes import open_boxes
+from bigtransfer.detections import ObjectFinder
 from bigtransfer.detector import BoxGoal
 from bigtransfer.evals import detection
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.train import loop
+from bigtransfer.jobs.detect import finetune as job
+from bigtransfer.jobs.detect import measuring
+from bigtransfer.jobs.plan import recall
+from bigtransfer.train import checkpoint, loop
 
 CLASSES = 80
 
@@ -41,9 +59,31 @@ def main() -> None:
     timed.add_argument("--images", type=int, default=2)
     timed.add_argument("--rounds", type=int, default=5)
     commands.add_parser("table").add_argument("runs", nargs="+", type=Path)
+    for name in ("starts", "by-heart"):
+        learning = commands.add_parser(name)
+        learning.add_argument("data", type=Path)
+        learning.add_argument("--cells", type=Path, required=True)
+        learning.add_argument("--seeds", type=int, nargs="+", default=[0])
+        learning.add_argument("--steps", type=int, required=True)
+        learning.add_argument("--batch-size", type=int, default=2)
+        learning.add_argument("--size", type=int, default=256)
+        learning.add_argument("--channels", type=int, default=64)
+        learning.add_argument("--anchor-scale", type=float, default=2.0)
+        learning.add_argument("--learning-rate", type=float, default=0.01)
+        if name == "by-heart":
+            learning.add_argument("--images", type=int, default=16)
+    stopped = commands.add_parser("reached")
+    stopped.add_argument("run", type=Path)
+    stopped.add_argument("data", type=Path)
     asked = parser.parse_args()
     if asked.command == "steps":
         steps(asked.size, asked.images, asked.rounds)
+    elif asked.command == "starts":
+        starts(asked)
+    elif asked.command == "reached":
+        reached(asked.run, asked.data)
+    elif asked.command == "by-heart":
+        by_heart(asked)
     else:
         table(asked.runs)
     print(f"\n{machine()}, torchvision {torchvision.__version__}; {commit()}")
@@ -109,6 +149,97 @@ def _torchvision(pixels: torch.Tensor, boxes: torch.Tensor, kinds: torch.Tensor)
         optimizer.zero_grad(set_to_none=True)
 
     return step
+
+
+KNOBS = ("steps", "batch_size", "size", "channels", "anchor_scale", "learning_rate")
+
+
+def starts(asked: argparse.Namespace) -> None:
+    cells = Cells(asked.cells)
+    knobs = {name: getattr(asked, name) for name in KNOBS}
+    rows = []
+    for seed in asked.seeds:
+        for pretrained in (True, False):
+            of = {"data": asked.data.name, "pretrained": pretrained, "seed": seed, **knobs}
+            rows.append((of, cells.once(of, lambda folder, of=of: _learnt(str(asked.data), folder, of))))
+    _listed(
+        cells, [(f"{'pre-trained' if of['pretrained'] else 'random'}, seed {of['seed']}", made) for of, made in rows]
+    )
+
+
+def by_heart(asked: argparse.Namespace) -> None:
+    cells = Cells(asked.cells)
+    few = asked.cells / f"first-{asked.images}"
+    names = (asked.data / "ImageSets/Main/train.txt").read_text().split()[: asked.images]
+    for kind, ending in (("Annotations", "xml"), ("JPEGImages", "jpg")):
+        (few / kind).mkdir(parents=True, exist_ok=True)
+        for name in names:
+            shutil.copy(asked.data / kind / f"{name}.{ending}", few / kind)
+    (few / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
+    for part in ("train", "test"):
+        (few / f"ImageSets/Main/{part}.txt").write_text("\n".join(names) + "\n")
+    rows = []
+    for seed in asked.seeds:
+        of = {
+            "data": f"{asked.data.name}, first {asked.images}",
+            "pretrained": True,
+            "seed": seed,
+            "scales": (1.0, 1.0),
+        }
+        of |= {"flip": False} | {name: getattr(asked, name) for name in KNOBS}
+        rows.append((f"seed {seed}", cells.once(of, lambda folder, of=of: _learnt(str(few), folder, of))))
+    _listed(cells, rows)
+
+
+def _learnt(data: str, folder: Path, of: dict[str, Any]) -> dict[str, Any]:
+    own = {name: value for name, value in of.items() if name != "data"}
+    config = DetectFinetuneConfig(
+        data=data, out=str(folder), eval_every=10**6, workers=0, cache="none", checkpoint_every="2m", **own
+    )
+    done = job.finetune(config)
+    if done.stopped_by is not None:
+        raise SystemExit(128 + done.stopped_by)
+    result = detection.read_record(folder / "evaluation.json")
+    kinds = [dataclasses.asdict(row) for row in result.per_class]
+    rows = [json.loads(row) for row in (folder / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    tenths = [statistics.fmean(losses[i * len(losses) // 10 : (i + 1) * len(losses) // 10]) for i in range(10)]
+    return {**done.metrics, "per_class": kinds, "loss": tenths}
+
+
+def _listed(cells: Cells, rows: list[tuple[str, dict[str, Any] | None]]) -> None:
+    print("| | AP | AP50 | AP75 | AP50 of each class | found | missed | invented | loss, last tenth |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for name, made in rows:
+        if made is None:
+            print(f"| {name} | being made | | | | | | | |")
+            continue
+        shares = " | ".join(f"{made[f'test_{what}']:.1%}" for what in ("ap", "ap50", "ap75"))
+        kinds = ", ".join(f"{row['name']} {row['ap50']:.1%}" for row in made["per_class"])
+        counts = " | ".join(
+            f"{sum(row[what] for row in made['per_class']):,}" for what in ("found", "missed", "invented")
+        )
+        print(f"| {name} | {shares} | {kinds} | {counts} | {made['loss'][-1]:.2f} |")
+    print(f"\ncommits: {', '.join(cells.commits())}")
+
+
+def reached(folder: Path, data: Path) -> None:
+    asked = json.loads((folder / "config.json").read_text())["asked"] | {"data": str(data)}
+    asked["scales"] = tuple(asked["scales"])
+    config = DetectFinetuneConfig(**asked)
+    begun = recall(folder, job.COMMAND, config, job.DetectPlan)
+    assert begun is not None
+    parts = open_boxes(data)
+    assert parts.test is not None
+    made, _ = job._model(config, parts, begun.plan)
+    state = loop.new_state(made, begun.plan.recipe, micro_batch=begun.plan.micro_batch)
+    assert checkpoint.restore(folder, state, begun.plan.facts())
+    made.card = dataclasses.replace(made.card, input=begun.plan.input)
+    finder = ObjectFinder(made, device="cpu", precision="bf16" if begun.plan.dtype == "bfloat16" else "fp32")
+    kept, found, _ = measuring.answers(finder, parts.test)
+    result = detection.measured(kept, found, finder.thresholds, model="", data=str(data), split="test")
+    print(f"after {state.step} of {begun.plan.recipe.steps} steps of {begun.plan.recipe.batch_size}:")
+    print(measuring.described(result))
 
 
 def table(folders: list[Path]) -> None:

@@ -399,6 +399,15 @@ class ModelCard:
             vocabularies=None,
         )
 
+    def of_classifier(self, where: str | os.PathLike[str]) -> ModelCard:
+        """This; WeightsError, which says what takes it, if it is a detector's. where: what holds it."""
+        if self.detector is not None:
+            raise WeightsError(
+                f"{where} is a detector: it says where objects are, not what an image shows. `bit detect predict`, `bit detect evaluate` "
+                "and `bit serve` take it."
+            )
+        return self
+
     @property
     def num_parameters(self) -> int:
         if self.detector is not None:

@@ -6,22 +6,23 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from bigtransfer import weights
-from bigtransfer.backends import Precision
-from bigtransfer.backends.by_torch import choose_device
+from bigtransfer import backends
+from bigtransfer.backends import DetectorBackend, Precision
 from bigtransfer.data import images as image_ops
-from bigtransfer.data.boxes import BoxSet
-from bigtransfer.detector import Detector
-from bigtransfer.errors import BitError, ImageError, TrainingError, WeightsError
-from bigtransfer.evals.detection import DEFAULT_THRESHOLD, Objects
-from bigtransfer.feed.augment import normalize
+from bigtransfer.errors import BitError, ImageError
+from bigtransfer.objects import DEFAULT_THRESHOLD, Objects
 from bigtransfer.predictor import in_batches, pixels_of
-from bigtransfer.train.loop import compute_dtype
+
+if TYPE_CHECKING:
+    from bigtransfer.data.boxes import BoxSet
+    from bigtransfer.detector import Detector  # which loads torch
+
+Prepared = tuple[image_ops.Pixels, tuple[int, int]]
+"""An image as a detector sees it, uint8 (size, size, 3), and its own height and width, px."""
 
 _BATCH_PIXELS = 2**21
 """Input pixels computed at a time: 8 images of 512 px. The heads' maps take more than a classifier's."""
@@ -73,11 +74,18 @@ class ObjectFinder:
     device: None takes the fastest one present. precision: as of `predictor.Predictor`.
     """
 
-    def __init__(self, detector: Detector, *, device: str | None = None, precision: Precision = "auto") -> None:
+    def __init__(
+        self, detector: Detector | DetectorBackend, *, device: str | None = None, precision: Precision = "auto"
+    ) -> None:
+        """detector: or what computes it already; it has device and precision of its own."""
+        if not isinstance(detector, DetectorBackend):
+            from bigtransfer.backends.by_torch import TorchDetector
+
+            detector = TorchDetector(detector, device, precision)
+        self._backend = detector
         self.card = detector.card
-        self.device = choose_device(device)
-        self.dtype = compute_dtype(precision, self.device)
-        self._detector = detector.folded(self.dtype).to(self.device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.device = detector.device
+        self.precision = detector.precision
         self.class_names = self.card.class_names or tuple(map(str, range(self.card.num_classes)))
         self.thresholds = np.full(self.card.num_classes, DEFAULT_THRESHOLD)
         if self.card.thresholds is not None:
@@ -88,8 +96,8 @@ class ObjectFinder:
     def load(
         cls, model: str | os.PathLike[str], *, device: str | None = None, precision: Precision = "auto"
     ) -> ObjectFinder:
-        """`model`: a detector's model file or run folder. Raises WeightsError."""
-        return cls(weights.load_detector(model), device=device, precision=precision)
+        """`model`: a detector's model file or run folder, or what `bit convert` exported of one. Raises WeightsError."""
+        return cls(backends.opened_detector(model, device, precision))
 
     def find(self, images: Any, *, batch_size: int | None = None) -> list[Found]:
         """What is on each image, in order. images: in any form that `Predictor.predict` takes (arrays as uint8)."""
@@ -100,8 +108,8 @@ class ObjectFinder:
         for batch in in_batches(images, self.prepare, batch_size or self.batch_size):
             yield from self._found(batch)
 
-    def prepare(self, image: Any, name: str = "image") -> tuple[image_ops.Pixels, tuple[int, int]]:
-        """One image as the network sees it, uint8 (size, size, 3), and its own height and width, px. ImageError if it cannot be read."""
+    def prepare(self, image: Any, name: str = "image") -> Prepared:
+        """One image, ready for `answer` and `found`. ImageError if it cannot be read."""
         try:
             with image_ops.memory_held():
                 own = pixels_of(image, name, 3, None)
@@ -115,46 +123,33 @@ class ObjectFinder:
         """The objects on images that `prepare` made, boxes in px of the images themselves. WeightsError if they are not finite numbers."""
         if not len(pixels):
             return []
-        batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
-        side = self.card.input.size
-        extents = [image_ops.fitted(*size, side) for size in sizes]
-        try:
-            with torch.inference_mode():
-                outputs = self._detector(normalize(batch.to(self.device), self.dtype))
-                if not (outputs.logits.isfinite().all() and outputs.offsets.isfinite().all()):
-                    raise WeightsError(
-                        f"The answers of {self.card.name} are not finite numbers: its weights are damaged, or its training diverged."
-                    )
-                found = outputs.boxes(extents)
-        except torch.OutOfMemoryError as error:
-            if len(pixels) > 1:
-                half = len(pixels) // 2
-                del error
-                return self.answer(pixels[:half], sizes[:half]) + self.answer(pixels[half:], sizes[half:])
-            raise TrainingError(f"Not enough memory on {self.device} for a single image of {side} px.") from error
-        objects = []
-        for one, size, extent in zip(found, sizes, extents, strict=True):
-            scale = np.array([size[1] / extent[1], size[0] / extent[0]] * 2, dtype=np.float64)
-            boxes = (one["boxes"].cpu().numpy().astype(np.float64) * scale).astype(np.float32)
-            # What was found in the grey beside the image is cut down to nothing at its edge.
-            real = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-            objects.append(Objects(boxes[real], one["scores"].cpu().numpy()[real], one["labels"].cpu().numpy()[real]))
-        return objects
+        extents = [image_ops.fitted(*size, self.card.input.size) for size in sizes]
+        found = self._backend.run(np.stack(pixels).transpose(0, 3, 1, 2), extents)
+        return [one.scaled(size, extent) for one, size, extent in zip(found, sizes, extents, strict=True)]
 
-    def _found(self, batch: list[tuple[str, Future[tuple[image_ops.Pixels, tuple[int, int]]]]]) -> Iterator[Found]:
+    def found(self, prepared: Sequence[Prepared], names: Sequence[str]) -> list[Found]:
+        """The same with the images' names, as `find` gives it."""
+        sizes = [size for _, size in prepared]
+        objects = self.answer([pixels for pixels, _ in prepared], sizes)
+        return [
+            Found(name, self.class_names, own, self.thresholds, size)
+            for name, own, size in zip(names, objects, sizes, strict=True)
+        ]
+
+    def unanswered(self, name: str, why: str) -> Found:
+        """Of an image that cannot be read."""
+        return Found(name, self.class_names, Objects.none(), self.thresholds, error=why)
+
+    def _found(self, batch: list[tuple[str, Future[Prepared]]]) -> Iterator[Found]:
         ready, errors = [], {}
-        for i, (_, future) in enumerate(batch):
+        for i, (name, future) in enumerate(batch):
             try:
-                ready.append(future.result())
+                ready.append((name, future.result()))
             except ImageError as error:
                 errors[i] = error.reason
-        answers = iter(zip(self.answer([one for one, _ in ready], [size for _, size in ready]), ready, strict=True))
+        answers = iter(self.found([prepared for _, prepared in ready], [name for name, _ in ready]))
         for i, (name, _) in enumerate(batch):
-            if i in errors:
-                yield Found(name, self.class_names, Objects.none(), self.thresholds, error=errors[i])
-            else:
-                objects, (_, size) = next(answers)
-                yield Found(name, self.class_names, objects, self.thresholds, size)
+            yield self.unanswered(name, errors[i]) if i in errors else next(answers)
 
     def of_set(self, boxes: BoxSet, *, batch_size: int | None = None) -> list[Objects]:
         """What is on each image of a set. ImageError if one cannot be read: a row must not go missing."""

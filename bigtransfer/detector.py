@@ -25,20 +25,12 @@ from bigtransfer import catalog, model, ops
 from bigtransfer.catalog import ModelCard, Readout
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.model import Network, ResNetV2
-
-STRIDES = (8, 16, 32, 64, 128)
-"""Of the levels P3 to P7."""
+from bigtransfer.objects import CANDIDATES, MOST_BOXES, NMS_IOU, SCORE_THRESHOLD, SHAPES, STRIDES
 
 CANVAS_GRAIN = 32
 """Sides of the images are multiples of this, so that the levels' strides are whole."""
 
-SCORE_THRESHOLD, NMS_IOU, MOST_BOXES, CANDIDATES = 0.05, 0.5, 100, 1000
-"""Boxes below this score are none; of two that overlap more, of one class, the better one stays; so many are left of an image at most,
-chosen among so many of each level."""
-
 _NORM_GROUPS = 32
-SHAPES = (0.5, 1.0, 2.0)
-"""Height over width of the anchors."""
 _TAPS = Readout(blocks=(1, 2, 3), maxima=False)
 
 

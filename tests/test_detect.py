@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,8 +210,26 @@ def test_data_that_changed_is_another_run(asked: Asking, tmp_path: Path) -> None
     path.write_text(
         path.read_text().replace("<xmax>", "<xmax>0.5</xmax><xmax>", 1).replace("<xmin>", "<xmin>0.25</xmin><xmin>", 1)
     )
-    with pytest.raises(RunError, match="changed since"):
+    with pytest.raises(RunError, match=r"is finished, but .* has changed since"):
         finetune.finetune(asked(data=str(root), steps=1))
+
+
+def test_a_finished_run_says_what_became_of_its_data(
+    asked: Asking, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a finished fine-tuning of a classifier: images that vanished are said, and a data set that was cleared away costs nothing."""
+    root = box_makers.voc(tmp_path / "voc", {"train": scenes(3), "val": scenes(1)})
+    done = finetune.finetune(asked(data=str(root), steps=1))
+    (done.folder / "report.html").unlink()
+    (root / "JPEGImages" / "train_001.png").rename(tmp_path / "away.png")
+    with pytest.raises(RunError, match=r"is finished, but .* 1 of 3 images cannot be read, such as .*train_001.png"):
+        finetune.finetune(asked(data=str(root), steps=1))
+    shutil.rmtree(root)
+    capsys.readouterr()
+    assert finetune.finetune(asked(data=str(root), steps=1)).metrics == done.metrics
+    told = capsys.readouterr()
+    assert "is finished" in told.out and "does not exist" in told.err
+    assert (done.folder / "report.html").is_file()
 
 
 def test_images_are_held_out_where_there_are_none_to_measure_on(asked: Asking, tmp_path: Path) -> None:
@@ -241,6 +260,9 @@ def test_anchors_that_fit_the_objects(data: Path) -> None:
     scale, note = finetune.fitting_anchors(train, 64)
     assert scale < 4 and "in reach of" in note
     assert finetune.fitting_anchors(train, 256)[0] == 4
+    told = finetune.out_of_reach(train, 64, 4.0)
+    assert f"--anchor-scale {scale:g}: 100%" in told and "in reach of only" in told
+    assert finetune.out_of_reach(train, 64, scale) == finetune.out_of_reach(train, 256, 4.0) == ""
 
 
 def test_the_paper_s_recipe() -> None:
@@ -304,5 +326,9 @@ def test_a_classifier_s_commands_refuse_a_detector_and_the_reverse(
     assert "bit detect predict" in capsys.readouterr().err
     assert cli.main(["detect", "predict", str(start), image]) == 2
     assert "is no detector" in capsys.readouterr().err
+    for wrong in (["compare", str(folder), str(folder.parent)], ["evaluate", str(folder), str(data)]):
+        folder.parent.joinpath("config.json").write_text("{}")
+        assert cli.main(wrong) == 2
+        assert "detector" in capsys.readouterr().err
     assert cli.main(["info", str(folder)]) == 0
     assert "detector" in capsys.readouterr().out

@@ -8,8 +8,10 @@ import subprocess
 import sys
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,7 +20,10 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from bigtransfer import catalog, detector, model, weights
+from bigtransfer import catalog, cli, detector, model, weights
+from bigtransfer.backends import graph, onnx_file
+from bigtransfer.backends.by_onnxruntime import OnnxDetector
+from bigtransfer.backends.by_torch import TorchDetector
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard
 from bigtransfer.data.boxes import BoxSet, open_boxes
 from bigtransfer.detections import ObjectFinder
@@ -29,26 +34,14 @@ from bigtransfer.evals.detection import Objects
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.boxes import BoxLoader, ScaleJitter
 from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs import parity
 from bigtransfer.train import loop
 from tests import box_makers
 from tests.box_makers import scenes
+from tests.network_makers import tiny_detector as tiny
 
 TINY = Architecture(units=(1, 1, 1, 1))
 SIDE = 64
-
-
-def tiny(classes: int = 2, *, likely: bool = True, seed: int = 0) -> Detector:
-    """A detector with random weights; likely: scores are not near 0, so that there are boxes."""
-    torch.manual_seed(seed)
-    made = detector.on(model.build(TINY, 0), catalog.Detector(channels=64, anchor_scale=2), classes)
-    if likely:
-        nn.init.normal_(made.head.classification_head.cls_logits.weight, std=0.1)
-        nn.init.constant_(made.head.classification_head.cls_logits.bias, -1)
-        nn.init.normal_(made.head.regression_head.bbox_reg.weight, std=0.05)
-    made.card = dataclasses.replace(
-        made.card, name="tiny", class_names=tuple("abcdefgh"[:classes]), input=InputSpec(size=SIDE, mode="fit")
-    )
-    return made.eval()
 
 
 def by_torchvision(ours: Detector) -> RetinaNet:
@@ -270,6 +263,96 @@ def test_answers_do_not_depend_on_the_batch_and_bad_images_do_not_stop_it(tmp_pa
     record = found[0].record(0.3)
     assert record["width"] == SIDE and all(0.3 <= one["score"] <= 1 for one in record["objects"])
     assert found[1].record() == {"image": str(tmp_path / "bad.jpg"), "error": found[1].error}
+
+
+# --- exported
+
+
+@pytest.mark.parametrize(("size", "input"), [(SIDE, "float32"), (160, "uint8")])
+def test_the_exported_detector_answers_as_with_torch(size: int, input: Any) -> None:
+    """At 64 px P6 and P7 are of one place each; at 160 px the maps' sides are odd."""
+    ours = tiny(3)
+    ours.card = dataclasses.replace(ours.card, input=InputSpec(size=size, mode="fit"))
+    content = graph.onnx_detector(ours, input=input)
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 3, size, size), dtype=np.uint8)
+    found = parity.compare_boxes(content, ours, pixels)
+    assert max(found.logits, found.offsets) < 5e-5 and found.boxes > 20 and found.same > found.boxes / 2, found
+    # And what is made of its numbers is what torchvision makes of the same ones, images of any shape included.
+    runner = OnnxDetector(onnx_file.parse(content, "x"), "x", None, "auto")
+    logits, offsets = runner.computed(pixels)
+    plain = TorchDetector(ours, "cpu", "fp32")
+    outputs = dataclasses.replace(
+        plain.outputs(pixels), logits=torch.from_numpy(logits), offsets=torch.from_numpy(offsets)
+    )
+    extents = [(size, size), (40, size), (size, 33)]
+    for one, other in zip(runner.run(pixels, extents), outputs.boxes(extents), strict=True):
+        np.testing.assert_array_equal(one.labels, other["labels"].numpy())
+        np.testing.assert_allclose(one.scores, other["scores"].numpy(), atol=1e-6)
+        np.testing.assert_allclose(one.boxes, other["boxes"].numpy(), atol=1e-3)
+
+
+def test_an_exported_detector_that_answers_otherwise_is_noticed() -> None:
+    ours, other = tiny(2), tiny(2, seed=1)
+    pixels = np.ascontiguousarray(pictures(2).transpose(0, 3, 1, 2))
+    with pytest.raises(WeightsError, match="does not answer as the model does"):
+        parity.compare_boxes(graph.onnx_detector(other), ours, pixels).check()
+    found = parity.compare_boxes(graph.onnx_detector(ours), ours, pixels)
+    found.check()
+    with pytest.raises(WeightsError, match="differ by nan"):
+        dataclasses.replace(found, offsets=float("nan")).check()
+
+
+def test_a_detector_s_commands_take_the_exported_file_and_no_others_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = tiny(2)
+    file, out = tmp_path / "tiny.safetensors", tmp_path / "tiny.onnx"
+    weights.save_detector(file, ours)
+    photos = [str(tmp_path / "photos" / name) for name in box_makers.write_images(tmp_path / "photos", scenes(3, 1))]
+    assert cli.main(["convert", str(file), str(out), "--to", "onnx", "--images", str(tmp_path / "photos")]) == 0
+    told = capsys.readouterr().out
+    assert "3 images of" in told and "boxes the same" in told and f"bit detect predict {out} IMAGES" in told
+    assert [one.name for one in ObjectFinder.load(out).find(photos)] == photos
+    for one, other in zip(ObjectFinder.load(out).find(photos), ObjectFinder(ours).find(photos), strict=True):
+        assert one.objects.labels[:3].tolist() == other.objects.labels[:3].tolist()
+    script = (
+        "import sys; from bigtransfer import cli; code = cli.main(sys.argv[1:]);"
+        "slow = {'torch', 'torchvision', 'pycocotools', 'scipy', 'onnx', 'matplotlib'} & set(sys.modules);"
+        "assert not slow, slow; sys.exit(code)"
+    )
+    arguments = ["detect", "predict", str(out), *photos, "--threshold", "0.1", "--format", "csv"]
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.count(".png,") > 3, done.stderr
+    for wrong in (
+        ["predict", str(out), photos[0]],
+        ["predict", str(out), photos[0], "--backend", "openvino"],
+        ["finetune", str(tmp_path), "--model", str(file), "--no-pretrained", "--out", str(tmp_path / "run")],
+        ["compare", str(tmp_path), "--models", f"{file},bit-t-r26x1", "--out", str(tmp_path / "run")],
+    ):
+        box_makers.write_images(tmp_path / "red", scenes(1, 1))
+        assert cli.main(wrong) == 2
+        assert "is a detector" in capsys.readouterr().err, wrong
+    for flags in (["--to", "timm"], ["--to", "onnx", "--dtype", "int8"]):
+        ending = ".onnx" if "onnx" in flags else ".safetensors"
+        assert cli.main(["convert", str(file), str(tmp_path / f"no{ending}"), *flags]) == 2
+        assert "by --to onnx only" in capsys.readouterr().err
+    network = model.build(TINY, 2)
+    weights.save(tmp_path / "plain.safetensors", network)
+    (tmp_path / "plain.onnx").write_bytes(graph.onnx_model(network))
+    for other in ("plain.safetensors", "plain.onnx"):
+        assert cli.main(["detect", "predict", str(tmp_path / other), photos[0]]) == 2
+        assert "is no detector" in capsys.readouterr().err
+
+
+def test_a_file_that_is_not_what_its_card_says_is_no_detector() -> None:
+    ours = tiny(2)
+    content = graph.onnx_detector(ours)
+    ours.card = dataclasses.replace(ours.card, num_classes=3, class_names=("a", "b", "c"))
+    changed = onnx.load_from_string(content)
+    onnx.helper.set_model_props(changed, {onnx_file.CARD_KEY: ours.card.to_json()})
+    with pytest.raises(WeightsError, match="not what its card says"):
+        OnnxDetector(onnx_file.parse(changed.SerializeToString(), "x"), "x", None, "auto")
 
 
 def test_weights_that_are_not_finite_are_refused() -> None:

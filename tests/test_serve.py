@@ -28,7 +28,9 @@ from starlette.requests import Request
 from starlette.testclient import TestClient
 
 from bigtransfer import cli, limits, page, weights
+from bigtransfer.backends import graph
 from bigtransfer.config import ServeConfig
+from bigtransfer.detections import ObjectFinder
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.jobs import serve as job
 from bigtransfer.model import ResNetV2
@@ -189,6 +191,53 @@ def test_several_models_by_name(predictor: Predictor) -> None:
             "multi_label": False,
             "image_size": SIZE,
         }
+
+
+def test_a_detector_answers_with_boxes_beside_a_classifier(predictor: Predictor) -> None:
+    finder = ObjectFinder(network_makers.tiny_detector(3), device="cpu", precision="fp32")
+    finder.thresholds[:] = 0.98
+    images = [png(0), b"no image", png(1)]
+    with serving(predictor, finder) as client:
+        both = client.get("/models").json()["models"]
+        assert [one["task"] for one in both] == ["classification", "detection"]
+        assert (
+            both[1]["classes"] == ["a", "b", "c"] and both[1]["thresholds"] == [0.98] * 3 and not both[1]["multi_label"]
+        )
+        answer = client.post("/predict?model=second&threshold=0.2", files=form(*images)).json()
+        bad = answer["predictions"][1]
+        assert bad["image"] == "1.png" and bad["error"] and "objects" not in bad
+        for got, image in ((answer["predictions"][0], images[0]), (answer["predictions"][2], images[2])):
+            wanted = finder.find([image])[0].record(0.2)
+            assert (got["width"], got["height"]) == (50, 40) and len(got["objects"]) == len(wanted["objects"]) > 5
+            assert all(one["score"] >= 0.2 and len(one["box"]) == 4 for one in got["objects"])
+            np.testing.assert_allclose(
+                [one["score"] for one in got["objects"]], [one["score"] for one in wanted["objects"]], atol=2e-4
+            )
+        few = client.post("/predict?model=second", files=form(images[0])).json()["predictions"][0]["objects"]
+        assert 0 < len(few) < len(answer["predictions"][0]["objects"]) and all(one["score"] >= 0.98 for one in few)
+        for asked, words in (
+            ("model=second&top_k=2", "top_k has no effect: second is a detector"),
+            ("model=second&probabilities=true", "probabilities has no effect"),
+            ("threshold=0.5", "threshold has no effect: tiny is a classifier"),
+            ("model=second&threshold=2", "threshold"),
+        ):
+            refused = client.post(f"/predict?{asked}", files=form(images[0]))
+            assert refused.status_code == 422 and words in refused.json()["error"], asked
+        refused = client.post("/explain?model=second", files=form(images[0]))
+        assert (refused.status_code, refused.json()["code"]) == (422, "unexplained")
+
+
+def test_bit_serve_takes_a_detector_for_what_it_is(tmp_path: Path) -> None:
+    made = network_makers.tiny_detector(2)
+    weights.save_detector(tmp_path / "model.safetensors", made)
+    (tmp_path / "model.onnx").write_bytes(graph.onnx_detector(made))
+    weights.save(tmp_path / "plain.safetensors", tiny())
+    config = ServeConfig(models=("x",), device="cpu", precision="fp32")
+    for name in ("model.safetensors", "model.onnx"):
+        assert isinstance(job.loaded(str(tmp_path / name), config), ObjectFinder)
+    assert isinstance(job.loaded(str(tmp_path / "plain.safetensors"), config), Predictor)
+    with pytest.raises(ConfigError, match="is a detector"):
+        job.loaded(str(tmp_path / "model.onnx"), ServeConfig(models=("x",), backend="openvino"))
 
 
 def test_multi_label_models_say_which_classes_they_give() -> None:

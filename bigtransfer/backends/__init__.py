@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 from bigtransfer import fetch, files, web
 from bigtransfer.backends import onnx_file, remembered
 from bigtransfer.catalog import EXPORTED, ModelCard
-from bigtransfer.errors import ConfigError
+from bigtransfer.errors import BitError, ConfigError, WeightsError
+from bigtransfer.objects import Objects
 
 if TYPE_CHECKING:
     from bigtransfer.model import Network
@@ -37,6 +39,61 @@ class Backend(ABC):
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """uint8 `(n, channels, size, size)`, n at least 1, strides as they come -> features `(n, features)` and logits `(n, classes)`,
         float32 and contiguous. Without classes the logits are the features."""
+
+
+class DetectorBackend(ABC):
+    """A detector ready to compute, on one device. Thread-safe."""
+
+    card: ModelCard
+    device: str
+    """As torch calls devices."""
+    precision: str
+    """Of the computation: "fp32" or "bf16"."""
+
+    @abstractmethod
+    def run(self, images: np.ndarray, extents: Sequence[tuple[int, int]]) -> list[Objects]:
+        """uint8 `(n, 3, size, size)`, n at least 1, strides as they come -> the objects on each, px of the input, cut at its extent: height
+        and width of the part of the input that the image covers. WeightsError if what is computed is not finite."""
+
+
+def not_finite(card: ModelCard) -> WeightsError:
+    """The error of a model whose answers are no numbers."""
+    return WeightsError(
+        f"The answers of {card.name} are not finite numbers: its weights are damaged, or its training diverged."
+    )
+
+
+def opened_detector(
+    model: str | os.PathLike[str], device: str | None = None, precision: Precision = "auto"
+) -> DetectorBackend:
+    """`model`: a detector's model file or run folder, which torch computes, or its exported file, which onnxruntime does. Raises as
+    `opened` and `weights.load_detector`."""
+    if is_exported(model):
+        from bigtransfer.backends.by_onnxruntime import OnnxDetector
+
+        path = _located(model)
+        file = onnx_file.read(path)
+        if file.card.detector is None:
+            raise WeightsError(
+                f"{path} is no detector: it says what is on images as a whole. `bit predict`, `bit evaluate` and `bit serve` take it."
+            )
+        return OnnxDetector(file, path, device, precision)
+    from bigtransfer import weights  # loads torch
+    from bigtransfer.backends.by_torch import TorchDetector
+
+    return TorchDetector(weights.load_detector(model), device, precision)
+
+
+def is_detector(model: str | os.PathLike[str]) -> bool:
+    """Whether a file or run folder on this machine holds a detector, as it is or exported."""
+    if not is_exported(model):
+        from bigtransfer import weights  # loads torch
+
+        return weights.is_detector(model)
+    try:
+        return not web.is_web(os.fspath(model)) and describe(model).detector is not None
+    except BitError:  # whoever loads it says what is wrong
+        return False
 
 
 def opened(
@@ -104,6 +161,7 @@ def of_network(
 def _of_file(
     file: onnx_file.OnnxFile, where: str, backend: Choice, device: str | None, precision: Precision
 ) -> Backend:
+    file.card.of_classifier(where)
     if backend == "openvino":
         from bigtransfer.backends.by_openvino import OpenVino
 

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from bigtransfer.backends import Backend, Precision, extra
+from bigtransfer.backends import Backend, DetectorBackend, Precision, extra, not_finite
 from bigtransfer.backends.onnx_file import OnnxFile
-from bigtransfer.catalog import ModelCard
+from bigtransfer.catalog import ANCHORS, ModelCard
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.machine import threads
+from bigtransfer.objects import Objects, anchors, chosen, places
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
-class OnnxRuntime(Backend):
-    name = "onnxruntime"
+class Session:
+    """A file that onnxruntime computes, of a classifier or a detector."""
 
     def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
         """where: what errors call the file. device: None is the CPU."""
@@ -40,10 +41,6 @@ class OnnxRuntime(Backend):
         except Exception as error:  # of as many kinds as the library has parts
             raise WeightsError(f"{where} is damaged, or not what its card says ({short(error)}).") from error
 
-    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = self.outputs(images, self._outputs)
-        return answers([*found.values()], len(images), self.card, self._where)
-
     def outputs(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         """The graph's results of those names."""
         if self._type is np.float32:
@@ -53,6 +50,43 @@ class OnnxRuntime(Backend):
         except Exception as error:
             raise WeightsError(f"{self._where}: onnxruntime cannot compute it ({short(error)}).") from error
         return dict(zip(names, results, strict=True))
+
+
+class OnnxRuntime(Session, Backend):
+    name = "onnxruntime"
+
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = self.outputs(images, self._outputs)
+        return answers([*found.values()], len(images), self.card, self._where)
+
+
+class OnnxDetector(Session, DetectorBackend):
+    """The objects are read from what the graph gives in NumPy (`objects`)."""
+
+    def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
+        super().__init__(file, where, device, precision)
+        assert file.card.detector is not None
+        self._anchors = anchors(file.card.detector, file.card.input.size)
+
+    def run(self, images: np.ndarray, extents: Sequence[tuple[int, int]]) -> list[Objects]:
+        logits, offsets = self.computed(images)
+        if not (np.isfinite(logits).all() and np.isfinite(offsets).all()):
+            raise not_finite(self.card)
+        return chosen(logits, offsets, self._anchors, extents)
+
+    def computed(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (n, anchors, classes) and (n, anchors, 4), as `detector.Outputs` has them."""
+        found = self.outputs(images, self._outputs)
+        places = sum(map(len, self._anchors)) // ANCHORS
+        made = []
+        for name, width in (("logits", self.card.num_classes), ("offsets", 4)):
+            if found[name].shape != (len(images), ANCHORS * width, places):
+                raise WeightsError(
+                    f"{self._where} gives {found[name].shape} for {len(images)} images, which is not what its card says."
+                )
+            own = found[name].reshape(len(images), ANCHORS, width, places)
+            made.append(own.transpose(0, 3, 1, 2).reshape(len(images), -1, width))
+        return made[0], made[1]
 
 
 def refuse_precision(precision: Precision, where: str) -> None:
@@ -103,7 +137,10 @@ def results_of(card: ModelCard, name: str, shape: list[int], given: Mapping[str,
     if (name, batch, channels) != ("image", 0, card.architecture.in_chans) or sides not in ([0, 0], [side, side]):
         raise ValueError(f"its input is {name} {shape}")
     wanted = {"features": [card.architecture.num_features]}
-    if card.num_classes:
+    if card.detector is not None:
+        count = sum(one**2 for one in places(side))
+        wanted = {"logits": [ANCHORS * card.num_classes, count], "offsets": [ANCHORS * 4, count]}
+    elif card.num_classes:
         wanted["logits"] = [card.num_classes]
     for result, width in wanted.items():
         if given.get(result) != width:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from bigtransfer.backends import Backend, Precision
+from bigtransfer.backends import Backend, DetectorBackend, Precision, not_finite
 from bigtransfer.errors import ConfigError, TrainingError
 from bigtransfer.feed.augment import normalize
 from bigtransfer.model import Network, fold
+from bigtransfer.objects import Objects
 from bigtransfer.train.loop import compute_dtype
+
+if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
+    from bigtransfer.detector import Detector, Outputs
 
 
 class Torch(Backend):
@@ -50,6 +56,39 @@ class Torch(Backend):
             )
         halves = [self._forward(half) for half in images.tensor_split(2)]
         return torch.cat([pooled for pooled, _ in halves]), torch.cat([logits for _, logits in halves])
+
+
+class TorchDetector(DetectorBackend):
+    """A detector with its network's kernels standardized once."""
+
+    def __init__(self, detector: Detector, device: str | None, precision: Precision) -> None:
+        """device: None takes the fastest one present."""
+        self.card = detector.card
+        self._device = choose_device(device)
+        self.device = str(self._device)
+        self._dtype = compute_dtype(precision, self._device)
+        self.precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"
+        self._detector = detector.folded(self._dtype).to(self._device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def run(self, images: np.ndarray, extents: Sequence[tuple[int, int]]) -> list[Objects]:
+        try:
+            with torch.inference_mode():
+                outputs = self.outputs(images)
+                if not (outputs.logits.isfinite().all() and outputs.offsets.isfinite().all()):
+                    raise not_finite(self.card)
+                found = outputs.boxes(extents)
+        except torch.OutOfMemoryError:
+            pass  # outside the handler the traceback no longer keeps the batch's memory
+        else:
+            return [Objects(*(one[name].cpu().numpy() for name in ("boxes", "scores", "labels"))) for one in found]
+        if len(images) == 1:
+            raise TrainingError(f"Not enough memory on {self._device} for a single image of {images.shape[-1]} px.")
+        half = len(images) // 2
+        return self.run(images[:half], extents[:half]) + self.run(images[half:], extents[half:])
+
+    def outputs(self, images: np.ndarray) -> Outputs:
+        """What it computes of uint8 `(n, 3, size, size)`, on its device."""
+        return self._detector(normalize(torch.from_numpy(images).to(self._device), self._dtype))
 
 
 def choose_device(name: str | None) -> torch.device:

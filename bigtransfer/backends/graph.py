@@ -7,7 +7,8 @@ ways (docs/decisions/backends.md).
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
@@ -16,17 +17,22 @@ from torch import Tensor, nn
 
 from bigtransfer import __version__
 from bigtransfer.backends import extra, onnx_file
-from bigtransfer.catalog import ModelCard, Readout
+from bigtransfer.catalog import ANCHORS, ModelCard, Readout
 from bigtransfer.errors import WeightsError
 from bigtransfer.model import (
     BatchNormReLU,
-    GroupNormReLU,
     JoinedResNetV2,
     Network,
     PreActBottleneck,
     ResNetV2,
     fold,
 )
+from bigtransfer.objects import places
+
+if TYPE_CHECKING:  # torchvision's networks, which take seconds to load
+    from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelP6P7
+
+    from bigtransfer.detector import Detector
 
 OPSET = 18
 """Version of ONNX's operators: onnxruntime 1.14 and OpenVINO 2023.1, of 2023, know it."""
@@ -57,20 +63,11 @@ def onnx_model(network: Network, *, input: Input = "float32", dtype: Dtype = "fl
     if network.global_pool != "avg":
         raise WeightsError(f"Only networks that pool by averaging can be exported, not {network.global_pool!r}.")
     folded = cast(ResNetV2, fold(network))
-    if sum(tensor.nbytes for tensor in folded.state_dict().values()) > 2**31 - 2**24:
-        raise WeightsError(
-            f"{card.name} has {card.num_parameters:,} parameters, 4 bytes each; an ONNX file holds 2 GiB, and several files are not "
-            "written here."
-        )
+    _check_size(card, folded)
     graph = _Graph(onnx, dtype)
-    pixels = "image"
-    if input == "uint8":
-        pixels = graph.add("Cast", [pixels], to=onnx.TensorProto.FLOAT)
-        pixels = graph.add("Sub", [pixels, graph.constant("scale.middle", np.float32(127.5))])
-        pixels = graph.add("Div", [pixels, graph.constant("scale.half", np.float32(127.5))])
-    features = _features(graph, folded, pixels, "", card)
+    features = _features(graph, folded, _pixels(graph, input), "", card)
     graph.add("Identity", [features], result="features")
-    outputs = [("features", folded.num_features)]
+    outputs = [("features", [folded.num_features])]
     if card.num_classes:
         head = cast(nn.Linear, folded.head)
         weight, bias = graph.weight("head.weight", head.weight), graph.tensor("head.bias", head.bias)
@@ -79,15 +76,55 @@ def onnx_model(network: Network, *, input: Input = "float32", dtype: Dtype = "fl
             graph.add("Sigmoid", ["logits"], result="probabilities")
         else:
             graph.add("Softmax", ["logits"], result="probabilities", axis=1)
-        outputs = [("logits", card.num_classes), ("probabilities", card.num_classes), *outputs]
+        outputs = [("logits", [card.num_classes]), ("probabilities", [card.num_classes]), *outputs]
     size = [card.input.size] * 2 if of_one_size(card) else ["height", "width"]
+    return _file(graph, card, input, size, outputs)
+
+
+def onnx_detector(detector: Detector, *, input: Input = "float32", dtype: Dtype = "float32") -> bytes:
+    """The same of a detector: network, pyramid and heads, for images of its card's size.
+
+    Outputs, float32: `logits` `(batch, 9 * classes, places)` and `offsets` `(batch, 9 * 4, places)`, places those of the maps of P3 to P7
+    one after the other, row by row, with 9 anchors each; `objects.chosen` makes boxes of them. Raises WeightsError for more than 2 GiB.
+    """
+    card = detector.card
+    folded = detector.folded(torch.float32)
+    _check_size(card, folded)
+    graph = _Graph(extra("onnx", "onnx"), dtype)
+    maps = _maps(graph, folded.body, _pixels(graph, input), "body.", (1, 2, 3))
+    levels = _pyramid(graph, folded.backbone.fpn, maps, card.input.size)  # pyright: ignore[reportArgumentType]
+    outputs: list[tuple[str, list[int]]] = []
+    for name, tower, last, width in (
+        ("logits", folded.head.classification_head, "cls_logits", card.num_classes),
+        ("offsets", folded.head.regression_head, "bbox_reg", 4),
+    ):
+        shape = graph.constant(f"{name}.shape", np.array([0, ANCHORS * width, -1]))
+        flat = [graph.add("Reshape", [_tower(graph, tower, last, level, f"head.{name}."), shape]) for level in levels]
+        graph.add("Concat", flat, result=name, axis=2)
+        outputs.append((name, [ANCHORS * width, sum(side**2 for side in places(card.input.size))]))
+    return _file(graph, card, input, [card.input.size] * 2, outputs)
+
+
+def _check_size(card: ModelCard, folded: nn.Module) -> None:
+    if sum(tensor.nbytes for tensor in folded.state_dict().values()) > 2**31 - 2**24:
+        raise WeightsError(
+            f"{card.name} has {card.num_parameters:,} parameters, 4 bytes each; an ONNX file holds 2 GiB, and several files are not "
+            "written here."
+        )
+
+
+def _file(
+    graph: _Graph, card: ModelCard, input: Input, size: Sequence[int | str], outputs: Sequence[tuple[str, list[int]]]
+) -> bytes:
+    """The graph with its card. size: of its images; outputs: with their lengths but the batch's."""
+    onnx = graph.onnx
     taken = onnx.TensorProto.UINT8 if input == "uint8" else onnx.TensorProto.FLOAT
     describe = onnx.helper.make_tensor_value_info
     made = onnx.helper.make_graph(
         graph.nodes,
         "bit",
         [describe("image", taken, ["batch", card.architecture.in_chans, *size])],
-        [describe(name, onnx.TensorProto.FLOAT, ["batch", width]) for name, width in outputs],
+        [describe(name, onnx.TensorProto.FLOAT, ["batch", *lengths]) for name, lengths in outputs],
         graph.constants,
     )
     model = onnx.helper.make_model(
@@ -111,7 +148,7 @@ class _Graph:
     """Nodes and constants as they come, under names of their own."""
 
     def __init__(self, onnx: Any, dtype: Dtype) -> None:
-        self._onnx = onnx
+        self.onnx = onnx
         self._dtype = dtype
         self.nodes: list[Any] = []
         self.constants: list[Any] = []
@@ -121,7 +158,7 @@ class _Graph:
         """A node of one result, whose name is returned."""
         assert operation in onnx_file.OPERATIONS  # or our own door would refuse the file
         result = result or f"{operation.lower()}_{len(self.nodes)}"
-        self.nodes.append(self._onnx.helper.make_node(operation, inputs, [result], name=result, **attributes))
+        self.nodes.append(self.onnx.helper.make_node(operation, inputs, [result], name=result, **attributes))
         return result
 
     def constant(self, name: str, value: Any) -> str:
@@ -129,7 +166,7 @@ class _Graph:
         value = np.asarray(value)
         if name not in self._known:
             self._known[name] = value
-            self.constants.append(self._onnx.numpy_helper.from_array(value, name))
+            self.constants.append(self.onnx.numpy_helper.from_array(value, name))
         assert value is self._known[name] or np.array_equal(value, self._known[name])  # one name, one constant
         return name
 
@@ -145,8 +182,17 @@ class _Graph:
             assert value is not None
             stored = self.constant(f"{name}.half", value.detach().half().contiguous().numpy())
             self._known[name] = self._known[stored]
-            self.add("Cast", [stored], result=name, to=self._onnx.TensorProto.FLOAT)
+            self.add("Cast", [stored], result=name, to=self.onnx.TensorProto.FLOAT)
         return name
+
+
+def _pixels(graph: _Graph, input: Input) -> str:
+    """The images in [-1, 1]."""
+    if input == "float32":
+        return "image"
+    whole = graph.add("Cast", ["image"], to=graph.onnx.TensorProto.FLOAT)
+    centred = graph.add("Sub", [whole, graph.constant("scale.middle", np.float32(127.5))])
+    return graph.add("Div", [centred, graph.constant("scale.half", np.float32(127.5))])
 
 
 def _features(graph: _Graph, network: ResNetV2, image: str, prefix: str, card: ModelCard) -> str:
@@ -193,20 +239,76 @@ def _seen(graph: _Graph, network: ResNetV2, image: str, prefix: str, card: Model
     readout = cast(Readout, network.architecture.readout)
     pooled: list[str] = []
     for size in readout.sizes or (None,):
-        x = _stem(graph, network, image if size is None else _resized(graph, image, card.input.size, size), prefix)
-        for number, block in enumerate(network.blocks[: max(readout.blocks) + 1]):
-            x = _block(graph, block, x, f"{prefix}blocks.{number}.")
-            if number in readout.blocks:
-                # The norm that the map meets next in the network, too.
-                if number + 1 == len(network.blocks):
-                    y = _norm(graph, network.norm, x, f"{prefix}norm")
-                else:
-                    following = cast(PreActBottleneck, cast(nn.Sequential, network.blocks[number + 1])[0]).norm1
-                    y = _norm(graph, following, x, f"{prefix}blocks.{number + 1}.0.norm1")
-                pooled.append(_mean(graph, y))
-                if readout.maxima:
-                    pooled.append(graph.add("ReduceMax", [y, _map_axes(graph)], keepdims=0))
+        seen = image if size is None else _resized(graph, image, card.input.size, size)
+        for y in _maps(graph, network, seen, prefix, readout.blocks):
+            pooled.append(_mean(graph, y))
+            if readout.maxima:
+                pooled.append(graph.add("ReduceMax", [y, _map_axes(graph)], keepdims=0))
     return pooled[0] if len(pooled) == 1 else graph.add("Concat", pooled, axis=1)
+
+
+def _maps(graph: _Graph, network: ResNetV2, image: str, prefix: str, blocks: Sequence[int]) -> Iterator[str]:
+    """The maps that those blocks end with, each after the norm that it meets next in the network: `Network.stage_maps`."""
+    x = _stem(graph, network, image, prefix)
+    for number, block in enumerate(network.blocks[: max(blocks) + 1]):
+        x = _block(graph, block, x, f"{prefix}blocks.{number}.")
+        if number not in blocks:
+            continue
+        if number + 1 == len(network.blocks):
+            yield _norm(graph, network.norm, x, f"{prefix}norm")
+        else:
+            following = cast(PreActBottleneck, cast(nn.Sequential, network.blocks[number + 1])[0]).norm1
+            yield _norm(graph, following, x, f"{prefix}blocks.{number + 1}.0.norm1")
+
+
+# --- Detectors
+
+
+def _pyramid(graph: _Graph, fpn: FeaturePyramidNetwork, maps: Iterator[str], size: int) -> list[str]:
+    """P3 to P7 of C3 to C5, of images of `size` px: torchvision's `FeaturePyramidNetwork`, P6 made of P5."""
+
+    def layer(x: str, module: nn.Module, name: str) -> str:
+        return _biased(graph, x, cast(nn.Conv2d, module), f"fpn.{name}")
+
+    inner = [
+        layer(x, cast(nn.Sequential, module)[0], f"inner.{i}")
+        for i, (x, module) in enumerate(zip(maps, fpn.inner_blocks, strict=True))
+    ]
+    sides = places(size)
+    for i in (1, 0):
+        inner[i] = graph.add("Add", [inner[i], _doubled(graph, inner[i + 1], sides[i])])
+    found = [
+        layer(x, cast(nn.Sequential, module)[0], f"layer.{i}")
+        for i, (x, module) in enumerate(zip(inner, fpn.layer_blocks, strict=True))
+    ]
+    last = cast("LastLevelP6P7", fpn.extra_blocks)
+    found.append(layer(found[-1], last.p6, "p6"))
+    return [*found, layer(graph.add("Relu", [found[-1]]), last.p7, "p7")]
+
+
+def _doubled(graph: _Graph, x: str, side: int) -> str:
+    """A map at twice its size, which is then `side`, each number four times: columns, then rows."""
+    columns = graph.add("Reshape", [x, graph.constant("twice.columns", np.array([0, 0, 0, -1, 1]))])
+    columns = graph.add("Concat", [columns, columns], axis=4)
+    rows = graph.add("Reshape", [columns, graph.constant(f"twice.rows.{side}", np.array([0, 0, 0, 1, side]))])
+    rows = graph.add("Concat", [rows, rows], axis=3)
+    return graph.add("Reshape", [rows, graph.constant(f"twice.{side}", np.array([0, 0, side, side]))])
+
+
+def _tower(graph: _Graph, head: nn.Module, last: str, x: str, prefix: str) -> str:
+    """One of the two heads on one level."""
+    for number, module in enumerate(cast(nn.Sequential, head.conv)):
+        first, norm, _ = cast(nn.Sequential, module)  # the third is its ReLU
+        convolution = cast(nn.Conv2d, first)
+        weight = graph.weight(f"{prefix}{number}.weight", convolution.weight)
+        x = graph.add("Conv", [x, weight], **_convolution(convolution))
+        x = _norm(graph, norm, x, f"{prefix}{number}.norm")
+    return _biased(graph, x, getattr(head, last), f"{prefix}{last}")
+
+
+def _biased(graph: _Graph, x: str, conv: nn.Conv2d, name: str) -> str:
+    inputs = [x, graph.weight(f"{name}.weight", conv.weight), graph.tensor(f"{name}.bias", conv.bias)]
+    return graph.add("Conv", inputs, **_convolution(conv))
 
 
 def _resized(graph: _Graph, image: str, side: int, size: int) -> str:
@@ -260,7 +362,7 @@ def _norm(graph: _Graph, norm: nn.Module, x: str, name: str) -> str:
         stored = {"weight": norm.weight, "bias": norm.bias, "mean": norm.running_mean, "variance": norm.running_var}
         inputs = [graph.tensor(f"{name}.{part}", value) for part, value in stored.items()]
         return graph.add("Relu", [graph.add("BatchNormalization", [x, *inputs], epsilon=norm.eps)])
-    if not isinstance(norm, GroupNormReLU):
+    if not isinstance(norm, nn.GroupNorm):  # the network's own, or a head's with the ReLU that follows it
         raise WeightsError(f"{name} is a {type(norm).__name__}, which cannot be exported.")
     # Each group as one channel whose map has all its numbers: ONNX's own GroupNormalization is taken apart by onnxruntime into forms
     # that lose digits, and came later.

@@ -127,7 +127,7 @@ class DetectEvaluateConfig(Config):
     """
 
     model: Positional[str]
-    """A detector's model file or run folder."""
+    """A detector's model file or run folder, or its ONNX file of `bit convert`."""
     data: Positional[str]
     """Images with boxes, as `bit detect finetune` takes them."""
     split: Literal["auto", "train", "val", "test"] = "auto"
@@ -163,7 +163,7 @@ class DetectPredictConfig(Config):
     """
 
     model: Positional[str]
-    """A detector's model file or run folder."""
+    """A detector's model file or run folder, or its ONNX file of `bit convert`, which needs no torch."""
     images: Positional[tuple[str, ...]]
     """Image files, folders (all images below them), patterns such as "photos/*.jpg", addresses (https://, file://)."""
     threshold: Share | None = None

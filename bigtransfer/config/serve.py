@@ -19,8 +19,8 @@ class ServeConfig(Config):
     """
 
     models: Positional[tuple[str, ...]]
-    """Model files, run folders, files that `bit convert` exported, or names from `bit models`; NAME=MODEL gives one another name. The first
-    answers where none is named."""
+    """Model files, run folders, files that `bit convert` exported, also of detectors, or names from `bit models`; NAME=MODEL gives one
+    another name. The first answers where none is named."""
 
     # --- Network
     host: str = "127.0.0.1"

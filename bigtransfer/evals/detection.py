@@ -21,37 +21,15 @@ from bigtransfer.data.boxes import BoxSet
 from bigtransfer.data.sources import LeftOut
 from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.evals import record
+from bigtransfer.objects import DEFAULT_THRESHOLD, Objects
 from bigtransfer.outputs import write_json
 from bigtransfer.records import Whole
 
 OVERLAP = 0.5
 """Intersection over union from which on a box is that of an object."""
-DEFAULT_THRESHOLD = 0.5
-"""Score from which on an object is given, where no images were left to choose better ones by."""
 
 Share = float | None
 """0 to 1; None where there is nothing to measure."""
-
-
-@dataclass(frozen=True, eq=False)
-class Objects:
-    """What a detector found on one image, the best first."""
-
-    boxes: np.ndarray
-    """float32 (k, 4)."""
-    scores: np.ndarray
-    """float32 (k,), 0 to 1."""
-    labels: np.ndarray
-    """int64 (k,)."""
-
-    @classmethod
-    def none(cls) -> Objects:
-        return cls(np.empty((0, 4), np.float32), np.empty(0, np.float32), np.empty(0, np.int64))
-
-    def above(self, thresholds: np.ndarray) -> Objects:
-        """Those whose score reaches the threshold of their class. thresholds: (classes,)."""
-        kept = self.scores >= thresholds[self.labels]
-        return Objects(self.boxes[kept], self.scores[kept], self.labels[kept])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,8 +26,9 @@ from bigtransfer.errors import BitError, ConfigError, DataError, RunError
 from bigtransfer.evals import Classification
 from bigtransfer.jobs import benchmark, evaluate, finetune
 from bigtransfer.jobs.plan import run_folder
-from bigtransfer.jobs.report import checked, images, model_of
+from bigtransfer.jobs.report import OF_DETECTORS, checked, images, model_of
 from bigtransfer.predictor import Predictor
+from bigtransfer.report import contents
 from bigtransfer.report import runs as pages
 from bigtransfer.report.runs import Cost
 from bigtransfer.terminal import line
@@ -44,7 +45,7 @@ def run(config: CompareConfig) -> int:
     """Take the networks to the images if that is asked for, and compare; 0 when done, 1 where a network had to be left out, 128 + signal
     when stopped by one."""
     if config.models is None:
-        folders, left_out = [checked(one) for one in config.what], []
+        folders, left_out = [_classifying(checked(one)) for one in config.what], []
         pictures = images(folders[0], config.data)
         place = folders[0]
         _refuse_replacing(config, folders, config.out or place / PAGE)
@@ -66,6 +67,17 @@ def run(config: CompareConfig) -> int:
     return 1 if left_out else 0
 
 
+def _classifying(folder: Path) -> Path:
+    """The folder; RunError for one of a detector."""
+    found = contents.read_config(folder)
+    if found is not None and found.command in OF_DETECTORS:
+        raise RunError(
+            f"{folder} holds what `bit {found.command}` made of a detector; classifiers are compared here. `bit report {folder}` shows how "
+            "good it is, `bit detect evaluate MODEL DATA` measures others on the same images."
+        )
+    return folder
+
+
 # --- The runs
 
 
@@ -79,7 +91,7 @@ def planned(config: CompareConfig, place: Path) -> list[FinetuneConfig]:
     there = _opened(config)
     names = _told_apart(config.networks)
     for model in config.networks:
-        weights.describe(model)
+        weights.describe(model).of_classifier(model)
     held_out = None if there.test is not None and there.test.labels is not None else config.test_fraction
     ways: list[tuple[Literal["closed", "none"], str, str | None]] = [("closed", "closed", None)]
     if config.budget is not None:

@@ -4,27 +4,40 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bigtransfer import files, outputs, page, weights
 from bigtransfer.backends import graph
+from bigtransfer.catalog import ModelCard
 from bigtransfer.config import ConvertConfig
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.jobs import int8, parity
 from bigtransfer.model import Network
 from bigtransfer.weights import configs
 
+if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
+    from bigtransfer.detector import Detector
+
 
 def run(config: ConvertConfig) -> None:
     destination = Path(config.destination)
     if destination.exists() and not config.overwrite and not (destination.is_dir() and not any(destination.iterdir())):
         raise ConfigError(f"{destination} exists already. Choose another destination, or pass --overwrite.")
-    network = weights.load(config.source, offline=config.offline or None)
-    card = network.card
+    detector = weights.load_detector(config.source) if weights.is_detector(config.source) else None
+    if detector is not None and (config.to != "onnx" or config.dtype == "int8"):
+        raise ConfigError(
+            f"{config.source} is a detector, which is converted by --to onnx only, in float32 or float16."
+        )
+    network = weights.load(config.source, offline=config.offline or None) if detector is None else detector.body
+    card = network.card if detector is None else detector.card
     print(f"{config.source}: {card.name}, {card.num_parameters:,} parameters, {card.num_classes:,} classes", flush=True)
     if destination.is_file() != bool(destination.suffix) and destination.exists():
         raise ConfigError(
             f"{destination} is a {'file' if destination.is_file() else 'folder'} already; remove it first."
         )
+    if detector is not None:
+        _export_detector(config, detector, destination)
+        return
     if config.to in ("onnx", "web"):
         _export(config, network, destination)
         return
@@ -60,11 +73,7 @@ def _export(config: ConvertConfig, network: Network, destination: Path) -> None:
     if config.dtype == "int8":
         content, told = int8.quantized(content, card, config.source, config.images)
         print(f"int8: {told}", flush=True)
-    written = page.alone(content, card, web).encode() if web else content
-    with outputs.atomic_write(destination) as temporary:
-        temporary.write_bytes(written)
-    if files.read(destination, "exported_bytes") != written:
-        raise WeightsError(f"{destination} does not hold what was written to it. Is the disk sound?")
+    _write(destination, page.alone(content, card, web).encode() if web else content)
     if web:
         print(
             f"{destination}: {_size(destination)}, a page with the network and onnxruntime-web {page.VERSION} inside; it asks nobody"
@@ -72,12 +81,37 @@ def _export(config: ConvertConfig, network: Network, destination: Path) -> None:
         print(f"Use it:\n  open {destination} in a browser (also from a memory stick, by e-mail, or on any web server)")
         return
     sides = f"{card.input.size}, {card.input.size}" if graph.of_one_size(card) else "height, width"
-    taken = "uint8 pixels" if pixels_in else "float32 in [-1, 1]"
+    _told(destination, card, sides, bool(pixels_in))
+    print(f"Use it:\n  bit predict {config.destination} IMAGES")
+
+
+def _export_detector(config: ConvertConfig, detector: Detector, destination: Path) -> None:
+    """The same of a detector; its boxes are made of what the file gives by `objects.chosen`."""
+    card = detector.card
+    pixels, where = parity.images(config.images, config.source, card)
+    dtype = "float16" if config.dtype == "float16" else "float32"
+    content = graph.onnx_detector(detector, input=config.input or "float32", dtype=dtype)
+    found = parity.compare_boxes(content, detector, pixels, parity.TOLERANCES[dtype])
+    print(f"{len(pixels)} images of {where}, computed by onnxruntime and by torch in float32:\n  {found}", flush=True)
+    found.check()
+    _write(destination, content)
+    _told(destination, card, f"{card.input.size}, {card.input.size}", config.input == "uint8")
+    print(f"Use it:\n  bit detect predict {config.destination} IMAGES")
+
+
+def _write(destination: Path, content: bytes) -> None:
+    with outputs.atomic_write(destination) as temporary:
+        temporary.write_bytes(content)
+    if files.read(destination, "exported_bytes") != content:
+        raise WeightsError(f"{destination} does not hold what was written to it. Is the disk sound?")
+
+
+def _told(destination: Path, card: ModelCard, sides: str, pixels: bool) -> None:
+    taken = "uint8 pixels" if pixels else "float32 in [-1, 1]"
     print(
         f"{destination}: {_size(destination)}, ONNX with operators of version {graph.OPSET}; takes RGB (batch, "
         f"{card.architecture.in_chans}, {sides}), {taken}"
     )
-    print(f"Use it:\n  bit predict {config.destination} IMAGES")
 
 
 def _size(path: Path) -> str:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from bigtransfer import runs
 from bigtransfer.backends import onnx_file
-from bigtransfer.backends.by_onnxruntime import OnnxRuntime
-from bigtransfer.backends.by_torch import Torch
+from bigtransfer.backends.by_onnxruntime import OnnxDetector, OnnxRuntime
+from bigtransfer.backends.by_torch import Torch, TorchDetector
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.data import ImageSet, open_dataset, open_images
 from bigtransfer.data import images as image_ops
+from bigtransfer.data.boxes import open_boxes
 from bigtransfer.data.sources import readable
 from bigtransfer.errors import BitError, DataError, RunError, WeightsError
+from bigtransfer.evals import detection
 from bigtransfer.model import Network
+from bigtransfer.objects import DEFAULT_THRESHOLD, Objects
 from bigtransfer.predictor import probable
+
+if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
+    from bigtransfer.detector import Detector
 
 TOLERANCES = {"float32": 1e-4, "float16": 1e-2}
 """By the form of the stored weights how much probabilities may differ, and logits and features relative to the largest of them. What is
@@ -99,6 +106,79 @@ def compare(content: bytes, network: Network, pixels: np.ndarray, allowed: float
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class BoxParity:
+    """The same of a detector."""
+
+    count: int
+    logits: float
+    """Relative to the largest logit."""
+    offsets: float
+    """Relative to the largest offset."""
+    boxes: int
+    """That either gives, at the model's thresholds."""
+    same: int
+    """Of these those that the other gives too: of the same class, with an overlap of 0.99. Nothing is demanded of it: which of two boxes
+    that overlap by a half stays may hang on the last digit."""
+    allowed: float
+
+    def __str__(self) -> str:
+        return (
+            f"largest differences: logits {self.logits:.1e} of the largest, offsets {self.offsets:.1e} of the largest; {self.same:,} of "
+            f"{self.boxes:,} boxes the same (allowed: {self.allowed:g})"
+        )
+
+    def check(self) -> None:
+        """WeightsError where they are more than rounding explains."""
+        for worst in (self.logits, self.offsets):
+            if not worst <= self.allowed:  # NaN is not
+                raise WeightsError(
+                    f"The exported detector does not answer as the model does: they differ by {worst:.1e}, and {self.allowed:g} is "
+                    "allowed. Nothing was written. Please report this model."
+                )
+
+
+def compare_boxes(
+    content: bytes, detector: Detector, pixels: np.ndarray, allowed: float = TOLERANCES["float32"]
+) -> BoxParity:
+    """An exported detector's answers beside those of torch on a CPU in float32. pixels: uint8 `(n, 3, size, size)`."""
+    card = detector.card
+    plain = TorchDetector(detector, "cpu", "fp32")
+    exported = OnnxDetector(onnx_file.parse(content, card.name), card.name, "cpu", "fp32")
+    worst, largest = np.zeros(2), np.zeros(2)
+    boxes = same = 0
+    thresholds = np.array(card.thresholds or [DEFAULT_THRESHOLD] * card.num_classes)
+    for first in range(0, len(pixels), _AT_A_TIME):
+        some = pixels[first : first + _AT_A_TIME]
+        outputs = plain.outputs(some)
+        for i, (theirs, found) in enumerate(
+            zip((outputs.logits, outputs.offsets), exported.computed(some), strict=True)
+        ):
+            wanted = theirs.detach().numpy()
+            worst[i] = np.fmax(worst[i], np.abs(found - wanted).max()) if np.isfinite(found).all() else np.nan
+            largest[i] = max(largest[i], np.abs(wanted).max())
+        extents = [(card.input.size, card.input.size)] * len(some)
+        for one, other in zip(plain.run(some, extents), exported.run(some, extents), strict=True):
+            one, other = one.above(thresholds), other.above(thresholds)
+            boxes += len(one.labels) + len(other.labels)
+            same += _found_too(one, other) + _found_too(other, one)
+    return BoxParity(
+        count=len(pixels),
+        logits=float(worst[0] / (largest[0] or 1.0)),
+        offsets=float(worst[1] / (largest[1] or 1.0)),
+        boxes=boxes,
+        same=same,
+        allowed=allowed,
+    )
+
+
+def _found_too(one: Objects, other: Objects) -> int:
+    """How many of the one are among the other."""
+    overlap, _ = detection.overlaps(one.boxes, other.boxes)
+    overlap = overlap * (one.labels[:, None] == other.labels[None])
+    return int((overlap.max(axis=1, initial=0.0) >= 0.99).sum())
+
+
 def images(asked: str | None, source: str, card: ModelCard) -> tuple[np.ndarray, str]:
     """Up to 64 images, uint8 `(n, channels, size, size)`, and in words what they are: those of `asked`, else of the data that the run in
     the folder `source` was given, else made-up ones. Raises DataError where those asked for cannot be had."""
@@ -115,6 +195,12 @@ def images(asked: str | None, source: str, card: ModelCard) -> tuple[np.ndarray,
 
 
 def _opened(data: str, card: ModelCard) -> ImageSet:
+    if card.detector is not None:
+        try:
+            parts = open_boxes(data, skip_bad_boxes=True, skip_bad_images=True).parts()
+            return parts.get("test", parts.get("val", parts["train"])).images
+        except DataError:
+            return open_images([data])  # without boxes
     try:
         splits = open_dataset(data, multi_label=card.multi_label, channels=card.architecture.in_chans, min_classes=1)
     except DataError:

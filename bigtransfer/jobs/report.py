@@ -32,13 +32,14 @@ def checked(run: str) -> Path:
     return folder
 
 
-_OF_DETECTORS = ("detect finetune", "detect evaluate")
+OF_DETECTORS = ("detect finetune", "detect evaluate")
+"""Commands whose folders are of a detector."""
 
 
 def model_of(folder: Path) -> str | Path | None:
     """The model that was measured; None if it is not there any more, or is not known."""
     config = contents.read_config(folder)
-    if config is None or config.command in ("pretrain", *_OF_DETECTORS):
+    if config is None or config.command in ("pretrain", *OF_DETECTORS):
         return None
     model = config.asked.get("model") if config.command == "evaluate" else folder / "model.safetensors"
     return None if isinstance(model, Path) and not model.is_file() else model
@@ -65,7 +66,7 @@ def images(folder: Path, data: str | None) -> list[ImageSet]:
         return []
     columns = {key: asked[key] for key in ("image_column", "label_column", "label_separator") if asked.get(key)}
     try:
-        if config is not None and config.command in _OF_DETECTORS:
+        if config is not None and config.command in OF_DETECTORS:
             found = open_boxes(where, skip_bad_boxes=True, skip_bad_images=True)
             return [part.images for part in found.parts().values()]
         splits = open_dataset(where, min_classes=1, **columns)

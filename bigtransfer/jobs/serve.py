@@ -8,8 +8,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from bigtransfer import files, limits
+from bigtransfer import backends, files, limits
 from bigtransfer.config import ServeConfig, seconds
+from bigtransfer.detections import ObjectFinder
 from bigtransfer.errors import ConfigError
 from bigtransfer.predictor import Predictor
 
@@ -32,14 +33,9 @@ def run(config: ServeConfig) -> int:
     given = os.environ.get(limits.VARIABLE)
     os.environ[limits.VARIABLE] = ",".join(filter(None, (_STRICTER, given)))
     try:
-        how: dict[str, Any] = {"device": config.device, "precision": config.precision, "backend": config.backend}
-        how["batch"] = config.batch_size
-
-        def load(model: str) -> Predictor:
-            return Predictor.load(model, **how).with_classes()
-
         models = [
-            service.Model(name, functools.partial(load, model)) for name, model in service.named(config.models).items()
+            service.Model(name, functools.partial(loaded, model, config))
+            for name, model in service.named(config.models).items()
         ]
         tokens = _tokens(config)
         bound = server.listen(config.host, config.port)
@@ -64,6 +60,19 @@ def run(config: ServeConfig) -> int:
             del os.environ[limits.VARIABLE]
         else:
             os.environ[limits.VARIABLE] = given
+
+
+def loaded(model: str, config: ServeConfig) -> Predictor | ObjectFinder:
+    """What answers for a model: a classifier's `Predictor`, or of a detector an `ObjectFinder`."""
+    if not backends.is_detector(model):
+        how: dict[str, Any] = {"device": config.device, "precision": config.precision, "backend": config.backend}
+        how["batch"] = config.batch_size
+        return Predictor.load(model, **how).with_classes()
+    if config.backend == "openvino":
+        raise ConfigError(
+            f"{model} is a detector, which torch computes, or onnxruntime once it is exported; not OpenVINO."
+        )
+    return ObjectFinder.load(model, device=config.device, precision=config.precision)
 
 
 def _tokens(config: ServeConfig) -> Sequence[str]:

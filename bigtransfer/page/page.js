@@ -1,6 +1,6 @@
 "use strict";
 const $ = id => document.getElementById(id);
-const AT_ONCE = 6, THUMBNAIL = 224;
+const AT_ONCE = 6, THUMBNAIL = 224, WITH_BOXES = 660;
 let models = [], most = Infinity, rows = [], waiting = [], working = 0;
 
 async function start() {
@@ -20,10 +20,13 @@ async function start() {
 
 const chosen = () => models.find(model => model.name === $("model").value);
 
+const finds = row => models.find(model => model.name === row.model)?.task === "detection";
+
 function describe() {
-  const {name, classes, multi_label} = chosen();
+  const {name, classes, multi_label, task} = chosen(), count = classes.length.toLocaleString("en");
   const shown = classes.slice(0, 12).join(", ") + (classes.length > 12 ? ", …" : ".");
-  $("about").textContent = `${name} knows ${classes.length.toLocaleString("en")} classes: ${shown}`
+  if ($("hint")) $("hint").hidden = task === "detection";
+  $("about").textContent = (task === "detection" ? `${name} says where objects are, of ${count} kinds: ${shown}` : `${name} knows ${count} classes: ${shown}`)
     + (multi_label ? " An image may have several of them, or none." : "");
 }
 
@@ -52,7 +55,7 @@ function pump() {
 
 async function look(row) {
   row.model ||= models[0].name;
-  picture(row);
+  row.pictured = picture(row);
   if (row.file.size > most) return show(row, {error: `it has more than ${most.toLocaleString("en")} bytes`});
   try {
     show(row, await answered(row));
@@ -65,9 +68,10 @@ async function picture(row) {
   const old = row.item.querySelector(".picture");
   try {
     let bitmap = await createImageBitmap(row.file);
-    const scale = Math.min(1, THUMBNAIL / Math.max(bitmap.width, bitmap.height));
+    const longer = Math.max(bitmap.width, bitmap.height), boxes = finds(row);
+    const scale = boxes ? WITH_BOXES / longer : Math.min(1, THUMBNAIL / longer);  // small ones enlarged, so that boxes are thin on them
     const canvas = document.createElement("canvas");
-    canvas.className = scale === 1 && Math.max(bitmap.width, bitmap.height) < 64 ? "picture tiny" : "picture";
+    canvas.className = !boxes && scale === 1 && Math.max(bitmap.width, bitmap.height) < 64 ? "picture tiny" : "picture";
     canvas.width = Math.max(1, Math.round(bitmap.width * scale));
     canvas.height = Math.max(1, Math.round(bitmap.height * scale));
     const pen = canvas.getContext("2d");
@@ -120,6 +124,7 @@ function show(row, answer) {
     label.textContent = answer.error;
     return;
   }
+  if (answer.objects) return showObjects(row, answer.objects, label);
   const given = answer.labels ?? [answer.label];
   label.textContent = given.join(", ") || "none of its classes";
   const list = element("ol", "top");
@@ -136,6 +141,44 @@ function show(row, answer) {
     list.append(bar);
   }
   item.append(list);
+}
+
+// --- Of a detector: boxes on the picture, and a line for each kind.
+
+function colour(row, label) {
+  const place = models.find(model => model.name === row.model).classes.indexOf(label);
+  return `hsl(${(210 + 137.5 * place) % 360} 85% 48%)`;
+}
+
+function showObjects(row, objects, label) {
+  row.item.className = "objects";
+  label.textContent = objects.length ? `${objects.length} object${objects.length === 1 ? "" : "s"}` : "nothing found";
+  const kinds = new Map(), list = element("ol", "top");
+  for (const {label: name, score} of objects) kinds.set(name, [...(kinds.get(name) ?? []), score]);
+  for (const [name, scores] of kinds) {
+    const bar = element("li", "kind"), line = element("div", "share"), best = percent(scores[0]), least = percent(scores.at(-1));
+    line.append(element("span", "", `${scores.length} × ${name}`), element("b", "", best === least ? best : `${best} to ${least}`));
+    line.title = "their scores";
+    bar.append(line);
+    bar.style.setProperty("--share", scores[0]);
+    bar.style.setProperty("--kind", colour(row, name));
+    list.append(bar);
+  }
+  row.item.append(list);
+  row.pictured.then(() => outline(row));
+}
+
+function outline(row) {
+  const canvas = row.item.querySelector(".picture"), {objects, width, height} = row.answer;
+  if (canvas.tagName !== "CANVAS") return;  // no preview
+  const pen = canvas.getContext("2d"), across = canvas.width / width, down = canvas.height / height;
+  for (const [line, ink] of [[5, () => "#fff9"], [2.5, name => colour(row, name)]]) {
+    pen.lineWidth = line;
+    for (const {label, box: [left, top, right, bottom]} of objects.toReversed()) {  // the best one on top
+      pen.strokeStyle = ink(label);
+      pen.strokeRect(left * across, top * down, (right - left) * across, (bottom - top) * down);
+    }
+  }
 }
 
 // Which parts of the image speak for a class, in the thumbnail's place; a second click brings that back. Where only one class is given, rather
@@ -169,7 +212,7 @@ function summarize() {
   $("csv").disabled = !done.length;
   const counts = new Map();
   for (const {answer} of done) if (!answer.error)
-    for (const label of answer.labels ?? [answer.label]) counts.set(label, (counts.get(label) ?? 0) + 1);
+    for (const label of answer.objects?.map(one => one.label) ?? answer.labels ?? [answer.label]) counts.set(label, (counts.get(label) ?? 0) + 1);
   const sorted = [...counts].sort((a, b) => b[1] - a[1]);
   $("counts").textContent = rows.length < 2 ? "" : sorted.slice(0, 20).map(([label, n]) => `${label}: ${n}`).join(" · ") + (sorted.length > 20 ? " · …" : "");
 }
@@ -200,7 +243,7 @@ function cell(text) {
 const quoted = text => /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
 
 function table() {
-  const done = rows.filter(row => row.answer), good = done.filter(row => !row.answer.error);
+  const done = rows.filter(row => row.answer && !finds(row)), good = done.filter(row => !row.answer.error);
   const several = good.some(row => row.answer.labels), many = new Set(done.map(row => row.model)).size > 1;
   const k = Math.max(1, ...good.map(row => row.answer.top.length));
   const head = ["image", ...(many ? ["model"] : []), ...(several ? ["labels"] : []), "label", "probability"];
@@ -215,10 +258,30 @@ function table() {
   return lines.map(line => line.map(quoted).join(",") + "\n").join("");
 }
 
+// As `bit detect predict --format csv` writes it.
+
+function tableOfObjects() {
+  const done = rows.filter(row => row.answer && finds(row)), many = new Set(done.map(row => row.model)).size > 1;
+  const lines = [["image", ...(many ? ["model"] : []), "label", "score", "left", "top", "right", "bottom", "error"]];
+  for (const {file, answer, model} of done) {
+    const start = [cell(file.name), ...(many ? [cell(model)] : [])];
+    if (answer.error) lines.push([...start, "", "", "", "", "", "", cell(answer.error)]);
+    for (const {label, score, box} of answer.objects ?? [])
+      lines.push([...start, cell(label), score.toFixed(4), ...box.map(side => side.toFixed(2)), ""]);
+  }
+  return lines.map(line => line.map(quoted).join(",") + "\n").join("");
+}
+
 function save() {
+  const done = rows.filter(row => row.answer);
+  if (done.some(finds)) download("objects.csv", tableOfObjects());
+  if (!done.every(finds)) download("predictions.csv", table());
+}
+
+function download(name, text) {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([table()], {type: "text/csv"}));
-  link.download = "predictions.csv";
+  link.href = URL.createObjectURL(new Blob([text], {type: "text/csv"}));
+  link.download = name;
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }

@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bigtransfer import __version__, page
 from bigtransfer.config import seconds
+from bigtransfer.detections import Found, ObjectFinder
 from bigtransfer.limits import limits
 from bigtransfer.predictor import Prediction
 from bigtransfer.serve import log, requests
@@ -52,8 +53,20 @@ class Class(BaseModel):
     probability: float = Field(ge=0, le=1)
 
 
+class Box(BaseModel):
+    """An object that a detector found."""
+
+    label: str
+    score: float = Field(ge=0, le=1)
+    box: list[float] = Field(
+        min_length=4,
+        max_length=4,
+        description="Left, top, right, bottom, px of the upright image, from its upper left corner.",
+    )
+
+
 class Answer(BaseModel):
-    """What is on an image, or why that cannot be said: as a line of `bit predict --format jsonl`."""
+    """What is on an image, or why that cannot be said: as a line of `bit predict --format jsonl`, of a detector of `bit detect predict`."""
 
     image: str = Field(description="The file's name as it was sent.")
     label: str | None = Field(default=None, description="The most probable class.")
@@ -63,6 +76,9 @@ class Answer(BaseModel):
     )
     top: list[Class] | None = Field(default=None, description="The most probable classes, the first one first.")
     probabilities: dict[str, float] | None = Field(default=None, description="Of every class, if asked for.")
+    width: int | None = Field(default=None, description="Of the upright image, px; of a detector.")
+    height: int | None = Field(default=None, description="The same.")
+    objects: list[Box] | None = Field(default=None, description="Of a detector: what it found, the best first.")
     error: str | None = Field(default=None, description="Why the image cannot be read; then nothing else is there.")
 
 
@@ -84,8 +100,13 @@ class Served(BaseModel):
     name: str
     ready: bool
     classes: list[str] | None = Field(default=None, description="By class number; as soon as it is ready.")
+    task: Literal["classification", "detection"] | None = Field(
+        default=None, description="detection: it says where objects are."
+    )
     multi_label: bool | None = Field(default=None, description="Whether an image may have several classes, or none.")
-    thresholds: list[float] | None = Field(default=None, description="Of a multi-label model, by class number.")
+    thresholds: list[float] | None = Field(
+        default=None, description="Of a multi-label model or a detector, by class number."
+    )
     image_size: int | None = Field(
         default=None, description="Height and width that it sees, px. Images of every size are taken."
     )
@@ -109,6 +130,12 @@ class Options(BaseModel):
     model: str | None = Field(default=None, description="Default: the first one.")
     top_k: int | None = Field(default=None, ge=1, le=1_000_000, description="How many classes to give for each image.")
     probabilities: bool = Field(default=False, description="Also give the probability of every class.")
+    threshold: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Of a detector: least score of an object. Default: the model's own of each class.",
+    )
 
 
 class Explained(BaseModel):
@@ -220,9 +247,14 @@ def create(service: Service, access: Access, *, failed: Callable[[], None] = lam
     async def predict(request: Request, options: Annotated[Options, Query()]) -> JSONResponse:
         """Send a file for each image as multipart/form-data, or the bytes of one image as the whole body."""
         model = service.model(options.model)
+        _check_options(model, options)
         found = await received(request, model, service.config.max_images, functools.partial(service.answers, model))
-        top_k = options.top_k or service.config.top_k
-        answers = [prediction.record(top_k, probabilities=options.probabilities) for prediction in found]
+        answers = [
+            each.record(options.threshold)
+            if isinstance(each, Found)
+            else each.record(options.top_k or service.config.top_k, probabilities=options.probabilities)
+            for each in found
+        ]
         content: dict[str, Any] = {"model": model.name, "predictions": answers}
         if all(prediction.error is not None for prediction in found):
             return _none_answered(request, found, content)
@@ -335,6 +367,16 @@ def _problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"model": Problem, "description": _WORDS[status]} for status in statuses}
 
 
+def _check_options(model: Model, options: Options) -> None:
+    """Refusal of an option that has no effect on the answers of the model."""
+    finds = isinstance(model.predictor, ObjectFinder)
+    for name in ("top_k", "probabilities") if finds else ("threshold",):
+        if name in options.model_fields_set:
+            raise Refusal(
+                422, "option", f"{name} has no effect: {model.name} is a {'detector' if finds else 'classifier'}."
+            )
+
+
 def _described(model: Model) -> Served:
     if not model.ready:
         return Served(name=model.name, ready=False)
@@ -344,13 +386,14 @@ def _described(model: Model) -> Served:
         name=model.name,
         ready=True,
         classes=list(predictor.class_names),
-        multi_label=thresholds is not None,
+        task="detection" if isinstance(predictor, ObjectFinder) else "classification",
+        multi_label=predictor.card.multi_label,
         thresholds=thresholds,
         image_size=predictor.card.input.size,
     )
 
 
-def _none_answered(request: Request, found: list[Prediction], content: dict[str, Any]) -> JSONResponse:
+def _none_answered(request: Request, found: list[Prediction | Found], content: dict[str, Any]) -> JSONResponse:
     failed = any(prediction.error == FAILED for prediction in found)
     words = f"{found[0].name}: {found[0].error}."
     if len(found) > 1:

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from PIL import Image
 from bigtransfer.config import ServeConfig, seconds
 from bigtransfer.data import images
 from bigtransfer.data.images import Pixels
+from bigtransfer.detections import Found, ObjectFinder
 from bigtransfer.errors import ConfigError, ImageError
 from bigtransfer.limits import limits
 from bigtransfer.predictor import Prediction, Predictor, told_apart
@@ -29,6 +30,8 @@ from bigtransfer.serve.requests import Upload
 if TYPE_CHECKING:
     from bigtransfer.evals.explanation import Explanation  # which loads torch
 
+Answer = Prediction | Found
+
 FAILED = "the model could not compute an answer"
 """What a client is told of an image that is sound and has no answer; the log knows more."""
 
@@ -36,16 +39,16 @@ FAILED = "the model could not compute an answer"
 class Model:
     """One model under its name. Ready once it has been loaded and has answered."""
 
-    def __init__(self, name: str, load: Callable[[], Predictor]) -> None:
+    def __init__(self, name: str, load: Callable[[], Predictor | ObjectFinder]) -> None:
         self.name = name
         self.failing = False
         """Whether nothing of its last batch could be computed."""
         self._load = load
-        self._predictor: Predictor | None = None
-        self._queue: Queue[tuple[str, Pixels], Prediction] | None = None
+        self._predictor: Predictor | ObjectFinder | None = None
+        self._queue: Queue[tuple[str, Any], Answer] | None = None
 
     @property
-    def predictor(self) -> Predictor:
+    def predictor(self) -> Predictor | ObjectFinder:
         """Refusal as long as it is loaded."""
         if self._predictor is None:
             raise Refusal(
@@ -71,15 +74,19 @@ class Model:
         metrics.follow_queue(self.name, self._queue.__len__)
         await self._queue.run()
 
-    def _warm(self) -> Predictor:
+    def _warm(self) -> Predictor | ObjectFinder:
         with contextlib.suppress(ImportError):
             import torch  # noqa: F401 - with which images are resized sooner, to the same bytes, whatever computes the network
         predictor = self._load()
         size, channels = predictor.card.input.size, predictor.card.architecture.in_chans
-        predictor.answer([np.zeros((size, size, channels), np.uint8)], ["warm-up"])
+        nothing = np.zeros((size, size, channels), np.uint8)
+        if isinstance(predictor, ObjectFinder):
+            predictor.answer([nothing], [(size, size)])
+        else:
+            predictor.answer([nothing], ["warm-up"])
         return predictor
 
-    async def answer(self, upload: Upload, decoding: ThreadPoolExecutor, metrics: Metrics) -> Prediction:
+    async def answer(self, upload: Upload, decoding: ThreadPoolExecutor, metrics: Metrics) -> Answer:
         """What is on one image, or why that cannot be said."""
         predictor = self.predictor
         if upload.error is not None:
@@ -107,6 +114,8 @@ class Model:
         """Which parts of an image speak for a class (by default the most probable one; rather than for another), and a PNG that shows it.
         Refusal if the image cannot be read, the model has no such class, or cannot be explained."""
         predictor = self.predictor
+        if isinstance(predictor, ObjectFinder):
+            raise Refusal(422, "unexplained", f"{self.name} is a detector: its boxes say where it found what.")
         numbers = [None if each is None else [self._class(each)] for each in (label, against)]
 
         def explain(pixels: Pixels) -> Explanation:
@@ -134,17 +143,21 @@ class Model:
         words = f"has several classes of that name: {', '.join(same)}" if same else f"has no class {label[:80]!r}"
         raise Refusal(422, "option", f"The model {self.name} {words}.")
 
-    def _computed(self, items: Sequence[tuple[str, Pixels]]) -> list[Prediction]:
+    def _computed(self, items: Sequence[tuple[str, Any]]) -> Sequence[Answer]:
+        predictor = self.predictor
+        answer = predictor.found if isinstance(predictor, ObjectFinder) else predictor.answer
         try:
-            answers = self.predictor.answer([pixels for _, pixels in items], [name for name, _ in items])
+            answers = answer([prepared for _, prepared in items], [name for name, _ in items])
         except BaseException:
             self.failing = True
             raise
         self.failing = False
         return answers
 
-    def _unanswered(self, upload: Upload, why: str, outcome: str, metrics: Metrics) -> Prediction:
+    def _unanswered(self, upload: Upload, why: str, outcome: str, metrics: Metrics) -> Answer:
         metrics.images.labels(self.name, outcome).inc()
+        if isinstance(self.predictor, ObjectFinder):
+            return self.predictor.unanswered(upload.name, why)
         return Prediction(upload.name, self.predictor.class_names, None, error=why)
 
 
@@ -221,7 +234,7 @@ class Service:
             await asyncio.sleep(0.02)
         log.event("ready", models=list(self.models), seconds=round(time.monotonic() - began, 3))
 
-    async def answers(self, model: Model, uploads: Sequence[Upload]) -> list[Prediction]:
+    async def answers(self, model: Model, uploads: Sequence[Upload]) -> list[Answer]:
         """What is on the images, in their order. Refusal if too many are under way, or the answers take too long."""
         with self._under_way(len(uploads)):
             began = time.monotonic()

@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from bigtransfer import catalog, fetch, libraries, model, ops, web
 from bigtransfer.catalog import InputSpec, ModelCard, Published
-from bigtransfer.errors import ConfigError, DownloadError, UnknownModel, WeightsError
+from bigtransfer.errors import BitError, ConfigError, DownloadError, UnknownModel, WeightsError
 from bigtransfer.model import Network, ResNetV2, StdConv2d
 from bigtransfer.weights import configs, formats, names
 
 if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
     from bigtransfer.detector import Detector
 
-__all__ = ["describe", "digest", "export", "load", "load_detector", "save", "save_detector"]
+__all__ = ["describe", "digest", "export", "is_detector", "load", "load_detector", "save", "save_detector"]
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +124,17 @@ def load_detector(name_or_file: str | os.PathLike[str]) -> Detector:
 
         tensors = {name: contents.read(name) for name in contents.shapes}
         return detector.restored(card, tensors, str(contents.path))
+
+
+def is_detector(name_or_file: str | os.PathLike[str]) -> bool:
+    """Whether a file or run folder on this machine holds a detector."""
+    if catalog.meant(name_or_file) is not None or _of_library(name_or_file) is not None:
+        return False
+    try:
+        with formats.open_weights(_find(_path(name_or_file), offline=True)) as contents:
+            return contents.card is not None and contents.card.detector is not None
+    except BitError:  # whoever loads it says what is wrong
+        return False
 
 
 def save_detector(path: str | os.PathLike[str], model: Detector) -> None:
@@ -245,6 +256,7 @@ def _untrained(name_or_file: str | os.PathLike[str]) -> ModelCard:
         return ModelCard.bare(known, 1000)
     library = _of_library(name_or_file)
     card = describe(name_or_file) if library is None else _library_card(*library[:2])
+    card.of_classifier(name_or_file)
     return dataclasses.replace(card, upstream="", source="random weights", licence="", recipe=None, metrics={})
 
 
@@ -338,12 +350,8 @@ def _opened(
     path = _find(name_or_file, offline) if record is None else _find_published(record, offline)
     with formats.open_weights(path) as contents:
         stated = contents.card
-        if stated is not None and stated.detector is not None:
-            raise WeightsError(
-                f"{contents.path} is a detector: it says where objects are, not what an image shows. `bit detect predict` and `bit detect "
-                "evaluate` take it."
-            )
         if stated is not None:
+            stated.of_classifier(contents.path)
             _can_be_rebuilt(stated.architecture, contents.path)
         if record is not None and record.package:
             card = record.full_card()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,14 @@ from bigtransfer.data.boxes import BoxSet, BoxSplits
 from bigtransfer.data.layout import in_short
 from bigtransfer.detections import ObjectFinder
 from bigtransfer.detector import BoxGoal, Detector
-from bigtransfer.errors import ConfigError, RunError
+from bigtransfer.errors import ConfigError, DataError, RunError, UnreadableImages
 from bigtransfer.evals import detection
 from bigtransfer.feed.boxes import BoxLoader, ScaleJitter
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
 from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.detect import measuring
-from bigtransfer.jobs.plan import Plan, dtype_name, recall, record, run_folder, same_threads
+from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.train import checkpoint, loop
 
 COMMAND = "detect finetune"
@@ -109,20 +109,16 @@ def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Tra
     since = time.monotonic() if since is None else since
     folder = run_folder(config.out, config.data, config.model, "-boxes")
     begun = recall(folder, COMMAND, config, DetectPlan)
-    finished = begun is not None and all((folder / name).is_file() for name in ("evaluation.json", "model.safetensors"))
+    results = (folder / "evaluation.json", folder / "model.safetensors")
+    if begun is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
+        return _finished(config, folder, begun)
     parts = _parts(config)
-    state_of_data = {part: boxes.fingerprint() for part, boxes in parts.parts().items()}
+    state_of_data = _state(parts)
     if begun is not None and begun.data.get("fingerprints") != state_of_data:
         raise RunError(
             f"The images or boxes of {config.data} have changed since the run in {folder} began with them. Choose another --out, or remove "
             "the folder."
         )
-    if begun is not None and finished and not checkpoint.exists(folder):
-        print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
-        metrics = dict(weights.describe(folder / "model.safetensors").metrics)
-        if not (folder / "report.html").is_file():
-            report.write(folder, [part.images for part in parts.parts().values()])
-        return Trained(folder=folder, recipe=begun.plan.recipe, metrics=metrics)
     if begun is not None:
         same_threads(begun.threads)
     device = choose_device(config.device)
@@ -175,6 +171,35 @@ def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Tra
     return Trained(folder=folder, recipe=plan.recipe, metrics=metrics)
 
 
+def _finished(config: DetectFinetuneConfig, folder: Path, begun: Begun[DetectPlan]) -> Trained:
+    """The result of a finished run; RunError if its images or boxes have changed since, which it would leave out."""
+    metrics = dict(weights.describe(folder / "model.safetensors").metrics)
+    parts, changed = None, ""
+    try:
+        parts = _parts(config)
+    except DataError as error:
+        if isinstance(error, UnreadableImages) and len(error.images) < error.total:
+            changed = f"{len(error.images)} of {error.total} images cannot be read, such as {error.images[0]}."
+        else:  # somebody cleared the images away; the result is as good as it was
+            print(f"note: the images are not there any more as the run found them. ({error})", file=sys.stderr)
+    if parts is not None and begun.data.get("fingerprints") != _state(parts):
+        changed = "images or boxes are others, or have other contents."
+    if changed:
+        raise RunError(
+            f"{folder} is finished, but {config.data} has changed since: {changed}\nChoose another --out to train on it as it is now, or "
+            "remove the folder."
+        )
+    print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
+    if not (folder / "report.html").is_file():  # the process died between the model and its report
+        report.write(folder, [] if parts is None else [part.images for part in parts.parts().values()])
+    return Trained(folder=folder, recipe=begun.plan.recipe, metrics=metrics)
+
+
+def _state(parts: BoxSplits) -> dict[str, str]:
+    """By which a run knows its data again."""
+    return {part: boxes.fingerprint() for part, boxes in parts.parts().items()}
+
+
 def _parts(config: DetectFinetuneConfig) -> BoxSplits:
     """The data set, with images held out where there are none to be measured on."""
     parts = box_data.open_boxes(
@@ -224,6 +249,8 @@ def _decide(
     scale = 4.0
     if config.anchor_scale is None and config.budget is not None:
         scale, note = fitting_anchors(parts.train, recipe.crop)
+        recipe = dataclasses.replace(recipe, notes=(*recipe.notes, note))
+    elif note := out_of_reach(parts.train, recipe.crop, config.anchor_scale or scale):
         recipe = dataclasses.replace(recipe, notes=(*recipe.notes, note))
     spec = _spec(config, scale)
     return DetectPlan(
@@ -305,25 +332,44 @@ def _recipe(
 
 
 def fitting_anchors(boxes: BoxSet, size: int) -> tuple[float, str]:
-    """The largest of `ANCHOR_SCALES` with which nearly as many objects as with any have an anchor of their own shape that overlaps them by
-    half, where the images' longer side is `size` px; and that in a sentence."""
+    """The largest of `ANCHOR_SCALES` with which nearly as many objects as with any are in reach of an anchor, where the images' longer side
+    is `size` px; and that in a sentence."""
+    shares = _in_reach(boxes, size, ANCHOR_SCALES)
+    best = next(i for i, share in enumerate(shares) if share >= max(shares) - 0.01)
+    return ANCHOR_SCALES[best], (
+        f"Anchors begin with {ANCHOR_SCALES[best]:g} strides of their level, in reach of {shares[best]:.0%} of the objects at {size} px "
+        f"(RetinaNet's 4: {shares[0]:.0%})."
+    )
+
+
+def out_of_reach(boxes: BoxSet, size: int, scale: float) -> str:
+    """A warning where many objects are out of reach of anchors of that scale, and in reach of those of another; else ""."""
+    other, _ = fitting_anchors(boxes, size)
+    own, fitting = _in_reach(boxes, size, (scale, other))
+    if own >= fitting - 0.05:
+        return ""
+    return (
+        f"Anchors begin with {scale:g} strides of their level, in reach of only {own:.0%} of the objects at {size} px; "
+        f"--anchor-scale {other:g}: {fitting:.0%}."
+    )
+
+
+def _in_reach(boxes: BoxSet, size: int, scales: Sequence[float]) -> list[float]:
+    """Of each scale the share of the objects that an anchor of their own shape, in their middle, overlaps by half: others have their best
+    anchor only to be learnt by."""
     scale = size / boxes.sizes.max(axis=1)
     owners = np.repeat(np.arange(len(boxes)), np.diff(boxes.starts))
     own = (boxes.boxes[:, 2:] - boxes.boxes[:, :2]) * scale[owners, None]
     own = own[~boxes.crowd][:100_000]
     shares = []
-    for one in ANCHOR_SCALES:
+    for one in scales:
         sides = np.array([one * stride * 2 ** (i / 3) for stride in detector.STRIDES for i in range(3)])
         shapes = np.sqrt(np.array(detector.SHAPES))
         anchors = np.array([(side / shape, side * shape) for side in sides for shape in shapes])
         shared = np.minimum(own[:, None], anchors[None]).prod(axis=2)
         union = own.prod(axis=1)[:, None] + anchors.prod(axis=1)[None] - shared
         shares.append(float((shared / union >= 0.5).any(axis=1).mean()))
-    best = next(i for i, share in enumerate(shares) if share >= max(shares) - 0.01)
-    return ANCHOR_SCALES[best], (
-        f"Anchors begin with {ANCHOR_SCALES[best]:g} strides of their level, in reach of {shares[best]:.0%} of the objects at {size} px "
-        f"(RetinaNet's 4: {shares[0]:.0%})."
-    )
+    return shares
 
 
 def _train(

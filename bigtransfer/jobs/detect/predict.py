@@ -17,8 +17,6 @@ from bigtransfer.data.forms import open_images
 from bigtransfer.detections import Found, ObjectFinder
 from bigtransfer.errors import ImageError
 from bigtransfer.predictor import pixels_of
-from bigtransfer.report.drawing import drawn
-from bigtransfer.report.page import counted
 from bigtransfer.terminal import cell, json_line, line, utf8
 
 
@@ -43,8 +41,9 @@ def run(config: DetectPredictConfig) -> int:
             if config.pictures is not None and one.error is None:
                 _draw(config, Path(config.pictures), number, one)
     if config.out is not None or config.pictures is not None:
-        where = counted(len(sources) - errors, "image", "images")
-        print(f"{counted(objects, 'object', 'objects')} on {where}", file=sys.stderr)
+        read = len(sources) - errors
+        what = f"{objects:,} {'object' if objects == 1 else 'objects'}"
+        print(f"{what} on {read:,} {'image' if read == 1 else 'images'}", file=sys.stderr)
     if errors:
         print(f"{errors} of {len(sources)} images cannot be read", file=sys.stderr)
     return 1 if errors else 0
@@ -52,6 +51,8 @@ def run(config: DetectPredictConfig) -> int:
 
 def _draw(config: DetectPredictConfig, folder: Path, number: int, found: Found) -> None:
     """The picture with its boxes, under its own name and its number, as several folders may hold the same names."""
+    from bigtransfer.report.drawing import drawn  # the report's room loads torch
+
     try:
         pixels = pixels_of(found.name, found.name, 3, None)
     except ImageError:  # it has gone since
