@@ -319,6 +319,22 @@ def test_a_folder_as_transformers_writes_it(tmp_path: Path) -> None:
     assert torch.allclose(network(pixels * 2 - 1), wrapped((pixels - mean) / std).logits, atol=1e-5)
 
 
+def test_transformers_own_classifiers_are_refused_in_words(tmp_path: Path) -> None:
+    """Folders that its own code has saved."""
+    transformers: Any = pytest.importorskip("transformers")
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 16}
+    stages = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 8, 8, 8]}
+    for kind, config in (
+        ("ViT", transformers.ViTConfig(image_size=32, **small)),
+        ("ResNet", transformers.ResNetConfig(embedding_size=8, **stages)),
+        ("ConvNext", transformers.ConvNextConfig(**stages)),
+    ):
+        getattr(transformers, f"{kind}ForImageClassification")(config).save_pretrained(tmp_path / kind)
+        for look in (weights.describe, weights.load):
+            with pytest.raises(WeightsError, match=rf"{kind} holds .* of type '{kind.lower()}'.*timm:NAME@FILE"):
+                look(tmp_path / kind)
+
+
 def test_timms_own_linear_layer_is_a_classifier() -> None:
     from timm.layers import Linear
 
