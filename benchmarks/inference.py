@@ -1,7 +1,7 @@
 """Time of one image by backend, in alternated rounds: torch as `Predictor` uses it, onnxruntime, OpenVINO, and timm's eager network where
 it is installed. Error beside speed.
 
-    python -m benchmarks.inference [--arch r50x1|bundled] [--sizes 128 224] [--batches 1 16] [--rounds 5] [--wall]
+    python -m benchmarks.inference [--arch r50x1|bundled] [--sizes 128 224] [--batches 1 16] [--rounds 5] [--wall] [--torch-export]
     python -m benchmarks.inference --model RUN --exported RUN-int8.onnx --images DATA [--count 60] [--batches 1 8]
 
 One process and one thread; in every round each backend computes the same batch, in another order each time. By default the time is the
@@ -37,7 +37,7 @@ from bigtransfer.backends.by_torch import Torch
 from bigtransfer.data import open_dataset, splits
 from bigtransfer.errors import BitError
 from bigtransfer.feed.augment import normalize
-from bigtransfer.model import Network, build
+from bigtransfer.model import Network, build, fold
 from bigtransfer.weights import configs
 
 Run = Callable[[np.ndarray], np.ndarray]
@@ -53,8 +53,8 @@ def network_of(arch: str) -> Network:
     return made
 
 
-def contenders(network: Network, exported: Sequence[str]) -> dict[str, Run]:
-    """What is compared, each from uint8 images to logits. exported: ONNX files."""
+def contenders(network: Network, exported: Sequence[str], *, by_torch_export: bool = False) -> dict[str, Run]:
+    """What is compared, each from uint8 images to logits. exported: ONNX files. by_torch_export: also what `torch.export` makes."""
 
     def of(backend: backends.Backend) -> Run:
         return lambda images: backend.run(images)[1]
@@ -75,9 +75,31 @@ def contenders(network: Network, exported: Sequence[str]) -> dict[str, Run]:
             found[f"{Path(path).name} ({kind}), openvino"] = of(OpenVino(given, path, "cpu", "auto"))
         except BitError as error:
             print(f"- {path} by openvino: {error}")
+    if by_torch_export:
+        found["torch.export fp32"] = _exported(network)
     if (theirs := _timm(network)) is not None:
         found["timm fp32, eager, channels_last"] = theirs
     return found
+
+
+def _exported(network: Network) -> Run:
+    """The network with its kernels standardized once, as the program that `torch.export` makes of it for any batch."""
+    size = network.card.input.size
+    example = torch.zeros(2, network.architecture.in_chans, size, size)
+    started = time.process_time()
+    program = torch.export.export(
+        fold(network, torch.float32).eval(),
+        (example,),
+        dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=256)},),
+    )
+    print(f"- torch.export: {time.process_time() - started:.1f} s of processor time, {len(program.graph.nodes)} nodes")
+    module = program.module()
+
+    def run(images: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return module(normalize(torch.from_numpy(images))).numpy()
+
+    return run
 
 
 def _timm(network: Network) -> Run | None:
@@ -153,6 +175,7 @@ def main() -> None:
     parser.add_argument("--wall", action="store_true", help="the clock's time instead of the processor's")
     parser.add_argument("--model", help="a model with classes, in the place of --arch and --sizes")
     parser.add_argument("--exported", nargs="+", default=[], help="ONNX files made of it")
+    parser.add_argument("--torch-export", action="store_true", help="also the program that torch.export makes")
     parser.add_argument("--images", help="with --model: labelled images, as `bit evaluate` takes them")
     parser.add_argument("--count", type=int, default=60, help="images for error and top-1 (default 60)")
     arguments = parser.parse_args()
@@ -162,7 +185,7 @@ def main() -> None:
     network = weights.load(arguments.model) if arguments.model else network_of(arguments.arch)
     tested = labelled(arguments.images, network, arguments.count) if arguments.model else None
     sizes = [network.card.input.size] if arguments.model else arguments.sizes
-    runs = contenders(network, arguments.exported)
+    runs = contenders(network, arguments.exported, by_torch_export=arguments.torch_export)
     packages = {}
     for package in ("torch", "onnxruntime", "openvino", "timm"):
         try:
