@@ -62,10 +62,15 @@ class Prediction:
     def top(self, k: int = 5) -> list[tuple[str, float]]:
         """The `k` most probable classes (or all, if fewer) with their probabilities; [] if the image cannot be read, or the model has no
         classes."""
-        if self.probabilities is None or not self.class_names:
+        if self.probabilities is None:
             return []
-        order = np.argsort(-self.probabilities, kind="stable")[:k]
-        return [(self.class_names[i], float(self.probabilities[i])) for i in order]
+        return [(self.class_names[i], float(self.probabilities[i])) for i in self._order(k)]
+
+    def _order(self, k: int) -> list[int]:
+        """The `k` most probable classes, of an image that can be read."""
+        if not self.class_names:
+            return []
+        return np.argsort(-np.asarray(self.probabilities), kind="stable")[:k].tolist()
 
     @property
     def label(self) -> str | None:
@@ -88,16 +93,21 @@ class Prediction:
 
     def record(self, k: int = 5, *, probabilities: bool = False) -> dict[str, Any]:
         """The answer as JSON says it: "image", and "label", "probability" and "top", the `k` most probable classes, or "error"; of a
-        multi-label model also "labels". probabilities: also those of all classes, by name."""
+        multi-label model also "labels". An entry of "top" whose name several classes have tells in "class" which of them it is, as
+        `told_apart`. probabilities: also those of all classes, by name."""
         record: dict[str, Any] = {"image": self.name}
         if self.probabilities is None:
             return record | {"error": self.error}
         if self.thresholds is not None:
             record["labels"] = self.labels
         record |= {"label": self.label, "probability": self.probability}
-        record["top"] = [{"label": label, "probability": probability} for label, probability in self.top(k)]
+        apart = told_apart(self.class_names)
+        record["top"] = [
+            {"label": label, "probability": probability} | ({} if apart[i] == label else {"class": apart[i]})
+            for i, (label, probability) in zip(self._order(k), self.top(k), strict=True)
+        ]
         if probabilities and self.class_names:
-            record["probabilities"] = dict(zip(told_apart(self.class_names), self.probabilities.tolist(), strict=True))
+            record["probabilities"] = dict(zip(apart, self.probabilities.tolist(), strict=True))
         return record
 
     def __repr__(self) -> str:

@@ -140,6 +140,15 @@ def test_answers_are_those_of_bit_predict(
         assert answer["probability"] == pytest.approx(line["probability"], abs=TOLERANCE)
         assert len(answer["top"]) == 5
     assert expected[0]["probabilities"].keys() >= {"crane #2", "crane #3"}
+    everything = client.post("/predict?top_k=6", content=png(0)).json()["predictions"][0]["top"]
+    cranes = [one["class"] for one in everything if one["label"] == "crane"]
+    assert sorted(cranes) == ["crane #2", "crane #3"] and all(
+        "class" not in one for one in everything if one["label"] != "crane"
+    )
+    for one in everything:  # by which it can be asked for
+        assert (
+            client.post("/explain", params={"label": one.get("class", one["label"])}, content=png(0)).status_code == 200
+        )
 
 
 def test_clients_who_come_together_are_computed_together_and_none_gets_anothers_answer(predictor: Predictor) -> None:
@@ -544,8 +553,16 @@ def test_ready_is_who_has_loaded_and_answered(predictor: Predictor) -> None:
 
 def test_a_model_that_cannot_be_loaded_ends_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(b"nothing")
-    assert cli.main(["serve", str(tmp_path / "model.safetensors"), "--port", "0"]) == 2
-    assert "model.safetensors" in capsys.readouterr().err
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    for model, said in (
+        (tmp_path / "model.safetensors", "model.safetensors"),
+        (tmp_path / "run", "has no model.safetensors yet: it has not finished"),
+        (tmp_path / "nowhere", "There is no file or folder"),
+    ):
+        assert cli.main(["serve", str(model), "--port", "0"]) == 2
+        out, err = capsys.readouterr()
+        assert said in err and out == "", "no address is shown that will never answer"
 
 
 def test_a_model_without_classes_is_not_served(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -75,6 +76,29 @@ def test_a_training_that_ends_by_an_error_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), tracking.writer("wandb", tmp_path, 0, ASKED):
         raise KeyboardInterrupt
     assert made[0].lines == [True]
+
+
+def test_the_names_that_other_programs_have_for_a_run_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With stand-ins for the two packages."""
+    begun: list[str] = []
+
+    def init(**given: Any) -> Any:
+        begun.append(given["id"])
+        return types.SimpleNamespace(log=lambda *numbers, step: None, finish=lambda exit_code: None)
+
+    class Client:
+        def __getattr__(self, name: str) -> Any:
+            number = types.SimpleNamespace(experiment_id="1", info=types.SimpleNamespace(run_id="theirs"))
+            return lambda *given, **more: begun.append(name) or number
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=init, Settings=dict))
+    monkeypatch.setitem(sys.modules, "mlflow", types.SimpleNamespace(MlflowClient=Client))
+    monkeypatch.setitem(sys.modules, "mlflow.entities", types.SimpleNamespace(Metric=tuple, Param=lambda *one: one))
+    for program in ("wandb", "mlflow", "wandb", "mlflow"):
+        told(program, tmp_path, range(1))
+    ours, again = (one for one in begun if re.fullmatch("[0-9a-f]{8}", one))
+    assert ours == again and begun.count("create_run") == 1, "each goes on with its own"
+    assert json.loads((tmp_path / "tracking.json").read_text()) == {"wandb": ours, "mlflow": "theirs"}
 
 
 @pytest.mark.parametrize("program", ["wandb", "mlflow"])

@@ -65,7 +65,11 @@ def test_convert_there_and_back(
         "folder": f'transformers.AutoModelForImageClassification.from_pretrained("{there}")',
         "timm-folder": f'timm.create_model("local-dir:{there}", pretrained=True)',
     }
-    assert out.partition("Use it:\n  ")[2] == (f"{use[name]}\n" if name in use else "")
+    told = out.partition("Use it:\n  ")[2]
+    if name.endswith("folder"):
+        told, share = told.split("Share it, ")
+        assert share.endswith(f"{there / 'README.md'} says of it:\n  hf upload USER/{name} {there}\n")
+    assert told == (f"{use[name]}\n" if name in use else "")
 
 
 def test_convert_refuses(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ _WEIGHT_SUFFIXES: dict[str, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "web": (".html",),
 }
-"""Form -> how its file is called; timm may also be a folder, transformers always is one."""
+"""Form -> how its file is called; bit and timm may also be folders, transformers always is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,8 @@ class ConvertConfig(Config):
     a transformers or timm folder, or hf-hub:user/name."""
     destination: Positional[str]
     """File or folder to write. transformers: a folder; timm: a file (.safetensors, .pth) or a folder; npz: a .npz file; torch:
-    a .pth.tar file; bit: a .safetensors file; onnx: an .onnx file; web: an .html file."""
+    a .pth.tar file; bit: a .safetensors file or a folder; onnx: an .onnx file; web: an .html file. A folder gets a README.md, and can be
+    uploaded to the Hugging Face hub as it is."""
     to: Literal["bit", "timm", "transformers", "npz", "torch", "onnx", "web"] = "bit"
     """Form: bit is bigtransfer's own, npz and torch are those of the authors' code, onnx is for onnxruntime, OpenVINO and others,
     web is a page that classifies images in a browser, offline."""
@@ -55,12 +56,18 @@ class ConvertConfig(Config):
     """Images to compare the answers on, in any form that `bit finetune` reads, or a folder; with int8, which is calibrated and measured on
     them, with labels. Default: those that the run was given, else made-up ones."""
 
+    @property
+    def is_folder(self) -> bool:
+        """Whether the destination is a folder, to be shared on the Hugging Face hub for instance: what has no file's ending."""
+        return not any(
+            self.destination.endswith(suffix) for suffixes in _WEIGHT_SUFFIXES.values() for suffix in suffixes
+        )
+
     def check(self) -> None:
-        known = {suffix for suffixes in _WEIGHT_SUFFIXES.values() for suffix in suffixes}
         suffix = os.path.splitext(self.destination)[1]
         fitting = _WEIGHT_SUFFIXES[self.to]
-        is_file = suffix in known
-        if (is_file and suffix not in fitting) or (not is_file and self.to in ("bit", "npz", "torch", "onnx", "web")):
+        is_file = not self.is_folder
+        if (is_file and suffix not in fitting) or (not is_file and self.to in ("npz", "torch", "onnx", "web")):
             wanted = f"should end in {' or '.join(fitting)}" if fitting else "should be a folder"
             meant = [form for form, suffixes in _WEIGHT_SUFFIXES.items() if suffix in suffixes]
             other = f" If that is meant: --to {meant[0]}" if len(meant) == 1 else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from bigtransfer.backends import graph
 from bigtransfer.catalog import ModelCard
 from bigtransfer.config import ConvertConfig
 from bigtransfer.errors import ConfigError, WeightsError
-from bigtransfer.jobs import int8, parity
+from bigtransfer.jobs import int8, modelcard, parity
 from bigtransfer.model import Network
 from bigtransfer.weights import configs
 
@@ -31,7 +30,7 @@ def run(config: ConvertConfig) -> None:
     network = weights.load(config.source, offline=config.offline or None) if detector is None else detector.body
     card = network.card if detector is None else detector.card
     print(f"{config.source}: {card.name}, {card.num_parameters:,} parameters, {card.num_classes:,} classes", flush=True)
-    if destination.is_file() != bool(destination.suffix) and destination.exists():
+    if destination.is_file() == config.is_folder and destination.exists():
         raise ConfigError(
             f"{destination} is a {'file' if destination.is_file() else 'folder'} already; remove it first."
         )
@@ -43,6 +42,9 @@ def run(config: ConvertConfig) -> None:
         return
     assert config.dtype != "int8"  # which the configuration allows exported networks only
     weights.export(destination, network, config.to, dtype=config.dtype)
+    if config.is_folder:
+        assert config.to in ("bit", "timm", "transformers")
+        modelcard.write(destination, config.source, card, config.to)
 
     if different := weights.differing(destination, network, config.to, config.dtype):
         raise WeightsError(
@@ -54,6 +56,11 @@ def run(config: ConvertConfig) -> None:
         print("This form has no place for the class names and the input size; keep the source for them.")
     if note := _use(config, card.num_classes, configs.timm_name(card.architecture)):
         print(f"Use it:\n  {note}")
+    if config.is_folder:
+        print(
+            f"Share it, once you have read and completed what {destination / 'README.md'} says of it:\n"
+            f"  hf upload USER/{destination.resolve().name} {config.destination}"
+        )
 
 
 def _export(config: ConvertConfig, network: Network, destination: Path) -> None:
@@ -125,7 +132,7 @@ def _use(config: ConvertConfig, num_classes: int, timm_name: str | None) -> str:
         return f"bit predict {where} IMAGES"
     if config.to == "transformers":
         return f'transformers.AutoModelForImageClassification.from_pretrained("{where}")'
-    if config.to == "timm" and os.path.isdir(where):
+    if config.to == "timm" and config.is_folder:
         return f'timm.create_model("local-dir:{where}", pretrained=True)'
     if config.to == "timm" and timm_name:
         return f'timm.create_model("{timm_name}", checkpoint_path="{where}", num_classes={num_classes})'

@@ -50,27 +50,7 @@ def run(config: InfoConfig) -> None:
 
 
 def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
-    yield "architecture", _detector(card) + _architecture(card.architecture)
-    yield "parameters", f"{card.num_parameters:,} ({card.num_parameters * 4 / 1e6:,.0f} MB in float32)"
-    yield "classes", _classes(card)
-    yield "input", _input(card.input, card.architecture.in_chans, card.architecture.backbone is not None)
-    if (found := card.calibrated) is not None:
-        yield (
-            "probabilities",
-            f"logits divided by {found.temperature:.3g} (in the head already), by {found.images:,} images: calibration error there "
-            f"{found.ece[0]:.1%} before, {found.ece[1]:.1%} since",
-        )
-    if card.upstream:
-        yield "trained on", card.upstream
-    for name, value in card.metrics.items():
-        if (top := re.search(r"top[-_ ]?(\d+)", name)) and 0 < card.num_classes <= int(top[1]):
-            continue  # as many guesses as classes: always right
-        yield name.replace("/", " ").replace("_", " "), f"{value:.2%}" if _is_share(name, value) else f"{value:g}"
-    if card.recipe:
-        yield "recipe", ", ".join(_recipe(card.recipe))
-    yield "licence", card.licence or "not stated"
-    if card.source:
-        yield "source", card.source
+    yield from facts(card)
     record = catalog.meant(model)
     if record is None:
         path = Path(model)
@@ -89,6 +69,36 @@ def _lines(card: ModelCard, model: str) -> Iterator[tuple[str, str]]:
                 place, f"downloaded on first use, into {settings.cache_folder()}"
             ),
         )
+
+
+def facts(card: ModelCard) -> Iterator[tuple[str, str]]:
+    """What is known of a model wherever it lies, in titles and words."""
+    yield "architecture", _detector(card) + _architecture(card.architecture)
+    yield "parameters", f"{card.num_parameters:,} ({card.num_parameters * 4 / 1e6:,.0f} MB in float32)"
+    yield "classes", _classes(card)
+    yield "input", _input(card.input, card.architecture.in_chans, card.architecture.backbone is not None)
+    if (found := card.calibrated) is not None:
+        yield (
+            "probabilities",
+            f"logits divided by {found.temperature:.3g} (in the head already), by {found.images:,} images: calibration error there "
+            f"{found.ece[0]:.1%} before, {found.ece[1]:.1%} since",
+        )
+    if card.upstream:
+        yield "trained on", card.upstream
+    yield from measured(card)
+    if card.recipe:
+        yield "recipe", ", ".join(_recipe(card.recipe))
+    yield "licence", card.licence or "not stated"
+    if card.source:
+        yield "source", card.source
+
+
+def measured(card: ModelCard) -> Iterator[tuple[str, str]]:
+    """The card's metrics in words."""
+    for name, value in card.metrics.items():
+        if (top := re.search(r"top[-_ ]?(\d+)", name)) and 0 < card.num_classes <= int(top[1]):
+            continue  # as many guesses as classes: always right
+        yield name.replace("/", " ").replace("_", " "), f"{value:.2%}" if _is_share(name, value) else f"{value:g}"
 
 
 def _detector(card: ModelCard) -> str:

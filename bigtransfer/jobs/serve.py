@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
@@ -11,7 +12,7 @@ from typing import Any
 from bigtransfer import backends, files, limits
 from bigtransfer.config import ServeConfig, seconds
 from bigtransfer.detections import ObjectFinder
-from bigtransfer.errors import ConfigError
+from bigtransfer.errors import ConfigError, DownloadError
 from bigtransfer.predictor import Predictor
 
 TOKEN = "BIT_TOKEN"
@@ -33,10 +34,10 @@ def run(config: ServeConfig) -> int:
     given = os.environ.get(limits.VARIABLE)
     os.environ[limits.VARIABLE] = ",".join(filter(None, (_STRICTER, given)))
     try:
-        models = [
-            service.Model(name, functools.partial(loaded, model, config))
-            for name, model in service.named(config.models).items()
-        ]
+        named = service.named(config.models)
+        for model in named.values():
+            _look(model)
+        models = [service.Model(name, functools.partial(loaded, model, config)) for name, model in named.items()]
         tokens = _tokens(config)
         bound = server.listen(config.host, config.port)
         serving = service.Service(config, models)
@@ -73,6 +74,19 @@ def loaded(model: str, config: ServeConfig) -> Predictor | ObjectFinder:
             f"{model} is a detector, which torch computes, or onnxruntime once it is exported; not OpenVINO."
         )
     return ObjectFinder.load(model, device=config.device, precision=config.precision)
+
+
+def _look(model: str) -> None:
+    """Raise what loading the model would, as far as that can be known before anything is computed or downloaded: nobody is shown an address
+    that will never answer."""
+    if backends.is_exported(model):
+        if os.path.exists(os.path.expanduser(model)):
+            backends.describe(model)
+        return
+    from bigtransfer import weights  # loads torch
+
+    with contextlib.suppress(DownloadError):  # it is not here yet
+        weights.describe(model)
 
 
 def _tokens(config: ServeConfig) -> Sequence[str]:

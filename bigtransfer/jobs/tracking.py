@@ -118,7 +118,7 @@ class _Wandb:
             config=dict(asked),
             settings=wandb.Settings(console="off", disable_git=True, save_code=False),
         )
-        outputs.write_json(folder / _NAMES, {"wandb": name})
+        _remember(folder, wandb=name)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         self._run.log(dict(numbers), step=step)
@@ -149,7 +149,7 @@ class _MLflow:
         self._run = self._client.create_run(number, run_name=folder.name).info.run_id
         settings = [Param(key, json.dumps(value)[:500]) for key, value in asked.items() if value is not None]
         self._client.log_batch(self._run, params=settings)
-        outputs.write_json(folder / _NAMES, {"mlflow": self._run})
+        _remember(folder, mlflow=self._run)
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
         now = int(time.time() * 1000)
@@ -173,6 +173,12 @@ _PROGRAMS: dict[str, Callable[[Path, int, Mapping[str, Any]], _Writer]] = {
     "wandb": _Wandb,
     "mlflow": _MLflow,
 }
+
+
+def _remember(folder: Path, **name: str) -> None:
+    """Write down what the run is called in one program; the names that others have for it stay."""
+    known = {program: one for program, one in vars(_names(folder)).items() if one is not None}
+    outputs.write_json(folder / _NAMES, known | name)
 
 
 def _names(folder: Path) -> _Names:

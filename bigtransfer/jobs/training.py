@@ -251,7 +251,8 @@ def _in_words(decision: runs.Replanned) -> str:
 
 def _seen_at_a_glance(numbers: Mapping[str, Any]) -> str:
     """A step's numbers beside the progress bar."""
-    shown = f"loss {numbers['loss']:.3f}, lr {numbers['lr']:.2g}, {numbers['images_per_second']:.0f} img/s"
+    rate = numbers["images_per_second"]
+    shown = f"loss {numbers['loss']:.3f}, lr {numbers['lr']:.2g}, {rate:{'.0f' if rate >= 10 else '.2g'}} img/s"
     if "mfu" in numbers:
         shown += f", MFU {numbers['mfu']:.0%}"
     if numbers["data_wait"] >= 0.05:

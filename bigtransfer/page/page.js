@@ -128,13 +128,14 @@ function show(row, answer) {
   const given = answer.labels ?? [answer.label];
   label.textContent = given.join(", ") || "none of its classes";
   const list = element("ol", "top");
-  for (const {label: name, probability} of answer.top) {
+  for (const one of answer.top) {
+    const {label: name, probability} = one;
     const bar = element("li", answer.labels?.includes(name) ? "given" : ""), line = element(explained ? "button" : "div", "share");
     line.append(element("span", "", name), element("b", "", percent(probability)));
     if (explained) {
       line.type = "button";
       line.title = `${name}: where?`;
-      line.addEventListener("click", () => explain(row, name, line));
+      line.addEventListener("click", () => explain(row, apart(one), line));
     }
     bar.append(line);
     bar.style.setProperty("--share", probability);
@@ -181,6 +182,8 @@ function outline(row) {
   }
 }
 
+const apart = one => one.class ?? one.label;  // several classes may have one name
+
 // Which parts of the image speak for a class, in the thumbnail's place; a second click brings that back. Where only one class is given, rather
 // than for the most probable other one: what speaks for both decides nothing, and it is most of the image.
 async function explain(row, name, button) {
@@ -190,7 +193,7 @@ async function explain(row, name, button) {
   if (old.tagName !== "IMG") row.thumbnail = old;
   button.setAttribute("aria-pressed", "true");
   try {
-    const rival = row.answer.labels ? undefined : row.answer.top.find(({label}) => label !== name)?.label;
+    const rival = row.answer.labels ? undefined : row.answer.top.map(apart).find(other => other !== name);
     const answer = await explained(row, name, rival);
     if (button.getAttribute("aria-pressed") !== "true") return;
     const image = element("img", "picture");

@@ -157,10 +157,10 @@ def export(path: str | os.PathLike[str], network: Network, form: Form, *, dtype:
     """Write a network in a form that others read; `load` reads each back.
 
     form           path
-    "bit"          a file: `save`
+    "bit"          a file: `save`; or, without the ending of one, a folder with that file in it
     "npz"          a .npz file, as the authors published theirs (no dtype)
     "torch"        a .pth.tar file, as the authors' PyTorch code saves and resumes (no dtype)
-    "timm"         a file for `checkpoint_path=` (.safetensors, which keeps the card, else `torch.save`), or, without a suffix, a folder
+    "timm"         a file for `checkpoint_path=` (.safetensors, which keeps the card, else `torch.save`), or a folder
                    for `timm.create_model("local-dir:...")`. Of a network that timm has no name for, such as R26x1, the folder holds the
                    kernels standardized, and timm builds plain convolutions: the same function, but another one to train
                    Of a network of timm's (`timm:NAME`) the file holds timm's own names
@@ -170,7 +170,7 @@ def export(path: str | os.PathLike[str], network: Network, form: Form, *, dtype:
     """
     path, card = Path(path), network.card
     if form == "bit":
-        save(path, network, dtype=dtype)
+        save(path if _is_file(path) else path / formats.IN_FOLDERS[0], network, dtype=dtype)
         return
     layout, theirs = _form(card, form, path)
     state = _stored(network, form, path, dtype)
@@ -191,7 +191,7 @@ def export(path: str | os.PathLike[str], network: Network, form: Form, *, dtype:
     else:
         write_config = configs.write_timm if form == "timm" else configs.write_transformers
         write_config(path, card)
-        formats.write_safetensors(path / "model.safetensors", dict(tensors), {"format": "pt"})
+        formats.write_safetensors(path / formats.IN_FOLDERS[0], dict(tensors), {"format": "pt"})
 
 
 def differing(
@@ -219,6 +219,11 @@ def differing(
     return different
 
 
+def _is_file(path: Path) -> bool:
+    """Whether a destination is to be a file; "photos-1.5" is none."""
+    return path.suffix in formats.SUFFIXES
+
+
 def _form(card: ModelCard, form: Form, path: Path) -> tuple[names.Layout, Mapping[str, str]]:
     """How the form lays out this model, and what it calls its tensors."""
     arch = card.architecture
@@ -229,7 +234,7 @@ def _form(card: ModelCard, form: Form, path: Path) -> tuple[names.Layout, Mappin
             "The timm form is for networks whose head sees the last map only; this one's sees features of several blocks, sizes or "
             "networks, as `bit finetune` chose them. `bit finetune` with --steps and without --budget makes one that it can hold."
         )
-    if not path.suffix:
+    if not _is_file(path):
         raise WeightsError(
             f"Networks of timm are written to a file, such as {path}.safetensors, which timm's checkpoint_path= takes."
         )
@@ -539,7 +544,7 @@ def _stored(network: Network, form: Form, path: Path, dtype: Dtype | None) -> di
     """The network's tensors as `form` holds them at `path`, under our names."""
     state = _state(network, dtype)
     ours = network.architecture.backbone is None
-    if form == "timm" and ours and not path.suffix and configs.timm_name(network.architecture) is None:
+    if form == "timm" and ours and not _is_file(path) and configs.timm_name(network.architecture) is None:
         kernels = {name for name, module in network.named_modules() if isinstance(module, StdConv2d)}
         for name in kernels:
             kernel = state[f"{name}.weight"]
