@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from bigtransfer import cli, weights
-from bigtransfer.backends import by_onnxruntime
+from bigtransfer.backends import by_onnxruntime, remembered
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.config import BenchmarkConfig
 from bigtransfer.data import images
@@ -178,6 +178,7 @@ def test_what_is_remembered_is_what_was_measured(
     # Of an exported file, which torch cannot compute; and only what was measured.
     assert cli.main(["convert", str(model), str(tmp_path / "tiny.onnx"), "--to", "onnx"]) == 0
     assert Predictor.load(tmp_path / "tiny.onnx", backend="fastest", batch=3).backend == "onnxruntime"
+    assert remembered.fastest(network.card, batch=3, exported=True).backend == "onnxruntime"  # torch would be sooner
     with pytest.raises(ConfigError, match=r"Nothing was measured for tiny that fits here \(precision bf16\)"):
         Predictor.load(model, device="cpu", backend="fastest", precision="bf16")
     # Other threads are another machine.
