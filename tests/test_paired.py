@@ -125,6 +125,8 @@ def test_what_cannot_be_compared_is_refused(
     assert "several labels" in refused(before, after)
     (after / "evaluation.json").write_text("{}")
     assert "holds no evaluation" in refused(before, after)
+    write(after, "evaluation.json", changed(predictions=[]))
+    assert "holds no evaluation" in refused(before, after)
     assert "no run folder" in refused(before, tmp_path / "none")
     (after / "evaluation.json").unlink()
     asked = {"data": "my photos", "model": "bit-t-r26x1", "budget": "1m"}
@@ -140,3 +142,13 @@ def test_what_cannot_be_compared_is_refused(
     assert cli.main(["compare", str(before), "--out", "x.html"]) == 2
     assert "One run alone cannot be compared" in capsys.readouterr().err
     assert json.loads((before / "evaluation.json").read_text()) == EVALUATION
+
+
+def test_runs_of_one_name_and_whole_evaluations_of_another_kind(two: tuple[Path, Path], tmp_path: Path) -> None:
+    before, after = two
+    (tmp_path / "other").mkdir()
+    twin = after.rename(tmp_path / "other" / before.name)
+    assert [row.name for row in runs.compare([before, twin]).rows] == [str(before), str(twin)]
+    right = [row.right for row in runs.compare([before, twin]).rows]
+    write(twin, runs.WHOLE, LABELS)  # of several labels for each image
+    assert [row.right for row in runs.compare([before, twin]).rows] == right
