@@ -220,6 +220,7 @@ def test_two_networks_on_the_same_images(
     assert sorted(one["name"] for one in whole["predictions"]) == sorted(splits[0]["test"])
     whole["predictions"] = [one | {"rank": 1} for one in whole["predictions"]]
     (done.folder / runs.WHOLE).write_text(json.dumps(whole))
+    compare._measure_whole(plan, done)  # once is enough
     assert runs.compare([done.folder, out / "two-closed"]).rows[0].right == 0
     (done.folder / runs.WHOLE).unlink()
     # They are runs like any others.
@@ -227,6 +228,11 @@ def test_two_networks_on_the_same_images(
     assert cli.main(["predict", str(out / "one-closed"), str(photos / "red" / "0.png")]) == 0
     assert cli.main(["compare", str(out / "two-closed"), str(out / "one-closed"), "--device", "cpu"]) == 0
     assert (out / "two-closed" / "comparison.html").is_file()
+    # One whose model cannot be read any more is not timed.
+    (out / "two-closed" / "model.safetensors").write_bytes(b"no model")
+    config = CompareConfig(what=(str(out / "one-closed"), str(out / "two-closed")), device="cpu")
+    (first, second), _ = compare.measured([out / "one-closed", out / "two-closed"], config)
+    assert first is not None and second is None
 
 
 def test_one_that_fails_does_not_end_the_others_and_a_signal_ends_all(
