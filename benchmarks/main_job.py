@@ -22,9 +22,9 @@ Methods through the package's own door (`bigtransfer.finetune` with every defaul
     random                      --budget 3m --no-pretrained
 Parts of it:
     last-features               ridge on the last features of the bundled network at the size it was trained at
-    all-features                the closed form from features that are computed once for a set: those of both sizes, of which the smaller
-                                is made from the larger also where it is chosen alone; otherwise as `closed`, in a fraction of the time.
-                                For sets of small images, which `closed` looks at at two thirds of the size, say --size
+    all-features                the closed form from features that are computed once for a set: those of all sizes, of which the smaller
+                                are made from the largest also where they are chosen alone; otherwise as `closed`, in a fraction of the
+                                time. `closed` chooses the sizes by the images; here --size says them
     all-features-regression     the same without the discriminant
     one-size                    of the same features those of all blocks at the smaller size alone, without a choice
 What one could take instead:
@@ -103,8 +103,8 @@ class Start:
     """The network that all methods but the foreign ones start from."""
 
     model: str = FinetuneConfig.model
-    size: int | None = None
-    """px of the images that it was trained at; None: as its card says."""
+    sizes: tuple[int, ...] = ()
+    """px at which all-features looks; one: at twice as much too; none: as if one, that of its card."""
 
 
 start = Start()
@@ -218,8 +218,9 @@ def _last_features() -> Look:
 
 
 def _views(model: ResNetV2, size: int | None = None) -> tuple[View, ...]:
-    """Those that the closed form chooses from. size: px of the images that the network was trained at; None: as --size or its card says."""
-    return closed.views(model, size or start.size or model.card.input.size, mirrored=True)
+    """Those that the closed form chooses from. size: the smaller of two, px; None: as --size or its card says."""
+    sizes = (size,) if size else start.sizes or (model.card.input.size,)
+    return closed.views(model, sizes if len(sizes) > 1 else (sizes[0], 2 * sizes[0]), mirrored=True)
 
 
 def _seen(model: ResNetV2, view: View) -> Look:
@@ -274,7 +275,7 @@ def _on(
 
 def _tensors() -> str:
     """Digest of the network that is started from, and how it is used."""
-    digest = hashlib.sha256(str(start.size).encode())
+    digest = hashlib.sha256(str(start.sizes).encode())
     for tensor in weights.load(start.model).state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
@@ -569,7 +570,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
 
 def run(chosen: argparse.Namespace) -> int:
     """`run`: measures the asked cells that are not there; 1 if one failed."""
-    start.model, start.size = chosen.model, chosen.size
+    start.model, start.sizes = chosen.model, tuple(chosen.size)
     bench = Bench(chosen.sets, chosen.work)
     names = chosen.names or sorted(path.name for path in chosen.sets.iterdir() if (path / "train").is_dir())
     failed = 0
@@ -795,7 +796,13 @@ def main() -> int:
     one.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     one.add_argument("--as", dest="called", help="what the tables call the method")
     one.add_argument("--model", default=start.model, help="to start from")
-    one.add_argument("--size", type=int, help="px of the images that it was trained at; default: as it says")
+    one.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        default=[],
+        help="px that all-features looks at; one: at twice that too; default: its card's",
+    )
     other = commands.add_parser("table", help="write a results file")
     other.set_defaults(command=table)
     other.add_argument("--cells", nargs="+", type=Path, required=True)
@@ -820,7 +827,7 @@ def main() -> int:
     chosen = parser.parse_args()
     if getattr(chosen, "called", None) and len(chosen.methods) != 1:
         parser.error("--as is for one method")
-    if chosen.command is run and (chosen.model, chosen.size) != (Start.model, None) and not chosen.called:
+    if chosen.command is run and (chosen.model, chosen.size) != (Start.model, []) and not chosen.called:
         parser.error("with another network to start from, say with --as what its cells are called")
     return chosen.command(chosen)
 

@@ -27,9 +27,6 @@ from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.model import Network, ResNetV2
 from bigtransfer.objects import CANDIDATES, MOST_BOXES, NMS_IOU, SCORE_THRESHOLD, SHAPES, STRIDES
 
-CANVAS_GRAIN = 32
-"""Sides of the images are multiples of this, so that the levels' strides are whole."""
-
 _NORM_GROUPS = 32
 _TAPS = Readout(blocks=(1, 2, 3), maxima=False)
 

@@ -163,6 +163,10 @@ def resolution(height: int, width: int, variant: Variant = "code", architecture:
     return 512, 480
 
 
+LARGEST_LOOK = 448
+"""Pixels beyond which images are not enlarged to see more of them: the published networks' largest size of training."""
+
+
 def looking_size(trained_at: int, height: int, width: int) -> int:
     """The size, px, at which frozen features of a network pre-trained on images of `trained_at` px are looked at first, and then at
     twice as much, for images of this typical native size: `trained_at`, or two thirds of it (a multiple of 16 px) where the images
@@ -173,7 +177,26 @@ def looking_size(trained_at: int, height: int, width: int) -> int:
     """
     if 9 * height * width >= 16 * trained_at**2:
         return trained_at
-    return max(16, round(trained_at / 24) * 16)
+    return _two_thirds(trained_at)
+
+
+def looking_sizes(trained_at: int, height: int, width: int) -> tuple[tuple[int, ...], ...]:
+    """Sizes, px, at each of which frozen features of a network pre-trained on images of `trained_at` px are worth looking at together, for
+    images of this typical native size; the most accurate choice first, each costing less than the one before.
+
+    First two thirds of `trained_at`, twice and four times as much: things are seen at three scales. Not where images have fewer pixels than
+    an eighth of the largest square, for the third scale shows nothing then. Second `looking_size` and twice as much, third `looking_size`
+    alone. None is above `LARGEST_LOOK`. This project's (benchmarks/results/three-sizes_cpu_2026-11-27.md).
+    """
+    small, usual = _two_thirds(trained_at), looking_size(trained_at, height, width)
+    found = [(small, 2 * small, 4 * small)] if 8 * height * width >= (4 * small) ** 2 else []
+    found.append((usual, 2 * usual))
+    return (*(sizes for sizes in found if sizes[-1] <= LARGEST_LOOK), (usual,))
+
+
+def _two_thirds(size: int) -> int:
+    """A multiple of 16 px."""
+    return max(16, round(size / 24) * 16)
 
 
 def recipe(num_examples: int, height: int, width: int, variant: Variant = "code", *, architecture: str = "") -> Recipe:

@@ -167,7 +167,7 @@ def test_the_operations_of_a_readout_are_counted() -> None:
 
 def test_what_there_is_to_choose_from() -> None:
     network = random_network()
-    found = closed.views(network, 48)
+    found = closed.views(network, (48, 96))
     every = (0, 1, 2, 3)
     assert found == (
         View(size=48, readout=None),
@@ -181,16 +181,16 @@ def test_what_there_is_to_choose_from() -> None:
         "all blocks at 96 px",
         "all blocks at 48 and 96 px",
     ]
-    mirrored = closed.views(network, 48, mirrored=True)
+    mirrored = closed.views(network, (48, 96), mirrored=True)
     assert mirrored[0] == View(size=48, readout=Readout(blocks=(3,), maxima=False, mirrored=True))
     assert mirrored[3] == View(size=96, readout=Readout(blocks=every, sizes=(48, 96), mirrored=True))
     assert str(mirrored[0]) == "the last map at 48 px, mirrored too"
     assert [view.sees_all_of_one_size for view in found] == [False, True, True, False]
     assert [view.sees_all_of_one_size for view in mirrored] == [False, True, True, False]
-    assert closed.views(network, 48, 40) == (View(size=40, readout=None), View(size=40, readout=Readout(blocks=every)))
-    assert [view.size for view in closed.views(network, 300)] == [300, 300], (
-        "600 px would be more than any was trained at"
-    )
+    assert closed.views(network, (40,)) == (View(size=40, readout=None), View(size=40, readout=Readout(blocks=every)))
+    three = closed.views(network, (48, 96, 192))
+    assert three == (*found, View(size=192, readout=Readout(blocks=every, sizes=(48, 96, 192))))
+    assert str(three[-1]) == "all blocks at 48, 96 and 192 px"
 
 
 @pytest.fixture(scope="module")
@@ -204,7 +204,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.ImageSet:
 @pytest.mark.parametrize("wanted", range(4))
 def test_the_columns_of_each_view_are_its_features(wanted: int, mirrored: bool) -> None:
     network, images = random_network(), torch.rand(2, 3, 32, 32) * 2 - 1
-    choices = closed.views(network, 16, mirrored=mirrored)
+    choices = closed.views(network, (16, 32), mirrored=mirrored)
     with torch.no_grad():
         every = model.joined(network, choices[-1].readout).features(images)
         view = choices[wanted]
@@ -253,7 +253,7 @@ def test_in_time_it_learns_from_as_many_of_each_class_as_can_be(
     pictures: data.ImageSet, within: float, at_least: int, images: int
 ) -> None:
     held_out = pictures.subset([0, 7, 14])
-    for part in ([closed.views(random_network(), 16)[0]], closed.views(random_network(), 16)[:2]):
+    for part in ([closed.views(random_network(), (16, 32))[0]], closed.views(random_network(), (16, 32))[:2]):
         found = solved(pictures, tuple(part), within=within, at_least=at_least, held_out=held_out)
         if len(part) == 1 or found.view == part[-1]:
             assert found.images == images
@@ -266,7 +266,7 @@ def test_in_time_it_learns_from_as_many_of_each_class_as_can_be(
 def test_what_looking_cost_is_told(pictures: data.ImageSet) -> None:
     """In plain passes, of all images that were looked at: those held out too, and those for the choice."""
     network = random_network()
-    choices, held_out = closed.views(network, 16), pictures.subset([0, 7, 14])
+    choices, held_out = closed.views(network, (16, 32)), pictures.subset([0, 7, 14])
     assert solved(pictures, choices[:1], network, held_out=held_out).look == pytest.approx(1 / 3)
     wide = choices[-1].passes(network.architecture, 16)
     assert solved(pictures, choices[-1:], network).look == pytest.approx(1 / 3 / wide)
@@ -277,7 +277,7 @@ def test_time_that_runs_out_between_the_choice_and_the_rest(
     pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(closed, "CHOSEN_BY", 9)
-    choices = closed.views(random_network(), 16)[1:2] * 2
+    choices = closed.views(random_network(), (16, 32))[1:2] * 2
     assert solved(pictures, choices, within=2.5).images == 9
     assert solved(pictures, choices, within=3.5).images == 12
     assert solved(pictures, choices).images == 15
@@ -290,7 +290,7 @@ def test_features_of_another_size_are_chosen_only_where_there_is_time_for_them(
 ) -> None:
     """Which they have to be computed for. Else the best of those that have been, of all images: none is thrown away."""
     network = random_network()
-    choices = closed.views(network, 16)
+    choices = closed.views(network, (16, 32))
     losses = dict(zip(choices, (0.1, 0.9, 0.4, 0.8), strict=True))
     real = closed.judge
 
@@ -321,7 +321,7 @@ def test_what_has_been_seen_is_not_looked_at_again(pictures: data.ImageSet, monk
 
     monkeypatch.setattr(closed, "features", features)
     monkeypatch.setattr(closed, "CHOSEN_BY", 9)
-    choices = closed.views(network, 16)
+    choices = closed.views(network, (16, 32))
     for wanted in range(4):
         looked.clear()
         monkeypatch.setattr(closed, "best", lambda *_, wanted=wanted, **__: choices[wanted])
@@ -335,13 +335,13 @@ def test_what_has_been_seen_is_not_looked_at_again(pictures: data.ImageSet, monk
 def test_what_it_says_of_the_images_held_out(pictures: data.ImageSet) -> None:
     """It, and not the classifier that has learnt from them as well."""
     held_out, rest = pictures.subset([0, 7, 14]), pictures.subset([1, 2, 3, 4, 5, 6, 8, 9, 10, 11, 12, 13])
-    found = solved(rest, closed.views(random_network(), 16)[:2], held_out=held_out)
+    found = solved(rest, closed.views(random_network(), (16, 32))[:2], held_out=held_out)
     assert found.answers is not None and found.whole is not None
     seen, _ = features_of(held_out, found.view, random_network())
     with torch.no_grad():
         torch.testing.assert_close(found.answers, found.model.head(seen), rtol=1e-3, atol=1e-6)
         assert not torch.allclose(found.answers, found.whole.head(seen), rtol=0.1, atol=1e-6)
-    assert solved(rest, closed.views(random_network(), 16)[:2]).answers is None
+    assert solved(rest, closed.views(random_network(), (16, 32))[:2]).answers is None
 
 
 @pytest.mark.parametrize(
@@ -361,7 +361,7 @@ def test_what_it_costs_to_look_at_an_image(
     monkeypatch.setattr(closed.time, "perf_counter", lambda: now[0])
     images = pictures.subset(np.resize(np.arange(15), of))
     options: dict[str, Any] = {"spec": InputSpec(size=16), "device": CPU, "dtype": torch.float32, "batch_size": 4}
-    view = closed.views(random_network(), 16)[-1]
+    view = closed.views(random_network(), (16, 32))[-1]
     found = closed.seconds_per_image(random_network(), images, view, span, **options)
     assert looked == counts and found == (4.0 if counts == [2] else 0.5)
 
@@ -377,7 +377,7 @@ def test_the_best_view_by_leave_one_out_is_solved(
 ) -> None:
     """Also where not all images have a say in the choice."""
     monkeypatch.setattr(closed, "CHOSEN_BY", part)
-    network, choices = random_network(), closed.views(random_network(), 16)
+    network, choices = random_network(), closed.views(random_network(), (16, 32))
     found = solved(pictures, choices, network)
     sample = splits.evenly(pictures, part, 0)
     labels = torch.from_numpy(sample.labels)
@@ -400,7 +400,7 @@ def test_the_best_view_by_leave_one_out_is_solved(
 
 def test_every_image_counts_whichever_view_is_chosen(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
     """The widest view's features of the sample are kept; only the others are computed then."""
-    choices = closed.views(random_network(), 16)
+    choices = closed.views(random_network(), (16, 32))
     for losses in ([0.3, 0.2, 0.1, 0.0], [0.0, 0.1, 0.2, 0.3], [0.005, 0.3, 0.0, 0.3]):
         fits = []
 
@@ -432,7 +432,7 @@ def test_every_image_counts_whichever_view_is_chosen(pictures: data.ImageSet, mo
 def test_one_image_of_each_class(pictures: data.ImageSet) -> None:
     """Nothing can be judged: the view that sees most is taken."""
     one = splits.per_class(pictures, 1, 0)
-    found = solved(one, closed.views(random_network(), 16))
+    found = solved(one, closed.views(random_network(), (16, 32)))
     assert found.view.readout == Readout(blocks=(0, 1, 2, 3), sizes=(16, 32))
     assert [(judged.top1, judged.loss) for judged in found.judged] == [(None, None)] * 4
 
@@ -452,7 +452,9 @@ def test_as_many_of_each_class_as_there_are(pictures: data.ImageSet) -> None:
 
 def classifier(seed: int, size: int, readout: Readout | None = None) -> ResNetV2:
     network = random_network(seed, dataclasses.replace(SMALL, readout=readout), 3)
-    cast(nn.Linear, network.head).weight.data *= 0.1
+    head = cast(nn.Linear, network.head)
+    head.weight.data *= 0.1
+    nn.init.normal_(head.bias)
     network.card = dataclasses.replace(network.card, input=InputSpec(size=size))
     return network
 

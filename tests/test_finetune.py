@@ -1086,10 +1086,21 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     rooms: list[float] = []
 
     def seen(
-        images: int = 10_000, device: str = "cpu", held_out: int = 0, test: int = 0, **asked: Any
+        images: int = 10_000,
+        device: str = "cpu",
+        held_out: int = 0,
+        test: int = 0,
+        pyramid: tuple[int, ...] | None = None,
+        **asked: Any,
     ) -> tuple[int, tuple[str, ...]]:
         facts: Any = types.SimpleNamespace(
-            images=images, classes=3, trained_at=32, architecture=network.architecture, device=device, evaluated=test
+            images=images,
+            classes=3,
+            trained_at=32,
+            architecture=network.architecture,
+            device=device,
+            evaluated=test,
+            looks=((32, 64), (32,)) if pyramid is None else (pyramid, (32, 64), (32,)),
         )
         times = {name: asked.pop(name) for name in ("left", "look", "slight") if name in asked}
         config = FinetuneConfig(data="d", **asked)
@@ -1112,6 +1123,9 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
         assert count == 1000 and len(choice) == 4 and rooms[-1] == 160
     assert seen(1000, left=400.0, look=160 / (660 * wide)) == (1000, every)
     assert len(seen(1000, left=400.0, look=160 / (700 * passes(32, 64)), flip=False)[1]) == 4
+    three = 2 * passes(24, 48, 96)
+    assert len(seen(1000, left=400.0, look=160 / (700 * three), pyramid=(24, 48, 96))[1]) == 5
+    assert len(seen(1000, left=400.0, look=160 / (660 * three), pyramid=(24, 48, 96))[1]) == 4
     # The images held out are looked at as well.
     assert len(seen(1000, left=400.0, look=160 / (840 * wide), held_out=250)[1]) == 4
     assert seen(1000, left=400.0, look=160 / (830 * wide), held_out=250) == (1000, every)
@@ -1165,7 +1179,7 @@ def planned(
 
     facts = finetune.decision.Facts(
         images=600, classes=3, several=False, native_size=(40, 40), architecture=ARCHITECTURES["r26x1"],
-        trained_at=32, device="cpu", dtype="float32", speed=measured, fitting=lambda crop, batch: 16,
+        trained_at=32, looks=((32, 64), (32,)), device="cpu", dtype="float32", speed=measured, fitting=lambda crop, batch: 16,
         judges=judges, closed=solved, look=look, evaluated=test, left=left if callable(left) else lambda: left,
     )  # fmt: skip
     return finetune.decision.decide(FinetuneConfig(data="d", budget="60s", **asked), facts)

@@ -339,3 +339,18 @@ def test_small_images_are_looked_at_at_less_than_the_network_was_trained_at(
     trained_at: int, native: tuple[int, int], size: int
 ) -> None:
     assert hyperrule.looking_size(trained_at, *native) == size
+
+
+@pytest.mark.parametrize(
+    ("trained_at", "native", "sizes"),
+    [
+        (96, (300, 200), ((64, 128, 256), (96, 192), (96,))),
+        (96, (84, 112), ((64, 128, 256), (64, 128), (64,))),  # 256 x 256 is less than eight times as many pixels
+        (96, (90, 91), ((64, 128), (64,))),
+        (96, (32, 32), ((64, 128), (64,))),
+        (224, (1000, 1000), ((224, 448), (224,))),  # 144, 288 and 576: the last is more than any network was trained at
+        (256, (1000, 1000), ((256,),)),
+    ],
+)
+def test_the_sizes_of_a_look(trained_at: int, native: tuple[int, int], sizes: tuple[tuple[int, ...], ...]) -> None:
+    assert hyperrule.looking_sizes(trained_at, *native) == sizes

@@ -161,6 +161,7 @@ FACTS = Facts(
     native_size=(40, 50),
     architecture=ARCHITECTURES["r26x1"],
     trained_at=48,
+    looks=((48, 96), (48,)),
     device="cpu",
     dtype="float32",
     speed=lambda crop, batch: 100.0,

@@ -40,7 +40,8 @@ class View:
         if self.readout is None:
             return f"the last map at {self.size} px"
         what = "the last map" if len(self.readout.blocks) == 1 else "all blocks"
-        sizes = " and ".join(map(str, self.readout.sizes or (self.size,)))
+        *others, largest = map(str, self.readout.sizes or (self.size,))
+        sizes = f"{', '.join(others)} and {largest}" if others else largest
         return f"{what} at {sizes} px{', mirrored too' if self.readout.mirrored else ''}"
 
 

@@ -115,11 +115,9 @@ def solve(
 
 def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple[View, ...], ...]:
     """The views that the closed form may choose from, by what there is time for: the most first."""
-    return (
-        closed.views(network, facts.trained_at, config.crop, mirrored=config.flip),
-        closed.views(network, facts.trained_at, config.crop or facts.trained_at, mirrored=config.flip),
-        closed.views(network, facts.trained_at, config.crop or facts.trained_at),
-    )
+    only = network.architecture.fixed_size or config.crop
+    ways = ((only,),) if only else facts.looks
+    return *(closed.views(network, sizes, mirrored=config.flip) for sizes in ways), closed.views(network, ways[-1])
 
 
 def _seen(

@@ -27,9 +27,6 @@ from bigtransfer.model import Network, fold, joined
 CHOSEN_BY = 1_000
 """Images by which the features are chosen at most."""
 
-LARGEST_VIEW = 448
-"""Pixels beyond which images are not enlarged to see more of them: the published networks' largest size of training."""
-
 SUSPECTED = 4_000
 """Images up to which the closed form is asked whose labels are likely to be wrong: it takes a solution of the same size once more, which is
 seconds for so many."""
@@ -89,21 +86,18 @@ class Solved:
         )
 
 
-def views(network: Network, trained_at: int, size: int | None = None, *, mirrored: bool = False) -> tuple[View, ...]:
-    """What there is to choose from, the cheapest first. trained_at: size of the images that the network was pre-trained on, px.
-    size: only this one; None: `trained_at`, where the features are at their best, twice as much, where more is to be seen, and both.
-    mirrored: see each image mirrored as well, for tasks in which left and right do not matter."""
+def views(network: Network, sizes: Sequence[int], *, mirrored: bool = False) -> tuple[View, ...]:
+    """What there is to choose from, the cheapest first: the last map at the first of these sizes (px, ascending), all blocks at it, at the
+    second alone, at both, and at three where there are three. mirrored: see each image mirrored as well, for tasks in which left and right
+    do not matter."""
     every = tuple(range(len(network.architecture.stages)))
-    size = network.architecture.fixed_size or size
-    small = size or trained_at
     last = Readout(blocks=every[-1:], maxima=False, mirrored=True) if mirrored else None
-    found = [View(size=small, readout=last), View(size=small, readout=Readout(blocks=every, mirrored=mirrored))]
-    large = 2 * small
-    if size is None and large <= LARGEST_VIEW:
-        found += [
-            View(size=large, readout=Readout(blocks=every, mirrored=mirrored)),
-            View(size=large, readout=Readout(blocks=every, sizes=(small, large), mirrored=mirrored)),
-        ]
+    found = [View(size=sizes[0], readout=last)]
+    found += [View(size=size, readout=Readout(blocks=every, mirrored=mirrored)) for size in sizes[:2]]
+    found += [
+        View(size=sizes[count - 1], readout=Readout(blocks=every, sizes=tuple(sizes[:count]), mirrored=mirrored))
+        for count in range(2, len(sizes) + 1)
+    ]
     return tuple(found)
 
 

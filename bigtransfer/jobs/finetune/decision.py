@@ -89,6 +89,8 @@ class Facts:
     architecture: Architecture
     trained_at: int
     """Size at which the network to start from is at its best for such images, px (`hyperrule.looking_size`)."""
+    looks: tuple[tuple[int, ...], ...]
+    """Sizes that the closed form may look at (`hyperrule.looking_sizes`)."""
     device: str
     dtype: str
     speed: hyperrule.Speed
@@ -128,6 +130,7 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
         native_size=native_size,
         architecture=model.architecture,
         trained_at=model.architecture.fixed_size or hyperrule.looking_size(card.input.size, *native_size),
+        looks=hyperrule.looking_sizes(card.input.size, *native_size),
         device=str(device),
         dtype=dtype_name(dtype),
         speed=speed,
@@ -308,7 +311,7 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
         if judged.view.sees_all_of_one_size and judged.loss is not None
     }
     only = facts.architecture.fixed_size
-    if only is None and len(losses) > 1 and losses[2 * small] < losses[small]:
+    if only is None and len(losses) > 1 and losses[max(losses)] < losses[min(losses)]:
         # Half as large again in area, and four times as large, where the closed form saw more of larger images.
         crops += [round(small * 4 / 3 / 16) * 16, 2 * small]
     fixed = {name: value for name in ("steps", "batch_size", "crop") if (value := getattr(config, name)) is not None}
