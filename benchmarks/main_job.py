@@ -12,7 +12,7 @@ on all of test/.
 One line of JSON is appended to --out when a cell is done, and cells that are there are not measured again: the same command goes on after a
 stop, and --names, --counts, --seeds and --methods say which cells of the whole are wanted now. --as tells two versions of a method apart:
 `--methods closed --as "closed form 0.9"`; --model does the same for other networks to start from: a file or a name, and --size for the
-size of images that they are taken to be trained at. Several processes may write to one file if they are asked for different cells.
+sizes at which all-features looks. Several processes may write to one file if they are asked for different cells.
 
 `time` says what the features of an image cost: the networks of the methods take turns on the same batches, read and resized before.
 
