@@ -26,7 +26,7 @@ def sets(tmp_path):
 def asked(sets, **options):
     where = {"sets": sets, "work": sets.parent / "work", "out": sets.parent / "cells.jsonl"}
     wanted = {"names": None, "counts": ("5", "100", "all"), "seeds": range(2), "methods": ["pixels"], "called": None}
-    wanted |= {"model": main_job.Start.model, "size": None}
+    wanted |= {"model": main_job.Start.model, "size": []}
     return Namespace(**{**where, **wanted, **options})
 
 
@@ -107,7 +107,7 @@ def test_features_computed_piece_by_piece_are_those_of_their_images(sets, pixels
 
 def test_one_size_is_the_closed_form_on_all_blocks_at_the_size_of_training(monkeypatch):
     """Of features of which only some tell the classes apart."""
-    monkeypatch.setattr(main_job.start, "size", 64)
+    monkeypatch.setattr(main_job.start, "sizes", (64,))
     labels = torch.arange(40) % 2
     width, sizes = 7_680, 2  # means and maxima of 256, 512, 1,024 and 2,048 channels
     blind = torch.randn(40, width * sizes, generator=torch.Generator().manual_seed(0))
@@ -181,7 +181,7 @@ def test_the_costs_are_written_with_every_view_of_the_closed_form(sets, tmp_path
 
     monkeypatch.setitem(main_job.METHODS, "pixels", Method(look=main_job._pixels))
     monkeypatch.setattr(main_job, "measured", measured)
-    monkeypatch.setattr(main_job.start, "size", 64)
+    monkeypatch.setattr(main_job.start, "sizes", (64,))
     where = {"set": sets / "toys", "to": tmp_path / "costs.md", "notes": ["a note"]}
     main_job.timed(
         Namespace(
