@@ -31,7 +31,7 @@ SUSPECTED = 4_000
 """Images up to which the closed form is asked whose labels are likely to be wrong: it takes a solution of the same size once more, which is
 seconds for so many."""
 
-_PIECE = 64
+_PIECE = 32
 """Images between two looks at the clock."""
 
 _TIMED = 16
