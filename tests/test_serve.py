@@ -195,6 +195,7 @@ def test_several_models_by_name(predictor: Predictor) -> None:
         assert [model["name"] for model in shown["models"]] == ["tiny", "second"]
         assert shown["models"][0] == {
             "name": "tiny",
+            "task": "classification",
             "ready": True,
             "classes": list(NAMES),
             "multi_label": False,
