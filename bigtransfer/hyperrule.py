@@ -189,8 +189,8 @@ def looking_sizes(trained_at: int, height: int, width: int) -> tuple[tuple[int, 
     alone. None is above `LARGEST_LOOK`. This project's (benchmarks/results/three-sizes_cpu_2026-11-27.md).
     """
     small, usual = _two_thirds(trained_at), looking_size(trained_at, height, width)
-    found = [(small, 2 * small, 4 * small)] if 8 * height * width >= (4 * small) ** 2 else []
-    found.append((usual, 2 * usual))
+    three = ((small, 2 * small, 4 * small),) if 8 * height * width >= (4 * small) ** 2 else ()
+    found: tuple[tuple[int, ...], ...] = (*three, (usual, 2 * usual))
     return (*(sizes for sizes in found if sizes[-1] <= LARGEST_LOOK), (usual,))
 
 
