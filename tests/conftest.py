@@ -29,6 +29,13 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture
+def offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No model hub, and nothing kept of earlier downloads."""
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setenv("BIT_OFFLINE", "1")
+
+
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Any]:
     """Chromium without a window, by selenium; the test is skipped where one of them, or Chromium's driver, is not here."""

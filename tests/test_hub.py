@@ -21,18 +21,14 @@ from tests.hub_server import TOKEN, Hub, running
 from tests.test_report_sections import EVALUATION, write
 from tests.test_weights import assert_same_weights, card_of, ours
 
+pytestmark = pytest.mark.usefixtures("offline")
+
 FINETUNED = {
     "command": "finetune",
     "asked": {"data": "/home/somebody/photos", "model": "bit-t-r26x1", "linear": "closed"},
     "data": {"train": 40},
 }
 MEASURED = EVALUATION | {"data": "/home/somebody/photos"}
-
-
-@pytest.fixture(autouse=True)
-def _offline(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("BIT_OFFLINE", "1")
 
 
 @pytest.fixture

@@ -8,11 +8,9 @@ import hashlib
 import io
 import json
 import re
-import shutil
 import sys
 import tarfile
 from base64 import b64decode
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +26,8 @@ from bigtransfer.page import onnxruntime_web
 from bigtransfer.predictor import Predictor
 from tests.test_backends import READOUT, network
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-DRIVER = shutil.which("chromedriver")
 PACKAGE = Path(sys.prefix) / f"onnxruntime-web-{page.VERSION}.tgz"
 """Where `make setup` puts it, if npm is there."""
-HEADLESS = ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu")
 
 
 def package(**files: bytes) -> bytes:
@@ -174,24 +169,6 @@ def test_onnxruntime_does_not_take_our_padding_for_its_own() -> None:
 # --- In a browser
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    pytest.importorskip("selenium")
-    if not (CHROMIUM and DRIVER and PACKAGE.is_file()):
-        pytest.skip("needs Chromium, chromedriver and onnxruntime-web's package")
-    from selenium import webdriver
-    from selenium.webdriver.chrome.service import Service
-
-    options = webdriver.ChromeOptions()
-    options.binary_location = CHROMIUM or ""
-    for argument in HEADLESS:
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(DRIVER))
-    yield driver
-    driver.quit()
-
-
 FORMS: dict[str, dict[str, Any]] = {
     "fast": {},
     "aspect, bicubic, exact": {
@@ -222,6 +199,7 @@ def pictures(folder: Path) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.skipif(not PACKAGE.is_file(), reason="needs onnxruntime-web's package")
 @pytest.mark.parametrize("form", ["fast", *(pytest.param(form, marks=pytest.mark.slow) for form in [*FORMS][1:])])
 def test_it_answers_as_bit_predict_does(browser: Any, form: str, tmp_path: Path) -> None:
     from selenium.webdriver.support.ui import WebDriverWait
@@ -268,12 +246,10 @@ def test_it_answers_as_bit_predict_does(browser: Any, form: str, tmp_path: Path)
         == "connect-src"
     )
     browser.get_log("browser")
-
-
-@pytest.mark.parametrize("width", [360, 1200])
-def test_nothing_is_wider_than_the_window(browser: Any, width: int) -> None:
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True}
-    )
-    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    for width in (360, 1200):
+        browser.execute_cdp_cmd(
+            "Emulation.setDeviceMetricsOverride",
+            {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": True},
+        )
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -18,11 +18,7 @@ from bigtransfer.jobs import convert
 from bigtransfer.weights import configs
 from tests.test_weights import CLASSES, assert_same_logits, assert_same_weights, card_of, ours
 
-
-@pytest.fixture(autouse=True)
-def _empty_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BIT_CACHE", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setenv("BIT_OFFLINE", "1")
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 @pytest.fixture

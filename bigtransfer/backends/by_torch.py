@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bigtransfer.backends import Backend, DetectorBackend, Precision, not_finite
+from bigtransfer.catalog import ModelCard
 from bigtransfer.errors import ConfigError, TrainingError
 from bigtransfer.feed.augment import normalize
 from bigtransfer.model import Network, fold
@@ -21,18 +22,25 @@ if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
     from bigtransfer.detector import Detector, Outputs
 
 
-class Torch(Backend):
+class _Placed:
+    """Where torch computes, and in which number format, of a classifier or a detector."""
+
+    def __init__(self, card: ModelCard, device: str | None, precision: Precision) -> None:
+        """device: None takes the fastest one present."""
+        self.card = card
+        self._device = choose_device(device)
+        self.device = str(self._device)
+        self._dtype = compute_dtype(precision, self._device)
+        self.precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"
+
+
+class Torch(_Placed, Backend):
     """The network with its kernels standardized once."""
 
     name = "torch"
 
     def __init__(self, network: Network, device: str | None, precision: Precision) -> None:
-        """device: None takes the fastest one present."""
-        self.card = network.card
-        self._device = choose_device(device)
-        self.device = str(self._device)
-        self._dtype = compute_dtype(precision, self._device)
-        self.precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"
+        super().__init__(network.card, device, precision)
         self.network = fold(network, self._dtype).to(self._device).to(memory_format=torch.channels_last)
 
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -58,16 +66,11 @@ class Torch(Backend):
         return torch.cat([pooled for pooled, _ in halves]), torch.cat([logits for _, logits in halves])
 
 
-class TorchDetector(DetectorBackend):
+class TorchDetector(_Placed, DetectorBackend):
     """A detector with its network's kernels standardized once."""
 
     def __init__(self, detector: Detector, device: str | None, precision: Precision) -> None:
-        """device: None takes the fastest one present."""
-        self.card = detector.card
-        self._device = choose_device(device)
-        self.device = str(self._device)
-        self._dtype = compute_dtype(precision, self._device)
-        self.precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"
+        super().__init__(detector.card, device, precision)
         self._detector = detector.folded(self._dtype).to(self._device).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def run(self, images: np.ndarray, extents: Sequence[tuple[int, int]]) -> list[Objects]:
