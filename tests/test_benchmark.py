@@ -120,6 +120,12 @@ def test_a_busy_machine_is_said(network: ResNetV2) -> None:
     assert "does not say" in benchmark.table(network, made(others=None), CPU)
 
 
+def test_a_peak_that_was_measured_too_low_is_said(network: ResNetV2) -> None:
+    shown = benchmark.table(network, made(peaks={"fp32": 15e9}), CPU)
+    assert "133%" in shown and "More than 100% of the peak: other programs were in the way" in shown
+    assert "More than 100%" not in benchmark.table(network, made(peaks={"fp32": 40e9}), CPU)
+
+
 def test_the_soonest_flags_are_told() -> None:
     rows = [
         Row("torch", "fp32", 1, False, int, rates=[10.0, 12.0, 14.0]),

@@ -26,6 +26,7 @@ from bigtransfer.jobs.detect import finetune
 from tests import box_makers
 from tests.box_makers import scenes
 from tests.conftest import dying_at_a_checkpoint
+from tests.test_tracking import scalars
 
 TINY = Architecture(units=(1, 1, 1, 1))
 
@@ -74,7 +75,7 @@ def asked(start: Path, data: Path, tmp_path: Path) -> Asking:
 def test_a_run_its_report_and_what_follows(
     asked: Asking, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = finetune.finetune(asked())
+    done = finetune.finetune(asked(log="tensorboard"))
     assert {path.name for path in done.folder.iterdir()} >= {
         *("config.json", "metrics.jsonl", "evaluation.json", "model.safetensors", "report.html", "unreadable.json")
     }
@@ -91,6 +92,8 @@ def test_a_run_its_report_and_what_follows(
         if "loss" in line
     )
     assert [line["step"] for line in lines if "val/ap" in line] == [1, 2]
+    final = {name: told for name, told in scalars(done.folder).items() if name.startswith("final/")}
+    assert final == {f"final/{name}": [(3, pytest.approx(value))] for name, value in done.metrics.items()}
     record = detection.read_record(done.folder / "evaluation.json")
     assert record.split == "val" and record.images == 3 and "chosen by the same images" in record.notes[-1]
     told = capsys.readouterr().out

@@ -40,6 +40,7 @@ from bigtransfer.jobs.finetune import dataset
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop
 from tests.conftest import dying_at_a_checkpoint
+from tests.test_tracking import scalars
 
 CLASSES = {"blue": (40, 40, 200), "green": (40, 200, 40), "red": (200, 40, 40)}
 STEPS = 10
@@ -1437,15 +1438,26 @@ def test_test_images_without_classes_are_told_and_not_used(
     assert config["data"]["test"] == 0 and config["data"]["val"] == 1 and "val_top1" in card.metrics
 
 
-def test_tensorboard(short: list[str], tmp_path: Path) -> None:
+def test_tensorboard(short: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorboard")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    more = ["--linear", "sgd", "--steps", "2", "--log", "tensorboard"]
-    subprocess.run(
-        [sys.executable, "-m", "bigtransfer", *short, *more], check=True, capture_output=True, env=environment
-    )
-    (events,) = (tmp_path / "run" / "tensorboard").iterdir()
-    assert b"loss" in events.read_bytes() and b"lr" in events.read_bytes()
+    monkeypatch.setattr(evals.calibration, "FEWEST", 2)
+    # Killed before it was measured: the process that goes on has no step to take, and tells the rest.
+    short += ["--val-fraction", "0.4", "--steps", "2", "--log", "tensorboard"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.measuring, "evaluate", lambda *given, **more: sys.exit(9))
+        with pytest.raises(SystemExit):
+            in_process(short)
+    assert not any(name.startswith("final/") for name in scalars(tmp_path / "run"))
+    assert in_process(short) == 0
+    card, _ = card_and_config(tmp_path / "run")
+    assert card.calibrated is not None and "test_top1" in card.metrics
+    shown = scalars(tmp_path / "run")
+    assert [step for step, _ in shown["loss"]] == [0, 1]
+    final = {name.removeprefix("final/"): told for name, told in shown.items() if name.startswith("final/")}
+    assert final == {
+        name: [(2, pytest.approx(value))]
+        for name, value in {**card.metrics, "temperature": card.calibrated.temperature}.items()
+    }
 
 
 # --- Mistakes

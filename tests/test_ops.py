@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bigtransfer import ops
 from bigtransfer.errors import ConfigError
-from bigtransfer.ops import convolution, native, plain
+from bigtransfer.ops import convolution, native, peak, plain
 from tests.reference import ops as reference
 from tests.reference.ops import Array
 
@@ -755,3 +757,32 @@ def test_the_pixels_of_a_small_map_are_summed_up_in_float32() -> None:
         torch.tensor([[[[256.0, 1.0], [1.0, 1.0]]]], dtype=torch.bfloat16)
     )
     assert kernel.grad is not None and kernel.grad[0, 0, 1, 1].item() == 260
+
+
+# --- What a device can do at most
+
+
+def test_a_peak_that_a_training_was_faster_than_is_measured_again() -> None:
+    measured = iter([100.0, 80.0, 150.0, 90.0])
+    found = peak.Utilisation(lambda: next(measured))
+    assert found.share(50.0) == 0.5 and found.peak == 100
+    assert found.share(120.0) == 0.8, "the first was better than the second, and the third than both"
+    assert found.share(120.0) == 0.8 and next(measured) == 90
+
+
+def test_a_peak_that_stays_too_low_is_not_measured_for_ever() -> None:
+    calls: list[int] = []
+    found = peak.Utilisation(lambda: calls.append(0) or 100.0)
+    assert [found.share(120.0) for _ in range(9)] == [1.2] * 9 and len(calls) == 1 + peak._AGAIN
+
+
+@pytest.mark.parametrize(
+    ("threads", "its", "other"), [(1, "thread_time", "perf_counter"), (2, "perf_counter", "thread_time")]
+)
+def test_by_which_clock_a_peak_is_measured(threads: int, its: str, other: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the time of the one thread, which other programs are not in; by a clock where several wait for each other."""
+    ticks = itertools.count()
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(time, its, lambda: 0.02 * next(ticks))
+    monkeypatch.setattr(time, other, lambda: pytest.fail(other))
+    assert peak.matmul_flops(torch.device("cpu"), torch.float32) == pytest.approx(2 * 1024**3 / 0.02)

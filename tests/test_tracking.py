@@ -20,7 +20,7 @@ ASKED = {"data": "photos", "steps": 3, "seed": None}
 
 
 def told(program: str | None, folder: Path, steps: range) -> None:
-    with tracking.writer(program, folder, steps.start, ASKED) as tell:
+    with tracking.writer(program, folder, ASKED) as tell:
         for step in steps:
             tell(step, {"loss": 1 / (step + 1), "val/top1": step / 8, "left_out": [{"name": "a.png"}]})
 
@@ -28,7 +28,7 @@ def told(program: str | None, folder: Path, steps: range) -> None:
 class Recorded:
     """A program that writes down what it is told, and fails where it is asked to."""
 
-    def __init__(self, folder: Path, step: int, asked: Any) -> None:
+    def __init__(self, folder: Path, asked: Any) -> None:
         self.lines: list[Any] = []
         self.failing: Exception | None = None
         made.append(self)
@@ -61,7 +61,7 @@ def test_numbers_alone_are_handed_on(tmp_path: Path) -> None:
 def test_what_fails_on_the_way_is_said_once_and_ends_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with tracking.writer("wandb", tmp_path, 0, ASKED) as tell:
+    with tracking.writer("wandb", tmp_path, ASKED) as tell:
         tell(0, {"loss": 1.0})
         made[0].failing = ConnectionError("no route to host.\nmore")
         tell(1, {"loss": 0.5})
@@ -73,7 +73,7 @@ def test_what_fails_on_the_way_is_said_once_and_ends_nothing(
 
 @pytest.mark.usefixtures("recorded")
 def test_a_training_that_ends_by_an_error_is_told_so(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), tracking.writer("wandb", tmp_path, 0, ASKED):
+    with pytest.raises(KeyboardInterrupt), tracking.writer("wandb", tmp_path, ASKED):
         raise KeyboardInterrupt
     assert made[0].lines == [True]
 
@@ -117,11 +117,23 @@ def test_a_program_that_cannot_be_begun_with(tmp_path: Path, monkeypatch: pytest
         told("wandb", tmp_path, range(1))
 
 
+def scalars(run: Path) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of the run: step and value of each number."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {name: [(one.step, one.value) for one in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
 def test_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     told("tensorboard", tmp_path, range(3))
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert all(word in events.read_bytes() for word in (b"loss", b"val/top1"))
+    told("tensorboard", tmp_path, range(3, 3))  # stopped before it had anything to say
+    told("tensorboard", tmp_path, range(2, 4))
+    assert scalars(tmp_path) == {
+        "loss": [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3)), (3, 0.25)],
+        "val/top1": [(0, 0.0), (1, 0.125), (2, 0.25), (3, 0.375)],
+    }
 
 
 @pytest.mark.filterwarnings("default")  # its own
@@ -148,7 +160,7 @@ def test_wandb_offline_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for steps in (range(3), range(2, 5)):
-        target = tracking._Wandb(tmp_path, steps.start, ASKED)
+        target = tracking._Wandb(tmp_path, ASKED)
         for step in steps:
             target.write(step, {"loss": step / 4})
             target.write(step, {"val/top1": step / 8})

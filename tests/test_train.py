@@ -589,6 +589,12 @@ def test_a_run_logs_validates_and_saves(tmp_path: Path, capsys: pytest.CaptureFi
     assert "step 2: val/top1 0.25" in error and "training: 100%" in error
 
 
+def test_more_than_the_peak_is_not_shown_without_a_word() -> None:
+    numbers = {"loss": 1.0, "lr": 0.1, "images_per_second": 50.0, "data_wait": 0.0, "mfu": 0.5}
+    assert training._seen_at_a_glance(numbers) == "loss 1.000, lr 0.1, 50 img/s, MFU 50%"
+    assert training._seen_at_a_glance({**numbers, "mfu": 1.2}).endswith("MFU 120% of a peak measured on a busy machine")
+
+
 @pytest.mark.parametrize("change", [{}, {"l2_sp": 0.5, "dropout": 0.3}])
 def test_an_interrupted_run_repeats_the_uninterrupted_one(tmp_path: Path, change: dict[str, float]) -> None:
     recipe = dataclasses.replace(RECIPE, **change)

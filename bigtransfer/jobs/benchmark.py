@@ -386,6 +386,10 @@ def _remarks(measured: Measured) -> list[str]:
                     f"{name}: {statistics.median(ratios):.2f} times timm (eager, channels_last) in {precision}, batch {batch}; "
                     f"{min(ratios):.2f} to {max(ratios):.2f} in the rounds"
                 )
+    if any(row.rate * measured.flops > measured.peaks[row.precision] for row in measured.rows):
+        lines.append(
+            "More than 100% of the peak: other programs were in the way when it was measured, and the shares are too high."
+        )
     lines += _soonest(measured)
     if measured.others is None:
         lines.append("How busy the machine was otherwise, this system does not say.")

@@ -27,7 +27,7 @@ from bigtransfer.evals import linear
 from bigtransfer.feed.augment import Growth, InceptionCrop
 from bigtransfer.feed.loader import TrainLoader, eval_batches
 from bigtransfer.feed.order import MixedOrder, Order
-from bigtransfer.jobs import headspace, training
+from bigtransfer.jobs import headspace, tracking, training
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
 from bigtransfer.model import Network, ResNetV2, build
 from bigtransfer.train import loop, objective, parallel
@@ -478,23 +478,25 @@ def _train(
             )
             print(headspace.measure(state, loader, take, max(recipe.steps, headspace.STEPS)))
             return 0
-        outcome = training.train(
-            run,
-            state,
-            loader,
-            plan,
-            # Crops that grow have few sizes, and code made for one size is faster than code for any.
-            forward=torch.compile(forward, dynamic=False if config.crop_from else None) if config.compile else forward,
-            validate=_measurements(config, state, sets, plan, world),
-            checkpoint_seconds=seconds(config.checkpoint_every),
-            tracked=config.log,
-            settings=dataclasses.asdict(config),
-            keep=config.keep_checkpoints,
-            max_bad=config.max_bad_images,
-            world=world,
-            sync=sync,
-            lesson=lesson,
-        )
+        # Crops that grow have few sizes, and code made for one size is faster than code for any.
+        compiled = torch.compile(forward, dynamic=False if config.crop_from else None) if config.compile else forward
+        tracked = config.log if world.is_main else None
+        with tracking.writer(tracked, run.folder, dataclasses.asdict(config)) as tell:
+            outcome = training.train(
+                run,
+                state,
+                loader,
+                plan,
+                forward=compiled,
+                validate=_measurements(config, state, sets, plan, world),
+                checkpoint_seconds=seconds(config.checkpoint_every),
+                tell=tell,
+                keep=config.keep_checkpoints,
+                max_bad=config.max_bad_images,
+                world=world,
+                sync=sync,
+                lesson=lesson,
+            )
     if not outcome.finished:
         if world.is_main:
             print(f"Stopped after step {state.step} of {recipe.steps}; the same command goes on from there.")

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bigtransfer import outputs, records
+from bigtransfer.catalog import ModelCard
 from bigtransfer.errors import ConfigError, RunError
 
 _NAMES = "tracking.json"
@@ -32,6 +33,14 @@ class _Names:
     mlflow: str | None = None
 
 
+Tell = Callable[[int, Mapping[str, Any]], None]
+"""Hands on the numbers of one step, counted from 0; what is no number is left out."""
+
+
+def silent(step: int, numbers: Mapping[str, Any]) -> None:
+    """A `Tell` to nobody."""
+
+
 class _Writer(Protocol):
     def write(self, step: int, numbers: Mapping[str, float]) -> None: ...
 
@@ -39,19 +48,17 @@ class _Writer(Protocol):
 
 
 @contextlib.contextmanager
-def writer(
-    program: str | None, folder: Path, step: int, asked: Mapping[str, Any]
-) -> Iterator[Callable[[int, Mapping[str, Any]], None]]:
-    """Within, the function that hands on one step's numbers (what is no number is left out).
+def writer(program: str | None, folder: Path, asked: Mapping[str, Any]) -> Iterator[Tell]:
+    """Within, the function that hands on numbers. Steps come in order; what an earlier process told of the first one and later is replaced.
 
-    program: "tensorboard", "wandb", "mlflow"; None: nowhere. step: from which the training goes on; a run that goes on is the same one
-    there. asked: for the table of settings. ConfigError if the program cannot be begun with.
+    program: "tensorboard", "wandb", "mlflow"; None: nowhere. A run that goes on is the same one there. asked: for the table of settings.
+    ConfigError if the program cannot be begun with.
     """
     if program is None:
-        yield lambda step, numbers: None
+        yield silent
         return
     try:
-        target: _Writer = _PROGRAMS[program](folder, step, asked)
+        target: _Writer = _PROGRAMS[program](folder, asked)
     except ImportError as error:
         raise ConfigError(f"--log {program} needs a package: pip install 'bigtransfer[{program}]'") from error
     except (ConfigError, RunError):
@@ -69,8 +76,8 @@ def writer(
         except Exception as error:
             broken = True
             print(
-                f"note: --log {program} has failed ({_short(error)}); the training goes on without it. All numbers are in "
-                f"{folder / 'metrics.jsonl'}.",
+                f"note: --log {program} has failed ({_short(error)}); the training goes on without it. All numbers are in {folder}: "
+                "metrics.jsonl and, in the end, evaluation.json.",
                 file=sys.stderr,
             )
 
@@ -85,27 +92,38 @@ def writer(
     guarded(lambda: target.close(False))
 
 
+def final(numbers: Mapping[str, float], card: ModelCard) -> dict[str, float]:
+    """What is told once, of the model that is delivered: its measurements, and the temperature that its head was divided by if there is
+    one; each under a name that no step's number has ("final/test_top1")."""
+    temperature = {} if card.calibrated is None else {"temperature": card.calibrated.temperature}
+    return {f"final/{name}": value for name, value in (numbers | temperature).items()}
+
+
 def _short(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 class _TensorBoard:
-    def __init__(self, folder: Path, step: int, asked: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._events = SummaryWriter(folder / "tensorboard", purge_step=step)
+        self._begin = lambda step: SummaryWriter(folder / "tensorboard", purge_step=step)
+        self._events: SummaryWriter | None = None
 
     def write(self, step: int, numbers: Mapping[str, float]) -> None:
+        if self._events is None:  # it hides what other files hold of this step and later
+            self._events = self._begin(step)
         for key, value in numbers.items():
             self._events.add_scalar(key, value, step)
 
     def close(self, failed: bool) -> None:
-        self._events.close()
+        if self._events is not None:
+            self._events.close()
 
 
 class _Wandb:
-    def __init__(self, folder: Path, step: int, asked: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
         import wandb  # pyright: ignore[reportMissingImports]
 
         name = _names(folder).wandb or secrets.token_hex(4)
@@ -128,7 +146,7 @@ class _Wandb:
 
 
 class _MLflow:
-    def __init__(self, folder: Path, step: int, asked: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, asked: Mapping[str, Any]) -> None:
         from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
         from mlflow.entities import Metric, Param  # pyright: ignore[reportMissingImports]
 
@@ -168,7 +186,7 @@ class _MLflow:
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
 
 
-_PROGRAMS: dict[str, Callable[[Path, int, Mapping[str, Any]], _Writer]] = {
+_PROGRAMS: dict[str, Callable[[Path, Mapping[str, Any]], _Writer]] = {
     "tensorboard": _TensorBoard,
     "wandb": _Wandb,
     "mlflow": _MLflow,

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypedDict
 
 import numpy as np
@@ -35,7 +34,7 @@ from bigtransfer.jobs.clock import Clock, Course, Logged
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.machine import usable_cores
 from bigtransfer.model import Network
-from bigtransfer.ops.peak import matmul_flops
+from bigtransfer.ops.peak import Utilisation, matmul_flops
 from bigtransfer.train import checkpoint, loop, objective, parallel
 from bigtransfer.train.teacher import Lesson
 
@@ -94,8 +93,7 @@ def train(
     forward: Callable[[torch.Tensor], Any],
     validate: Callable[[], Mapping[str, float]] | None,
     checkpoint_seconds: float,
-    tracked: str | None = None,
-    settings: Mapping[str, Any] = MappingProxyType({}),
+    tell: tracking.Tell = tracking.silent,
     keep: int = 1,
     keep_best: bool = False,
     max_bad: float = 0.0,
@@ -115,11 +113,11 @@ def train(
     several processes, all call this, and the main one prints and logs. validate: called every `plan.eval_every` steps and after the
     last one; its numbers are logged. keep: how many checkpoints. keep_best: keep the weights of the best validation too. SIGINT and
     SIGTERM stop after the step at hand.
-    tracked, settings: what `tracking.writer` takes.
+    tell: who hears of each step's numbers too; the main process's.
     max_bad: share of the images seen, or of an epoch's if that is more, that the loader may leave out; DataError beyond.
 
     Logged too is the model FLOP utilisation, where the whole network is trained ("mfu": three times the forward pass's operations,
-    since the backward pass takes twice as many, over what the devices can do at most).
+    since the backward pass takes twice as many, over what the devices can do at most, as `Utilisation` has it).
     """
     world = World() if world is None else world
     assert world.size == 1 or not (clock or keep_best), "other processes are not asked"
@@ -127,14 +125,13 @@ def train(
     best = best_weights.Keeper(run.folder, plan.judged_by) if keep_best else None
     course = Course(plan, state.step, clock, run.metrics_with("step", Logged) if clock else ())
     recipe, device = plan.recipe, plan.torch_device
-    peak = world.size * matmul_flops(device, plan.torch_dtype) if plan.forward_flops(plan.input.size) else 0.0
+    utilisation = None
+    if plan.forward_flops(plan.input.size):
+        utilisation = Utilisation(lambda: world.size * matmul_flops(device, plan.torch_dtype))
     # Counted by one and told to all, who are to agree on when it is too many.
     left_out = sum(len(line["left_out"]) for line in run.metrics_with("left_out", _LeftOut)) if world.is_main else 0
     left_out = world.collect(left_out)[0]
     with contextlib.ExitStack() as stack:
-        tell = stack.enter_context(
-            tracking.writer(tracked if world.is_main else None, run.folder, state.step, settings)
-        )
 
         def log(step: int, numbers: Mapping[str, Any]) -> None:
             if not world.is_main:
@@ -187,8 +184,8 @@ def train(
                 "data_wait": round(step.data_seconds / step.seconds, 4),
                 **{f"loss/{name}": value for name, value in step.parts.items()},
             }
-            if flops := plan.forward_flops(step.side):
-                numbers["mfu"] = round(3 * flops * step.rate / peak, 4)
+            if utilisation is not None and (flops := plan.forward_flops(step.side)):
+                numbers["mfu"] = round(utilisation.share(3 * flops * step.rate), 4)
             course.stepped(step.loss)
             # What one process knows and all must act on together: a signal to it, torchrun's death, rank 0's clock, an image it could
             # not read.
@@ -255,6 +252,8 @@ def _seen_at_a_glance(numbers: Mapping[str, Any]) -> str:
     shown = f"loss {numbers['loss']:.3f}, lr {numbers['lr']:.2g}, {rate:{'.0f' if rate >= 10 else '.2g'}} img/s"
     if "mfu" in numbers:
         shown += f", MFU {numbers['mfu']:.0%}"
+        if numbers["mfu"] > 1:
+            shown += " of a peak measured on a busy machine"
     if numbers["data_wait"] >= 0.05:
         shown += f", waiting for data {numbers['data_wait']:.0%}"
     return shown

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import sys
 import time
@@ -31,7 +32,7 @@ from bigtransfer.errors import ConfigError, DataError, RunError, UnreadableImage
 from bigtransfer.evals import detection
 from bigtransfer.feed.boxes import BoxLoader, ScaleJitter
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import training
+from bigtransfer.jobs import tracking, training
 from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.detect import measuring
 from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
@@ -123,7 +124,7 @@ def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Tra
         same_threads(begun.threads)
     device = choose_device(config.device)
     run = runs.Run(folder)
-    with run.hold():
+    with run.hold(), contextlib.ExitStack() as until_the_end:
         clock = None
         if config.budget is not None:
             clock = Clock(folder, seconds(config.budget), reserve=FINISHING, since=since)
@@ -141,7 +142,8 @@ def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Tra
         _tell(config, start, parts, plan)
         if clock is not None:
             clock.enter("to fine-tune")
-        outcome = _train(config, run, model, parts, plan, clock)
+        tell = until_the_end.enter_context(tracking.writer(config.log, folder, dataclasses.asdict(config)))
+        outcome = _train(config, run, model, parts, plan, clock, tell)
         if not outcome.finished:
             return Trained(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
         if clock is not None:
@@ -162,6 +164,7 @@ def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Tra
         )
         metrics = _measure(config, folder, model, parts)
         model.card = dataclasses.replace(model.card, metrics=metrics)
+        tell(outcome.steps, tracking.final(metrics, model.card))
         weights.save_detector(folder / "model.safetensors", model)
         report.write(folder, [part.images for part in parts.parts().values()])
         if clock is not None:
@@ -379,6 +382,7 @@ def _train(
     parts: BoxSplits,
     plan: DetectPlan,
     clock: Clock | None,
+    tell: tracking.Tell,
 ) -> training.Outcome:
     """The steps of the recipe, resumed from a checkpoint where there is one."""
     state = loop.new_state(model, plan.recipe, micro_batch=plan.micro_batch)
@@ -411,8 +415,7 @@ def _train(
         forward=model,
         validate=None if watched is None else _validation(model, watched, plan),
         checkpoint_seconds=seconds(config.checkpoint_every),
-        tracked=config.log,
-        settings=dataclasses.asdict(config),
+        tell=tell,
         max_bad=1.0 if config.skip_bad_images else 0.0,
         clock=clock,
     )

@@ -24,7 +24,7 @@ from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError, RunError
 from bigtransfer.evals.candidates import Choice, Closed, in_words
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import best
+from bigtransfer.jobs import best, tracking
 from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measuring, tuning
 from bigtransfer.jobs.finetune.decision import FinetunePlan
 from bigtransfer.jobs.plan import Begun, recall, record, run_folder, same_threads
@@ -113,7 +113,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
     run = runs.Run(folder)
-    with run.hold():
+    with run.hold(), contextlib.ExitStack() as until_the_end:
         clock = tuning.clock(config, folder, since)
         kept = clock if config.steps is None else None  # steps that the user set are taken, however long it takes
         if begun is None:
@@ -149,12 +149,14 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             clock.enter("to fine-tune" if plan.recipe.steps else "to measure it")
         model = tuning.as_planned(model, plan)
 
-        taken, made = plan.recipe, None
+        tell = until_the_end.enter_context(tracking.writer(config.log, folder, dataclasses.asdict(config)))
+        taken, made, steps = plan.recipe, None, 0
         if plan.recipe.steps:
-            outcome = tuning.train(config, run, model, parts, plan, found, kept)
+            outcome = tuning.train(config, run, model, parts, plan, found, kept, tell)
             if not outcome.finished:
                 return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
-            taken = hyperrule.as_taken(taken, outcome.steps, outcome.best and outcome.best.step)
+            steps = outcome.steps
+            taken = hyperrule.as_taken(taken, steps, outcome.best and outcome.best.step)
             if outcome.best is not None:
                 best.load(folder, model)
                 print(f"best:   the weights after step {outcome.best.step}, by the validation images")
@@ -206,6 +208,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         if kept is not None and (over := kept.overrun()):
             recipe["notes"] = (*taken.notes, over)
         model.card = dataclasses.replace(model.card, metrics=measured, recipe=recipe)
+        tell(steps, tracking.final(measured, model.card))
         weights.save(folder / "model.safetensors", model)
         if images is None:
             late = (lambda: kept.left <= 0) if kept is not None else (lambda: False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.feed.loader import FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.feed.order import BalancedOrder
-from bigtransfer.jobs import training
+from bigtransfer.jobs import tracking, training
 from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.decision import BASELINE, WATCHED, FinetunePlan, views
@@ -49,8 +48,10 @@ def train(
     plan: FinetunePlan,
     baseline: Closed | None,
     clock: Clock | None,
+    tell: tracking.Tell,
 ) -> training.Outcome:
-    """The steps of the recipe, resumed from a checkpoint where there is one. clock: of a budget that is to be kept."""
+    """The steps of the recipe, resumed from a checkpoint where there is one. clock: of a budget that is to be kept. tell: see
+    `training.train`."""
     if plan.choose:
         _start(run, model, parts.train, plan)
     linear_only = plan.linear == "sgd"
@@ -99,8 +100,7 @@ def train(
         forward=torch.compile(trained) if config.compile else trained,
         validate=training.validation(state, watched, plan.input, device, dtype, mirrored=mirrored) if watched else None,
         checkpoint_seconds=seconds(config.checkpoint_every),
-        tracked=config.log,
-        settings=dataclasses.asdict(config),
+        tell=tell,
         keep_best=clock is not None,
         clock=clock,
     )
