@@ -96,7 +96,7 @@ def final(numbers: Mapping[str, float], card: ModelCard) -> dict[str, float]:
     """What is told once, of the model that is delivered: its measurements, and the temperature that its head was divided by if there is
     one; each under a name that no step's number has ("final/test_top1")."""
     temperature = {} if card.calibrated is None else {"temperature": card.calibrated.temperature}
-    return {f"final/{name}": value for name, value in (numbers | temperature).items()}
+    return {f"final/{name}": value for name, value in {**numbers, **temperature}.items()}
 
 
 def _short(error: Exception) -> str:
