@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -69,6 +69,47 @@ Deviation = Annotated[float, msgspec.Meta(ge=1 / 256, le=1)]
 """Of pixels from 0 to 1; a network that takes them from 0 to 255 is one of mean 0 and deviation 1/255."""
 
 
+_Widths = Annotated[tuple[Channels, ...], msgspec.Meta(min_length=1, max_length=16)]
+_Depth = Annotated[int, msgspec.Meta(ge=1, le=200)]
+_Depths = Annotated[tuple[_Depth, ...], msgspec.Meta(min_length=1, max_length=16)]
+_Heads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
+_HeadsOfStages = Annotated[tuple[_Heads, ...], msgspec.Meta(min_length=1, max_length=16)]
+_Epsilon = Annotated[float, msgspec.Meta(ge=0, le=0.1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """What a network of timm's is made with where that is not what its name stands for (None): by timm's own words, sizes within bounds.
+
+    Nothing but these can be asked for by a file.
+    """
+
+    img_size: Annotated[int, msgspec.Meta(ge=1, le=2**14)] | None = None
+    patch_size: Annotated[int, msgspec.Meta(ge=1, le=2**10)] | None = None
+    embed_dim: Channels | None = None
+    depth: _Depth | None = None
+    depths: _Depths | None = None
+    dims: _Widths | None = None
+    layers: _Depths | None = None
+    channels: _Widths | None = None
+    num_heads: _Heads | _HeadsOfStages | None = None
+    mlp_ratio: Annotated[float, msgspec.Meta(gt=0, le=64)] | None = None
+    qkv_bias: bool | None = None
+    reg_tokens: Annotated[int, msgspec.Meta(ge=0, le=64)] | None = None
+    window_size: Annotated[int, msgspec.Meta(ge=1, le=64)] | None = None
+    epsilon: _Epsilon | None = None
+    """What every LayerNorm adds to the variance; not an argument of timm's, but set in what it has built."""
+    last_epsilon: _Epsilon | None = None
+    """The same of the last LayerNorm alone."""
+
+    def arguments(self) -> dict[str, Any]:
+        """Those that timm is given."""
+        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: value for name, value in own.items() if value is not None and name not in ("epsilon", "last_epsilon")
+        }
+
+
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
     """A network of another library without its classifier: what rebuilds it, and what has to be known of it before it is.
@@ -79,7 +120,7 @@ class Backbone:
 
     library: Literal["timm", "torchvision"]
     name: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)?$", max_length=200)]
-    """The library's own; nothing else is given to what builds it."""
+    """The library's own."""
     version: Annotated[str, msgspec.Meta(max_length=100)]
     """Of the library, when it was first built."""
     taps: Annotated[
@@ -109,6 +150,8 @@ class Backbone:
     """Whether it has BatchNorm."""
     patches: bool
     """Whether it begins by cutting the image into patches, as ViT, Swin and ConvNeXt do."""
+    built: Built | None = None
+    """What it is built with beside the name; nothing else is given to what builds it."""
 
 
 @dataclass(frozen=True, kw_only=True)

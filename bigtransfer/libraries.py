@@ -1,12 +1,13 @@
 """Networks of other libraries, timm and torchvision, as backbones: what each tells of itself, and its parts by one set of names.
 
-A network is known by its library and the library's own name for it, which must be in the library's registry; nothing else is ever given
-to what builds it, so that a model file cannot ask for more than that. Its classifier is taken off: what is left gives the maps of its
-stages and the pooled form of the last one, which is what the classifier sees.
+A network is known by its library and the library's own name for it, which must be in the library's registry; beside it nothing is ever
+given to what builds it but sizes within bounds (`catalog.Built`), so that a model file cannot ask for more than that. Its classifier is
+taken off: what is left gives the maps of its stages and the pooled form of the last one, which is what the classifier sees.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 import math
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from bigtransfer import catalog, settings
-from bigtransfer.catalog import Backbone, InputSpec
+from bigtransfer.catalog import Backbone, Built, InputSpec
 from bigtransfer.errors import BitError, ConfigError, DownloadError, WeightsError
 
 Library = Literal["timm", "torchvision"]
@@ -68,21 +69,25 @@ def asked(model: str) -> tuple[Library, str, str | None] | None:
 
 
 @functools.lru_cache(maxsize=64)
-def describe(library: Library, name: str) -> tuple[Backbone, Known]:
+def describe(library: Library, name: str, built: Built | None = None) -> tuple[Backbone, Known]:
     """What there is to know of a network of a library; nothing is downloaded for that, but one image is looked at with random weights.
+    built: where it is not made as its name says.
 
     ConfigError where the library is missing or has no such network, WeightsError where the network cannot be a backbone.
     """
     where = f"{library}:{name}"
-    make = _registered(library, name)
+    make = _registered(library, name, built)
     with _building(where):
         whole = make().eval()
         mean, std, spec = (_known_to_timm if library == "timm" else _known_to_torchvision)(name, whole)
+        if built is not None and built.img_size is not None:
+            spec = dataclasses.replace(spec, size=built.img_size)
         classes, classifier, convolution = _classifier(library, whole)
         licence, names = _licence(library, whole), _class_names(library, whole, classes)
         taps = (_timm_taps if library == "timm" else _torchvision_taps)(where, whole, spec.size)
         tensors = set(whole.state_dict())
         backbone = _measured(library, name, _body(library, whole, taps), spec.size, taps, mean, std)
+        backbone = dataclasses.replace(backbone, built=built)
         left_out = frozenset() if classifier else frozenset(tensors - set(whole.state_dict()))
     return backbone, Known(
         input=spec,
@@ -100,17 +105,16 @@ def describe(library: Library, name: str) -> tuple[Backbone, Known]:
 def build(backbone: Backbone) -> Body:
     """The backbone with random weights, on the CPU, in evaluation mode."""
     with _building(f"{backbone.library}:{backbone.name}"):
-        whole = _registered(backbone.library, backbone.name)()
+        whole = _registered(backbone.library, backbone.name, backbone.built)()
         return _body(backbone.library, whole, backbone.taps)
 
 
 @functools.lru_cache(maxsize=64)
-def shapes(backbone: Backbone) -> Mapping[str, tuple[int, ...]]:
+def shapes(library: Library, name: str, built: Built | None = None) -> Mapping[str, tuple[int, ...]]:
     """Names and shapes of the parameters and buffers, without allocating any; raises like `build`."""
-    where = f"{backbone.library}:{backbone.name}"
-    with _building(where), torch.device("meta"):
-        whole = _registered(backbone.library, backbone.name)()
-        _without_classifier(backbone.library, whole)
+    with _building(f"{library}:{name}"), torch.device("meta"):
+        whole = _registered(library, name, built)()
+        _without_classifier(library, whole)
     return {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
 
 
@@ -142,7 +146,7 @@ def stem(network: nn.Module) -> list[nn.Parameter]:
 # --- What is the same for both
 
 
-def _registered(library: Library, name: str) -> Callable[[], nn.Module]:
+def _registered(library: Library, name: str, built: Built | None = None) -> Callable[[], nn.Module]:
     """What builds the network of that name with its classifier and random weights; ConfigError if the library has none."""
     if library == "timm":
         try:
@@ -158,7 +162,7 @@ def _registered(library: Library, name: str) -> Callable[[], nn.Module]:
             raise ConfigError(
                 f"timm {timm.__version__} has no model {name!r}." + (f" It has {', '.join(near)}." if near else "")
             )
-        return functools.partial(timm.create_model, name, pretrained=False)
+        return functools.partial(_made_by_timm, name, built or Built())
     models: Any = importlib.import_module("torchvision.models")
     if name not in models.list_models(module=models):
         raise ConfigError(
@@ -322,6 +326,15 @@ def _licence(library: Library, network: Any) -> str:
 
 
 # --- timm
+
+
+def _made_by_timm(name: str, built: Built) -> nn.Module:
+    network: nn.Module = importlib.import_module("timm").create_model(name, pretrained=False, **built.arguments())
+    norms = [module for module in network.modules() if isinstance(module, nn.LayerNorm)]
+    for changed, epsilon in ((norms, built.epsilon), (norms[-1:], built.last_epsilon)):
+        for norm in changed if epsilon is not None else ():
+            norm.eps = cast(float, epsilon)
+    return network
 
 
 def _known_to_timm(name: str, network: Any) -> tuple[tuple[float, float, float], tuple[float, float, float], InputSpec]:

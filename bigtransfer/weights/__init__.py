@@ -20,7 +20,7 @@ from bigtransfer import catalog, fetch, libraries, model, ops, web
 from bigtransfer.catalog import InputSpec, ModelCard, Published
 from bigtransfer.errors import BitError, ConfigError, DownloadError, UnknownModel, WeightsError
 from bigtransfer.model import Network, ResNetV2, StdConv2d
-from bigtransfer.weights import configs, formats, names
+from bigtransfer.weights import classifiers, configs, formats, names
 
 if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
     from bigtransfer.detector import Detector
@@ -74,9 +74,9 @@ def load(
         network = model.build(card.architecture, card.num_classes, device="meta")
         keep_head = card.num_classes == stored.num_classes
         state = {}
-        for name, stored_name in translation.names.items():
+        for name in translation.names:
             if keep_head or not name.startswith("head."):
-                tensor = translation.layout.our_value(name, contents.read(stored_name))
+                tensor = translation.tensor(name, contents.read)
                 state[name] = (
                     tensor.to(torch.get_default_dtype()).contiguous() if tensor.is_floating_point() else tensor
                 )
@@ -209,8 +209,8 @@ def differing(
         if translation.names.keys() != state.keys():
             raise WeightsError(f"{contents.path} holds another network.")
         different = []
-        for name, stored_name in translation.names.items():
-            stored = translation.layout.our_value(name, contents.read(stored_name))
+        for name in translation.names:
+            stored = translation.tensor(name, contents.read)
             wanted = state[name].cpu()
             wanted = wanted.to(getattr(torch, dtype)) if wanted.is_floating_point() else wanted
             same = stored.shape == wanted.shape and torch.allclose(stored, wanted, rtol=0, atol=0, equal_nan=True)
@@ -237,6 +237,11 @@ def _form(card: ModelCard, form: Form, path: Path) -> tuple[names.Layout, Mappin
     if not _is_file(path):
         raise WeightsError(
             f"Networks of timm are written to a file, such as {path}.safetensors, which timm's checkpoint_path= takes."
+        )
+    if arch.backbone.built is not None:
+        raise WeightsError(
+            f"timm builds {arch.backbone.name} by its name otherwise than this network is built, so that a file of timm's would be read as "
+            "another. `bit convert` without --to writes a model file, which says what rebuilds it."
         )
     layout = _library_layout(arch.backbone)
     return layout, {ours: layout.their_name(ours) for ours in names.shapes(arch, card.num_classes)}
@@ -331,6 +336,7 @@ def _card(
         num_classes=translation.num_classes,
         input=described.input or InputSpec(size=224),
         class_names=class_names,
+        multi_label=described.multi_label,
         licence=described.licence,
         source=f"{whole} ({translation.layout.name} form"
         + ("" if described.input else "; the input size is not recorded there: 224 px assumed")
@@ -381,7 +387,7 @@ def _can_be_rebuilt(architecture: catalog.Architecture, path: Path) -> None:
     for one in (architecture, architecture.beside):
         if one is not None and one.backbone is not None:
             try:
-                libraries.shapes(one.backbone)
+                libraries.shapes(one.backbone.library, one.backbone.name, one.backbone.built)
             except (ConfigError, WeightsError) as error:
                 raise type(error)(f"{path}: its card names {one.name}. {error}") from error
 
@@ -432,7 +438,10 @@ def _described_card(asked: str, contents: formats.Contents) -> ModelCard:
     """The card of a network of timm's by the config.json beside it."""
     described, where = contents.described, contents.path.parent / "config.json"
     try:
-        backbone, known = libraries.describe("timm", described.timm)
+        if described.built is not None:  # before anything of these sizes is made
+            wanted = libraries.shapes("timm", described.timm, described.built)
+            _no_larger(wanted, contents.shapes, contents.path)
+        backbone, known = libraries.describe("timm", described.timm, described.built)
     except (ConfigError, WeightsError) as error:
         raise type(error)(f"{where}: {error}") from error
     spec = described.input or known.input
@@ -452,10 +461,35 @@ def _described_card(asked: str, contents: formats.Contents) -> ModelCard:
         architecture=catalog.Architecture(backbone=backbone),
         num_classes=known.num_classes,
         input=spec,
-        class_names=described.class_names or known.class_names,
+        class_names=described.class_names or (None if described.kind else known.class_names),
+        multi_label=described.multi_label,
         licence=described.licence,
-        source=f"{whole} (timm:{described.timm})" + (_HEADLESS if known.left_out else ""),
+        source=_described_source(whole, contents) + (_HEADLESS if known.left_out else ""),
     )
+
+
+def _described_source(whole: str, contents: formats.Contents) -> str:
+    described = contents.described
+    if described.kind is None:
+        return f"{whole} (timm:{described.timm})"
+    told = f"transformers' {described.kind.model_type} form of timm:{described.timm}"
+    sizes = described.built.arguments() if described.built else {}
+    if sizes:
+        told += f" with {', '.join(f'{name} {value}' for name, value in sizes.items())}"
+    if described.input is None:
+        told += "; how it sees images is not recorded there: as timm's"
+    return f"{whole} ({told})" + (_HEADLESS if classifiers.two_heads(contents.shapes) else "")
+
+
+_FEW = 10**7
+"""Numbers that are made whatever a file holds."""
+
+
+def _no_larger(wanted: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], path: Path) -> None:
+    """WeightsError if a network has many more numbers than the file that is to hold it; what is missing of fewer has a name."""
+    asked, held = (sum(map(math.prod, shapes.values())) for shapes in (wanted, found))
+    if asked > held + _FEW:
+        raise WeightsError(f"it speaks of a network of {asked:,} numbers, and {path.name} has {held:,}.")
 
 
 _HEADLESS = ", without its classifier, which is not one linear layer"
@@ -463,10 +497,14 @@ _HEADLESS = ", without its classifier, which is not one linear layer"
 
 def _of_the_librarys(contents: formats.Contents, card: ModelCard) -> tuple[names.Translation, ModelCard]:
     """How the tensors of a file in the library's form become the network on that card, and the card with the classes that they have."""
-    backbone = _backbone(card)
-    layout = _library_layout(backbone)
-    _, known = libraries.describe(backbone.library, backbone.name)
-    shapes = {name: one for name, one in contents.shapes.items() if layout.canonical(name) not in known.left_out}
+    backbone, kind = _backbone(card), contents.described.kind
+    if kind is not None:
+        layout = names.transformers(backbone, kind)
+        shapes = {name: one for name, one in contents.shapes.items() if kind.needs(layout.canonical(name))}
+    else:
+        layout = _library_layout(backbone)
+        _, known = libraries.describe(backbone.library, backbone.name, backbone.built)
+        shapes = {name: one for name, one in contents.shapes.items() if layout.canonical(name) not in known.left_out}
     translation = names.translate(shapes, str(contents.path), card.architecture, layout)
     class_names = card.class_names
     if class_names is not None and len(class_names) != translation.num_classes:
@@ -480,7 +518,7 @@ def _backbone(card: ModelCard) -> catalog.Backbone:
 
 
 def _library_layout(backbone: catalog.Backbone) -> names.Layout:
-    _, known = libraries.describe(backbone.library, backbone.name)
+    _, known = libraries.describe(backbone.library, backbone.name, backbone.built)
     return names.of_library(backbone, known.classifier, known.convolution)
 
 

