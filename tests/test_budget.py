@@ -7,6 +7,8 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,7 @@ def run_on(
     seconds: float = 40.0,
     most: int = 80,
     kill_at: int | None = None,
+    end: signal.Signals = signal.SIGTERM,
     plan: Plan = PLAN,
     values: Callable[[int], float] = lambda step: step / 1000,
     alike: Callable[[int], float] = lambda step: 0.5,
@@ -105,7 +108,7 @@ def run_on(
     checkpoint_seconds: float = 1e9,
     seed: int = 0,
 ) -> tuple[loop.State, training.Outcome]:
-    """Train, or go on, in `folder`; SIGTERM comes during step `kill_at`."""
+    """Train, or go on, in `folder`; the signal `end` comes during step `kill_at`."""
     run = runs.Run(folder)
     state = new_state(seed)
     budget = Clock(folder, seconds, now=machine.now)
@@ -117,7 +120,7 @@ def run_on(
     def forward(images: Tensor) -> Tensor:
         machine.time += machine.step(state.step)
         if state.step == kill_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), end)
         return state.model(images)
 
     def measure() -> dict[str, float]:
@@ -368,6 +371,24 @@ def test_the_weights_of_the_best_validation_are_kept(tmp_path: Path) -> None:
     assert not same_weights(state, other)
     best.remove(tmp_path)
     assert best.read(tmp_path) is None
+
+
+def test_a_kill_without_a_farewell_before_the_first_checkpoint(tmp_path: Path) -> None:
+    """The steps are taken again, in the time that is left by what is on record; nothing of the first ones stays in the log."""
+    program = (
+        "import signal, sys; from pathlib import Path; from tests.test_budget import Machine, run_on; "
+        "run_on(Machine(lambda _: 1.0), Path(sys.argv[1]), kill_at=25, end=signal.SIGKILL, validate=False)"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    taken = record(tmp_path)["seconds"]
+    assert 20 <= taken <= 26 and not checkpoint.exists(tmp_path)
+    machine = Machine(lambda _: 1.0)
+    state, outcome = run_on(machine, tmp_path, validate=False)
+    assert outcome.finished and taken + machine.time - 1000 == pytest.approx(40, abs=2)
+    assert record(tmp_path)["seconds"] == pytest.approx(taken + machine.time - 1000, abs=1e-3)
+    log = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "loss" in line] == list(range(state.step))
 
 
 @pytest.mark.parametrize("kill_at", [10, 17, 26, 38])
