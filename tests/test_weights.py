@@ -658,9 +658,9 @@ def test_other_networks(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="layer_type is 'bottleneck'"):
         weights.load(tmp_path / "hybrid")
     (tmp_path / "vit").mkdir()
-    (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "vit" / "config.json").write_text('{"model_type": "vit_mae"}')
     torch.save({}, tmp_path / "vit" / "pytorch_model.bin")
-    with pytest.raises(WeightsError, match="type 'vit'"):
+    with pytest.raises(WeightsError, match="type 'vit_mae'"):
         weights.load(tmp_path / "vit")
 
 
