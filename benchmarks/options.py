@@ -1,6 +1,6 @@
 """Options that could earn their place: what each adds to the closed form, or to what a fine-tuning made of it, on many sets.
 
-    OMP_NUM_THREADS=1 taskset -c 1 nice python -m benchmarks.options run --sets SETS --cells CELLS [--kinds views tuning] [--names NAME ...]
+    OMP_NUM_THREADS=1 nice python -m benchmarks.options run --sets SETS --cells CELLS [--kinds views norms tuning] [--names NAME ...]
     python -m benchmarks.options table --cells CELLS --to benchmarks/results/options_cpu_DATE.md
 
 SETS holds a folder per image set, as `benchmarks.sets` makes them. Of every set some images per class are drawn to learn from and others to
@@ -10,11 +10,15 @@ draw; what is measured stays in CELLS, and the same command goes on after a stop
 `views` takes no training step: a classifier on all blocks of the bundled network at 64 and 128 px, of each image and its mirror image, as
 the closed form has it, asked of other views of the test images; and solved anew with a third size.
 
-`tuning` starts as `--budget` does, from the closed form on all blocks at 64 px, with its rate, batch, head and crops, for so many steps:
-once as it is, once with very large dropout before the head (arXiv 2403.00946), once with each image mirrored in every second epoch
-instead of at random (2404.00498), twice with other random numbers. Without another step follow moving averages (EMA), weights between
-the closed form's and the fine-tuned ones (WiSE-FT, 2109.01903), and soups (2203.05482): the mean of three that differ in random numbers
-only, and the greedy one of all, which takes in, the best first, whatever does not make the loss of the judging images larger.
+`norms` is what `--budget` does: so many steps that train the norms' scales and shifts for the closed form (`hyperrule.tuning`), which is
+then solved anew at 64 and 128 px; beside the closed form of the network as it was, and the mean of the logits.
+
+`tuning` is what `--budget` did before: it starts from the closed form on all blocks at 64 px, with a head of its own rate, for so many
+steps, in which all weights are trained: once as it is, once with very large dropout before the head (arXiv 2403.00946), once with each
+image mirrored in every second epoch instead of at random (2404.00498), twice with other random numbers. Without another step follow
+moving averages (EMA), weights between the closed form's and the fine-tuned ones (WiSE-FT, 2109.01903), and soups (2203.05482): the mean of
+three that differ in random numbers only, and the greedy one of all, which takes in, the best first, whatever does not make the loss of the
+judging images larger.
 """
 
 from __future__ import annotations
@@ -44,17 +48,19 @@ from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import View
 from bigtransfer.feed.augment import SquareCrop, normalize
 from bigtransfer.feed.loader import Batch, TrainLoader, eval_batches
-from bigtransfer.feed.order import FullShuffle
+from bigtransfer.feed.order import EpisodeOrder, FullShuffle
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.model import Network, fold, joined
 from bigtransfer.train import loop
 
-KINDS = ("views", "tuning")
+KINDS = ("views", "norms", "tuning")
 CPU = torch.device("cpu")
 SMALL, LARGE, FURTHER, MARGIN = 64, 128, 192, 160
 """Sizes of the closed form, a third one, and the size of which crops of the second are cut, px."""
 BATCH = 32
+RATE, WARMUP, RATIO, HEAD_RATE = 0.005, 0.05, 9 / 8, 0.1
+"""Of `tuning`: rate of the network, share of the steps, resized side over crop, and the rate of a standardized head times its features."""
 EMA = (0.8, 0.95)
 """Decays of the moving averages."""
 DROPOUT = 0.9
@@ -155,7 +161,77 @@ def views(images: Drawn) -> dict[str, Numbers]:
     return {name: judged(logits, truth) for name, logits in found.items()}
 
 
+# --- Norms
+
+
+def norms(images: Drawn, steps: int, seed: int) -> dict[str, Numbers]:
+    """Way -> what it is worth."""
+    network, dtype = start()
+    every, classes = tuple(range(len(network.architecture.stages))), len(images.train.class_names)
+    usual = View(size=LARGE, readout=Readout(blocks=every, sizes=(SMALL, LARGE), mirrored=True))
+    plain = View(size=SMALL, readout=Readout(blocks=every))
+
+    def features(of: Network, some: ImageSet, view: View) -> tuple[Tensor, Tensor]:
+        return closed.features(of, some, view, spec=network.card.input, device=CPU, dtype=dtype, batch_size=BATCH)
+
+    def answers(of: Network) -> tuple[Tensor, Tensor]:
+        (seen, labels), (test, truth) = (features(of, some, usual) for some in (images.train, images.test))
+        with torch.no_grad():
+            return linear.fit(seen, labels, classes, discriminant=True).head(test).double(), truth
+
+    before, truth = answers(network)
+    own = copy.deepcopy(network)
+    model = joined(own, plain.readout)
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    recipe = hyperrule.tuning(len(images.train), 1.0, lambda crop, batch: 1.0, SMALL, fixed={"steps": steps})
+    head = closed.LeftOutHead.of(*features(model, images.train, plain), recipe.batch_size, seed)
+    model.head = head
+    assert images.train.labels is not None
+    order = EpisodeOrder(images.train.labels, recipe.batch_size, seed)
+    loader = TrainLoader(
+        images.train,
+        SquareCrop(resize=recipe.resize, crop=recipe.crop),
+        batch_size=recipe.batch_size,
+        seed=seed,
+        order=order,
+    )
+    state = loop.new_state(model, recipe, micro_batch=recipe.batch_size, parameters=model.norm_parameters())
+    for _ in loop.steps(state, loader.batches(0, steps), recipe, seed=seed, device=CPU, dtype=dtype, aim=head.aim):
+        pass
+    after, _ = answers(own.eval())
+    found = {"closed form": before, "norms fine-tuned": after, "mean of the logits": (before + after) / 2}
+    return {name: judged(logits, truth) for name, logits in found.items()}
+
+
 # --- Tuning
+
+
+class _Standardized(nn.Module):
+    """Features `(n, d)` -> (features - mean) * scale."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("scale", scale.float())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return (features - self.mean) * self.scale
+
+
+def _trainable_head(head: nn.Linear, features: Tensor) -> nn.Sequential:
+    """The same function in a form that can be trained at the network's rate, its own being `HEAD_RATE` / d on standardized features: it
+    sees them multiplied by a constant by which its weights are divided."""
+    mean, scale = linear.standardization(features)
+    scale *= math.sqrt(HEAD_RATE / (features.shape[1] * RATE))
+    inner = nn.Linear(head.in_features, head.out_features)
+    with torch.no_grad():
+        weight = head.weight.double()
+        inner.weight.copy_(weight / scale)
+        inner.bias.copy_(head.bias.double() + weight @ mean)
+    return nn.Sequential(_Standardized(mean, scale), inner)
 
 
 @dataclass(frozen=True)
@@ -212,17 +288,15 @@ def tuning(images: Drawn, steps: int, seed: int) -> dict[str, Numbers]:
     recipe = Recipe(
         steps=steps,
         batch_size=BATCH,
-        resize=round(SMALL * hyperrule.TUNING_RATIO),
+        resize=round(SMALL * RATIO),
         crop=SMALL,
-        base_learning_rate=hyperrule.TUNING_RATE,
-        warmup=round(hyperrule.TUNING_WARMUP * steps),
+        base_learning_rate=RATE,
+        warmup=round(WARMUP * steps),
         schedule="cosine",
         variant="budget",
     )
     model = joined(network, readout)
-    model.head = closed.trainable_head(
-        linear.fit(seen, labels, classes, discriminant=True).head, seen, recipe.base_learning_rate
-    )
+    model.head = _trainable_head(linear.fit(seen, labels, classes, discriminant=True).head, seen)
     model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     before = {name: one.detach().clone() for name, one in model.named_parameters()}
 
@@ -307,17 +381,18 @@ def run(asked: argparse.Namespace) -> None:
                     "judge": asked.judge,
                     "test": asked.test,
                 }
-                what |= {"steps": asked.steps} if kind == "tuning" else {}
+                what |= {"steps": asked.steps} if kind != "views" else {}
 
                 def measure(_: Path, kind: str = kind, name: str = name, seed: int = seed) -> Mapping[str, Any]:
                     images = drawn(asked.sets / name, (asked.train, asked.judge), asked.test, seed)
-                    found = views(images) if kind == "views" else tuning(images, asked.steps, seed)
+                    learnt = {"norms": norms, "tuning": tuning}
+                    found = views(images) if kind == "views" else learnt[kind](images, asked.steps, seed)
                     return {"ways": found, "images": len(images.test), "learnt": len(images.train)}
 
                 kept.once(what, measure)
 
 
-BASES = {"views": "as it is", "tuning": "fine-tuned"}
+BASES = {"views": "as it is", "norms": "closed form", "tuning": "fine-tuned"}
 """What all others are compared with."""
 
 
@@ -336,8 +411,7 @@ def table(folder: Path) -> str:
             f"## {kind}: differences from `{base}`, points (loss in nats)",
             "",
             f"{asked['train']} images per class, {asked['judge']} to judge by, at most {asked['test']} and a few test images of each set; "
-            f"draws {', '.join(map(str, draws))}"
-            + (f"; {asked['steps']} steps of {BATCH}" if kind == "tuning" else ""),
+            f"draws {', '.join(map(str, draws))}" + (f"; {asked['steps']} steps" if kind != "views" else ""),
             "",
             "| | " + " | ".join(sets) + " | mean, standard error over sets | loss |",
             "|---|" + "---|" * (len(sets) + 2),

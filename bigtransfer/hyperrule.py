@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal
@@ -185,12 +185,15 @@ def looking_sizes(trained_at: int, height: int, width: int) -> tuple[tuple[int, 
     images of this typical native size; the most accurate choice first, each costing less than the one before.
 
     First two thirds of `trained_at`, twice and four times as much: things are seen at three scales. Not where images have fewer pixels than
-    an eighth of the largest square, for the third scale shows nothing then. Second `looking_size` and twice as much, third `looking_size`
-    alone. None is above `LARGEST_LOOK`. This project's (benchmarks/results/three-sizes_cpu_2026-11-27.md).
+    an eighth of the largest square, for the third scale shows nothing then. Second `looking_size` and twice as much, then two thirds of
+    `trained_at` and twice as much where that is less, last `looking_size` alone. None is above `LARGEST_LOOK`. This project's
+    (benchmarks/results/three-sizes_cpu_2026-11-27.md).
     """
     small, usual = _two_thirds(trained_at), looking_size(trained_at, height, width)
     three = ((small, 2 * small, 4 * small),) if 8 * height * width >= (4 * small) ** 2 else ()
     found: tuple[tuple[int, ...], ...] = (*three, (usual, 2 * usual))
+    if small < usual:
+        found += ((small, 2 * small),)
     return (*(sizes for sizes in found if sizes[-1] <= LARGEST_LOOK), (usual,))
 
 
@@ -322,6 +325,13 @@ def without_time(crop: int, budget: str, left: float) -> Recipe:
     return dataclasses.replace(recipe, notes=(*recipe.notes, note))
 
 
+def without_norms(crop: int) -> Recipe:
+    """The same for a network that has no norms, which alone are fine-tuned within a budget."""
+    recipe = without_steps(crop)
+    note = "Nothing is fine-tuned: within a budget the scales and shifts of norms are, and this network has none. --steps trains all of it."
+    return dataclasses.replace(recipe, notes=(*recipe.notes, note))
+
+
 def in_effect(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe on record the training obeyed, to be shown: everything that is set, without the notes and what is no part of the
     published rule unless it is used; of one without steps (`without_steps`) the size of the images alone."""
@@ -331,69 +341,61 @@ def in_effect(recipe: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in obeyed.items() if key not in {"notes", *beyond} and value not in unset}
 
 
-TUNING_BATCH = 32
-TUNING_RATE = 0.005
-"""Of a network whose head is the closed form's (docs/lab-notes.md)."""
+TUNING_BATCH = 96
+"""Images that judge one another in a step; all of a set that has fewer."""
+TUNING_RATE = 0.3
+"""Of the norms' scales and shifts, for a closed form that is judged by leave-one-out (docs/lab-notes.md). Of few parameters, it is a
+hundred times the rate that kernels bear."""
 TUNING_WARMUP = 0.05
 """Share of the steps."""
-TUNING_RATIO = 9 / 8
+TUNING_RATIO = 4 / 3
 """Of the side that images are resized to over that of the crop."""
-MOST_EPOCHS = 30
-"""A fine-tuning from the closed form passes over the images at most so often: what is left of a budget is given back."""
-FEWEST_EPOCHS = 3
-"""The smaller of two resolutions is taken where the larger one allows fewer passes than this."""
-FEWEST_TUNING_STEPS = 80
+MOST_EPOCHS = 20
+"""A fine-tuning for the closed form passes over the images at most so often: what is left of a budget is given back."""
 
 
 def most_tuning_steps(num_examples: int, batch_size: int) -> int:
-    """Steps of a training that starts from the closed form which no budget exceeds."""
-    return max(FEWEST_TUNING_STEPS, math.ceil(MOST_EPOCHS * num_examples / batch_size))
+    """Steps of a training for the closed form which no budget exceeds."""
+    return max(FEWEST_STEPS, math.ceil(MOST_EPOCHS * num_examples / batch_size))
 
 
 def tuning(
     num_examples: int,
     seconds: float,
     images_per_second: Speed,
-    crops: Sequence[int],
+    crop: int,
     *,
     left: float | None = None,
     fixed: Mapping[str, int] = MappingProxyType({}),
 ) -> Recipe:
-    """The project's own recipe for `num_examples` training images and a network whose head is the closed form's, to fit into `seconds` of
-    which so many are `left` for its steps (None: all).
+    """The project's own recipe for `num_examples` training images, to make a network better under a classifier solved in closed form
+    (`train.objective.LeaveOneOut`), to fit into `seconds` of which so many are `left` for its steps (None: all).
 
-    images_per_second: (crop, batch) -> measured speed of training steps, called at most twice. crops: sides to choose from, px, the best
-    last, each larger than the one before. fixed: values that the user chose, of "steps", "batch_size", "crop".
+    images_per_second: (crop, batch) -> measured speed of training steps, called once. crop: of the images, px. fixed: values that the user
+    chose, of "steps" and "batch_size".
 
-    Unlike the HyperRule's, its rate does not depend on the steps, and half a cosine leads it to 0: the head is good from the first step
-    on, and what matters is not to destroy it. Measured on a dozen sets of 200 to 2,000 images (docs/lab-notes.md).
+    Only the norms' scales and shifts are trained, and no head. Unlike the HyperRule's, the rate does not depend on the steps, and half a
+    cosine leads it to 0. Measured on sets of 150 to 2,000 images (docs/lab-notes.md).
     """
-    batch = fixed.get("batch_size", TUNING_BATCH)
-    if "crop" in fixed:
-        crops = [fixed["crop"]]
+    batch = min(num_examples, fixed.get("batch_size", TUNING_BATCH))
     left = seconds if left is None else max(left, 0.0)
-    most = most_tuning_steps(num_examples, batch)
-    enough = max(FEWEST_TUNING_STEPS, math.ceil(FEWEST_EPOCHS * num_examples / batch))
-    speed = images_per_second(crops[0], batch)
-    # A convolution's cost goes with the image's area.
-    allowed = [crop for crop in crops if left * speed * (crops[0] / crop) ** 2 >= enough * batch]
-    crop = allowed[-1] if allowed else crops[0]
-    if crop != crops[0]:
-        speed = images_per_second(crop, batch)
-    steps = fixed.get("steps", min(most, max(FEWEST_STEPS, int(left * speed / batch))))
+    speed = images_per_second(crop, batch)
+    affordable = max(FEWEST_STEPS, int(left * speed / batch))
+    steps = fixed.get("steps", min(most_tuning_steps(num_examples, batch), affordable))
     return Recipe(
         steps=steps,
         batch_size=batch,
         resize=round(crop * TUNING_RATIO),
         crop=crop,
-        base_learning_rate=TUNING_RATE * batch / TUNING_BATCH,
+        base_learning_rate=TUNING_RATE,
         warmup=round(TUNING_WARMUP * steps),
         schedule="cosine",
         variant="budget",
         notes=(
             f"{steps * batch / num_examples:.2g} passes over the {num_examples:,} images, to fit into {_span(seconds)} at the {speed:.0f} "
             "images/s just measured.",
-            "The head starts as the closed form, and the rate is the project's own; without --budget the HyperRule is obeyed as published.",
+            "Trained are the scales and shifts of the norms alone, for a classifier solved in closed form to tell what each image "
+            "of a batch shows by the others: the project's own recipe. Without --budget the HyperRule is obeyed as published.",
         ),
     )
 

@@ -83,6 +83,10 @@ class BatchNormReLU(nn.BatchNorm2d):
         return F.relu(F.batch_norm(input, mean, variance, self.weight, self.bias, self.training, momentum, self.eps))
 
 
+_NORMS = (nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.modules.batchnorm._BatchNorm)
+"""What the normalizations of all networks here are, our own and other libraries'."""
+
+
 class PreActBottleneck(nn.Module):
     """One residual unit: three times (norm, ReLU, conv) with kernels 1x1, 3x3, 1x1, plus the shortcut."""
 
@@ -201,6 +205,11 @@ class Network(nn.Module):
         """All parameters but the head's."""
         head = {id(parameter) for parameter in self.head.parameters()}
         return [parameter for parameter in self.parameters() if id(parameter) not in head]
+
+    def norm_parameters(self) -> list[nn.Parameter]:
+        """The scales and shifts of all normalizations; none where a network has none, or none that learns."""
+        norms = [module for module in self.modules() if isinstance(module, _NORMS)]
+        return list(dict.fromkeys(parameter for norm in norms for parameter in norm.parameters(recurse=False)))
 
     def stem_parameters(self) -> list[nn.Parameter]:
         """Those of the first layer that sees the image."""

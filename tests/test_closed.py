@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import statistics
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,8 +20,10 @@ from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import Closed, View, Whole
 from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.loader import eval_batches
+from bigtransfer.feed.order import EpisodeOrder
 from bigtransfer.jobs.finetune import baseline, choice, closed
 from bigtransfer.model import JoinedResNetV2, ResNetV2
+from bigtransfer.train.objective import LeaveOneOut, left_out
 from tests.data_makers import class_folders
 
 CPU = torch.device("cpu")
@@ -486,13 +489,13 @@ def test_the_best_of_three(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPa
         "fine-tuned": (places > 7, places > 1),
         "average": (places % 2 > 0, places % 3 > 0),
     }
-    logits: dict[str, tuple[Tensor, Tensor]] = {}
+    logits: dict[str, Tensor] = {}
     for wanted, (right, other) in cases.items():
-        logits = {"a": (made(labels, right, 1.0), labels), "b": (made(labels, other, 50.0), labels)}
+        logits = {"a": made(labels, right, 1.0), "b": made(labels, other, 50.0)}
         if wanted == "average":
             # Wrong where they are unsure, each: together they know more.
             for name, few in (("a", places < 7), ("b", places > 7)):
-                logits[name] = (torch.where(few[:, None], 0.1, 3.0) * made(labels, ~few, 1.0), labels)
+                logits[name] = torch.where(few[:, None], 0.1, 3.0) * made(labels, ~few, 1.0)
         frozen, tuned = classifier(1, 16), classifier(2, 16)
         before = [cast(nn.Linear, network.head).weight.clone() for network in (frozen, tuned)]
         given = iter(logits.values())
@@ -502,7 +505,7 @@ def test_the_best_of_three(pictures: data.ImageSet, monkeypatch: pytest.MonkeyPa
         network, chosen = found.network(frozen, tuned), found.choice
         assert torch.equal(frozen.head.weight, before[0]) and torch.equal(tuned.head.weight, before[1])
         assert chosen.delivered == wanted and chosen.images == 15
-        scores = {"closed form": logits["a"][0], "fine-tuned": logits["b"][0]}
+        scores = {"closed form": logits["a"], "fine-tuned": logits["b"]}
         for candidate in chosen.candidates[:2]:
             temperature, loss = linear.best_temperature(scores[candidate.kind], labels)
             assert candidate.loss == pytest.approx(loss)
@@ -521,7 +524,7 @@ def test_the_best_where_each_class_counts_the_same(pictures: data.ImageSet, monk
     labels = torch.from_numpy(images.labels)
     assert torch.bincount(labels).tolist() == [6, 1, 1]
     places = torch.arange(8)
-    logits = [(made(labels, right, 2.0), labels) for right in (places < 6, places > 2)]
+    logits = [made(labels, right, 2.0) for right in (places < 6, places > 2)]
     for balanced, wanted in ((False, "closed form"), (True, "fine-tuned")):
         given = iter(logits)
         with monkeypatch.context() as patch:
@@ -574,7 +577,7 @@ def test_what_the_closed_form_said_is_known(
         classifier(2, 16),
         {"device": CPU, "dtype": torch.float32, "batch_size": 8},
     )
-    said = choice._logits(solved, pictures, CPU, torch.float32, 4)[0].float()
+    said = choice._logits(solved, pictures, CPU, torch.float32, 4).float()
     safetensors.torch.save_file({"logits": said}, tmp_path / baseline.ANSWERS)
     assert baseline.answers(tmp_path, found, pictures) is None and baseline.answers(tmp_path, None, pictures) is None
     answers = baseline.answers(tmp_path, whole, pictures)
@@ -584,6 +587,8 @@ def test_what_the_closed_form_said_is_known(
     monkeypatch.setattr(choice, "_logits", lambda network, *rest: (looked.append(network), real(network, *rest))[1])
     known = choice.choose(solved, tuned, pictures, answers=answers, **options)  # type: ignore[arg-type]
     assert looked == [tuned]
+    both = choice.choose(solved, tuned, pictures, answers=answers, tuned_answers=said, **options)  # type: ignore[arg-type]
+    assert looked == [tuned] and both.choice.candidates[0].loss == both.choice.candidates[1].loss
     computed = choice.choose(solved, tuned, pictures, **options)  # type: ignore[arg-type]
     assert looked == [tuned, solved, tuned] and known.choice.delivered == computed.choice.delivered
     for one, other in zip(known.choice.candidates, computed.choice.candidates, strict=True):
@@ -594,47 +599,53 @@ def test_what_the_closed_form_said_is_known(
 
 def test_the_logits_compared_are_those_of_the_networks(pictures: data.ImageSet) -> None:
     network = classifier(1, 16)
-    logits, labels = choice._logits(network, pictures, CPU, torch.float32, 4)
+    logits = choice._logits(network, pictures, CPU, torch.float32, 4)
     batch = next(iter(eval_batches(pictures, InputSpec(size=16), 15)))
     with torch.no_grad():
         expected = network(normalize(batch.images, torch.float32))
     torch.testing.assert_close(logits, expected.double(), rtol=1e-4, atol=1e-4)
-    assert torch.equal(labels, torch.from_numpy(pictures.labels))
 
 
-# --- Training that starts from the closed form
+# --- Training for the closed form
 
 
-def test_a_head_that_can_be_trained_is_the_same_function() -> None:
+def test_the_penalty_of_a_training_is_the_one_that_judges_batches_best() -> None:
+    """Two classes that a tenth of the features tell apart, with noise: neither the least nor the largest penalty is the best."""
     generator = torch.Generator().manual_seed(3)
-    features = torch.randn(50, 6, generator=generator) * torch.tensor([1.0, 100.0, 0.01, 1.0, 5.0, 3.0]) + 7
-    head = nn.Linear(6, 3)
-    trainable = closed.trainable_head(head, features, 0.005)
-    torch.testing.assert_close(trainable(features), head(features), rtol=1e-4, atol=1e-4)
-    plain = closed.plain_head(trainable)
-    torch.testing.assert_close(plain.weight, head.weight)
-    torch.testing.assert_close(plain.bias, head.bias, rtol=1e-4, atol=1e-4)
+    labels = torch.arange(80) % 2
+    features = 5 * torch.randn(80, 40, generator=generator) + 7
+    features[:, :4] += 6.0 * labels[:, None]
+    head = closed.LeftOutHead.of(features, labels, 24, 0)
+    mean, scale = linear.standardization(features)
+    standardized = ((features - mean) * scale).float()
+    torch.testing.assert_close(head(features), standardized, rtol=1e-4, atol=1e-5)
+    unit = float(standardized.square().sum()) / 80
+    tried = [unit * float(one) for one in closed._PENALTIES]
+    assert [one for one in tried if one == pytest.approx(float(head.penalty))] and head.aim.penalty == head.penalty
+
+    def loss(penalty: float) -> float:
+        found = []
+        for number in range(closed._EPISODES):
+            rows = torch.from_numpy(EpisodeOrder(labels.numpy(), 24, 0).indices(number))
+            scores = left_out(standardized[rows], nn.functional.one_hot(labels[rows]).float(), penalty)
+            found.append(linear.best_temperature(scores, labels[rows])[1])
+        return statistics.fmean(found)
+
+    assert loss(head.aim.penalty) == min(map(loss, tried)) < min(loss(tried[0]), loss(tried[-1]))
+    assert 0.01 < head.aim.temperature < 1
 
 
-@pytest.mark.parametrize("rate", [0.005, 0.02])
-def test_a_step_of_it_is_one_of_the_head_s_own_rate(rate: float) -> None:
-    """Whatever the network's rate: a step of 0.1 / d on standardized features, by hand."""
-    generator = torch.Generator().manual_seed(4)
-    features = torch.randn(40, 5, generator=generator) * torch.tensor([1.0, 30.0, 0.1, 2.0, 4.0]) + 2
-    labels = torch.arange(40) % 3
-    head = nn.Linear(5, 3)
-    trainable = closed.trainable_head(head, features, rate)
-    nn.functional.cross_entropy(trainable(features), labels).backward()
-    inner: Any = trainable[1]
-    with torch.no_grad():
-        inner.weight -= rate * inner.weight.grad
-    mean, std = features.double().mean(0), features.double().std(0, correction=0)
-    std = std.maximum(0.1 * std.square().mean().sqrt())
-    with torch.no_grad():
-        logits = features.double() @ head.weight.double().T + head.bias.double()
-        slope = (logits.softmax(1) - nn.functional.one_hot(labels, 3)).T @ ((features.double() - mean) / std) / 40
-        expected = head.weight.double() * std - 0.1 / 5 * slope
-        torch.testing.assert_close(closed.plain_head(trainable).weight.double() * std, expected, rtol=1e-4, atol=1e-5)
+def test_images_that_cannot_judge_one_another_leave_conventions() -> None:
+    head = closed.LeftOutHead.of(torch.zeros(2, 3), torch.tensor([0, 1]), 2, 0)
+    assert head.aim == LeaveOneOut(1.0, 1.0)
+
+
+class _Labelled(list[int]):
+    """What is asked of a set whose images nobody looks at."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        return np.array(self)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 7])
@@ -642,10 +653,11 @@ def test_candidates_that_are_always_right(classes: int, monkeypatch: pytest.Monk
     """Three images of each class: added up as thirds they were right in more than all."""
     labels = torch.arange(classes + 1)[torch.arange(classes + 1) != 1].repeat_interleave(3)  # and none of one class
     logits = 9.0 * torch.nn.functional.one_hot(labels, classes + 1).double()
-    monkeypatch.setattr(choice, "_logits", lambda *_: (logits, labels))
+    monkeypatch.setattr(choice, "_logits", lambda *_: logits)
+    images = _Labelled(labels.tolist())
     options: Any = {"device": CPU, "dtype": torch.float32, "batch_size": 8}
-    found = choice.choose(None, None, labels, **options).choice  # type: ignore[arg-type]
+    found = choice.choose(None, None, images, **options).choice  # type: ignore[arg-type]
     assert [(one.top1, one.mean_per_class) for one in found.candidates] == [(1.0, 1.0)] * 3
     logits[:3] = logits[3:4]  # one class is taken for another
-    found = choice.choose(None, None, labels, **options).choice  # type: ignore[arg-type]
+    found = choice.choose(None, None, images, **options).choice  # type: ignore[arg-type]
     assert found.candidates[0].mean_per_class == pytest.approx((classes - 1) / classes)

@@ -10,7 +10,7 @@ import pytest
 
 from bigtransfer.feed import order
 from bigtransfer.feed.loader import share
-from bigtransfer.feed.order import BalancedOrder, FullShuffle, LaneOrder, order_of, permuted
+from bigtransfer.feed.order import EPISODE, BalancedOrder, EpisodeOrder, FullShuffle, LaneOrder, order_of, permuted
 
 
 def bounds(*sizes: int) -> np.ndarray:
@@ -261,3 +261,37 @@ def test_many_classes_at_a_time() -> None:
     for stream in calls._classes._streams:
         stream.at = lambda samples: asked.append(len(samples)) or np.zeros_like(samples)
     assert len(np.unique([calls.indices(step) for step in range(3)])) == 96 == sum(asked) and 0 not in asked
+
+
+# --- Batches whose images judge one another
+
+
+@pytest.mark.parametrize(
+    ("classes", "batch", "expected"),
+    [
+        ([50] * 20, 96, [8] * 12),  # as many classes as there are places for eight
+        ([50] * 6, 96, [16] * 6),
+        ([50] * 5, 96, [20, 19, 19, 19, 19]),  # the place left over goes to the first class
+        ([50, 0, 50], 20, [10, 10]),
+        ([3, 50, 50], 60, [29, 28, 3]),  # a class with few images brings them all
+        ([2, 3], 96, [3, 2]),
+        ([50] * 3, 6, [3, 3]),  # of one class alone there would be nothing to tell
+    ],
+)
+def test_several_images_of_each_of_some_classes(classes: list[int], batch: int, expected: list[int]) -> None:
+    labels = np.repeat(np.arange(len(classes)), classes)
+    labels = np.random.default_rng(0).permutation(labels)
+    order, seen = EpisodeOrder(labels, batch, 3), set()
+    assert order.batch_size == min(batch, len(labels))
+    for step in range(20):
+        images = order.indices(step)
+        assert len(images) == order.batch_size == len(set(images.tolist())), "none twice"
+        found = np.bincount(labels[images])
+        assert sorted(found[found > 0].tolist(), reverse=True) == expected
+        assert found.max() >= min(EPISODE, max(classes), batch // 2)
+        seen |= set(images.tolist())
+    assert len(seen) > 0.8 * len(labels), "by and by all images come"
+    assert np.array_equal(order.indices(5), EpisodeOrder(labels, batch, 3).indices(5))
+    if len(labels) > batch:
+        assert not np.array_equal(np.sort(order.indices(5)), np.sort(EpisodeOrder(labels, batch, 4).indices(5)))
+        assert not np.array_equal(np.sort(order.indices(5)), np.sort(order.indices(6)))

@@ -27,7 +27,7 @@ from bigtransfer.jobs import training
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.model import ResNetV2
 from bigtransfer.train import checkpoint, loop, parallel
-from bigtransfer.train.objective import Mix, dropout, loss_sum
+from bigtransfer.train.objective import LeaveOneOut, Mix, dropout, left_out, loss_sum
 
 CPU = torch.device("cpu")
 CLASSES, COUNT = 3, 5
@@ -334,6 +334,81 @@ def test_features_can_be_trained_on_and_blended() -> None:
     assert torch.allclose(model.head.weight.double(), weight, atol=1e-6)
     assert torch.allclose(model.head.bias.double(), bias, atol=1e-6)
     assert torch.equal(model.root.weight, before.root.weight)
+
+
+# --- Images that judge one another
+
+
+def without(features: np.ndarray, targets: np.ndarray, penalty: float, row: int) -> np.ndarray:
+    """What ridge regression with a free intercept, solved without a row, says of it: by the normal equations of the other rows."""
+    x, y = np.delete(features, row, 0), np.delete(targets, row, 0)
+    x = np.hstack([x, np.ones((len(x), 1))])
+    ridge = np.diag([penalty] * features.shape[1] + [0.0])
+    weights = np.linalg.solve(x.T @ x + ridge, x.T @ y)
+    return np.append(features[row], 1.0) @ weights
+
+
+@pytest.mark.parametrize("shape", [(12, 4), (7, 30)])
+@pytest.mark.parametrize("penalty", [0.1, 20.0])
+def test_what_is_said_of_an_image_is_solved_without_it(shape: tuple[int, int], penalty: float) -> None:
+    rng = np.random.default_rng(1)
+    features, targets = rng.normal(2.0, 1.5, shape), np.eye(3)[rng.integers(0, 3, shape[0])]
+    expected = np.stack([without(features, targets, penalty, row) for row in range(shape[0])])
+    given, wanted = torch.from_numpy(features).requires_grad_(), torch.from_numpy(targets)
+    found = left_out(given, wanted, penalty)
+    np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-9, atol=1e-10)
+    in_float32 = left_out(given.detach().float(), wanted.float(), penalty)
+    np.testing.assert_allclose(in_float32.numpy(), expected, rtol=2e-3, atol=2e-4)
+    assert torch.autograd.gradcheck(lambda x: left_out(x, wanted, penalty), (given,), atol=2e-5, rtol=1e-3)
+
+
+def test_the_loss_of_images_that_judge_one_another() -> None:
+    """By hand: an image that could not be read and one whose class no other has count for nothing, but of the latter the others learn."""
+    rng = np.random.default_rng(2)
+    features, labels = rng.normal(size=(9, 5)), np.array([0, 4, 4, -1, 0, 7, 4, 0, 0])
+    goal = LeaveOneOut(3.0, 0.5)
+    kept = labels >= 0
+    targets = np.eye(8)[labels[kept]][:, [0, 4, 7]]
+    total = []
+    for row, label in enumerate(labels[kept]):
+        if label != 7:
+            scores = without(features[kept], targets, 3.0, row) / 0.5
+            total.append(np.log(np.exp(scores).sum()) - scores[[0, 4, 7].index(label)])
+    output = torch.from_numpy(features)
+    found = goal.losses(output, torch.from_numpy(labels), slice(0, 9), None)
+    assert goal.weighted(found).item() == pytest.approx(9 * np.mean(total), rel=1e-9)
+    # Of a part of the batch those in it judge one another.
+    part = goal.losses(output[4:], torch.from_numpy(labels), slice(4, 9), None)["left out"]
+    alone = goal.losses(output[4:], torch.from_numpy(labels[4:]), slice(0, 5), None)["left out"]
+    assert part.item() == alone.item() != found["left out"].item()
+
+
+def test_images_that_none_can_judge_have_no_loss_but_a_gradient_of_zero() -> None:
+    output = torch.ones(3, 2, requires_grad=True)
+    found = LeaveOneOut(1.0, 1.0).losses(output, torch.tensor([0, 1, -1]), slice(0, 3), None)["left out"]
+    found.backward()
+    assert found.item() == 0.0 and output.grad is not None and not output.grad.any()
+
+
+def test_of_blended_images_the_blend_is_to_be_told() -> None:
+    rng = np.random.default_rng(3)
+    features, labels = rng.normal(size=(6, 4)), np.array([0, 1, 0, 1, 0, 1])
+    mix = Mix(0.7, torch.tensor([1, 2, 3, 4, 5, 0]))
+    targets = 0.7 * np.eye(2)[labels] + 0.3 * np.eye(2)[np.roll(labels, -1)]
+    scores = np.stack([without(features, targets, 2.0, row) for row in range(6)])
+    expected = (np.log(np.exp(scores).sum(1)) - (targets * scores).sum(1)).sum()
+    found = LeaveOneOut(2.0, 1.0).losses(torch.from_numpy(features), torch.from_numpy(labels), slice(0, 6), mix)
+    assert found["left out"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_of_what_is_not_trained_no_gradient_is_computed() -> None:
+    model = network()
+    norms = model.norm_parameters()
+    assert len(norms) == 2 * sum("norm" in name and name.endswith("weight") for name, _ in model.named_parameters())
+    loop.new_state(model, RECIPE, micro_batch=3, parameters=norms)
+    assert {name for name, one in model.named_parameters() if one.requires_grad} == {
+        name for name, _ in model.named_parameters() if "norm" in name
+    }
 
 
 # --- When things go wrong

@@ -11,8 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
-_STREAM = 1
-"""Stream of random numbers; `feed.augment` has the others."""
+_STREAM, _EPISODES = 1, 5
+"""Streams of random numbers; `feed.augment` and `train.objective` have the others."""
+
+EPISODE = 8
+"""Images of a class in a batch of `EpisodeOrder`, if there are so many, and places for no more of all classes."""
 
 LARGEST_ARRAY = 1 << 22
 """Sets of more images are not shuffled by an array of the epoch's order (8 bytes an image in every process) but by `permuted`."""
@@ -193,6 +196,37 @@ class BalancedOrder:
     def indices(self, step: int) -> np.ndarray:
         """Indices of the images of batch `step`, int64 (batch_size,)."""
         return self._images[self._classes.indices(step)]
+
+
+class EpisodeOrder:
+    """Batches of several images of each of some classes, no image twice: from the others of a batch can be told what an image shows.
+
+    Each batch is drawn by itself, of as many classes as have `EPISODE` images in it, but two at least, or of all classes where these have
+    more places each. Classes with fewer images than that bring those that they have, and the places left over go to the others.
+    """
+
+    def __init__(self, labels: np.ndarray, batch_size: int, seed: int) -> None:
+        """labels: int (n,), of each image its class. Batches have the size `batch_size`, or n if that is less."""
+        counts = np.bincount(labels)
+        ordered = np.argsort(labels, kind="stable")
+        self._classes = [each for each in np.split(ordered, np.cumsum(counts)[:-1]) if len(each)]
+        self.batch_size, self.seed = min(batch_size, len(labels)), seed
+
+    def indices(self, step: int) -> np.ndarray:
+        """Indices of the images of batch `step`, int64 (batch_size,)."""
+        rng = np.random.default_rng((self.seed, _EPISODES, step))
+        waiting = [rng.permutation(self._classes[number]) for number in rng.permutation(len(self._classes)).tolist()]
+        least, found, places = min(EPISODE, self.batch_size // 2), [], self.batch_size
+        while places:
+            waiting = [images for images in waiting if len(images)]
+            each, least = max(least, places // len(waiting)), 1
+            for number, images in enumerate(waiting):
+                taken = images[: min(each, places)]
+                found.append(taken)
+                places, waiting[number] = places - len(taken), images[len(taken) :]
+                if not places:
+                    break
+        return np.concatenate(found)
 
 
 def _below(count: int, border: int) -> int:

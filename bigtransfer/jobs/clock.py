@@ -100,6 +100,8 @@ class Ahead:
     """... each in so many forward passes of the network."""
     tail: float = 0.0
     """What that costs in steps, as far as it was measured before the training; 0: it was not."""
+    again: float = 0.0
+    """What is done before that and cannot be left out, in steps."""
 
 
 class Clock:
@@ -348,7 +350,7 @@ class Course:
             # Two measurements, each perhaps of a moment in which the machine was less busy: the dearer one counts.
             tail = max(ahead.tail, ahead.afterwards * (decode + look * ahead.passes))
         validation = look * ahead.watched * ahead.looks if self._validation is None else self._validation
-        left = clock.left - min(AFTERWARDS * clock.seconds, tail * pace)
+        left = clock.left - ahead.again * pace - min(AFTERWARDS * clock.seconds, tail * pace)
         cost, every, position = validation * pace, self.eval_every, self.schedule.position(step)
 
         def on_the_way() -> int:

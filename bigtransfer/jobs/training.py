@@ -93,7 +93,13 @@ def train(
     forward: Callable[[torch.Tensor], Any],
     validate: Callable[[], Mapping[str, float]] | None,
     checkpoint_seconds: float,
+<<<<<<< HEAD
     tell: tracking.Tell = tracking.silent,
+=======
+    aim: objective.Goal | None = None,
+    tracked: str | None = None,
+    settings: Mapping[str, Any] = MappingProxyType({}),
+>>>>>>> f5a15f6 (Within a budget the norms are trained for the closed form, each image of a batch judged by the others)
     keep: int = 1,
     keep_best: bool = False,
     max_bad: float = 0.0,
@@ -109,7 +115,8 @@ def train(
     is left demands, and what is left of the time is given back where nothing is left to learn. Without it the recipe is followed to the
     letter.
 
-    forward: the part of the model that is trained, on a batch's images, or a compiled form of it. world, sync, lesson: see `loop.steps`; of
+    forward: the part of the model that is trained, on a batch's images, or a compiled form of it. aim: what is minimized; the plan's unless
+    given. world, sync, lesson: see `loop.steps`; of
     several processes, all call this, and the main one prints and logs. validate: called every `plan.eval_every` steps and after the
     last one; its numbers are logged. keep: how many checkpoints. keep_best: keep the weights of the best validation too. SIGINT and
     SIGTERM stop after the step at hand.
@@ -164,7 +171,7 @@ def train(
                     device=device,
                     dtype=plan.torch_dtype,
                     forward=forward,
-                    aim=plan.aim,
+                    aim=plan.aim if aim is None else aim,
                     lesson=lesson,
                     ema_decay=plan.ema,
                     learning_rate=lambda step: course.schedule.learning_rate(step),
@@ -281,12 +288,10 @@ def validation(
     *,
     classes: slice = slice(None),
     name: str = "val",
-    mirrored: bool = False,
 ) -> Callable[[], dict[str, float]]:
     """A function that measures the model as it is now, with its averaged weights if it keeps such, on a labelled set: "val/top1" and its
     like, of images with several labels "val/map" and its like, or as `name` says. Each process of `world` looks at a part of the images;
-    all get the numbers of the whole. classes: those of the model that are the set's; it chooses among them. mirrored: its answers are the
-    means of those to an image and to its mirror image."""
+    all get the numbers of the whole. classes: those of the model that are the set's; it chooses among them."""
     world = World() if world is None else world
     places = world.part(len(images))
     part = images.subset(places)
@@ -295,11 +300,7 @@ def validation(
 
     @torch.inference_mode()
     def logits(batch: torch.Tensor) -> torch.Tensor:
-        pixels = normalize(batch.to(device), dtype)
-        seen = state.model(pixels)
-        if mirrored:
-            seen = (seen + state.model(pixels.flip(-1))) / 2
-        return seen[:, classes].cpu()
+        return state.model(normalize(batch.to(device), dtype))[:, classes].cpu()
 
     hold = world.size == 1 and len(part) * images.channels * spec.size**2 <= HELD
     held: dict[int, list[EvalBatch]] = {}  # by their size
@@ -352,15 +353,16 @@ def images_per_second(
     dtype: torch.dtype,
     span: float,
     aim: objective.Goal | None = None,
+    parameters: Callable[[Any], Iterable[torch.nn.Parameter]] | None = None,
 ) -> float:
     """The speed of training steps on images of `size` px on this machine: the mean of at least three steps, and of `span` seconds, of a
-    copy of the model on random pixels with these labels, a batch's."""
+    copy of the model on random pixels with these labels, a batch's. parameters: model -> those that are trained; all unless given."""
     trial = copy.deepcopy(model)
     micro = loop.fitting_micro_batch(model, size, dtype, device, len(labels))
     count = min(len(labels), micro)
     recipe = Recipe(steps=1000, batch_size=count, resize=size, crop=size)
     pixels = torch.randint(0, 256, (count, size, size, channels), dtype=torch.uint8).permute(0, 3, 1, 2)
-    state = loop.new_state(trial, recipe, micro_batch=micro)
+    state = loop.new_state(trial, recipe, micro_batch=micro, parameters=parameters and parameters(trial))
     batches = (Batch(step, pixels, labels[:count]) for step in range(recipe.steps))
     steps, taken = loop.steps(state, batches, recipe, seed=0, device=device, dtype=dtype, aim=aim), 0.0
     next(steps)  # allocates

@@ -134,11 +134,16 @@ def _cpu_has_bf16() -> bool:
 def new_state(
     model: nn.Module, recipe: Recipe, *, micro_batch: int, parameters: Iterable[nn.Parameter] | None = None
 ) -> State:
-    """A state at step 0 that trains `parameters` (default: all) with plain SGD and momentum (not Nesterov).
+    """A state at step 0 that trains `parameters` (default: all) with plain SGD and momentum (not Nesterov). For the others no gradient is
+    computed from then on.
 
     With L2-SP it is the parameters as they are now that the training is pulled back to; a checkpoint is restored after this.
     """
     chosen = list(model.parameters() if parameters is None else parameters)
+    if parameters is not None:
+        trained = {id(parameter) for parameter in chosen}
+        for parameter in model.parameters():
+            parameter.requires_grad_(id(parameter) in trained)
     # Weight decay is for kernels and the head's matrix; biases and norms, the one-dimensional ones, have none.
     groups = [
         {"params": [p for p in chosen if p.ndim > 1], "weight_decay": recipe.weight_decay},

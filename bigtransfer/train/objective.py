@@ -1,4 +1,5 @@
-"""What training minimizes: softmax or sigmoid cross-entropy, and the distance to a teacher, on images that MixUp may have blended."""
+"""What training minimizes, on images that MixUp may have blended: softmax or sigmoid cross-entropy, the distance to a teacher, or the loss
+of a classifier that is solved in closed form."""
 
 from __future__ import annotations
 
@@ -79,6 +80,78 @@ class Aim:
         weights = {"labels": self.label_weight, "teacher": self.teacher_weight}
         terms = [weights[name] * value for name, value in found.items()]
         return terms[0] if len(terms) == 1 else terms[0] + terms[1]
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """The goal of a network that is to be good under a classifier solved in closed form: each image of a batch is judged by the ridge
+    regression of the others, solved on the features that the network gives for this batch.
+
+    No head is learnt, so a few images of a class cannot be learnt by heart through it, as they are by a head with thousands of features
+    (docs/lab-notes.md). Differentiating through the solution: Bertinetto et al. 2019 (arXiv 1805.08136); to adapt BiT's norms by episodes
+    of few images: FiT (arXiv 2206.08671), whose classifier is another one, and whose episodes are in two halves.
+    """
+
+    penalty: float
+    """As `left_out` takes it."""
+    temperature: float
+    """What its scores are divided by to become logits."""
+
+    def losses(
+        self,
+        output: Tensor,
+        labels: Tensor,
+        part: slice,
+        mix: Mix | None,
+        teacher: Tensor | None = None,
+        readable: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Of standardized features (m, d) and labels int64 (n,), -1 for none, "left out": the cross-entropy, nats, of the images whose
+        class others of this micro-batch have too, in the mean, times m. 0 where there are none. MixUp blends what is to be told."""
+        assert teacher is None, "a network that is judged by its own images has no teacher"
+        classes = max(1, int(labels.max()) + 1)
+        targets = multi_hot(labels[part].to(output.device), classes)
+        if mix is not None:
+            targets = mix.lam * targets + (1 - mix.lam) * multi_hot(
+                labels[mix.partner[part]].to(output.device), classes
+            )
+        scores, wanted = self.judged(output, targets)
+        if not len(scores):
+            return {"left out": output.sum() * 0.0}
+        return {"left out": F.cross_entropy(scores / self.temperature, wanted) * (part.stop - part.start)}
+
+    def judged(self, features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Of standardized features (m, d) and targets (m, c), each row of sum 1 or, of an image that counts for nothing, less: what the
+        others say of those images whose class others have, (k, classes that there are), and these images' targets."""
+        known = targets.sum(1) > 1 - 1e-6
+        targets, features = targets[known], features[known]
+        targets = targets[:, targets.sum(0) > 0].to(features.dtype)
+        others = targets.sum(0) - targets > 1e-6
+        judged = (targets * others).sum(1) > 0.5
+        if not judged.any():
+            return features.new_empty(0, targets.shape[1]), targets[judged]
+        return left_out(features, targets, self.penalty)[judged], targets[judged]
+
+    def weighted(self, found: Mapping[str, Tensor]) -> Tensor:
+        """That number itself."""
+        return found["left out"]
+
+
+def left_out(features: Tensor, targets: Tensor, penalty: float) -> Tensor:
+    """What ridge regression with a free intercept, of features (n, d) on targets (n, c), says of each row when it is solved without that
+    row: (n, c), exact, and differentiable in all arguments. penalty: on the squares of the weights, above 0, for sums over n rows.
+
+    By (prediction - leverage * target) / (1 - leverage), which holds for every row of a least-squares solution (Allen 1974); of n rows
+    fewer than features, in O(n^2 d). The system is solved in float64.
+    """
+    count = len(features)
+    centred = features - features.mean(0)
+    kernel = (centred @ centred.T).double()
+    mean = targets.double().mean(0)
+    hat = torch.linalg.solve(kernel + penalty * torch.eye(count, dtype=kernel.dtype, device=kernel.device), kernel)
+    leverage = (hat.diagonal() + 1 / count)[:, None]
+    predicted = mean + hat @ (targets.double() - mean)
+    return ((predicted - leverage * targets.double()) / (1 - leverage).clamp_min(1e-9)).to(features.dtype)
 
 
 _MIXUP = 3  # stream of random numbers; feed.augment uses 1 and 2

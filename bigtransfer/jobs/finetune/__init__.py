@@ -116,9 +116,9 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     with run.hold(), contextlib.ExitStack() as until_the_end:
         clock = tuning.clock(config, folder, since)
         kept = clock if config.steps is None else None  # steps that the user set are taken, however long it takes
+        lent = dataset.lent(config, opened, parts)
         if begun is None:
             facts = decision.find_facts(config, model, card, parts, device)
-            lent = dataset.lent(config, opened, parts)
             wanted = images is None or config.linear == "closed" or config.budget is not None
             if clock is not None:
                 clock.enter("for the closed form and the plan")
@@ -161,7 +161,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
                 best.load(folder, model)
                 print(f"best:   the weights after step {outcome.best.step}, by the validation images")
             if plan.choose:
-                judged, model, made = choice.deliver(run, model, parts, plan, found)
+                judged, model, made = choice.deliver(run, model, parts, plan, found, lent, kept)
             else:
                 model.card = dataclasses.replace(model.card, input=plan.input)
                 judged = model

@@ -26,9 +26,9 @@ OPERATIONS = 1e14
 """Floating-point operations for the closed form's features without a budget: a quarter of an hour of one CPU core at most. GPUs are allowed
 a hundred times as many."""
 
-CLOSED = 0.4
-"""Share of the time left when it begins that may go into computing the closed form's features under a budget: they are worth more than
-the steps that it could pay for (docs/lab-notes.md)."""
+CLOSED = 0.25
+"""Share of the time left when it begins that may go into computing the closed form's features under a budget, and once more into those of
+the fine-tuned network."""
 
 ALONE = 0.5
 """The same where there is no hope of taking steps afterwards, of the time without what measuring the model takes. The rest is for its
@@ -138,23 +138,29 @@ def _seen(
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
     wanted = most if config.linear == "closed" else max(fewest, math.ceil(WIDE * most))
-    images, room, way = 0, math.inf, ways[0]
+    found: list[tuple[int, tuple[View, ...], float, bool]] = []
     for way in ways:
-        passes = way[-1].passes(facts.architecture, facts.trained_at)
+        passes, room, alone = way[-1].passes(facts.architecture, facts.trained_at), math.inf, True
         if left is None:
             operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
             images = int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
         else:
-            measuring = min(AFTERWARDS * left, facts.evaluated * passes * look)
+            measuring = facts.evaluated * passes * look
+            rest = (1 - 2 * CLOSED) * left - min(AFTERWARDS * left, 2 * measuring)
             steps = quickest(config, facts, look) * HOPE * hyperrule.FEWEST_STEPS
-            alone = config.steps is None and (1 - CLOSED) * left - measuring < steps
-            room = max(slight, ALONE * (left - measuring) if alone else CLOSED * left)
+            alone = config.steps is None and rest < steps
+            room = ALONE * (left - min(AFTERWARDS * left, measuring)) if alone else CLOSED * left
+            room = max(slight, room)
             images = int(room / (passes * look) * most / (most + held_out))
-        if images >= wanted:
-            break
-    if left is not None:
-        return most, way, room
-    return max(fewest, min(most, images)), way, room
+        found.append((images, way, room, not alone and _sizes(way[-1]) >= min(2, _sizes(ways[0][-1]))))
+    enough = [one for one in found if one[0] >= wanted] or found[-1:]
+    # A training is worth more than a third size, not more than a second one (docs/lab-notes.md).
+    images, way, room, _ = next((one for one in enough if one[3]), enough[0])
+    return most if left is not None else max(fewest, min(most, images)), way, room
+
+
+def _sizes(view: View) -> int:
+    return len(view.readout.sizes) if view.readout is not None else 0
 
 
 def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[Network, Network]:

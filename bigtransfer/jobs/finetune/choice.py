@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -13,9 +14,13 @@ from bigtransfer.catalog import Readout
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import calibration, linear
 from bigtransfer.evals.candidates import Candidate, Choice, Closed, Kind, View
+from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.finetune import baseline, closed
 from bigtransfer.jobs.finetune.decision import WATCHED, FinetunePlan
 from bigtransfer.model import Network, joined
+
+AGAIN = 0.6
+"""Share of the time that is left after a training within which the images are looked at anew; the rest is for measuring."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +47,44 @@ class Chosen:
 
 
 def deliver(
-    run: runs.Run, model: Network, parts: Splits, plan: FinetunePlan, found: Closed | None
+    run: runs.Run,
+    model: Network,
+    parts: Splits,
+    plan: FinetunePlan,
+    found: Closed | None,
+    lent: ImageSet | None,
+    clock: Clock | None,
 ) -> tuple[Network, Network, Choice]:
-    """The best of the closed form, the fine-tuned network and their average, on record in the run's folder: as it has been judged, and
-    as it is delivered, which is another one where the closed form was solved again with the images that judged it; and the choice."""
-    assert parts.val is not None
+    """The best of the closed form, that of the fine-tuned network and their average, on record in the run's folder: as it has been judged,
+    and as it is delivered, which is another one where the closed forms were solved again with the images that judged them; and the choice.
+
+    lent: as of `baseline.solve`. clock: of a budget that is to be kept; what is looked at anew is fewer images if it has to be.
+    """
+    assert parts.val is not None and found is not None
     solved, whole = baseline.load(run.folder, found, plan.torch_device)
-    readout = model.architecture.readout
-    assert readout is not None
-    tuned = joined(model, dataclasses.replace(readout, mirrored=plan.augmentation.flip))
-    tuned.head = closed.plain_head(model.head)
-    tuned.card = dataclasses.replace(tuned.card, input=plan.input)
+    anew = closed.solve(
+        model,
+        splits.evenly(parts.train, found.images, plan.seed),
+        (found.view,),
+        spec=plan.input,
+        device=plan.torch_device,
+        dtype=plan.torch_dtype,
+        batch_size=plan.micro_batch,
+        seed=plan.seed,
+        balanced=plan.balance,
+        held_out=lent if found.whole else None,
+        within=None if clock is None else max(clock.slight, AGAIN * clock.left),
+        at_least=min(found.images, plan.classes),
+    )
+    tuned, tuned_whole = anew.model, anew.model
+    tuned.card = dataclasses.replace(tuned.card, input=solved.card.input)
+    if anew.whole is not None:
+        tuned_whole = joined(tuned, found.view.readout)
+        tuned_whole.reset_classifier(plan.classes)
+        tuned_whole.head = anew.whole.head.to(plan.torch_device)
+        tuned_whole.card = dataclasses.replace(tuned_whole.card, input=solved.card.input)
     images = splits.evenly(parts.val, WATCHED, plan.seed)
+    all_of_them = len(images) == len(parts.val)
     chosen = choose(
         solved,
         tuned,
@@ -62,7 +93,8 @@ def deliver(
         dtype=plan.torch_dtype,
         batch_size=plan.micro_batch,
         balanced=plan.balance,
-        answers=baseline.answers(run.folder, found, images) if len(images) == len(parts.val) else None,
+        answers=baseline.answers(run.folder, found, images) if all_of_them else None,
+        tuned_answers=anew.answers if all_of_them and lent is not None and len(lent) == len(images) else None,
     )
     made = chosen.choice
     runs.write_json(run.folder / "choice.json", dataclasses.asdict(made))
@@ -71,9 +103,10 @@ def deliver(
     ) + (" mean per class" if plan.balance else "")
     print(f"chosen: {made.delivered}, by {made.images:,} validation images, of which the loss decides ({shown})")
     judged = chosen.network(solved, tuned)
-    if whole is solved or made.delivered == "fine-tuned":
+    unchanged = {"closed form": whole is solved, "fine-tuned": tuned_whole is tuned}
+    if unchanged.get(made.delivered, all(unchanged.values())):
         return judged, judged, made
-    return judged, chosen.network(whole, tuned), made
+    return judged, chosen.network(whole, tuned_whole), made
 
 
 def choose(
@@ -86,21 +119,24 @@ def choose(
     batch_size: int,
     balanced: bool = False,
     answers: Tensor | None = None,
+    tuned_answers: Tensor | None = None,
 ) -> Chosen:
     """The best of both networks and their average on labelled images that neither has learnt from, and how it was chosen.
 
     Both are on `device`; their cards state the size of their input. Each gets the temperature at which its probabilities fit the images
     best; the average is that of the logits at these temperatures. The one with the least loss is taken, which is steadier than the
     accuracy of few images; the average, which costs both networks' time, only if it is better than either by more than `closed.TIE`.
-    balanced: each class of the images counts the same, however many it has, in temperatures and losses. answers: the logits
-    `(n, classes)` of `solved` on the images where they are known; None: they are computed.
+    balanced: each class of the images counts the same, however many it has, in temperatures and losses. answers, tuned_answers: the
+    logits `(n, classes)` of `solved` and `tuned` on the images where they are known; None: they are computed.
     """
-    logits: dict[Kind, Tensor] = {}
-    if answers is None:
-        logits["closed form"], _ = _logits(solved, images, device, dtype, batch_size)
-    else:
-        logits["closed form"] = answers.double()
-    logits["fine-tuned"], labels = _logits(tuned, images, device, dtype, batch_size)
+    assert images.labels is not None
+    labels = torch.from_numpy(np.array(images.labels, dtype=np.int64))
+    logits: dict[Kind, Tensor] = {
+        "closed form": _logits(solved, images, device, dtype, batch_size) if answers is None else answers.double(),
+        "fine-tuned": _logits(tuned, images, device, dtype, batch_size)
+        if tuned_answers is None
+        else tuned_answers.double(),
+    }
     alike = 1 / torch.bincount(labels)[labels].double()
     shares = alike if balanced else None
     temperatures = {name: linear.best_temperature(scores, labels, shares)[0] for name, scores in logits.items()}
@@ -164,12 +200,10 @@ def _linear(head: nn.Module) -> nn.Linear:
     return head
 
 
-def _logits(
-    network: Network, images: ImageSet, device: torch.device, dtype: torch.dtype, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Logits float64 `(n, classes)` and labels `(n,)`, on the CPU."""
+def _logits(network: Network, images: ImageSet, device: torch.device, dtype: torch.dtype, batch_size: int) -> Tensor:
+    """Logits float64 `(n, classes)`, on the CPU."""
     spec = network.card.input
     view = View(size=spec.size, readout=network.architecture.readout)
-    seen, labels = closed.features(network, images, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
+    seen, _ = closed.features(network, images, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
     with torch.no_grad():
-        return network.head(seen.to(device)).double().cpu(), labels
+        return network.head(seen.to(device)).double().cpu()

@@ -22,7 +22,9 @@ from bigtransfer.evals.candidates import Closed, Judged, View, Whole
 from bigtransfer.evals.linear import Probe
 from bigtransfer.evals.suspects import Suspected
 from bigtransfer.feed.loader import eval_batches
+from bigtransfer.feed.order import EpisodeOrder
 from bigtransfer.model import Network, fold, joined
+from bigtransfer.train.objective import LeaveOneOut
 
 CHOSEN_BY = 1_000
 """Images by which the features are chosen at most."""
@@ -36,6 +38,13 @@ _PIECE = 32
 
 _TIMED = 16
 """Images by which the cost of looking at one is measured."""
+
+_EPISODES = 8
+"""Batches by which the penalty of a training for the closed form is chosen."""
+
+_PENALTIES = 10.0 ** torch.linspace(-1, 1, 9, dtype=torch.float64)
+"""Those tried, in units of the mean squared length of an image's standardized features. With less than the first an image is judged by
+the one or two that are most like it, and the training went astray (docs/lab-notes.md)."""
 
 TIE = 0.01
 """Nats of leave-one-out loss below which two choices of features count as equally good; the cheaper one is taken."""
@@ -291,54 +300,46 @@ def features(
     return linear.extract_features(folded, batches, device, dtype)
 
 
-class Standardized(nn.Module):
-    """Features `(n, d)` -> (features - mean) * scale."""
+class LeftOutHead(nn.Module):
+    """What a network has for a head while it is trained for the closed form: features `(n, d)` -> the same standardized; with the numbers
+    of the ridge regression by which images of a batch judge one another. None of it is learnt."""
 
     mean: Tensor
     scale: Tensor
+    penalty: Tensor
+    temperature: Tensor
 
-    def __init__(self, mean: Tensor, scale: Tensor) -> None:
+    def __init__(self, mean: Tensor, scale: Tensor, penalty: float, temperature: float) -> None:
         super().__init__()
-        self.register_buffer("mean", mean)
-        self.register_buffer("scale", scale)
+        for name, value in (("mean", mean), ("scale", scale)):
+            self.register_buffer(name, value.float())
+        for name, value in (("penalty", penalty), ("temperature", temperature)):
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, features: Tensor, labels: Tensor, batch_size: int, seed: int) -> LeftOutHead:
+        """For a training in batches of so many images, from features float `(n, d)` and labels int `(n,)` of some images before it: penalty
+        and temperature are those with which batches of them are judged with the least loss."""
+        mean, scale = linear.standardization(features)
+        seen = ((features - mean) * scale).float()
+        order, targets = EpisodeOrder(labels.numpy(), batch_size, seed), nn.functional.one_hot(labels)
+        episodes = [torch.from_numpy(order.indices(number)) for number in range(_EPISODES)]
+        unit = float(seen.square().sum()) / len(seen) or 1.0
+        best = (math.inf, unit, 1.0)
+        for penalty in (unit * _PENALTIES).tolist():
+            judged = (LeaveOneOut(penalty, 1.0).judged(seen[rows], targets[rows]) for rows in episodes)
+            found = [linear.best_temperature(scores, wanted.argmax(1)) for scores, wanted in judged if len(scores)]
+            if found:
+                temperatures, losses = torch.tensor(found, dtype=torch.float64).T
+                best = min(best, (float(losses.mean()), penalty, float(temperatures.log().mean().exp())))
+        return cls(mean, scale, *best[1:])
+
+    @property
+    def aim(self) -> LeaveOneOut:
+        return LeaveOneOut(float(self.penalty), float(self.temperature))
 
     def forward(self, features: Tensor) -> Tensor:
         return (features - self.mean) * self.scale
-
-
-HEAD_RATE = 0.1
-"""Learning rate of a standardized linear head, times its number of features: what one step changes its answers by is then of the same
-size for any number of them (docs/lab-notes.md)."""
-
-
-def trainable_head(head: nn.Linear, features: Tensor, rate: float) -> nn.Sequential:
-    """The same function as `head` in a form that can be trained at `rate` together with the network below it.
-
-    Raw features differ in scale by orders of magnitude, and there are thousands of them: at the network's rate the head would be destroyed
-    within a few steps. Here it sees them standardized (by the mean and scale of `features` `(n, d)`, which stay) and times a constant,
-    by which its weights are divided: its gradient steps are then those of the rate `HEAD_RATE` / d.
-    """
-    mean, scale = linear.standardization(features)
-    scale *= math.sqrt(HEAD_RATE / (features.shape[1] * rate))
-    inner = nn.Linear(head.in_features, head.out_features)
-    with torch.no_grad():
-        weight = head.weight.double()
-        inner.weight.copy_(weight / scale)
-        inner.bias.copy_(head.bias.double() + weight @ mean)
-    return nn.Sequential(Standardized(mean.float(), scale.float()), inner)
-
-
-def plain_head(head: nn.Module) -> nn.Linear:
-    """The inverse of `trainable_head`."""
-    assert isinstance(head, nn.Sequential)
-    standardized, inner = head
-    assert isinstance(standardized, Standardized) and isinstance(inner, nn.Linear)
-    plain = nn.Linear(inner.in_features, inner.out_features, device=inner.weight.device)
-    with torch.no_grad():
-        weight = inner.weight.double() * standardized.scale
-        plain.weight.copy_(weight)
-        plain.bias.copy_(inner.bias.double() - weight @ standardized.mean.double())
-    return plain
 
 
 def judge(

@@ -17,15 +17,19 @@ from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import Splits
 from bigtransfer.data.images import Interpolation
 from bigtransfer.errors import ConfigError
-from bigtransfer.evals.candidates import Closed, View
+from bigtransfer.evals.candidates import Closed
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
 from bigtransfer.jobs.clock import AFTERWARDS
 from bigtransfer.jobs.plan import Plan, dtype_name
-from bigtransfer.model import Network
+from bigtransfer.model import Network, joined
 from bigtransfer.records import NotNegative
 from bigtransfer.train import loop
+from bigtransfer.train.objective import LeaveOneOut
+
+LOOKED_AT = 500
+"""Images by which the penalty of a training for the closed form is chosen, at most."""
 
 BASELINE = 2_000
 """Images that the closed form learns from at most where it is not what was asked for; a short budget allows fewer."""
@@ -49,8 +53,8 @@ class FinetunePlan(Plan):
     balance: bool = False
     """Whether each class counts the same, however many images it has."""
     choose: bool = False
-    """Whether the training starts from the closed form, and the best of that, the fine-tuned network and their average is delivered, by the
-    validation images."""
+    """Whether the norms are trained for the closed form (`hyperrule.tuning`), which is then solved anew, and the best of the two and their
+    average is delivered, by the validation images."""
     frozen_stem: bool = False
     """Whether the first layer of the network stays as it is (`hyperrule.of_family`)."""
     native_size: tuple[int, int]
@@ -58,6 +62,8 @@ class FinetunePlan(Plan):
     tail: NotNegative = 0.0
     """What comes after the training of a budget, choice and evaluation, as far as it was measured before: in steps, as the machine's
     pace may change."""
+    again: NotNegative = 0.0
+    """What the closed form costs that is solved anew, likewise."""
 
     @property
     def judged_by(self) -> tuple[str, ...]:
@@ -66,7 +72,7 @@ class FinetunePlan(Plan):
 
     def facts(self) -> dict[str, Any]:
         everything = super().facts()
-        del everything["tail"]
+        del everything["tail"], everything["again"]
         if not self.frozen_stem:  # which earlier versions did not know of
             del everything["frozen_stem"]
         return everything
@@ -95,6 +101,10 @@ class Facts:
     dtype: str
     speed: hyperrule.Speed
     """(crop, batch size) -> images per second of training steps; asked only under a budget."""
+    tuning_speed: hyperrule.Speed
+    """The same of steps that train the norms for the closed form."""
+    norms: bool
+    """Whether the network has any."""
     fitting: Callable[[int, int], int]
     """(crop, batch size) -> how many images at a time fit into memory."""
     judges: int = 0
@@ -122,6 +132,11 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
     def speed(crop: int, batch: int) -> float:
         return images_per_second(model, crop, batch, device, dtype, timed)
 
+    @functools.cache
+    def tuning_speed(crop: int, batch: int) -> float:
+        seeing = joined(model, every_block(arch))
+        return images_per_second(seeing, crop, batch, device, dtype, timed, LeaveOneOut(1.0, 1.0))
+
     native_size = data.native_size(train)
     return Facts(
         images=len(train),
@@ -134,6 +149,8 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
         device=str(device),
         dtype=dtype_name(dtype),
         speed=speed,
+        tuning_speed=tuning_speed,
+        norms=bool(model.norm_parameters()),
         fitting=lambda crop, batch: loop.fitting_micro_batch(model, crop, dtype, device, batch),
         judges=len(parts.val or ()),
         evaluated=len((parts.test if parts.test is not None else parts.val) or ()),
@@ -145,9 +162,10 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
     """All that is decided about a fine-tuning, from what was asked and what was found; nothing is looked up here."""
     recipe = _recipe(config, facts)
     chooses = _chooses(config, facts) and recipe.steps > 0
-    tail = 0.0
+    tail = again = 0.0
     if chooses and facts.look:
-        tail = _afterwards(config, facts, recipe.crop) * facts.speed(recipe.crop, recipe.batch_size) / recipe.batch_size
+        pace = facts.tuning_speed(recipe.crop, recipe.batch_size) / recipe.batch_size
+        tail, again = _afterwards(facts) * pace, _again(facts) * pace
     return FinetunePlan(
         recipe=recipe,
         architecture=_architecture(config, facts) if recipe.steps else facts.architecture,
@@ -177,6 +195,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
         and facts.architecture.backbone.patches,
         native_size=facts.native_size,
         tail=tail,
+        again=again,
     )
 
 
@@ -185,11 +204,15 @@ def input_spec(config: FinetuneConfig, facts: Facts, size: int) -> InputSpec:
 
 
 def _architecture(config: FinetuneConfig, facts: Facts) -> Architecture:
-    """Of the network that is trained: one that starts from the closed form reads out all blocks."""
+    """Of the network that is trained: one that is trained for the closed form reads out all blocks."""
     if not _chooses(config, facts):
         return facts.architecture
-    every = tuple(range(len(facts.architecture.stages)))
-    return dataclasses.replace(facts.architecture, readout=Readout(blocks=every))
+    return dataclasses.replace(facts.architecture, readout=every_block(facts.architecture))
+
+
+def every_block(architecture: Architecture) -> Readout:
+    """All of its blocks, at the size of its input, once."""
+    return Readout(blocks=tuple(range(len(architecture.stages))))
 
 
 def _chooses(config: FinetuneConfig, facts: Facts) -> bool:
@@ -265,68 +288,65 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
     return recipe
 
 
-def views(config: FinetuneConfig, closed: Closed, blocks: int, crop: int) -> tuple[View, View]:
-    """What the closed form and the network fine-tuned at `crop` px look at when they are compared and measured."""
-    return closed.view, View(size=crop, readout=Readout(blocks=tuple(range(blocks)), mirrored=config.flip))
-
-
-def _afterwards(config: FinetuneConfig, facts: Facts, crop: int) -> float:
-    """Seconds for what comes after a training at `crop` px: the choice, and the evaluation of what is perhaps both networks."""
+def _again(facts: Facts) -> float:
+    """Seconds for the closed form that is solved anew after a training: for looking at the images that it has learnt from, and at those
+    that were held out."""
     assert facts.closed is not None
-    both = views(config, facts.closed, len(facts.architecture.stages), crop)
-    solved, tuned = (view.passes(facts.architecture, facts.trained_at) for view in both)
-    # What the closed form says of the images that it has been solved again with is known by then.
-    judged = min(facts.judges, WATCHED) * (tuned if facts.closed.whole else solved + tuned)
-    return facts.look * (judged + facts.evaluated * (solved + tuned))
+    learnt = facts.closed.whole.images if facts.closed.whole else facts.closed.images
+    return facts.look * learnt * facts.closed.view.passes(facts.architecture, facts.trained_at)
+
+
+def _afterwards(facts: Facts) -> float:
+    """Seconds for what comes after that: the choice, and the evaluation of what is perhaps both networks."""
+    assert facts.closed is not None
+    # What either says of the images that it has been solved once more with is known by then.
+    judged = 0 if facts.closed.whole else min(facts.judges, WATCHED)
+    passes = 2 * facts.closed.view.passes(facts.architecture, facts.trained_at)
+    return facts.look * passes * (judged + facts.evaluated)
 
 
 def _before(facts: Facts, crop: int) -> float:
-    """Seconds for what comes before its first step: the start from the closed form."""
-    return facts.look * min(facts.images, BASELINE) * (crop / facts.trained_at) ** 2
+    """Seconds for what comes before its first step: the features that its penalty is chosen by."""
+    return facts.look * min(facts.images, LOOKED_AT) * (crop / facts.trained_at) ** 2
 
 
 def quickest(config: FinetuneConfig, facts: Facts, look: float) -> float:
-    """Seconds that a step of such a training takes at least, if a plain forward pass takes `look`: three of them for each image."""
-    crop = config.crop or facts.trained_at
-    return 3 * look * (config.batch_size or hyperrule.TUNING_BATCH) * (crop / facts.trained_at) ** 2
+    """Seconds that a step of such a training takes at least, if a plain forward pass takes `look`: two of them for each image, for no
+    gradient of kernels is computed."""
+    crop = config.crop or _smallest(facts)
+    batch = min(facts.images, config.batch_size or hyperrule.TUNING_BATCH)
+    return 2 * look * batch * (crop / facts.trained_at) ** 2
+
+
+def _smallest(facts: Facts) -> int:
+    """The smallest size at which such a training sees images, px: what the closed form looks at, too."""
+    return facts.architecture.fixed_size or min(map(min, facts.looks))
 
 
 def _room(config: FinetuneConfig, facts: Facts, crop: int) -> float:
     """Seconds that are left for the steps of such a training, and what is measured before."""
     assert config.budget is not None
     budget = seconds(config.budget)
-    afterwards = min(AFTERWARDS * budget, _afterwards(config, facts, crop))
-    return min(facts.left(), budget) - _before(facts, crop) - afterwards
+    afterwards = min(AFTERWARDS * budget, _afterwards(facts))
+    return min(facts.left(), budget) - _before(facts, crop) - _again(facts) - afterwards
 
 
 def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
-    """The recipe of a training that starts from the closed form, within a budget; without steps if there is no room for any that could
-    help."""
+    """The recipe of a training for the closed form, within a budget; without steps if there is no room for any that could help."""
     assert config.budget is not None and facts.closed is not None
-    small = facts.trained_at
-    crops = [small]
-    losses = {
-        judged.view.size: judged.loss
-        for judged in facts.closed.judged
-        if judged.view.sees_all_of_one_size and judged.loss is not None
-    }
-    only = facts.architecture.fixed_size
-    if only is None and len(losses) > 1 and losses[max(losses)] < losses[min(losses)]:
-        # Half as large again in area, and four times as large, where the closed form saw more of larger images.
-        crops += [round(small * 4 / 3 / 16) * 16, 2 * small]
-    fixed = {name: value for name in ("steps", "batch_size", "crop") if (value := getattr(config, name)) is not None}
-    if only is not None:
-        fixed["crop"] = only
-    elif config.resize is not None and config.crop is None:
-        fixed["crop"] = max(1, round(config.resize / hyperrule.TUNING_RATIO))
-    crop, batch = fixed.get("crop", small), fixed.get("batch_size", hyperrule.TUNING_BATCH)
+    if not facts.norms:
+        return hyperrule.without_norms(facts.closed.view.size)
+    fixed = {name: value for name in ("steps", "batch_size") if (value := getattr(config, name)) is not None}
+    crop, batch = config.crop or _smallest(facts), min(facts.images, fixed.get("batch_size", hyperrule.TUNING_BATCH))
+    if config.resize is not None and config.crop is None and facts.architecture.fixed_size is None:
+        crop = max(1, round(config.resize / hyperrule.TUNING_RATIO))
     if "steps" not in fixed:
         # Asked first, because the speed takes some seconds to be measured.
         step = quickest(config, facts, facts.look)
         room = _room(config, facts, crop)
         fitting = room / step if step else math.inf
         if fitting >= HOPE * hyperrule.FEWEST_STEPS:
-            speed = facts.speed(crop, batch)
+            speed = facts.tuning_speed(crop, batch)
             room = _room(config, facts, crop)
             fitting = room * speed / batch
         else:
@@ -334,12 +354,22 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
         if fitting < hyperrule.FEWEST_STEPS:
             return hyperrule.without_time(facts.closed.view.size, config.budget, room)
     left = _room(config, facts, crop)
-    return hyperrule.tuning(facts.images, seconds(config.budget), facts.speed, crops, left=left, fixed=fixed)
+    return hyperrule.tuning(facts.images, seconds(config.budget), facts.tuning_speed, crop, left=left, fixed=fixed)
 
 
 def images_per_second(
-    model: Network, crop: int, batch: int, device: torch.device, dtype: torch.dtype, span: float
+    model: Network,
+    crop: int,
+    batch: int,
+    device: torch.device,
+    dtype: torch.dtype,
+    span: float,
+    aim: LeaveOneOut | None = None,
 ) -> float:
-    """The speed of training steps at this size on this machine, as `training.images_per_second` finds it."""
-    labels = torch.randint(0, model.num_classes, (batch,))
-    return training.images_per_second(model, crop, labels, model.architecture.in_chans, device, dtype, span)
+    """The speed of training steps at this size on this machine, as `training.images_per_second` finds it. aim: of a network without a head,
+    whose norms are trained; None: all of the model is, for the softmax loss."""
+    labels = torch.randint(0, 2 if aim else model.num_classes, (batch,))
+    chosen = Network.norm_parameters if aim else None
+    return training.images_per_second(
+        model, crop, labels, model.architecture.in_chans, device, dtype, span, aim, chosen
+    )

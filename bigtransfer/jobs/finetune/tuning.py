@@ -12,11 +12,11 @@ from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.feed.loader import FeatureLoader, TrainLoader, eval_batches
-from bigtransfer.feed.order import BalancedOrder
+from bigtransfer.feed.order import BalancedOrder, EpisodeOrder
 from bigtransfer.jobs import tracking, training
 from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.finetune import closed
-from bigtransfer.jobs.finetune.decision import BASELINE, WATCHED, FinetunePlan, views
+from bigtransfer.jobs.finetune.decision import LOOKED_AT, WATCHED, FinetunePlan
 from bigtransfer.model import Network, joined
 from bigtransfer.train import checkpoint, loop
 
@@ -52,29 +52,33 @@ def train(
 ) -> training.Outcome:
     """The steps of the recipe, resumed from a checkpoint where there is one. clock: of a budget that is to be kept. tell: see
     `training.train`."""
-    if plan.choose:
-        _start(run, model, parts.train, plan)
     linear_only = plan.linear == "sgd"
     trained = model.head if linear_only else model
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
-    frozen = {id(parameter) for parameter in (model.stem_parameters() if plan.frozen_stem else ())}
-    chosen = [parameter for parameter in trained.parameters() if id(parameter) not in frozen]
+    if plan.choose:
+        _for_the_closed_form(run, model, parts.train, plan)
+        chosen = model.norm_parameters()
+    else:
+        frozen = {id(parameter) for parameter in (model.stem_parameters() if plan.frozen_stem else ())}
+        chosen = [parameter for parameter in trained.parameters() if id(parameter) not in frozen]
     state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=chosen)
-    mirrored = (
-        plan.choose and plan.augmentation.flip
-    )  # as the network will see images when it is compared and delivered
     watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
+    if plan.choose:  # there is nothing to measure before the closed form is solved anew
+        watched = None
     if clock is not None:
-        clock.ahead = _ahead(config, parts, plan, baseline, len(watched or ()))
+        clock.ahead = _ahead(parts, plan, baseline, len(watched or ()), config.variant)
     if training.resume(run, state, plan):
         print(f"        resumed after step {state.step}", flush=True)
         outcome = training.ended(run, state, plan, clock)
         if outcome is not None:  # stopped between its last step and its end
             return outcome
-    order = None
-    if plan.balance:
-        assert parts.train.labels is not None
-        order = BalancedOrder(parts.train.labels, recipe.batch_size, plan.seed)
+    order, labels = None, parts.train.labels
+    if plan.choose:
+        assert labels is not None
+        order = EpisodeOrder(labels, recipe.batch_size, plan.seed)
+    elif plan.balance:
+        assert labels is not None
+        order = BalancedOrder(labels, recipe.batch_size, plan.seed)
     loader: TrainLoader | FeatureLoader
     if linear_only:
         features, labels = linear.extract_features(
@@ -98,7 +102,8 @@ def train(
         loader,
         plan,
         forward=torch.compile(trained) if config.compile else trained,
-        validate=training.validation(state, watched, plan.input, device, dtype, mirrored=mirrored) if watched else None,
+        validate=training.validation(state, watched, plan.input, device, dtype) if watched else None,
+        aim=model.head.aim if isinstance(model.head, closed.LeftOutHead) else None,
         checkpoint_seconds=seconds(config.checkpoint_every),
         tell=tell,
         keep_best=clock is not None,
@@ -106,43 +111,42 @@ def train(
     )
 
 
-def _ahead(config: FinetuneConfig, parts: Splits, plan: FinetunePlan, baseline: Closed | None, watched: int) -> Ahead:
+def _ahead(
+    parts: Splits, plan: FinetunePlan, baseline: Closed | None, watched: int, variant: hyperrule.Variant
+) -> Ahead:
     """What the training is to leave room for."""
     afterwards, passes = len((parts.test if parts.test is not None else parts.val) or ()), 1.0
     if plan.choose:
         most = hyperrule.most_tuning_steps(plan.images, plan.recipe.batch_size)
-        afterwards += min(len(parts.val or ()), WATCHED)
         if baseline is not None:
-            # By the closed form and the fine-tuned network: what is measured in the end may be both.
-            both = views(config, baseline, len(plan.architecture.stages), plan.input.size)
-            passes = sum(view.passes(plan.architecture, plan.input.size) for view in both)
+            # By the closed form and by that of the fine-tuned network: what is measured in the end may be both.
+            passes = 2 * baseline.view.passes(plan.architecture, plan.input.size)
+            afterwards += 0 if baseline.whole else min(len(parts.val or ()), WATCHED)
     else:
-        most = hyperrule.recipe(plan.images, *plan.native_size, config.variant).steps
+        most = hyperrule.recipe(plan.images, *plan.native_size, variant).steps
     return Ahead(
         most=max(most, plan.recipe.steps),
         watched=watched,
-        looks=1.0 + (plan.choose and plan.augmentation.flip),
         afterwards=afterwards,
         passes=passes,
         tail=plan.tail,
+        again=plan.again,
     )
 
 
-def _start(run: runs.Run, model: Network, train: ImageSet, plan: FinetunePlan) -> None:
-    """Give the network, which reads out all blocks already, the closed form's head. Of a run that goes on from a checkpoint the numbers do
-    not matter."""
-    view = View(size=plan.input.size, readout=model.architecture.readout)
-    seen = torch.zeros(1, model.num_features), torch.zeros(1, dtype=torch.int64)
+def _for_the_closed_form(run: runs.Run, model: Network, train: ImageSet, plan: FinetunePlan) -> None:
+    """Give the network, which reads out all blocks already, the head by which the images of a batch judge one another. Of a run that goes
+    on from a checkpoint the numbers do not matter."""
+    seen = torch.zeros(2, model.num_features), torch.zeros(2, dtype=torch.int64)
     if not checkpoint.exists(run.folder):
         seen = closed.features(
             model,
-            splits.evenly(train, BASELINE, plan.seed),
-            view,
+            splits.evenly(train, LOOKED_AT, plan.seed),
+            View(size=plan.input.size, readout=model.architecture.readout),
             spec=plan.input,
             device=plan.torch_device,
             dtype=plan.torch_dtype,
             batch_size=plan.micro_batch,
         )
-    probe = linear.fit(*seen, plan.classes, balanced=plan.balance, discriminant=True)
-    head = closed.trainable_head(probe.head, seen[0], plan.recipe.base_learning_rate)
+    head = closed.LeftOutHead.of(*seen, plan.recipe.batch_size, plan.seed)
     model.head = head.to(plan.torch_device)
