@@ -332,6 +332,14 @@ def without_norms(crop: int) -> Recipe:
     return dataclasses.replace(recipe, notes=(*recipe.notes, note))
 
 
+def too_few_to_tune(crop: int, num_examples: int) -> Recipe:
+    """The same for fewer images than judge one another in a step: on 50 of them the closed form lost by it
+    (benchmarks/results/norms_cpu_2026-11-27.md)."""
+    recipe = without_steps(crop)
+    note = f"Nothing is fine-tuned: {num_examples} images are too few for it to help; from {TUNING_BATCH} on it is tried."
+    return dataclasses.replace(recipe, notes=(*recipe.notes, note))
+
+
 def in_effect(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe on record the training obeyed, to be shown: everything that is set, without the notes and what is no part of the
     published rule unless it is used; of one without steps (`without_steps`) the size of the images alone."""

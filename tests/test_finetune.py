@@ -1158,9 +1158,10 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert len(seen(1000, left=400.0, look=100 / (700 * three), pyramid=(24, 48, 96))[1]) == 5
     assert len(seen(1000, left=400.0, look=100 / (660 * three), pyramid=(24, 48, 96))[1]) == 4
     # A third size is given up where its answers to the test images would leave no time for steps; a second one is not.
-    look = 150 / (30 * 2 * 60)
+    look = 150 / (30 * 192)
     few: dict[str, Any] = {"left": 400.0, "look": look, "test": int(60 / (2 * three * look)), "pyramid": (24, 48, 96)}
-    assert len(seen(60, **few)[1]) == 4 and len(seen(60, **few, steps=9)[1]) == 5
+    assert len(seen(120, **few)[1]) == 4 and len(seen(120, **few, steps=9)[1]) == 5
+    assert len(seen(95, **few)[1]) == 5, "so few images are not fine-tuned on"
     # The images held out are looked at as well.
     assert len(seen(1000, left=400.0, look=100 / (840 * wide), held_out=250)[1]) == 4
     assert seen(1000, left=400.0, look=100 / (830 * wide), held_out=250) == (1000, every)
@@ -1198,6 +1199,7 @@ def planned(
     judges: int = 10,
     whole: bool = False,
     norms: bool = True,
+    images: int = 600,
     said: list[str] | None = None,
     **asked: Any,
 ) -> finetune.FinetunePlan:
@@ -1214,7 +1216,7 @@ def planned(
         return speed
 
     facts = finetune.decision.Facts(
-        images=600, classes=3, several=False, native_size=(40, 40), architecture=ARCHITECTURES["r26x1"],
+        images=images, classes=3, several=False, native_size=(40, 40), architecture=ARCHITECTURES["r26x1"],
         trained_at=32, looks=((32, 64), (32,)), device="cpu", dtype="float32", speed=measured, tuning_speed=measured, norms=norms,
         fitting=lambda crop, batch: 16, judges=judges, closed=solved, look=look, evaluated=test,
         left=left if callable(left) else lambda: left,
@@ -1268,6 +1270,12 @@ def test_where_there_is_no_time_for_steps_none_are_planned() -> None:
 def test_a_network_without_norms_is_not_fine_tuned_within_a_budget() -> None:
     recipe = planned(40.0, norms=False).recipe
     assert recipe.steps == 0 and "this network has none" in recipe.notes[-1]
+
+
+def test_fewer_images_than_judge_one_another_are_not_fine_tuned_on_within_a_budget() -> None:
+    assert planned(40.0, images=96).recipe.steps > 0 and planned(40.0, images=95, steps=3).recipe.steps == 3
+    recipe = planned(40.0, images=95).recipe
+    assert recipe.steps == 0 and "95 images are too few" in recipe.notes[-1]
 
 
 def test_the_speed_of_the_machine_is_the_mean_of_several_steps(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:

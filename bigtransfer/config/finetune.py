@@ -74,8 +74,8 @@ class FinetuneConfig(Config):
     """Which published form of the rule: that of the released code, with which the published weights were measured (480 px,
     warm-up), or that of the paper's text (384 px, no warm-up)."""
     budget: Span | None = None
-    """Time to spend, such as 90s, 10m or 2h: a few steps are timed on this machine, and steps, batch and resolution are chosen to
-    fit. Delivered is the best of the closed form (--linear closed), the fine-tuned network and their average on the validation images.
+    """Time to spend, such as 90s, 10m or 2h: the closed form (--linear closed) first, then as many steps as fit, which train the norms of
+    the network for it. Delivered is the best of the closed form, that of the network so tuned, and their average on the validation images.
     Where there is not enough time, the closed form is delivered, and some of the test images measure it; what cannot be kept is said.
     Default: the full rule, which is made for a big GPU."""
     steps: PositiveInt | None = None

@@ -93,13 +93,8 @@ def train(
     forward: Callable[[torch.Tensor], Any],
     validate: Callable[[], Mapping[str, float]] | None,
     checkpoint_seconds: float,
-<<<<<<< HEAD
-    tell: tracking.Tell = tracking.silent,
-=======
     aim: objective.Goal | None = None,
-    tracked: str | None = None,
-    settings: Mapping[str, Any] = MappingProxyType({}),
->>>>>>> f5a15f6 (Within a budget the norms are trained for the closed form, each image of a batch judged by the others)
+    tell: tracking.Tell = tracking.silent,
     keep: int = 1,
     keep_best: bool = False,
     max_bad: float = 0.0,
@@ -116,10 +111,9 @@ def train(
     letter.
 
     forward: the part of the model that is trained, on a batch's images, or a compiled form of it. aim: what is minimized; the plan's unless
-    given. world, sync, lesson: see `loop.steps`; of
-    several processes, all call this, and the main one prints and logs. validate: called every `plan.eval_every` steps and after the
-    last one; its numbers are logged. keep: how many checkpoints. keep_best: keep the weights of the best validation too. SIGINT and
-    SIGTERM stop after the step at hand.
+    given. world, sync, lesson: see `loop.steps`; of several processes, all call this, and the main one prints and logs. validate: called
+    every `plan.eval_every` steps and after the last one; its numbers are logged. keep: how many checkpoints. keep_best: keep the weights of
+    the best validation too. SIGINT and SIGTERM stop after the step at hand.
     tell: who hears of each step's numbers too; the main process's.
     max_bad: share of the images seen, or of an epoch's if that is more, that the loader may leave out; DataError beyond.
 

@@ -148,7 +148,7 @@ def _seen(
             measuring = facts.evaluated * passes * look
             rest = (1 - 2 * CLOSED) * left - min(AFTERWARDS * left, 2 * measuring)
             steps = quickest(config, facts, look) * HOPE * hyperrule.FEWEST_STEPS
-            alone = config.steps is None and rest < steps
+            alone = config.steps is None and (rest < steps or facts.images < hyperrule.TUNING_BATCH)
             room = ALONE * (left - min(AFTERWARDS * left, measuring)) if alone else CLOSED * left
             room = max(slight, room)
             images = int(room / (passes * look) * most / (most + held_out))

@@ -78,7 +78,7 @@ class FinetunePlan(Plan):
         return everything
 
     def forward_flops(self, side: int) -> float | None:
-        return super().forward_flops(side) if self.linear == "none" else None
+        return super().forward_flops(side) if self.linear == "none" and not self.choose else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,6 +336,8 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
     assert config.budget is not None and facts.closed is not None
     if not facts.norms:
         return hyperrule.without_norms(facts.closed.view.size)
+    if facts.images < hyperrule.TUNING_BATCH and config.steps is None:
+        return hyperrule.too_few_to_tune(facts.closed.view.size, facts.images)
     fixed = {name: value for name in ("steps", "batch_size") if (value := getattr(config, name)) is not None}
     crop, batch = config.crop or _smallest(facts), min(facts.images, fixed.get("batch_size", hyperrule.TUNING_BATCH))
     if config.resize is not None and config.crop is None and facts.architecture.fixed_size is None:
