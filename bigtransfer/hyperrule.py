@@ -336,7 +336,9 @@ def too_few_to_tune(crop: int, num_examples: int) -> Recipe:
     """The same for fewer images than judge one another in a step: on 50 of them the closed form lost by it
     (benchmarks/results/norms_cpu_2026-11-27.md)."""
     recipe = without_steps(crop)
-    note = f"Nothing is fine-tuned: {num_examples} images are too few for it to help; from {TUNING_BATCH} on it is tried."
+    note = (
+        f"Nothing is fine-tuned: {num_examples} images are too few for it to help; from {TUNING_BATCH} on it is tried."
+    )
     return dataclasses.replace(recipe, notes=(*recipe.notes, note))
 
 

@@ -1158,7 +1158,7 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert len(seen(1000, left=400.0, look=100 / (700 * three), pyramid=(24, 48, 96))[1]) == 5
     assert len(seen(1000, left=400.0, look=100 / (660 * three), pyramid=(24, 48, 96))[1]) == 4
     # A third size is given up where its answers to the test images would leave no time for steps; a second one is not.
-    look = 150 / (30 * 192)
+    look = 150 / (30 * 192 * (24 / 32) ** 2)
     few: dict[str, Any] = {"left": 400.0, "look": look, "test": int(60 / (2 * three * look)), "pyramid": (24, 48, 96)}
     assert len(seen(120, **few)[1]) == 4 and len(seen(120, **few, steps=9)[1]) == 5
     assert len(seen(95, **few)[1]) == 5, "so few images are not fine-tuned on"

@@ -290,7 +290,7 @@ def test_several_images_of_each_of_some_classes(classes: list[int], batch: int, 
         assert sorted(found[found > 0].tolist(), reverse=True) == expected
         assert found.max() >= min(EPISODE, max(classes), batch // 2)
         seen |= set(images.tolist())
-    assert len(seen) > 0.8 * len(labels), "by and by all images come"
+    assert len(seen) > 0.6 * min(len(labels), 20 * order.batch_size), "by and by all images come"
     assert np.array_equal(order.indices(5), EpisodeOrder(labels, batch, 3).indices(5))
     if len(labels) > batch:
         assert not np.array_equal(np.sort(order.indices(5)), np.sort(EpisodeOrder(labels, batch, 4).indices(5)))

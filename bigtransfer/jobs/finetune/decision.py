@@ -75,6 +75,8 @@ class FinetunePlan(Plan):
         del everything["tail"], everything["again"]
         if not self.frozen_stem:  # which earlier versions did not know of
             del everything["frozen_stem"]
+        if self.choose:  # all weights and a head, in earlier versions
+            everything["trained"] = "norms"
         return everything
 
     def forward_flops(self, side: int) -> float | None:
