@@ -271,7 +271,7 @@ def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
             trained_at=facts.trained_at if config.pretrained else None,
             fixed=fixed,
         )
-    if facts.architecture.backbone is not None and config.linear == "none":
+    if facts.architecture.backbone is not None and config.linear == "none" and not _chooses(config, facts):
         own = facts.architecture.backbone
         recipe = hyperrule.of_family(recipe, batch_norm=own.batch_norm, patches=own.patches)
     if config.learning_rate is not None:
