@@ -20,7 +20,7 @@ from torchvision.models.detection import RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.retinanet import RetinaNetHead
 
-from bigtransfer import catalog, cli, detector, model, weights
+from bigtransfer import catalog, cli, detector, model, objects, weights
 from bigtransfer.backends import graph, onnx_file
 from bigtransfer.backends.by_onnxruntime import OnnxDetector
 from bigtransfer.backends.by_torch import TorchDetector
@@ -559,3 +559,12 @@ def test_the_measure_needs_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocotools.coco", None)
     with pytest.raises(ConfigError, match=r"bigtransfer\[detection\]"):
         detection.average_precision(box_set([[]]), [Objects.none()])
+
+
+def test_where_nothing_is_likely_nothing_is_found() -> None:
+    levels = objects.anchors(catalog.Detector(), 64)
+    count = sum(map(len, levels))
+    found = objects.chosen(
+        np.full((1, count, 2), -20, np.float32), np.zeros((1, count, 4), np.float32), levels, [(64, 64)]
+    )
+    assert [one.tolist() for one in (found[0].boxes, found[0].scores, found[0].labels)] == [[], [], []]

@@ -228,6 +228,8 @@ def test_a_map_lies_over_the_picture_as_the_network_saw_it() -> None:
     row, column = np.unravel_index(drawn.argmin(), drawn.shape)
     assert painted[row, column, 2] > painted[row, column, 0] + 20
     np.testing.assert_array_equal(shown.on(picture[:, :, :1]), painted)
+    # Where nothing speaks for or against it, three quarters of the grey and a quarter of 160.
+    assert (painted[:, :19] == 136).all() and (shown.on(np.zeros_like(picture))[:, :19] == 40).all()
     assert Image.fromarray(painted).size == (80, 40)
 
 
