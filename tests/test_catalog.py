@@ -57,7 +57,7 @@ def test_names_translate_there_and_back(name: str, layout_name: names.LayoutName
         }
         found = names.translate(stored, "file")
         assert (found.layout.name, found.architecture, found.num_classes) == (layout_name, ARCHITECTURES[name], classes)
-        assert found.names == theirs
+        assert found.names == {ours: (their,) for ours, their in theirs.items()}
 
 
 def test_values_translate_there_and_back() -> None:

@@ -834,6 +834,7 @@ def test_what_was_spent_before_the_first_step_counts_when_the_run_goes_on(
     monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 1e6, since=since - 100))
     monkeypatch.setattr(training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
     monkeypatch.setattr(finetune.decision, "images_per_second", lambda *_: 1000.0)
+    monkeypatch.setattr(finetune.decision.hyperrule, "TUNING_BATCH", 8)  # there are so few images
     short[1] = str(enough)
     asked = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
     with pytest.raises(SystemExit):
