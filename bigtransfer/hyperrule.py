@@ -299,8 +299,9 @@ def with_batch_size(recipe: Recipe, batch_size: int) -> Recipe:
     )
 
 
-def without_steps(crop: int) -> Recipe:
-    """The recipe of a classifier that is solved in closed form on features of images of `crop` px: there is nothing else to decide."""
+def without_steps(crop: int, *why: str) -> Recipe:
+    """The recipe of a classifier that is solved in closed form on features of images of `crop` px: there is nothing else to decide. why:
+    further notes, where steps had been asked for."""
     return Recipe(
         steps=0,
         batch_size=0,
@@ -309,37 +310,36 @@ def without_steps(crop: int) -> Recipe:
         base_learning_rate=0.0,
         momentum=0.0,
         variant="",
-        notes=(f"No steps: the classifier is solved exactly on features at {crop} px.",),
+        notes=(f"No steps: the classifier is solved exactly on features at {crop} px.", *why),
     )
 
 
 def without_time(crop: int, budget: str, left: float) -> Recipe:
     """The same where so many seconds are left for steps of a budget, as it was asked for, which is too little."""
-    recipe = without_steps(crop)
     note = f"Nothing is fine-tuned: nothing of the {budget} is left for steps. The closed form is delivered."
     if left >= 0.5:
         note = (
             f"Nothing is fine-tuned: {left:.0f} s of the {budget} are left for steps, too little to find out how long one takes here and "
             f"to take {FEWEST_STEPS}, and fewer would not help. The closed form is delivered, and what is left of the time given back."
         )
-    return dataclasses.replace(recipe, notes=(*recipe.notes, note))
+    return without_steps(crop, note)
 
 
 def without_norms(crop: int) -> Recipe:
     """The same for a network that has no norms, which alone are fine-tuned within a budget."""
-    recipe = without_steps(crop)
-    note = "Nothing is fine-tuned: within a budget the scales and shifts of norms are, and this network has none. --steps trains all of it."
-    return dataclasses.replace(recipe, notes=(*recipe.notes, note))
+    return without_steps(
+        crop,
+        "Nothing is fine-tuned: within a budget the scales and shifts of norms are, and this network has none. --steps trains all of it.",
+    )
 
 
 def too_few_to_tune(crop: int, num_examples: int) -> Recipe:
     """The same for fewer images than judge one another in a step: on 50 of them the closed form lost by it
     (benchmarks/results/norms_cpu_2026-11-27.md)."""
-    recipe = without_steps(crop)
-    note = (
-        f"Nothing is fine-tuned: {num_examples} images are too few for it to help; from {TUNING_BATCH} on it is tried."
+    return without_steps(
+        crop,
+        f"Nothing is fine-tuned: {num_examples} images are too few for it to help; from {TUNING_BATCH} on it is tried.",
     )
-    return dataclasses.replace(recipe, notes=(*recipe.notes, note))
 
 
 def in_effect(recipe: Mapping[str, Any]) -> dict[str, Any]:

@@ -170,8 +170,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         kind = made.delivered if made else None
         if kind == "closed form":
             note = "Fine-tuning was tried too; on the validation images the closed form is better."
-            taken = hyperrule.without_steps(model.card.input.size)
-            taken = dataclasses.replace(taken, notes=(*taken.notes, note))
+            taken = hyperrule.without_steps(model.card.input.size, note)
         if clock is not None:
             clock.enter("to measure it")
         trained_on = Path(config.data).name or config.data

@@ -76,13 +76,10 @@ def deliver(
         within=None if clock is None else max(clock.slight, AGAIN * clock.left),
         at_least=min(found.images, plan.classes),
     )
-    tuned, tuned_whole = anew.model, anew.model
-    tuned.card = dataclasses.replace(tuned.card, input=solved.card.input)
-    if anew.whole is not None:
-        tuned_whole = joined(tuned, found.view.readout)
-        tuned_whole.reset_classifier(plan.classes)
-        tuned_whole.head = anew.whole.head.to(plan.torch_device)
-        tuned_whole.card = dataclasses.replace(tuned_whole.card, input=solved.card.input)
+    tuned = anew.model
+    tuned_whole = tuned if anew.whole is None else closed.classifier(tuned, found.view, anew.whole.head)
+    for network in (tuned, tuned_whole):
+        network.card = dataclasses.replace(network.card, input=solved.card.input)
     images = splits.evenly(parts.val, WATCHED, plan.seed)
     all_of_them = len(images) == len(parts.val)
     chosen = choose(

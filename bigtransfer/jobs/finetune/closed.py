@@ -203,11 +203,8 @@ def solve(
         whole = linear.fit(
             torch.cat([seen, more]), torch.cat([labels, their_labels]), classes, balanced=balanced, discriminant=True
         )
-    model = joined(network, view.readout)
-    model.reset_classifier(classes)
-    model.head = probe.head.to(device, next(model.parameters()).dtype)
     return Solved(
-        model=model.eval(),
+        model=classifier(network, view, probe.head),
         view=view,
         probe=probe,
         judged=judged,
@@ -219,6 +216,14 @@ def solve(
         answers=answers,
         look=looking / passed,
     )
+
+
+def classifier(network: Network, view: View, head: nn.Linear) -> Network:
+    """A network of the same layers with that head on what the view shows, in evaluation mode, where the network is."""
+    model, like = joined(network, view.readout), next(network.parameters())
+    model.reset_classifier(head.out_features)
+    model.head = head.to(like.device, like.dtype)
+    return model.eval()
 
 
 def seconds_per_image(

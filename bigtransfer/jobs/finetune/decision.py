@@ -225,14 +225,13 @@ def _chooses(config: FinetuneConfig, facts: Facts) -> bool:
 def _recipe(config: FinetuneConfig, facts: Facts) -> Recipe:
     """The rule's recipe for these facts, with what the user fixed, fitted to the budget if there is one."""
     if facts.closed is not None and (config.linear == "closed" or (_chooses(config, facts) and not facts.judges)):
-        recipe = hyperrule.without_steps(facts.closed.view.size)
         if config.linear == "closed":
-            return recipe
-        note = (
+            return hyperrule.without_steps(facts.closed.view.size)
+        return hyperrule.without_steps(
+            facts.closed.view.size,
             f"{facts.images} images of {facts.classes} classes are too few to hold some out that could tell whether fine-tuning helps. "
-            "With --steps instead of --budget the network is fine-tuned all the same."
+            "With --steps instead of --budget the network is fine-tuned all the same.",
         )
-        return dataclasses.replace(recipe, notes=(*recipe.notes, note))
     name = facts.architecture.name
     recipe = hyperrule.recipe(facts.images, *facts.native_size, config.variant, architecture=name)
     fixed_size = facts.architecture.fixed_size

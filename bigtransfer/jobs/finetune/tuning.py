@@ -62,9 +62,10 @@ def train(
         frozen = {id(parameter) for parameter in (model.stem_parameters() if plan.frozen_stem else ())}
         chosen = [parameter for parameter in trained.parameters() if id(parameter) not in frozen]
     state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=chosen)
-    watched = parts.val if config.eval_every is not None or len(parts.val or ()) <= WATCHED else None
-    if plan.choose:  # there is nothing to measure before the closed form is solved anew
-        watched = None
+    watched = None
+    # With norms that are trained for the closed form there is nothing to measure before it is solved anew.
+    if not plan.choose and (config.eval_every is not None or len(parts.val or ()) <= WATCHED):
+        watched = parts.val
     if clock is not None:
         clock.ahead = _ahead(parts, plan, baseline, len(watched or ()), config.variant)
     if training.resume(run, state, plan):
