@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import data, model, weights
+from bigtransfer import data, model, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.data import splits
 from bigtransfer.errors import BitError, ConfigError, RunError, WeightsError
@@ -638,6 +638,12 @@ def test_the_penalty_of_a_training_is_the_one_that_judges_batches_best() -> None
 def test_images_that_cannot_judge_one_another_leave_conventions() -> None:
     head = closed.LeftOutHead.of(torch.zeros(2, 3), torch.tensor([0, 1]), 2, 0)
     assert head.aim == LeaveOneOut(1.0, 1.0)
+
+
+def test_a_run_whose_closed_form_has_no_record_any_more(tmp_path: Path, pictures: data.ImageSet) -> None:
+    parts = splits.Splits(train=pictures, val=pictures, test=None)
+    with pytest.raises(RunError, match=r"has no closed\.json any more"):
+        choice.deliver(runs.Run(tmp_path), classifier(1, 16), parts, None, None, None, None)  # type: ignore[arg-type]
 
 
 class _Labelled(list[int]):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bigtransfer import runs
 from bigtransfer.catalog import Readout
 from bigtransfer.data import ImageSet, Splits, splits
+from bigtransfer.errors import RunError
 from bigtransfer.evals import calibration, linear
 from bigtransfer.evals.candidates import Candidate, Choice, Closed, Kind, View
 from bigtransfer.jobs.clock import Clock
@@ -58,9 +59,14 @@ def deliver(
     """The best of the closed form, that of the fine-tuned network and their average, on record in the run's folder: as it has been judged,
     and as it is delivered, which is another one where the closed forms were solved again with the images that judged them; and the choice.
 
-    lent: as of `baseline.solve`. clock: of a budget that is to be kept; what is looked at anew is fewer images if it has to be.
+    lent: as of `baseline.solve`. clock: of a budget that is to be kept; what is looked at anew is fewer images if it has to be. RunError
+    where somebody removed the closed form's record.
     """
-    assert parts.val is not None and found is not None
+    assert parts.val is not None
+    if found is None:
+        raise RunError(
+            f"{run.folder} has no closed.json any more, which says what its closed form sees. Remove the folder to start anew."
+        )
     solved, whole = baseline.load(run.folder, found, plan.torch_device)
     anew = closed.solve(
         model,
