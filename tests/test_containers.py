@@ -333,6 +333,31 @@ def test_an_icon_is_its_largest_image() -> None:
             images.decode(data, "x")
 
 
+def test_of_an_icon_s_images_that_are_alike_large_it_is_pillow_s() -> None:
+    """Their depth decides, stated in bits, as a number of colours, or not at all; then their order."""
+    pictures = {
+        (number, side): png(np.full((side or 256, side or 256, 3), 10 * number, np.uint8))
+        for number in range(4)
+        for side in (9, 8, 0)
+    }
+    rng, chosen = np.random.default_rng(2), set()
+    for _ in range(150):
+        parts = [(number, int(rng.choice([9, 9, 9, 8, 0]))) for number in range(4)]
+        place, directory = 6 + 16 * len(parts), b""
+        for part in parts:
+            bits, colours = int(rng.choice([0, 0, 1, 4, 5, 8, 24, 32])), int(rng.choice([0, 1, 2, 3, 15, 16, 17, 255]))
+            size = len(pictures[part])
+            directory += struct.pack("<4B2H2I", part[1], part[1], colours, 0, 1, bits, size, place)
+            place += size
+        icon = struct.pack("<3H", 0, 1, len(parts)) + directory + b"".join(pictures[part] for part in parts)
+        with Image.open(io.BytesIO(icon)) as opened:
+            pillow_s = opened.ico.getimage(opened.ico.entry[0].dim)  # type: ignore[attr-defined]
+        found = images.decode(icon, "x")
+        np.testing.assert_array_equal(found, np.asarray(pillow_s))
+        chosen.add(int(found[0, 0, 0]))
+    assert chosen == {0, 10, 20, 30}
+
+
 def test_a_photoshop_file_is_its_finished_picture() -> None:
     planes = PICTURE.transpose(2, 0, 1).tobytes()
     header = b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 20, 30, 8, 3)

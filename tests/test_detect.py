@@ -101,7 +101,15 @@ def test_a_run_its_report_and_what_follows(
 
     # The same call again gives the finished run; other data is another run.
     assert finetune.finetune(asked()).metrics == done.metrics
-    assert "is finished" in capsys.readouterr().out
+    capsys.readouterr()
+    assert finetune.run(asked()) == 0
+    told = capsys.readouterr().out
+    assert "is finished" in told
+    assert told.splitlines()[-3:] == [
+        f"model:  {done.folder / 'model.safetensors'}",
+        f"report: {done.folder / 'report.html'}",
+        f"next:   bit detect predict {done.folder} IMAGES",
+    ]
     with pytest.raises(RunError, match="another run"):
         finetune.finetune(asked(size=96))
 

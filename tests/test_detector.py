@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 import subprocess
 import sys
+from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -476,6 +478,17 @@ def test_average_precision_is_what_it_is_by_definition(seed: int) -> None:
     np.testing.assert_allclose(measured.per_class, [[np.mean(one), one[0]] for one in every], atol=1e-4)
 
 
+def test_a_hundred_objects_of_an_image_count() -> None:
+    """COCO's measure has variants for the best 1 and 10 boxes of an image; these are not they."""
+    places = [[float(x), float(y), x + 16.0, y + 16.0] for x in range(0, 200, 20) for y in range(0, 200, 20)]
+    boxes = box_set([[(0, place, False) for place in places]], classes=1)
+    found = Objects(np.array(places, np.float32), np.linspace(0.9, 0.5, 100, dtype=np.float32), np.zeros(100, np.int64))
+    measured = detection.average_precision(boxes, [found])
+    there = {name: value for name, value in measured.summary.items() if value is not None}
+    assert there == pytest.approx(dict.fromkeys(("ap", "ap50", "ap75", "ap_small", "recall"), 1.0))
+    np.testing.assert_allclose(measured.per_class, 1.0)
+
+
 def test_sizes_crowds_and_nothing_at_all() -> None:
     small, large = [10.0, 10, 30, 30], [50.0, 50, 160, 160]
     boxes = box_set([[(0, small, False), (0, large, False)], [(1, large, True)], []])
@@ -516,6 +529,82 @@ def test_found_missed_invented_and_taken_for_another() -> None:
     assert result.counts() == (1, 1, 3)
     strict = detection.measured(boxes, [answers], np.array([0.85, 0.85]), model="m", data="d", split="val")
     assert strict.counts() == (1, 1, 0) and strict.ap == result.ap
+
+
+def reference_seen(truths: BoxSet, i: int, given: Objects) -> list[tuple[str, int, float | None, int | None]]:
+    """Kind, class, score and what it rather is, of what is found and missed on an image, by definition, in exact numbers."""
+
+    def area(box: list[Fraction]) -> Fraction:
+        return max(box[2] - box[0], Fraction(0)) * max(box[3] - box[1], Fraction(0))
+
+    def shared(x: list[Fraction], y: list[Fraction]) -> Fraction:
+        sides = [pick(pair) for pick, pair in zip((max, max, min, min), zip(x, y, strict=True), strict=True)]
+        return Fraction(0) if sides[0] > sides[2] else area(sides)
+
+    def union(x: list[Fraction], y: list[Fraction]) -> Fraction:
+        return shared(x, y) / (area(x) + area(y) - shared(x, y))
+
+    own = truths.of(i)
+    there = [[Fraction(side) for side in box] for box in truths.boxes[own].tolist()]
+    kinds, crowd = truths.labels[own].tolist(), truths.crowd[own].tolist()
+    boxes = [[Fraction(side) for side in box] for box in given.boxes.tolist()]
+    labels, scores = given.labels.tolist(), given.scores.tolist()
+    taken: dict[int, int] = {}
+    for k in sorted(range(len(boxes)), key=lambda k: (-scores[k], k)):
+        left = [j for j in range(len(there)) if kinds[j] == labels[k] and not crowd[j] and j not in taken]
+        best = max(left, key=lambda j: (union(boxes[k], there[j]), -j), default=None)
+        if best is not None and 2 * union(boxes[k], there[best]) >= 1:
+            taken[best] = k
+    missed = [j for j in range(len(there)) if j not in taken and not crowd[j]]
+    seen: list[tuple[str, int, float | None, int | None]] = []
+    for k, box in enumerate(boxes):
+        if k in taken.values():
+            seen.append(("found", labels[k], round(scores[k], 4), None))
+            continue
+        crowds = [there[j] for j in range(len(there)) if crowd[j] and kinds[j] == labels[k]]
+        if any(2 * shared(box, one) >= area(box) for one in crowds):
+            continue
+        others = [j for j in missed if kinds[j] != labels[k] and 2 * union(box, there[j]) >= 1]
+        rather = max(others, key=lambda j: (union(box, there[j]), -j), default=None)
+        seen.append(("invented", labels[k], round(scores[k], 4), None if rather is None else kinds[rather]))
+    return [*seen, *(("missed", kinds[j], None, None) for j in missed)]
+
+
+def test_what_is_found_missed_and_invented_is_so_by_definition() -> None:
+    """Boxes on a coarse grid, so that overlaps of exactly a half, ties of overlap and score, boxes inside boxes and crowds are common."""
+    rng = np.random.default_rng(5)
+
+    def placed() -> list[float]:
+        corner, sides = rng.choice([0, 0, 0, 8, 40], 2), rng.choice([16, 24, 32], 2)
+        return np.concatenate([corner, corner + sides]).astype(float).tolist()
+
+    truths = [
+        [(int(rng.integers(3)), placed(), rng.random() < 0.15) for _ in range(rng.integers(8))] for _ in range(120)
+    ]
+    boxes, found = box_set(truths, classes=3), []
+    for own in truths:
+        given = [one[:2] if rng.random() < 0.4 else (int(rng.integers(3)), placed()) for one in own]
+        found.append(
+            Objects(
+                np.array([box for _, box in given], np.float32).reshape(-1, 4),
+                rng.integers(4, 8, len(given)).astype(np.float32) / 8,
+                np.array([label for label, _ in given], np.int64),
+            )
+        )
+    thresholds = np.array([0.5, 0.375, 0.625])
+    result = detection.measured(boxes, found, thresholds, model="m", data="d", split="val")
+    tallied = collections.Counter()
+    for i, (row, every) in enumerate(zip(result.per_image, found, strict=True)):
+        wanted = reference_seen(boxes, i, every.above(thresholds))
+        assert [(one.kind, one.label, one.score, one.rather) for one in row.objects] == wanted
+        tallied.update((kind, label, rather is not None) for kind, label, _, rather in wanted)
+    for label, row in enumerate(result.per_class):
+        told = {
+            kind: sum(tallied[kind, label, other] for other in (False, True))
+            for kind in ("found", "missed", "invented")
+        }
+        assert {"found": row.found, "missed": row.missed, "invented": row.invented} == told
+        assert min(told.values()) > 15 and tallied["invented", label, True] > 3
 
 
 def test_the_thresholds_have_the_best_f1() -> None:

@@ -43,9 +43,13 @@ def test_a_copy_in_the_part_does_not_answer_for_its_twin():
     half, half_labels = torch.randn(60, 200, generator=generator), torch.arange(60) % 2
     features, labels = half.repeat(2, 1), half_labels.repeat(2)
     part = torch.arange(60)
-    honest = growth._right(features, labels, 2, part.repeat(2), part).double().mean()
+    right = growth._right(features, labels, 2, part.repeat(2), part)
     fooled = growth._right(features, labels, 2, torch.arange(120), part).double().mean()
-    assert honest < 0.7 < fooled
+    assert right.double().mean() < 0.7 < fooled
+    # Twins are judged alike, but by their own labels.
+    assert torch.equal(right[60:], right[:60])
+    labels[60:] = 1 - labels[60:]
+    assert torch.equal(growth._right(features, labels, 2, part.repeat(2), part)[60:], ~right[:60])
 
 
 def law(sizes, slope=0.5, level=1.0):

@@ -617,6 +617,24 @@ def test_simplejpeg_and_pillow_give_the_same_bytes(kind: str, native, monkeypatc
 
 
 @pytest.mark.skipif(images._simplejpeg is None, reason="simplejpeg is not installed")
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_no_more_of_a_jpeg_is_decoded_than_was_counted(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the scale that memory was asked for, once; the same bytes by a whole decoding thrown away would cost up to 64 times as much."""
+    made = []
+
+    class Watched:
+        @staticmethod
+        def decode_jpeg(*arguments: Any, **options: Any) -> np.ndarray:
+            made.append(images_by(*arguments, **options))
+            return made[-1]
+
+    images_by = images._simplejpeg.decode_jpeg  # type: ignore[union-attr]
+    monkeypatch.setattr(images, "_simplejpeg", Watched)
+    found = images.decode(encoded(pattern(256, 320), "JPEG"), "x", 3, (256 // scale, 320 // scale))
+    assert [one.shape for one in made] == [found.shape] == [(256 // scale, 320 // scale, 3)]
+
+
+@pytest.mark.skipif(images._simplejpeg is None, reason="simplejpeg is not installed")
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"restart_marker_blocks": 2}])
 @pytest.mark.parametrize("size", [8, 40])
 def test_damage_is_judged_as_by_pillow_alone(options: dict[str, Any], size: int) -> None:

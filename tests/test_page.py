@@ -155,6 +155,22 @@ def test_npm_brings_the_runtime_once(small: Path, tmp_path: Path, monkeypatch: p
     assert page.runtime(no_network=False).binary == b"\0asm"
 
 
+@pytest.mark.parametrize(("brings", "ends"), [(True, 1), (False, 0)])
+def test_npm_that_fails_or_brings_nothing_is_a_message(
+    brings: bool, ends: int, small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is enough: npm may have written a file before it failed, and end well without one."""
+    monkeypatch.setenv("BIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    copy = f'/bin/cp {small} "$1/{onnxruntime_web._PACKAGE}"' if brings else ":"
+    npm = tmp_path / "npm"
+    npm.write_text(f"#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\n{copy}\necho said by npm >&2\nexit {ends}\n")
+    npm.chmod(0o755)
+    with pytest.raises(DownloadError, match=r"npm did not bring onnxruntime-web .*: said by npm\. .*By hand: npm pack"):
+        page.runtime(no_network=False)
+    assert not onnxruntime_web.cached().exists()
+
+
 def test_onnxruntime_does_not_take_our_padding_for_its_own() -> None:
     """Versions up to 1.31, and onnxruntime-web 1.30, make one operator of Pad and MaxPool where the padding is zeros, and pad by minus
     infinity: features were wrong by a fifth."""

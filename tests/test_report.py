@@ -197,7 +197,7 @@ def test_pictures_are_those_of_the_most_confident_mistakes(run, images, result):
 
 def test_pictures_of_few_pixels_are_shown_as_they_are(tmp_path):
     (tmp_path / "some").mkdir()
-    for side in (96, 97, 192, 193):
+    for side in (96, 97, 192, 193, 500):
         Image.fromarray(np.zeros((side, side // 3, 3), dtype=np.uint8)).save(tmp_path / "some" / f"{side}.png")
     (tmp_path / "some" / "bad.png").write_bytes(b"no picture")
     (tmp_path / "other").mkdir()
@@ -214,7 +214,13 @@ def test_pictures_of_few_pixels_are_shown_as_they_are(tmp_path):
         kind, _, data = picture.source.partition(";base64,")
         assert picture.tiny == tiny and kind == ("data:image/png" if tiny else "data:image/jpeg")
         assert Image.open(io.BytesIO(base64.b64decode(data))).size == size
-    assert shown.get("some/bad.png") is None and shown.get("some/none.png") is None
+    # Where boxes are drawn they are larger, though never larger than the image; none is drawn on pixels that JPEG has blurred.
+    for side, tiny, size in ((96, True, (32, 96)), (193, False, (64, 193)), (500, False, (159, 480))):
+        picture = shown.large(f"some/{side}.png")
+        assert picture.tiny == tiny
+        assert Image.open(io.BytesIO(base64.b64decode(picture.source.partition(",")[2]))).size == size
+    for get in (shown.get, shown.large):
+        assert get("some/bad.png") is None and get("some/none.png") is None
 
 
 def test_several_parts_and_none_at_all(run, images):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 import shutil
@@ -453,6 +454,36 @@ def test_what_is_published_is_known_by_how_it_was_named_or_by_its_numbers(
         network.head.bias[0] += 1e-4  # pyright: ignore[reportIndexIssue, reportOptionalSubscript]
     weights.save(file, network)
     assert called(str(file), Predictor.load(str(file))) == "bit-m-tiny (by name only)"
+
+
+def test_no_two_sets_of_images_or_labels_look_like_one_in_the_results() -> None:
+    """One made from another, as ReaL's labels of ILSVRC-2012's images or an earlier edition, has its own title and edition."""
+    found: dict[tuple[str, str], Benchmark] = {}
+    for suite in registry.SUITES.values():
+        for task in (*suite.tasks, *suite.extra):
+            own = task.benchmark
+            same = found.setdefault((own.name, own.revision), own)
+            assert (same.title, same.parts, same.classes, same.folders) == (
+                own.title,
+                own.parts,
+                own.classes,
+                own.folders,
+            )
+    kept = list(found.values())
+    assert len({one.title for one in kept}) == len(kept) > 60
+    related = [
+        (one, other)
+        for one, other in itertools.combinations(kept, 2)
+        if one.name == other.name or one.folders == other.folders
+    ]
+    assert len(related) >= 2 and all(one.revision != other.revision for one, other in related)
+    assert all(one.licence and one.obtain and one.folders and all(one.parts) for one in kept)
+    # Whose authors forbid it is trained on nowhere.
+    assert (
+        {one.name for one in kept if not one.trainable}
+        == {one.name for one in kept if "for testing only" in one.licence}
+        == {"objectnet"}
+    )
 
 
 def test_suites_and_tasks_that_are_not_there(root: Path) -> None:

@@ -311,7 +311,8 @@ def measured(
                 continue
             rather = None
             if match < 0:
-                others = [int(j) for j in missed if union[k, j] >= OVERLAP and kinds[j] != given.labels[k]]
+                # Of another class: one of its own that is still free it would be.
+                others = [int(j) for j in missed if union[k, j] >= OVERLAP]
                 rather = int(kinds[max(others, key=lambda j: union[k, j])]) if others else None
             seen.append(
                 Seen(
