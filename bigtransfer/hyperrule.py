@@ -360,13 +360,21 @@ TUNING_WARMUP = 0.05
 """Share of the steps."""
 TUNING_RATIO = 4 / 3
 """Of the side that images are resized to over that of the crop."""
-MOST_EPOCHS = 20
+TUNING_STEPS, TUNING_EPOCHS = 40, 4
+"""Steps, and passes over the images, that a fine-tuning for the closed form must have time for before it takes larger images."""
+MOST_EPOCHS = 30
 """A fine-tuning for the closed form passes over the images at most so often: what is left of a budget is given back."""
 
 
 def most_tuning_steps(num_examples: int, batch_size: int) -> int:
     """Steps of a training for the closed form which no budget exceeds."""
     return max(FEWEST_STEPS, math.ceil(MOST_EPOCHS * num_examples / batch_size))
+
+
+def enough_tuning_steps(num_examples: int, batch_size: int) -> int:
+    """Steps after which a training for the closed form gains more by larger images than by more of them."""
+    wanted = max(TUNING_STEPS, math.ceil(TUNING_EPOCHS * num_examples / batch_size))
+    return min(wanted, most_tuning_steps(num_examples, batch_size))
 
 
 def tuning(

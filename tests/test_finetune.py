@@ -1086,7 +1086,27 @@ def test_what_is_delivered_learns_from_the_images_that_chose_it(
     again = bigtransfer.evaluate(run, str(enough / "test"), device="cpu", precision="fp32")
     assert json.loads((run / "evaluation.json").read_text())["nll"] == pytest.approx(again.nll, rel=1e-3)
     page = (run / "report.html").read_text()
-    assert ("solved once more" in page) == (kind != "fine-tuned") and "Measured before" not in page
+    assert "solved once more" in page and "Measured before" not in page
+    assert json.loads((run / "choice.json").read_text())["solved_on"] == 36
+    if kind == "fine-tuned":  # The training was watched by closed forms of its own, the last of them of this network.
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        looks = [line for line in lines if "val/nll" in line]
+        assert [line["step"] for line in looks] == [0, 1] and not any("val/best" in line for line in lines)
+        (seen, labels), (held_out, truth) = (
+            closed.features(
+                joined(network, None),
+                part,
+                View(size=32, readout=Readout(blocks=(0, 1, 2, 3))),
+                spec=InputSpec(size=32),
+                device=torch.device("cpu"),
+                dtype=torch.float32,
+                batch_size=8,
+            )
+            for part in (parts.train, parts.val)
+        )
+        with torch.no_grad():
+            logits = linear.fit(seen, labels, len(CLASSES), discriminant=True).head(held_out)
+        assert looks[-1]["val/nll"] == pytest.approx(torch.nn.functional.cross_entropy(logits, truth).item(), rel=1e-3)
 
     if kind != "average":
         return

@@ -249,14 +249,19 @@ def test_a_training_for_the_closed_form_fits_into_its_budget() -> None:
     assert (recipe.base_learning_rate, recipe.warmup, recipe.schedule, recipe.mixup_alpha) == (0.3, 4, "cosine", 0.0)
     assert tuned(100).steps == 104 and tuned(100, crop=128).steps == 26 and tuned(100, crop=128).resize == 171
     assert tuned(100, left=20).steps == 20 and tuned(100, left=-1).steps == hyperrule.FEWEST_STEPS
-    assert tuned(100, images=50, left=20).batch_size == 50 and tuned(100, images=50, left=20).steps == 20
+    assert tuned(100, images=50, left=20).batch_size == 50 and tuned(100, images=50, left=20).steps == 30
     assert recipe.notes[0].startswith("8 passes over the 1,000 images, to fit into 100 s at the 100 images/s")
 
 
+def test_steps_before_larger_images() -> None:
+    assert hyperrule.enough_tuning_steps(300, 96) == 40 and hyperrule.enough_tuning_steps(2000, 96) == 84
+    assert hyperrule.enough_tuning_steps(100, 96) == 32, "all that there are"
+
+
 def test_a_budget_of_hours_is_given_back() -> None:
-    assert tuned(36_000).steps == math.ceil(20 * 1000 / 96)
-    assert tuned(36_000, images=20).steps == hyperrule.FEWEST_STEPS
-    assert tuned(36_000_000, images=100_000).steps == math.ceil(20 * 100_000 / 96)
+    assert tuned(36_000).steps == math.ceil(30 * 1000 / 96)
+    assert tuned(36_000, images=20).steps == 30, "of all images each"
+    assert tuned(36_000_000, images=100_000).steps == math.ceil(30 * 100_000 / 96)
 
 
 def test_what_the_user_fixed_stays_in_a_training_for_the_closed_form() -> None:

@@ -246,9 +246,17 @@ def test_the_candidates_and_which_was_chosen(folder: Path) -> None:
     text = " ".join(section(folder, "Closed form and fine-tuning").text.split())
     assert "the closed form in it was solved once more, on all 1,220 images, those held out included: it is" in text
     assert "right in 76.5% of them" in text
+    changed(folder, "choice.json", solved_on=1220)
+    text = " ".join(section(folder, "Closed form and fine-tuning").text.split())
+    assert "both classifiers in it were solved once more, on all 1,220 images" in text
+    assert "the closed form is right in 76.5% of them" in text
     changed(folder, "choice.json", delivered="fine-tuned")
+    text = " ".join(section(folder, "Closed form and fine-tuning").text.split())
+    assert "the classifier of the fine-tuned network was solved once more, on all 1,220 images, those held" in text
+    assert "included. This is what" in text, "its leave-one-out, for which it was tuned, says too much"
+    changed(folder, "choice.json", solved_on=None)
     assert "once more" not in section(folder, "Closed form and fine-tuning").text, "it is no part of the model"
-    changed(folder, "choice.json", delivered="closed form")
+    changed(folder, "choice.json", delivered="closed form", solved_on=1220)
     changed(folder, "closed.json", whole={"images": 1220, "top1": None})
     text = " ".join(section(folder, "Closed form and fine-tuning").text.split())
     assert "the closed form was solved once more" in text and "those held out included. This is what" in text

@@ -308,16 +308,34 @@ def begun(closed: Closed, judges: int = 10, left: float = 99.0, **asked: Any) ->
 
 
 def test_a_training_for_the_closed_form_is_of_the_smallest_size_of_a_look() -> None:
-    # 99 s hold 9,900 images at 48 px, 103 batches of 96; 20 passes would be 209.
+    # 99 s hold 9,900 images at 48 px, 103 batches of 96; 30 passes would be 313.
     for closed in (solved(1.0, 0.8), solved(0.8, 1.0), solved()):
         plan = begun(closed)
         assert (plan.recipe.crop, plan.recipe.resize, plan.recipe.steps, plan.recipe.batch_size) == (48, 64, 103, 96)
-        assert plan.choose and plan.architecture.readout == Readout(blocks=(0, 1, 2, 3)) and plan.eval_every == 10
-    assert begun(solved(), left=1e9, budget="9h").recipe.steps == 209
+        assert plan.choose and plan.architecture.readout == Readout(blocks=(0, 1, 2, 3)) and plan.eval_every == 26
+    assert begun(solved(), left=1e9, budget="9h").recipe.steps == 313
     own = begun(solved(1.0, 0.8), resize=90).recipe
     assert (own.crop, own.resize, own.steps) == (67, 90, 51), "a given size is taken whatever was seen"
     own = begun(solved(1.0, 0.8), steps=7, batch_size=20, crop=32).recipe
     assert (own.crop, own.resize, own.steps, own.batch_size) == (32, 43, 7, 20)
+
+
+def test_with_enough_time_a_training_for_the_closed_form_takes_the_next_size() -> None:
+    """42 steps of 96 are four passes over the 1,000 images; a step at 96 px takes four times as long as at 48."""
+    both = Readout(blocks=(0, 1, 2, 3), sizes=(48, 96), mirrored=True)
+    wide = dataclasses.replace(solved(1.0, 0.8), view=View(size=96, readout=both))
+    for closed, left, asked, crop, steps in (
+        (wide, 164.0, {}, 96, 42),
+        (wide, 160.0, {}, 48, 166),
+        (dataclasses.replace(wide, view=View(size=96, readout=EVERY)), 164.0, {}, 96, 42),
+        (solved(1.0, 0.8), 164.0, {}, 48, 170),
+        (wide, 164.0, {"crop": 48}, 48, 170),
+        (wide, 164.0, {"resize": 64}, 48, 170),
+        (wide, 164.0, {"steps": 9}, 48, 9),
+        (wide, 1e6, {"budget": "9h"}, 96, 313),
+    ):
+        recipe = begun(closed, left=left, **asked).recipe
+        assert (recipe.crop, recipe.steps) == (crop, steps), (left, asked)
 
 
 def test_where_nothing_can_be_judged_the_closed_form_is_delivered() -> None:

@@ -143,5 +143,8 @@ class Choice:
     candidates: Annotated[tuple[Candidate, ...], msgspec.Meta(min_length=1, max_length=3)]
     images: Natural
     """Validation images that they were compared on."""
+    solved_on: Natural | None = None
+    """Images that the classifier of the fine-tuned network was solved on once more, those held out included; None if it was not. Its
+    leave-one-out is not on record: the network was tuned for that to be good."""
     calibrated: Calibrated | None = None
     """What the temperature is worth that these images gave to what is delivered; None as of `Closed`."""

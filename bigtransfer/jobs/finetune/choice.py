@@ -100,6 +100,8 @@ def deliver(
         tuned_answers=anew.answers if all_of_them and lent is not None and len(lent) == len(images) else None,
     )
     made = chosen.choice
+    if anew.whole is not None:
+        made = dataclasses.replace(made, solved_on=anew.images + anew.held_out)
     runs.write_json(run.folder / "choice.json", dataclasses.asdict(made))
     shown = ", ".join(
         f"{one.kind} {one.mean_per_class if plan.balance else one.top1:.1%}" for one in made.candidates

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ from bigtransfer.evals import calibration, linear, suspects
 from bigtransfer.evals.candidates import Closed, Judged, View, Whole
 from bigtransfer.evals.linear import Probe
 from bigtransfer.evals.suspects import Suspected
-from bigtransfer.feed.loader import eval_batches
+from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.feed.order import EpisodeOrder
 from bigtransfer.model import Network, fold, joined
 from bigtransfer.train.objective import LeaveOneOut
@@ -300,8 +300,15 @@ def features(
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
     """What a classifier with this view sees, float32 `(n, d)`, and the labels `(n,)`, on the CPU; arguments as of `solve`."""
-    folded = fold(joined(network, view.readout), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     batches = eval_batches(images, dataclasses.replace(spec, size=view.size), batch_size)
+    return extract(network, batches, view, device=device, dtype=dtype)
+
+
+def extract(
+    network: Network, batches: Iterable[EvalBatch], view: View, *, device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """The same of images that have been read already, at the view's size."""
+    folded = fold(joined(network, view.readout), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     return linear.extract_features(folded, batches, device, dtype)
 
 

@@ -34,6 +34,9 @@ LOOKED_AT = 500
 BASELINE = 2_000
 """Images that the closed form learns from at most where it is not what was asked for; a short budget allows fewer."""
 
+LOOKS = 4
+"""Times that the closed form is solved in the course of a training for it, to be measured on validation images; each is dear."""
+
 WATCHED = 2_000
 """Validation sets of at most this many images are measured during the training too, larger ones only after it; so many choose at most."""
 
@@ -176,7 +179,7 @@ def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
         input=input_spec(config, facts, recipe.crop),
         seed=config.seed,
         loss="sigmoid" if facts.several else "softmax",
-        eval_every=config.eval_every or max(1, recipe.steps // 10),
+        eval_every=config.eval_every or max(1, math.ceil(recipe.steps / LOOKS) if chooses else recipe.steps // 10),
         device=facts.device,
         dtype=facts.dtype,
         micro_batch=config.micro_batch or facts.fitting(recipe.crop, recipe.batch_size or hyperrule.BATCH_SIZE),
@@ -324,6 +327,17 @@ def _smallest(facts: Facts) -> int:
     return facts.architecture.fixed_size or min(map(min, facts.looks))
 
 
+def _larger(config: FinetuneConfig, facts: Facts) -> int | None:
+    """The next size, px, at which such a training sees images where there is time for it: twice the smallest, if the closed form looks at
+    that too and the user has fixed none. A classifier gains more by a training at 128 px than at 64 (docs/lab-notes.md)."""
+    assert facts.closed is not None
+    if config.crop is not None or config.resize is not None or facts.architecture.fixed_size is not None:
+        return None
+    view, larger = facts.closed.view, 2 * _smallest(facts)
+    sizes = (view.size, *(view.readout.sizes if view.readout else ()))
+    return larger if larger in sizes else None
+
+
 def _room(config: FinetuneConfig, facts: Facts, crop: int) -> float:
     """Seconds that are left for the steps of such a training, and what is measured before."""
     assert config.budget is not None
@@ -352,6 +366,12 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
             speed = facts.tuning_speed(crop, batch)
             room = _room(config, facts, crop)
             fitting = room * speed / batch
+            larger = _larger(config, facts)
+            enough = hyperrule.enough_tuning_steps(facts.images, batch)
+            if larger is not None and fitting * (crop / larger) ** 2 >= enough:  # before that is measured too
+                room = _room(config, facts, larger)
+                if room * facts.tuning_speed(larger, batch) / batch >= enough:
+                    crop = larger
         else:
             fitting = 0.0
         if fitting < hyperrule.FEWEST_STEPS:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from bigtransfer import hyperrule, runs
+from bigtransfer import evals, hyperrule, runs
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import linear
@@ -62,12 +63,14 @@ def train(
         frozen = {id(parameter) for parameter in (model.stem_parameters() if plan.frozen_stem else ())}
         chosen = [parameter for parameter in trained.parameters() if id(parameter) not in frozen]
     state = loop.new_state(model, recipe, micro_batch=plan.micro_batch, parameters=chosen)
-    watched = None
-    # With norms that are trained for the closed form there is nothing to measure before it is solved anew.
-    if not plan.choose and (config.eval_every is not None or len(parts.val or ()) <= WATCHED):
-        watched = parts.val
+    validate, watched = None, 0
+    if parts.val is not None and (config.eval_every is not None or plan.choose or len(parts.val) <= WATCHED):
+        if plan.choose:
+            validate, watched = _solved_on_the_way(model, parts, plan)
+        else:
+            validate, watched = training.validation(state, parts.val, plan.input, device, dtype), len(parts.val)
     if clock is not None:
-        clock.ahead = _ahead(parts, plan, baseline, len(watched or ()), config.variant)
+        clock.ahead = _ahead(parts, plan, baseline, watched, config.variant)
     if training.resume(run, state, plan):
         print(f"        resumed after step {state.step}", flush=True)
         outcome = training.ended(run, state, plan, clock)
@@ -103,13 +106,33 @@ def train(
         loader,
         plan,
         forward=torch.compile(trained) if config.compile else trained,
-        validate=training.validation(state, watched, plan.input, device, dtype) if watched else None,
+        validate=validate,
         aim=model.head.aim if isinstance(model.head, closed.LeftOutHead) else None,
         checkpoint_seconds=seconds(config.checkpoint_every),
         tell=tell,
-        keep_best=clock is not None,
+        keep_best=clock is not None and not plan.choose,
         clock=clock,
     )
+
+
+def _solved_on_the_way(model: Network, parts: Splits, plan: FinetunePlan) -> tuple[Callable[[], dict[str, float]], int]:
+    """For a training for the closed form: a function that solves it on the network as it is now, at the size of the training, and measures
+    it on validation images, and of how many images that takes a look. Of both parts there are as many as show whether the training still
+    helps; the choice after it looks at more, in more ways."""
+    assert parts.val is not None
+    view = View(size=plan.input.size, readout=model.architecture.readout)
+    some = [splits.evenly(images, LOOKED_AT, plan.seed) for images in (parts.train, parts.val)]
+    held = [list(eval_batches(images, plan.input, plan.micro_batch)) for images in some]
+
+    def measure() -> dict[str, float]:
+        (learnt, labels), (seen, truth) = (
+            closed.extract(model, batches, view, device=plan.torch_device, dtype=plan.torch_dtype) for batches in held
+        )
+        head = linear.fit(learnt, labels, plan.classes, balanced=plan.balance, discriminant=True).head
+        found = evals.evaluate(head, [(seen, truth, torch.arange(len(truth)))], plan.classes)
+        return found.named("val")
+
+    return measure, sum(map(len, some))
 
 
 def _ahead(

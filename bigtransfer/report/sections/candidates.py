@@ -27,6 +27,8 @@ class Candidates:
     chosen: str
     whole: Whole | None
     """Of the closed form solved again on the held-out images as well; None if that is not part of what is delivered."""
+    solved_on: int | None
+    """Images of which the fine-tuned network's classifier was solved again likewise."""
     choice: Choice | None
     compared: Sequence[Candidate]
     alike: bool
@@ -49,6 +51,7 @@ def compute(run: Contents) -> Candidates | None:
         views=[(str(judged.view), judged) for judged in closed.judged],
         chosen=choice.delivered if choice else "",
         whole=None if choice and choice.delivered == "fine-tuned" else closed.whole,
+        solved_on=choice.solved_on if choice and choice.delivered != "closed form" else None,
         choice=choice,
         compared=compared,
         alike=bool(run.config and run.config.resolved.get("balance"))
