@@ -10,8 +10,9 @@ draw; what is measured stays in CELLS, and the same command goes on after a stop
 `views` takes no training step: a classifier on all blocks of the bundled network at 64 and 128 px, of each image and its mirror image, as
 the closed form has it, asked of other views of the test images; and solved anew with a third size.
 
-`norms` is what `--budget` does: so many steps that train the norms' scales and shifts for the closed form (`hyperrule.tuning`), which is
-then solved anew at 64 and 128 px; beside the closed form of the network as it was, and the mean of the logits.
+`norms` is what `--budget` does: so many steps, at each of these sizes, that train the norms' scales and shifts for the closed form
+(`hyperrule.tuning`), which is then solved anew at 64 and 128 px; beside the closed form of the network as it was, and the mean of the
+logits.
 
 `tuning` is what `--budget` did before: it starts from the closed form on all blocks at 64 px, with a head of its own rate, for so many
 steps, in which all weights are trained: once as it is, once with very large dropout before the head (arXiv 2403.00946), once with each
@@ -164,12 +165,11 @@ def views(images: Drawn) -> dict[str, Numbers]:
 # --- Norms
 
 
-def norms(images: Drawn, steps: int, seed: int) -> dict[str, Numbers]:
-    """Way -> what it is worth."""
+def norms(images: Drawn, steps: int, sizes: Sequence[int], seed: int) -> dict[str, Numbers]:
+    """Way -> what it is worth. sizes: of the images in the training, px."""
     network, dtype = start()
     every, classes = tuple(range(len(network.architecture.stages))), len(images.train.class_names)
     usual = View(size=LARGE, readout=Readout(blocks=every, sizes=(SMALL, LARGE), mirrored=True))
-    plain = View(size=SMALL, readout=Readout(blocks=every))
 
     def features(of: Network, some: ImageSet, view: View) -> tuple[Tensor, Tensor]:
         return closed.features(of, some, view, spec=network.card.input, device=CPU, dtype=dtype, batch_size=BATCH)
@@ -179,27 +179,31 @@ def norms(images: Drawn, steps: int, seed: int) -> dict[str, Numbers]:
         with torch.no_grad():
             return linear.fit(seen, labels, classes, discriminant=True).head(test).double(), truth
 
+    def tuned(size: int) -> Network:
+        own, plain = copy.deepcopy(network), View(size=size, readout=Readout(blocks=every))
+        model = joined(own, plain.readout)
+        model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+        recipe = hyperrule.tuning(len(images.train), 1.0, lambda crop, batch: 1.0, size, fixed={"steps": steps})
+        head = closed.LeftOutHead.of(*features(model, images.train, plain), recipe.batch_size, seed)
+        model.head = head
+        assert images.train.labels is not None
+        loader = TrainLoader(
+            images.train,
+            SquareCrop(resize=recipe.resize, crop=recipe.crop),
+            batch_size=recipe.batch_size,
+            seed=seed,
+            order=EpisodeOrder(images.train.labels, recipe.batch_size, seed),
+        )
+        state = loop.new_state(model, recipe, micro_batch=recipe.batch_size, parameters=model.norm_parameters())
+        for _ in loop.steps(state, loader.batches(0, steps), recipe, seed=seed, device=CPU, dtype=dtype, aim=head.aim):
+            pass
+        return own.eval()
+
     before, truth = answers(network)
-    own = copy.deepcopy(network)
-    model = joined(own, plain.readout)
-    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    recipe = hyperrule.tuning(len(images.train), 1.0, lambda crop, batch: 1.0, SMALL, fixed={"steps": steps})
-    head = closed.LeftOutHead.of(*features(model, images.train, plain), recipe.batch_size, seed)
-    model.head = head
-    assert images.train.labels is not None
-    order = EpisodeOrder(images.train.labels, recipe.batch_size, seed)
-    loader = TrainLoader(
-        images.train,
-        SquareCrop(resize=recipe.resize, crop=recipe.crop),
-        batch_size=recipe.batch_size,
-        seed=seed,
-        order=order,
-    )
-    state = loop.new_state(model, recipe, micro_batch=recipe.batch_size, parameters=model.norm_parameters())
-    for _ in loop.steps(state, loader.batches(0, steps), recipe, seed=seed, device=CPU, dtype=dtype, aim=head.aim):
-        pass
-    after, _ = answers(own.eval())
-    found = {"closed form": before, "norms fine-tuned": after, "mean of the logits": (before + after) / 2}
+    found = {"closed form": before}
+    for size in sizes:
+        after, _ = answers(tuned(size))
+        found |= {f"norms fine-tuned at {size} px": after, f"mean of its logits, {size} px": (before + after) / 2}
     return {name: judged(logits, truth) for name, logits in found.items()}
 
 
@@ -382,11 +386,16 @@ def run(asked: argparse.Namespace) -> None:
                     "test": asked.test,
                 }
                 what |= {"steps": asked.steps} if kind != "views" else {}
+                what |= {"sizes": asked.sizes} if kind == "norms" else {}
 
                 def measure(_: Path, kind: str = kind, name: str = name, seed: int = seed) -> Mapping[str, Any]:
                     images = drawn(asked.sets / name, (asked.train, asked.judge), asked.test, seed)
-                    learnt = {"norms": norms, "tuning": tuning}
-                    found = views(images) if kind == "views" else learnt[kind](images, asked.steps, seed)
+                    if kind == "views":
+                        found = views(images)
+                    elif kind == "norms":
+                        found = norms(images, asked.steps, asked.sizes, seed)
+                    else:
+                        found = tuning(images, asked.steps, seed)
                     return {"ways": found, "images": len(images.test), "learnt": len(images.train)}
 
                 kept.once(what, measure)
@@ -458,6 +467,7 @@ def main() -> None:
     first.add_argument("--judge", type=int, default=5, help="images per class for the greedy soup")
     first.add_argument("--test", type=int, default=96, help="test images")
     first.add_argument("--steps", type=int, default=24)
+    first.add_argument("--sizes", nargs="+", type=int, default=[64, 128], help="px, of a training of norms")
     first.set_defaults(do=run)
     second = commands.add_parser("table")
     second.add_argument("--cells", type=Path, required=True)
