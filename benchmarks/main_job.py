@@ -18,7 +18,7 @@ sizes at which all-features looks. Several processes may write to one file if th
 
 Methods through the package's own door (`bigtransfer.finetune` with every default):
     closed                      --linear closed
-    finetune-1m, -3m, -15m      --budget 1m, 3m, 15m, on as many cores as the process may use (pin it to one)
+    finetune-1m, -3m, -5m, -15m --budget 1m, 3m, 5m, 15m, on as many cores as the process may use (pin it to one)
     random                      --budget 3m --no-pretrained
 Parts of it:
     last-features               ridge on the last features of the bundled network at the size it was trained at
@@ -345,6 +345,7 @@ METHODS: dict[str, Method] = {
     "closed": Method({"linear": "closed"}),
     "finetune-1m": Method({"budget": "1m"}),
     "finetune-3m": Method({"budget": "3m"}),
+    "finetune-5m": Method({"budget": "5m"}),
     "finetune-15m": Method({"budget": "15m"}),
     "random": Method({"budget": "3m", "pretrained": False}),
     "last-features": Method(look=_last_features, state=_tensors),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.jobs.clock import AFTERWARDS, Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.dataset import JUDGING
-from bigtransfer.jobs.finetune.decision import BASELINE, HOPE, Facts, input_spec, quickest
+from bigtransfer.jobs.finetune.decision import BASELINE, Facts, hopes, input_spec
 from bigtransfer.model import Network, joined
 from bigtransfer.train import loop
 from bigtransfer.weights import formats
@@ -138,25 +139,41 @@ def _seen(
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
     wanted = most if config.linear == "closed" else max(fewest, math.ceil(WIDE * most))
-    found: list[tuple[int, tuple[View, ...], float, bool]] = []
+    found: list[_Way] = []
     for way in ways:
-        passes, room, alone = way[-1].passes(facts.architecture, facts.trained_at), math.inf, True
+        passes, room, rest, alone = way[-1].passes(facts.architecture, facts.trained_at), math.inf, 0.0, True
         if left is None:
             operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
             images = int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
         else:
             measuring = facts.evaluated * passes * look
-            rest = (1 - 2 * CLOSED) * left - min(AFTERWARDS * left, 2 * measuring)
-            steps = quickest(config, facts, look) * HOPE * hyperrule.FEWEST_STEPS
-            alone = config.steps is None and (rest < steps or facts.images < hyperrule.TUNING_BATCH)
+            learning = min(CLOSED * left, (most + held_out) * passes * look)
+            rest = left - 2 * learning - min(AFTERWARDS * left, 2 * measuring)
+            fewest_steps = hopes(config, facts, look, way[-1])[-1]
+            alone = config.steps is None and (rest < fewest_steps or facts.images < hyperrule.TUNING_BATCH)
             room = ALONE * (left - min(AFTERWARDS * left, measuring)) if alone else CLOSED * left
             room = max(slight, room)
             images = int(room / (passes * look) * most / (most + held_out))
-        found.append((images, way, room, not alone and _sizes(way[-1]) >= min(2, _sizes(ways[0][-1]))))
-    enough = [one for one in found if one[0] >= wanted] or found[-1:]
-    # A training is worth more than a third size, not more than a second one (docs/lab-notes.md).
-    images, way, room, _ = next((one for one in enough if one[3]), enough[0])
+        found.append(_Way(images, way, room, None if alone or _sizes(way[-1]) < min(2, _sizes(ways[0][-1])) else rest))
+    enough = [one for one in found if one.images >= wanted] or found[-1:]
+    # A training is worth more than a third size, not more than a second one, and one of larger images is, too (docs/lab-notes.md).
+    trains = [(one, one.rest, hopes(config, facts, look, one.views[-1])) for one in enough if one.rest is not None]
+    hoped = (one for number in range(3) for one, rest, hope in trains if rest >= hope[number])
+    first = trains[0][0] if trains else enough[0]
+    images, way, room, _ = first if config.steps is not None else next(hoped, first)
     return most if left is not None else max(fewest, min(most, images)), way, room
+
+
+class _Way(NamedTuple):
+    """What the closed form could see in the time that there is."""
+
+    images: int
+    """That there is time for."""
+    views: tuple[View, ...]
+    room: float
+    """Seconds for them."""
+    rest: float | None
+    """Seconds that would be left for a training; None: too few, or it would not be worth what the closed form went without."""
 
 
 def _sizes(view: View) -> int:

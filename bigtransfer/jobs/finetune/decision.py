@@ -17,7 +17,7 @@ from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import Splits
 from bigtransfer.data.images import Interpolation
 from bigtransfer.errors import ConfigError
-from bigtransfer.evals.candidates import Closed
+from bigtransfer.evals.candidates import Closed, View
 from bigtransfer.feed.augment import SquareCrop
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
@@ -40,7 +40,7 @@ LOOKS = 4
 WATCHED = 2_000
 """Validation sets of at most this many images are measured during the training too, larger ones only after it; so many choose at most."""
 
-HOPE = 1.5
+HOPE = 2.0
 """Times the fewest steps that must seem to fit for their speed to be measured, which takes some of the time itself."""
 
 TIMED = 0.05
@@ -314,12 +314,24 @@ def _before(facts: Facts, crop: int) -> float:
     return facts.look * min(facts.images, LOOKED_AT) * (crop / facts.trained_at) ** 2
 
 
-def quickest(config: FinetuneConfig, facts: Facts, look: float) -> float:
+def quickest(config: FinetuneConfig, facts: Facts, look: float, crop: int | None = None) -> float:
     """Seconds that a step of such a training takes at least, if a plain forward pass takes `look`: two of them for each image, for no
-    gradient of kernels is computed."""
-    crop = config.crop or _smallest(facts)
-    batch = min(facts.images, config.batch_size or hyperrule.TUNING_BATCH)
-    return 2 * look * batch * (crop / facts.trained_at) ** 2
+    gradient of kernels is computed. crop: px, of its images; the smallest unless given."""
+    crop = crop or config.crop or _smallest(facts)
+    return 2 * look * _batch(config, facts) * (crop / facts.trained_at) ** 2
+
+
+def hopes(config: FinetuneConfig, facts: Facts, look: float, view: View) -> tuple[float, float, float]:
+    """Seconds that such a training should have beside a closed form with this view: for enough steps at the larger of its sizes (infinity
+    where it has one only), for enough at the smaller, for the fewest."""
+    enough = hyperrule.enough_tuning_steps(facts.images, _batch(config, facts))
+    larger, step = _larger(config, facts, view), HOPE * quickest(config, facts, look)
+    most = math.inf if larger is None else HOPE * quickest(config, facts, look, larger) * enough
+    return most, step * enough, step * hyperrule.FEWEST_STEPS
+
+
+def _batch(config: FinetuneConfig, facts: Facts) -> int:
+    return min(facts.images, config.batch_size or hyperrule.TUNING_BATCH)
 
 
 def _smallest(facts: Facts) -> int:
@@ -327,15 +339,14 @@ def _smallest(facts: Facts) -> int:
     return facts.architecture.fixed_size or min(map(min, facts.looks))
 
 
-def _larger(config: FinetuneConfig, facts: Facts) -> int | None:
-    """The next size, px, at which such a training sees images where there is time for it: twice the smallest, if the closed form looks at
-    that too and the user has fixed none. A classifier gains more by a training at 128 px than at 64 (docs/lab-notes.md)."""
-    assert facts.closed is not None
+def _larger(config: FinetuneConfig, facts: Facts, view: View) -> int | None:
+    """The next size, px, at which such a training sees images where there is time for it: 1.5 times to twice the smallest, if the closed
+    form looks at that too and the user has fixed none. A classifier gains more by a training at 128 px than at 64 (docs/lab-notes.md)."""
     if config.crop is not None or config.resize is not None or facts.architecture.fixed_size is not None:
         return None
-    view, larger = facts.closed.view, 2 * _smallest(facts)
+    smallest = _smallest(facts)
     sizes = (view.size, *(view.readout.sizes if view.readout else ()))
-    return larger if larger in sizes else None
+    return max((size for size in sizes if 1.5 * smallest <= size <= 2 * smallest), default=None)
 
 
 def _room(config: FinetuneConfig, facts: Facts, crop: int) -> float:
@@ -354,7 +365,7 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
     if facts.images < hyperrule.TUNING_BATCH and config.steps is None:
         return hyperrule.too_few_to_tune(facts.closed.view.size, facts.images)
     fixed = {name: value for name in ("steps", "batch_size") if (value := getattr(config, name)) is not None}
-    crop, batch = config.crop or _smallest(facts), min(facts.images, fixed.get("batch_size", hyperrule.TUNING_BATCH))
+    crop, batch = config.crop or _smallest(facts), _batch(config, facts)
     if config.resize is not None and config.crop is None and facts.architecture.fixed_size is None:
         crop = max(1, round(config.resize / hyperrule.TUNING_RATIO))
     if "steps" not in fixed:
@@ -366,7 +377,7 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
             speed = facts.tuning_speed(crop, batch)
             room = _room(config, facts, crop)
             fitting = room * speed / batch
-            larger = _larger(config, facts)
+            larger = _larger(config, facts, facts.closed.view)
             enough = hyperrule.enough_tuning_steps(facts.images, batch)
             if larger is not None and fitting * (crop / larger) ** 2 >= enough:  # before that is measured too
                 room = _room(config, facts, larger)
