@@ -40,7 +40,7 @@ LOOKS = 4
 WATCHED = 2_000
 """Validation sets of at most this many images are measured during the training too, larger ones only after it; so many choose at most."""
 
-HOPE = 2.0
+HOPE = 1.5
 """Times the fewest steps that must seem to fit for their speed to be measured, which takes some of the time itself."""
 
 TIMED = 0.05
@@ -325,9 +325,9 @@ def hopes(config: FinetuneConfig, facts: Facts, look: float, view: View) -> tupl
     """Seconds that such a training should have beside a closed form with this view: for enough steps at the larger of its sizes (infinity
     where it has one only), for enough at the smaller, for the fewest."""
     enough = hyperrule.enough_tuning_steps(facts.images, _batch(config, facts))
-    larger, step = _larger(config, facts, view), HOPE * quickest(config, facts, look)
-    most = math.inf if larger is None else HOPE * quickest(config, facts, look, larger) * enough
-    return most, step * enough, step * hyperrule.FEWEST_STEPS
+    larger, step = _larger(config, facts, view), quickest(config, facts, look)
+    most = math.inf if larger is None else quickest(config, facts, look, larger) * enough
+    return most, step * enough, step * HOPE * hyperrule.FEWEST_STEPS
 
 
 def _batch(config: FinetuneConfig, facts: Facts) -> int:
@@ -340,13 +340,14 @@ def _smallest(facts: Facts) -> int:
 
 
 def _larger(config: FinetuneConfig, facts: Facts, view: View) -> int | None:
-    """The next size, px, at which such a training sees images where there is time for it: 1.5 times to twice the smallest, if the closed
-    form looks at that too and the user has fixed none. A classifier gains more by a training at 128 px than at 64 (docs/lab-notes.md)."""
+    """The next size, px, at which such a training sees images where there is time for it: twice the smallest, if what the closed form
+    looks at is about as large or larger and the user has fixed none. A classifier gains more by a training at 128 px than at 64
+    (docs/lab-notes.md)."""
     if config.crop is not None or config.resize is not None or facts.architecture.fixed_size is not None:
         return None
     smallest = _smallest(facts)
-    sizes = (view.size, *(view.readout.sizes if view.readout else ()))
-    return max((size for size in sizes if 1.5 * smallest <= size <= 2 * smallest), default=None)
+    larger = min(2 * smallest, max((view.size, *(view.readout.sizes if view.readout else ()))))
+    return larger if larger >= 1.5 * smallest else None
 
 
 def _room(config: FinetuneConfig, facts: Facts, crop: int) -> float:
