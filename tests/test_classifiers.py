@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import bigtransfer
-from bigtransfer import libraries, weights
+from bigtransfer import catalog, libraries, weights
 from bigtransfer.catalog import Backbone, Built, InputSpec
 from bigtransfer.data.images import prepare
 from bigtransfer.errors import BitError, WeightsError
@@ -28,6 +28,25 @@ CLASSES = ("ant", "bee", "crow")
 VIT = {"image_size": 32, "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 37}
 STAGES = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 24, 32]}
 SWIN = {"image_size": 64, "depths": [2, 1], "num_heads": [2, 3], "embed_dim": 12, "window_size": 4, "mlp_ratio": 1.5}
+
+BACKBONE = Backbone(
+    library="timm",
+    name="test_vit",
+    version="1",
+    taps=("0",),
+    stages=(8, 8),
+    features=8,
+    parameters=100,
+    products=100,
+    activations=100,
+    size=32,
+    any_size=False,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    averaged=False,
+    batch_norm=False,
+    patches=True,
+)
 
 SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "vit": ("ViT", VIT),
@@ -189,6 +208,7 @@ REFUSED = [
     ("resnet", {"downsample_in_bottleneck": True}, "downsample_in_bottleneck is True"),
     ("resnet", {"downsample_in_first_stage": True}, "downsample_in_first_stage is True"),
     ("resnet", {"layer_type": "other"}, "layer_type"),
+    ("resnet", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ("resnet", {"hidden_sizes": [8, 16, 24, 34]}, "no multiples of 4"),
     ("vit", {"hidden_size": 8000, "num_attention_heads": 1}, "numbers, and model.safetensors has"),
     ("vit", {"model_type": "vit_mae"}, "of type 'vit_mae'. Read are .*'convnextv2'.*timm:NAME@FILE"),
@@ -204,6 +224,58 @@ def test_what_timms_network_would_not_be_is_refused(
         with pytest.raises(BitError, match=told) as caught:
             look(tmp_path)
         assert str(tmp_path) in str(caught.value)
+
+
+FIXED = {
+    "swin": ("use_absolute_embeddings", "layer_norm_eps"),
+    "resnet": ("embedding_size", "downsample_in_first_stage", "downsample_in_bottleneck"),
+}
+"""What beside pixels and activation timm's networks of a kind have one value of."""
+NUMBERS = (0, -1, 10**9, 10**30, 1.5, "7", True, None, [], {})
+
+
+@pytest.mark.parametrize("kind", classifiers.KINDS)
+def test_every_size_has_its_bounds_and_its_name(kind: str, tmp_path: Path) -> None:
+    """None is told by what timm makes of it, or later, or by what it would do to memory."""
+
+    def refused(**said: object) -> str:
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, **said}))
+        with pytest.raises(WeightsError) as caught:
+            configs.read(tmp_path)
+        return str(caught.value)
+
+    form = classifiers.KINDS[kind].form
+    for field in dataclasses.fields(form):
+        if field.name == "layer_type":
+            continue
+        wrong: list[object] = list(NUMBERS)
+        if field.type.startswith("bool"):
+            wrong = [one for one in NUMBERS if one is not True]
+        elif isinstance(field.default, float):
+            wrong = [one for one in NUMBERS if one not in (0, 1.5) or (one == 0 and field.name == "mlp_ratio")]
+        elif isinstance(field.default, tuple):
+            wrong += [[1] * 17, *([*field.default[1:], one] for one in NUMBERS)]
+        for one in wrong:
+            told = refused(**{field.name: one})
+            assert told.startswith(f"{tmp_path}/config.json: {field.name}"), (field.name, one, told)
+    for key in ("num_channels", "hidden_act", *FIXED.get(kind, ())):
+        assert f"{key} is 'x'; of networks of type '{kind}' only " in refused(**{key: "x"})
+
+
+def test_a_ratio_gives_its_width_again() -> None:
+    """timm takes the hidden width of a ViT as a ratio, and cuts off what is no whole number."""
+    rng = np.random.default_rng(0)
+    wholes, parts = rng.integers(1, 2**16, 20_000).tolist(), rng.integers(1, 2**16, 20_000).tolist()
+    rounded = 0
+    for part, whole in zip(parts, wholes, strict=True):
+        ratio = classifiers._share(part, whole)
+        assert int(whole * ratio) == part and math.isclose(ratio, part / whole)
+        rounded += int(whole * (part / whole)) != part
+    assert rounded > 100
+
+
+def test_a_parameter_without_a_name_of_theirs_is_missed_by_timms() -> None:
+    assert classifiers.KINDS["vit"].their_names("fc_norm.weight") == ("timm's fc_norm.weight",)
 
 
 KEY = "vit.encoder.layer.1.attention.attention.key.weight"
@@ -366,6 +438,28 @@ def test_a_model_file_asks_for_sizes_alone(built: dict[str, Any], told: str, tmp
     with pytest.raises(BitError, match=told) as caught:
         weights.load(tmp_path / "model.safetensors")
     assert "model.safetensors" in str(caught.value)
+
+
+@pytest.mark.parametrize("field", [one.name for one in dataclasses.fields(Built)])
+def test_every_size_of_a_model_file_has_bounds(field: str) -> None:
+    """Above what a network could be, at or below nothing, and of another type: told by the field's name, before anything is built."""
+    card = catalog.ModelCard.bare(catalog.Architecture(backbone=BACKBONE), 3)
+    record = json.loads(card.to_json())
+    several = field in ("depths", "dims", "layers", "channels")
+    wrong: list[object] = [10**9, 10**30, -1, "2", {}, 0, 1.5]
+    if field in ("reg_tokens", "epsilon", "last_epsilon"):
+        wrong.remove(0)  # none is some
+    if field == "mlp_ratio":
+        wrong.remove(1.5)
+    if several or field == "num_heads":
+        wrong += [[], [1] * 17, *([1, one] for one in wrong)]
+    wrong += [] if field == "qkv_bias" else [True]
+    for one in wrong:
+        record["architecture"]["backbone"]["built"] = {field: one}
+        with pytest.raises(WeightsError, match=rf"^card: architecture\.backbone\.built\.{field}"):
+            catalog.ModelCard.from_json(json.dumps(record), "card")
+    record["architecture"]["backbone"]["built"] = {"pretrained": True}
+    assert catalog.ModelCard.from_json(json.dumps(record), "card").architecture.backbone.built == Built()  # type: ignore[union-attr]
 
 
 def test_a_fine_tuning(tmp_path: Path) -> None:

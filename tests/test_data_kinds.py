@@ -28,3 +28,12 @@ def test_images_are_known_by_their_first_bytes(form: str) -> None:
 )  # fmt: skip
 def test_what_only_begins_like_an_image_is_none(head: bytes) -> None:
     assert not kinds.is_image(head)
+
+
+def test_what_there_is_most_of_is_named_first() -> None:
+    passed, counts = kinds.Passed(), {".a": 2, ".b": 9, ".c": 1, ".d": 3, ".e": 8, ".f": 4, ".g": 5, ".h": 1}
+    for ending, count in counts.items():
+        for _ in range(count):
+            assert not passed.add(ending, lambda: b"text")
+    (told,) = passed.remarks("x")
+    assert told == "Passed over what is not an image in x: 9 .b, 8 .e, 5 .g, 4 .f, 3 .d, 2 .a and 2 more."

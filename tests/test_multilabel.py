@@ -80,6 +80,18 @@ def test_thresholds_are_the_best_there_are(case: tuple[torch.Tensor, torch.Tenso
     assert everything.best_thresholds()[0] == pytest.approx(torch.tensor(-1.0).sigmoid().item() / 2)
 
 
+def test_of_equally_good_thresholds_it_is_the_one_nearest_to_a_half() -> None:
+    """F1 is a half with the first image, the first five, or all nine."""
+    for ranked, wanted in (
+        ([0.99, 0.9, 0.8, 0.7, 0.6, 0.56, 0.3, 0.2, 0.1], 0.58),
+        ([0.99, 0.7, 0.6, 0.5, 0.44, 0.4, 0.3, 0.2, 0.1], 0.42),
+    ):
+        result, labels = MultiLabel(1), torch.full((9, 1), -1)
+        labels[[0, 4, 8]] = 0
+        result.update(torch.tensor(ranked, dtype=torch.float64).logit()[:, None], labels)
+        assert result.best_thresholds()[0] == pytest.approx(wanted, abs=1e-6)
+
+
 def test_scores_by_hand() -> None:
     result = MultiLabel(3)
     logits = torch.tensor([[9.0, 9, -9], [9, -9, -9], [-9, 9, -9]])

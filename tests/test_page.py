@@ -59,7 +59,8 @@ def test_the_file_has_all_that_it_needs(small: Path, tmp_path: Path, capsys: pyt
     there = tmp_path / "page.html"
     command = ["convert", str(tmp_path / "model.safetensors"), str(there), "--to", "web", "--runtime", str(small)]
     assert cli.main(command) == 0
-    assert "a page with the network and onnxruntime-web" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "a page with the network and onnxruntime-web" in told and f"  open {there} in a browser" in told
     text = there.read_text(encoding="utf-8")
     found = blocks(text)
     assert gzip.decompress(b64decode(found["library"])) == b"export {};</script>"

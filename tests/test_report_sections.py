@@ -8,16 +8,17 @@ import math
 import re
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 
 from bigtransfer import report
 from bigtransfer.errors import RunError
+from bigtransfer.evals import detection
 from bigtransfer.report import charts, page, sections
 from bigtransfer.report.contents import Contents
-from bigtransfer.report.pictures import Pictures
+from bigtransfer.report.pictures import Pictures, Thumbnail
 from bigtransfer.report.sections import (
     SECTIONS,
     confusion,
@@ -751,6 +752,33 @@ def test_what_is_confused_with_what(folder: Path) -> None:
     assert names[3].attributes["transform"] == f"translate({names[2].attributes['y']} 29) rotate(-90)"
 
 
+class Drawn(Pictures):
+    """A picture of every name, which it shows in its address."""
+
+    def get(self, name: str) -> Thumbnail | None:
+        return Thumbnail(source=name, tiny=False)
+
+    large = get
+
+
+def test_what_is_confused_is_shown_by_the_surest_answers(folder: Path) -> None:
+    predictions = [
+        {"name": f"{true}{said} {p}", "index": i, "true": true, "predicted": said, "rank": int(true != said)}
+        | {"probability": p, "nll": 1.0, "entropy": 0.5}
+        for i, (true, said, p) in enumerate(
+            (true, said, p) for true in (0, 1) for said in (0, 1) for p in (0.5, 0.9, 0.6, 0.8)
+        )
+    ]
+    changed(folder, predictions=predictions, confused=[[0, 1, 4], [1, 0, 4]])
+    (pair,) = SECTIONS["confusion"](Contents.read(folder, Drawn())).beside
+    assert (pair.true, pair.answer) == ("ant", "bee")
+    assert [one.source for one in pair.wrong] == ["01 0.9", "01 0.8", "01 0.6"]
+    assert [(name, [one.source for one in shown]) for name, shown in pair.rights] == [
+        ("ant", ["00 0.9", "00 0.8", "00 0.6"]),
+        ("bee", ["11 0.9", "11 0.8", "11 0.6"]),
+    ]
+
+
 @pytest.mark.parametrize(
     ("classes", "cell", "font"),
     [(2, 46, 13), (8, 46, 13), (9, 40, 13), (12, 40, 13), (13, 30, 11), (25, 30, 11), (26, 17, 11)],
@@ -825,6 +853,12 @@ def test_labels_the_worst_classes_and_images_first(coast: Path) -> None:
     ]  # none of the other evaluation's
 
 
+def test_a_label_that_is_never_found_comes_first(coast: Path) -> None:
+    rows = [row | {"average_precision": 0.0} if row["class"] == "sun" else row for row in LABELS["per_class"]]
+    changed(coast, per_class=rows)
+    assert [row[0] for row in section(coast, "Class by class").rows()[1:]] == ["sun", "sea", "cat"]
+
+
 @pytest.mark.parametrize(
     ("values", "said"),
     [
@@ -855,6 +889,49 @@ def test_only_so_many_images_with_wrong_labels(coast: Path, monkeypatch: pytest.
     assert [one.attributes["title"] for one in found.all("small")] == ["2.png", "1.png"]
     changed(coast, predictions=LABELS["predictions"][:1])
     assert "without exactly" not in section(coast, "Class by class").text
+
+
+# --- Objects
+
+
+def test_the_images_with_most_wrong_come_first(tmp_path: Path) -> None:
+    """Image k has k objects missed or invented, and one that was found; ten have nothing wrong, and one has nothing on it."""
+
+    def seen(kind: Literal["found", "missed", "invented"], **more: Any) -> detection.Seen:
+        return detection.Seen(kind=kind, label=0, box=(10.0, 20.0, 40.0, 25.0), **more)
+
+    def image(name: str, *objects: detection.Seen) -> detection.ImageRow:
+        return detection.ImageRow(name=name, height=48, width=64, objects=objects)
+
+    found, invented = seen("found", score=0.9), seen("invented", score=0.625, rather=1)
+    rows = [image(f"{k} wrong", found, *[seen("missed")] * (k // 2), *[invented] * (k - k // 2)) for k in range(1, 21)]
+    rows += [image(f"right {k}", found) for k in range(10)]
+    result = detection.Detection(
+        model="m",
+        data="d",
+        split="val",
+        images=31,
+        objects=130,
+        class_names=("ant", "bee"),
+        **dict.fromkeys(detection.SUMMARY),  # type: ignore[arg-type]
+        per_class=(),
+        per_image=(*rows, image("empty")),
+    )
+    detection.write_record(tmp_path / "evaluation.json", result)
+    shown = SECTIONS["boxes"](Contents.read(tmp_path, Drawn()))
+    assert (shown.wrong, shown.images) == (20, 31)
+    assert [one.name for one in shown.worst] == [f"{k} wrong" for k in range(20, 4, -1)]
+    assert [one.name for one in shown.right] == [f"right {k}" for k in range(4)]
+    first = shown.worst[0]
+    assert (first.width, first.height, first.found, first.missed, first.invented) == (64, 48, 1, 10, 10)
+    boxes = {one.kind: one for one in first.boxes}
+    assert all((one.left, one.top, one.width, one.height) == (10, 20, 30, 5) for one in first.boxes)
+    hints = {"found": "found: ant 0.90", "missed": "missed: ant", "invented": "invented: ant 0.62, is bee"}
+    assert {kind: one.hint for kind, one in boxes.items()} == hints
+    assert SECTIONS["boxes"](Contents.read(tmp_path, Pictures())) is None
+    changed(tmp_path, per_image=json.loads((tmp_path / "evaluation.json").read_text())["per_image"][20:])
+    flawless = SECTIONS["boxes"](Contents.read(tmp_path, Drawn()))
+    assert (len(flawless.worst), len(flawless.right), flawless.wrong) == (0, 4, 0)
 
 
 # --- Pictures

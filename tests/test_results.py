@@ -288,6 +288,20 @@ def test_few_shot_curves_have_a_line_of_medians_and_a_dot_for_each_draw() -> Non
     assert "Not all points are comparable" in comparison.few_shot(mixed)[0].note
 
 
+def test_places_of_curves_and_rows_of_tables_are_in_the_order_of_their_numbers() -> None:
+    suite = registry.find("few-shot")
+    names = ["100-shot", "full", "5-shot", "1-shot", "25-shot", "10-shot"]
+    mine = [
+        _of(suite.task(f"cifar-10/{shots}/linear-probe"), "few-shot", metric="top-1 (median)", value=0.1 * number)
+        for number, shots in enumerate(names)
+    ]
+    (figure,) = comparison.few_shot(mine)
+    assert [place.text for place in figure.places] == ["1", "5", "10", "25", "100", "full"]
+    several = [_of(CIFAR10, "transfer", model=f"m{value}", value=value) for value in (0.5, 0.9, 0.7)]
+    (members,) = comparison.tables(several).values()
+    assert [one.value for one in members] == [0.9, 0.7, 0.5]
+
+
 def test_a_figure_by_hand() -> None:
     """460 by 260, of which 400 by 220 are the plot from (48, 12) on: three places 133.3 apart."""
     (figure,) = comparison.few_shot(_curve())

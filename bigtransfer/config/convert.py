@@ -9,7 +9,7 @@ from typing import Literal
 from bigtransfer.config.fields import Config, Positional, forbid
 from bigtransfer.errors import ConfigError
 
-_WEIGHT_SUFFIXES: dict[str, tuple[str, ...]] = {
+ENDINGS: dict[str, tuple[str, ...]] = {
     "bit": (".safetensors",),
     "npz": (".npz",),
     "torch": (".tar", ".pth", ".pt"),
@@ -18,7 +18,8 @@ _WEIGHT_SUFFIXES: dict[str, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "web": (".html",),
 }
-"""Form -> how its file is called; bit and timm may also be folders, transformers always is one."""
+"""Form -> how its file is called; bit and timm may also be folders, transformers always is one. Those of all forms but
+onnx and web are of files of weights (`weights.formats.SUFFIXES`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,17 +60,15 @@ class ConvertConfig(Config):
     @property
     def is_folder(self) -> bool:
         """Whether the destination is a folder, to be shared on the Hugging Face hub for instance: what has no file's ending."""
-        return not any(
-            self.destination.endswith(suffix) for suffixes in _WEIGHT_SUFFIXES.values() for suffix in suffixes
-        )
+        return not any(self.destination.endswith(suffix) for suffixes in ENDINGS.values() for suffix in suffixes)
 
     def check(self) -> None:
         suffix = os.path.splitext(self.destination)[1]
-        fitting = _WEIGHT_SUFFIXES[self.to]
+        fitting = ENDINGS[self.to]
         is_file = not self.is_folder
         if (is_file and suffix not in fitting) or (not is_file and self.to in ("npz", "torch", "onnx", "web")):
             wanted = f"should end in {' or '.join(fitting)}" if fitting else "should be a folder"
-            meant = [form for form, suffixes in _WEIGHT_SUFFIXES.items() if suffix in suffixes]
+            meant = [form for form, suffixes in ENDINGS.items() if suffix in suffixes]
             other = f" If that is meant: --to {meant[0]}" if len(meant) == 1 else ""
             raise ConfigError(f"{self.destination} {wanted} with --to {self.to}.{other}")
         if self.to in ("npz", "torch"):

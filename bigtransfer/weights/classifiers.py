@@ -26,7 +26,7 @@ from bigtransfer.errors import WeightsError
 MOST_PATCHES = 128
 """Patches along a side of what a ViT may look at: it is looked at with one image, and the work grows with the fourth power of the side."""
 
-Side = Annotated[int, msgspec.Meta(ge=1, le=2**14)]
+Side = Annotated[int, msgspec.Meta(ge=1)]
 Width = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
 Depth = Annotated[int, msgspec.Meta(ge=1, le=200)]
 Heads = Annotated[int, msgspec.Meta(ge=1, le=1024)]
@@ -35,7 +35,7 @@ _stages = msgspec.Meta(min_length=1, max_length=16)
 Widths = Annotated[tuple[Width, ...], _stages]
 Depths = Annotated[tuple[Depth, ...], _stages]
 
-# --- What their config.json says, with what it means where it is silent
+# --- What their config.json says, with what it means where it is silent. Bounds of what has the same name there are those of `Built`.
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class _Swin:
     embed_dim: Width = 96
     depths: Depths = (2, 2, 6, 2)
     num_heads: Annotated[tuple[Heads, ...], _stages] = (3, 6, 12, 24)
-    window_size: Annotated[int, msgspec.Meta(ge=1, le=64)] = 7
-    mlp_ratio: Annotated[float, msgspec.Meta(gt=0, le=64)] = 4.0
+    window_size: int = 7
+    mlp_ratio: float = 4.0
     qkv_bias: bool = True
 
 

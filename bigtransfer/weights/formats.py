@@ -26,6 +26,7 @@ from torch import Tensor
 
 from bigtransfer import files, runs
 from bigtransfer.catalog import EXPORTED, ModelCard
+from bigtransfer.config.convert import ENDINGS
 from bigtransfer.errors import BitError, WeightsError
 from bigtransfer.limits import limits
 from bigtransfer.weights import configs
@@ -34,7 +35,8 @@ HEADER_KEY = "bigtransfer"
 """Key of the model card in a safetensors header."""
 
 IN_FOLDERS = ("model.safetensors", "pytorch_model.bin")
-SUFFIXES = (".safetensors", ".npz", ".bin", ".pth", ".pt", ".tar")
+SUFFIXES = frozenset(ending for form, endings in ENDINGS.items() if form not in ("onnx", "web") for ending in endings)
+"""Of files of weights."""
 
 
 @dataclass(frozen=True)

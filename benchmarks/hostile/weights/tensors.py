@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -35,15 +37,19 @@ def _shapes(form: str) -> dict[str, tuple[int, ...]]:
 
 def header(form: str = "bit", dtype: str = "F16", with_card: bool = True) -> tuple[Header, int]:
     """The header of a whole network in a form of ours, timm's or transformers', and the bytes of its tensors."""
+    found, size = laid_out(_shapes(form), dtype)
+    if with_card:
+        found = {"__metadata__": {"bigtransfer": card().to_json()}, **found}
+    return found, size
+
+
+def laid_out(shapes: Mapping[str, tuple[int, ...]], dtype: str = "F16") -> tuple[Header, int]:
+    """The header of tensors of these shapes one after the other, and their bytes."""
     size = {"F16": 2, "BF16": 2, "F32": 4, "F64": 8, "I8": 1}[dtype]
     found: Header = {}
-    if with_card:
-        found["__metadata__"] = {"bigtransfer": card().to_json()}
     at = 0
-    for name, shape in _shapes(form).items():
-        count = size
-        for side in shape:
-            count *= side
+    for name, shape in shapes.items():
+        count = size * math.prod(shape)
         found[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + count]}
         at += count
     return found, at
