@@ -25,7 +25,8 @@ from bigtransfer.config import EvaluateConfig, FinetuneConfig
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.errors import RunError
 from bigtransfer.jobs.evaluate import evaluate
-from bigtransfer.jobs.finetune import Finetuned, finetune
+from bigtransfer.jobs.finetune import finetune
+from bigtransfer.jobs.working import Finetuned
 
 
 class Cells:

@@ -5,6 +5,7 @@
     python -m benchmarks.detection by-heart bccd/ --cells cells/ --images 16 --steps 500
     python -m benchmarks.detection reached cells/.../run bccd/
     python -m benchmarks.detection table runs/blood runs/blood-2 ...
+    python -m benchmarks.detection backends runs/blood bccd/
 
 steps: RetinaNet on R50x1 by this package, in float32 and in bfloat16, and torchvision's `retinanet_resnet50_fpn` (all layers trained, its
 own preparation of images left out by giving them in the final size), in turn, from random weights, the same made-up images and boxes:
@@ -17,6 +18,8 @@ resumable: each training is a cell (`benchmarks.cells`), and the same command go
 reached: what a training that was stopped had learnt by its latest checkpoint, measured on the test images.
 
 table: of each run what its config.json asked and its evaluation.json says.
+
+backends: a detector's ONNX file by each library, beside torch in float32, on up to 64 images: what its graph gives, and the boxes.
 """
 
 from __future__ import annotations
@@ -31,18 +34,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
+import openvino
 import torch
 import torchvision
 from torchvision.models.detection import retinanet_resnet50_fpn
 
 from benchmarks.cells import Cells, commit, machine
-from bigtransfer import catalog, detector, model
+from bigtransfer import catalog, detector, model, weights
+from bigtransfer.backends import Precision, graph
+from bigtransfer.backends.by_onnxruntime import OnnxDetector
+from bigtransfer.backends.by_openvino import OpenVinoDetector
+from bigtransfer.backends.exported import ExportedDetector
 from bigtransfer.config import DetectFinetuneConfig
 from bigtransfer.data.boxes import open_boxes
 from bigtransfer.detections import ObjectFinder
 from bigtransfer.detector import BoxGoal
+from bigtransfer.errors import ConfigError
 from bigtransfer.evals import detection
 from bigtransfer.hyperrule import Recipe
+from bigtransfer.jobs import parity
 from bigtransfer.jobs.detect import finetune as job
 from bigtransfer.jobs.detect import measuring
 from bigtransfer.jobs.plan import recall
@@ -72,6 +83,9 @@ def main() -> None:
         learning.add_argument("--learning-rate", type=float, default=0.01)
         if name == "by-heart":
             learning.add_argument("--images", type=int, default=16)
+    compared = commands.add_parser("backends")
+    compared.add_argument("run", type=Path)
+    compared.add_argument("data")
     stopped = commands.add_parser("reached")
     stopped.add_argument("run", type=Path)
     stopped.add_argument("data", type=Path)
@@ -82,6 +96,8 @@ def main() -> None:
         starts(asked)
     elif asked.command == "reached":
         reached(asked.run, asked.data)
+    elif asked.command == "backends":
+        backends(asked.run, asked.data)
     elif asked.command == "by-heart":
         by_heart(asked)
     else:
@@ -240,6 +256,27 @@ def reached(folder: Path, data: Path) -> None:
     result = detection.measured(kept, found, finder.thresholds, model="", data=str(data), split="test")
     print(f"after {state.step} of {begun.plan.recipe.steps} steps of {begun.plan.recipe.batch_size}:")
     print(measuring.described(result))
+
+
+def backends(run: Path, data: str) -> None:
+    made = weights.load_detector(run)
+    content = graph.onnx_detector(made)
+    pixels, _ = parity.images(data, str(run), made.card)
+    print(f"{run}: {len(pixels)} images of {data} at {made.card.input.size} px, {len(content) / 1e6:.1f} MB\n")
+    print("| by | logits, of the largest | offsets, of the largest | boxes of both | of these the other's too |")
+    print("|---|---|---|---|---|")
+    rows: tuple[tuple[str, type[ExportedDetector], Precision], ...] = (
+        (f"onnxruntime {onnxruntime.__version__}, fp32", OnnxDetector, "fp32"),
+        (f"OpenVINO {openvino.__version__.partition('-')[0]}, fp32", OpenVinoDetector, "fp32"),
+        ("OpenVINO, bf16", OpenVinoDetector, "bf16"),
+    )
+    for name, by, precision in rows:
+        try:
+            found = parity.compare_boxes(content, made, pixels, by=by, precision=precision)
+        except ConfigError as error:  # a processor without bf16
+            print(f"| {name} | {error} | | | |")
+            continue
+        print(f"| {name} | {found.logits:.1e} | {found.offsets:.1e} | {found.boxes:,} | {found.same:,} |", flush=True)
 
 
 def table(folders: list[Path]) -> None:

@@ -15,7 +15,7 @@ from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.jobs import evaluate as evaluate_job
 from bigtransfer.jobs import finetune as finetune_job
 from bigtransfer.jobs import pretrain as pretrain_job
-from bigtransfer.jobs.finetune import Finetuned
+from bigtransfer.jobs.working import Finetuned
 from bigtransfer.model import Network
 from bigtransfer.train.teacher import Teacher
 

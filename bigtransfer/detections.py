@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bigtransfer import backends
-from bigtransfer.backends import DetectorBackend, Precision
+from bigtransfer.backends import Choice, DetectorBackend, Precision
 from bigtransfer.data import images as image_ops
 from bigtransfer.errors import BitError, ImageError
 from bigtransfer.objects import DEFAULT_THRESHOLD, Objects
@@ -94,10 +94,16 @@ class ObjectFinder:
 
     @classmethod
     def load(
-        cls, model: str | os.PathLike[str], *, device: str | None = None, precision: Precision = "auto"
+        cls,
+        model: str | os.PathLike[str],
+        *,
+        device: str | None = None,
+        precision: Precision = "auto",
+        backend: Choice = "auto",
     ) -> ObjectFinder:
-        """`model`: a detector's model file or run folder, or what `bit convert` exported of one. Raises WeightsError."""
-        return cls(backends.opened_detector(model, device, precision))
+        """`model`: a detector's model file or run folder, or what `bit convert` exported of one. backend: what computes it, as of
+        `predictor.Predictor`, but for "fastest". Raises WeightsError and ConfigError."""
+        return cls(backends.opened_detector(model, backend, device, precision))
 
     def find(self, images: Any, *, batch_size: int | None = None) -> list[Found]:
         """What is on each image, in order. images: in any form that `Predictor.predict` takes (arrays as uint8)."""

@@ -571,6 +571,16 @@ def detection_within(
         speed = images_per_second(size, batch)
     most = math.ceil(MOST_DETECTION_EPOCHS * num_examples / batch)
     steps = min(most, max(FEWEST_STEPS, int(left * speed / batch)))
+    notes = [
+        f"{steps * batch / num_examples:.2g} passes over the {num_examples:,} images, their longer side {size} px, to fit into "
+        f"{_span(seconds)} at the {speed:.2g} images/s just measured.",
+        "Batch, rate and schedule are the project's own; without --budget the paper's recipe is obeyed.",
+    ]
+    if steps * batch < enough:
+        longer = math.ceil((seconds + enough / speed - left) / 60)
+        notes.append(
+            f"A detector learns little in so few passes: {FEWEST_DETECTION_EPOCHS} of them would fit into {longer} min here."
+        )
     return Recipe(
         steps=steps,
         batch_size=batch,
@@ -581,11 +591,7 @@ def detection_within(
         schedule="cosine",
         weight_decay=1e-4,
         variant="budget",
-        notes=(
-            f"{steps * batch / num_examples:.2g} passes over the {num_examples:,} images, their longer side {size} px, to fit into "
-            f"{_span(seconds)} at the {speed:.2g} images/s just measured.",
-            "Batch, rate and schedule are the project's own; without --budget the paper's recipe is obeyed.",
-        ),
+        notes=tuple(notes),
     )
 
 

@@ -23,7 +23,8 @@ from bigtransfer.data import open_dataset
 from bigtransfer.errors import ConfigError, DataError, RunError
 from bigtransfer.evals.record import Evaluation
 from bigtransfer.jobs import compare, finetune
-from bigtransfer.jobs.finetune import Finetuned, dataset
+from bigtransfer.jobs.finetune import dataset
+from bigtransfer.jobs.working import Finetuned
 from bigtransfer.model import ResNetV2
 from bigtransfer.report import runs
 from bigtransfer.report.comparison import Figure

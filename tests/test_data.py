@@ -131,7 +131,12 @@ def test_photos_that_need_something_are_counted_with_what(tmp_path: Path, monkey
 
 def test_what_this_program_wrote_is_no_class(tmp_path: Path) -> None:
     class_folders(tmp_path, {"cat": 1, "dog": 1})
-    runs = {"runs/photos-bit": "finetune", "out": "evaluate", "dog/run": "pretrain"}
+    runs = {
+        "runs/photos-bit": "finetune",
+        "runs/photos-boxes": "detect finetune",
+        "out": "evaluate",
+        "dog/run": "pretrain",
+    }
     for folder, command in runs.items():
         write(tmp_path / folder / "tensorboard" / "x.png")
         (tmp_path / folder / "config.json").write_text(json.dumps({"command": command, "asked": {}, "environment": {}}))
@@ -142,7 +147,7 @@ def test_what_this_program_wrote_is_no_class(tmp_path: Path) -> None:
     (tmp_path / "shards" / ".plan.json").write_text("{}")
     data = open_dataset(tmp_path)
     assert names(data.train) == ["cat/000.png", "dog/000.png"]
-    assert "what `bit` wrote: begun, dog/run, out, runs/photos-bit, shards" in " ".join(data.notes)
+    assert "what `bit` wrote: begun, dog/run, out, runs/photos-bit, runs/photos-boxes, shards" in " ".join(data.notes)
     (tmp_path / "emu").mkdir()  # still a class without an image
     with pytest.raises(DataError, match="without an image: emu"):
         open_dataset(tmp_path)

@@ -22,7 +22,10 @@ from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.evals import detection
 from bigtransfer.hyperrule import detection as detection_rule
 from bigtransfer.hyperrule import detection_within
+from bigtransfer.jobs import working
+from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.detect import finetune
+from bigtransfer.jobs.working import Finetuned
 from tests import box_makers
 from tests.box_makers import scenes
 from tests.conftest import dying_at_a_checkpoint
@@ -139,6 +142,11 @@ def test_a_run_its_report_and_what_follows(
         page = (folder / "report.html").read_text()
         assert "average precision" in page and "Class by class" in page
         assert "<rect" in page and "<image href" in page
+        # What is said of a classifier is not said of it.
+        following = page[page.index("<h2>Next</h2>") :]
+        assert "bit detect predict " in following and "ObjectFinder" in following and "bit predict" not in following
+        assert "<dt>mixup alpha</dt>" not in page and "<dt>loss</dt>" not in page
+    assert "<dt>channels</dt><dd>64</dd>" in page_of_run
     assert cli.main(["report", str(done.folder)]) == 0 and (done.folder / "report.html").read_text() == page_of_run
     for row in json.loads((tmp_path / "c.json").read_text()):
         assert row.keys() == {"image_id", "category_id", "bbox", "score"}
@@ -207,7 +215,7 @@ def test_a_resume_repeats_the_uninterrupted_run_bit_for_bit(asked: Asking, tmp_p
     one, other = (weights.load_detector(run.model).state_dict() for run in (whole, torn))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
-    def logged(run: finetune.Trained) -> list[dict[str, float]]:
+    def logged(run: Finetuned) -> list[dict[str, float]]:
         lines = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
         return [{k: v for k, v in line.items() if k not in ("images_per_second", "data_wait")} for line in lines]
 
@@ -266,6 +274,42 @@ def test_a_budget_decides_and_is_kept_on_record(
     assert "budget:" in capsys.readouterr().out
 
 
+def test_a_budget_that_was_not_kept_is_said(
+    asked: Asking, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour of four seconds has passed when the images have been found."""
+
+    def clock(_: object, folder: Path, *, since: float, always: str, **__: object) -> Clock:
+        return Clock(folder, 4.0, since=since - 3600, always=always)
+
+    monkeypatch.setattr(working, "clock", clock)
+    done = finetune.finetune(asked(budget="4s", steps=None, eval_every=None))
+    over = detection.read_record(done.folder / "evaluation.json").notes[-1]
+    assert over.startswith("The budget of 4 s was not kept: 36") and "All images to measure it on are looked at" in over
+    assert weights.describe(done.model).recipe["notes"][-1] == over
+    assert over in (done.folder / "report.html").read_text()
+    told = capsys.readouterr()
+    assert over in told.err and "s of 4 s taken" in told.out
+    assert list(json.loads((done.folder / "budget.json").read_text())["stages"])[1:] == [
+        *("for the plan", "to fine-tune", "to measure it")
+    ]
+
+
+def test_ctrl_c_says_what_is_kept(
+    data: Path, start: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    command = ["detect", "finetune", str(data), "--model", str(start), "--out", str(tmp_path / "run")]
+    command += ["--steps", "1", "--size", "64", "--channels", "64", "--batch-size", "2", "--device", "cpu"]
+    for where, told in ((finetune.box_data, "nothing is kept so early"), (finetune.training, "all that was decided")):
+        with monkeypatch.context() as patch:
+            patch.setattr(where, "open_boxes" if where is finetune.box_data else "train", interrupted)
+            assert cli.main(command) == 130
+        assert told in capsys.readouterr().err
+
+
 def test_anchors_that_fit_the_objects(data: Path) -> None:
     train = open_boxes(data).train
     scale, note = finetune.fitting_anchors(train, 64)
@@ -298,6 +342,10 @@ def test_a_budget_s_recipe_takes_the_size_that_leaves_enough_passes() -> None:
     assert detection_within(200, 60, speed, left=60, most_size=100).crop == 128
     assert detection_within(200, 60, speed, left=60, most_size=640, fixed={"size": 320}).crop == 320
     assert detection_within(200, 6e6, speed, left=6e6, most_size=640).steps == 100 * 200 / 8
+    # Where even the smallest size leaves too few passes, it is said what would be enough: 1,200 images at 64 a second, and 30 s besides.
+    poor = detection_within(200, 40, speed, left=10, most_size=640)
+    assert poor.crop == 128 and "6 of them would fit into 1 min here" in poor.notes[-1]
+    assert detection_within(200, 61, speed, left=18.8, most_size=640).notes[-1] == short.notes[-1]
 
 
 @pytest.mark.parametrize(

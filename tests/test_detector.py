@@ -25,6 +25,7 @@ from torchvision.models.detection.retinanet import RetinaNetHead
 from bigtransfer import catalog, cli, detector, model, objects, weights
 from bigtransfer.backends import graph, onnx_file
 from bigtransfer.backends.by_onnxruntime import OnnxDetector
+from bigtransfer.backends.by_openvino import OpenVinoDetector
 from bigtransfer.backends.by_torch import TorchDetector
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard
 from bigtransfer.data.boxes import BoxSet, open_boxes
@@ -280,6 +281,8 @@ def test_the_exported_detector_answers_as_with_torch(size: int, input: Any) -> N
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, size, size), dtype=np.uint8)
     found = parity.compare_boxes(content, ours, pixels)
     assert max(found.logits, found.offsets) < 5e-5 and found.boxes > 20 and found.same > found.boxes / 2, found
+    other = parity.compare_boxes(content, ours, pixels, by=OpenVinoDetector)
+    assert max(other.logits, other.offsets) < 5e-5 and other.boxes > 20 and other.same > other.boxes / 2, other
     # And what is made of its numbers is what torchvision makes of the same ones, images of any shape included.
     runner = OnnxDetector(onnx_file.parse(content, "x"), "x", None, "auto")
     logits, offsets = runner.computed(pixels)
@@ -306,7 +309,7 @@ def test_an_exported_detector_that_answers_otherwise_is_noticed() -> None:
 
 
 def test_a_detector_s_commands_take_the_exported_file_and_no_others_do(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ours = tiny(2)
     file, out = tmp_path / "tiny.safetensors", tmp_path / "tiny.onnx"
@@ -335,10 +338,34 @@ def test_a_detector_s_commands_take_the_exported_file_and_no_others_do(
         box_makers.write_images(tmp_path / "red", scenes(1, 1))
         assert cli.main(wrong) == 2
         assert "is a detector" in capsys.readouterr().err, wrong
-    for flags in (["--to", "timm"], ["--to", "onnx", "--dtype", "int8"]):
-        ending = ".onnx" if "onnx" in flags else ".safetensors"
-        assert cli.main(["convert", str(file), str(tmp_path / f"no{ending}"), *flags]) == 2
-        assert "by --to onnx only" in capsys.readouterr().err
+    # By whichever backend, and what cannot be is said.
+    answers = {}
+    for backend in ("onnxruntime", "openvino"):
+        for which in (file, out):
+            finder = ObjectFinder.load(which, backend=backend, precision="fp32")  # type: ignore[arg-type]
+            answers[backend, which] = finder.find(photos[0])[0].record(0.1)
+            assert (finder.device, finder.precision) == ("cpu", "fp32")
+        command = ["detect", "predict", str(out), photos[0], "--backend", backend, "--precision", "fp32"]
+        assert cli.main([*command, "--format", "jsonl", "--threshold", "0.1"]) == 0
+        assert json.loads(capsys.readouterr().out) == answers[backend, out]
+    first, *others = answers.values()
+    for other in others:
+        assert [one["label"] for one in other["objects"]] == [one["label"] for one in first["objects"]]
+    assert cli.main(["detect", "predict", str(out), photos[0], "--backend", "torch"]) == 2
+    assert "which torch does not compute" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="`bit benchmark` measures nothing"):
+        ObjectFinder.load(out, backend="fastest")
+    for ending, reason, flags in (
+        ("safetensors", "no other program reads its form", ["--to", "timm"]),
+        ("onnx", "--dtype float16 halves the file", ["--to", "onnx", "--dtype", "int8"]),
+        ("html", f"`bit serve {file}` has one that draws boxes", ["--to", "web"]),
+        ("html", f"`bit serve {file}` has one that draws boxes", ["--to", "web", "--dtype", "int8"]),
+    ):
+        with monkeypatch.context() as patch:  # before anything is done
+            patch.setattr(weights, "load_detector", lambda *_: pytest.fail("it was loaded"))
+            assert cli.main(["convert", str(file), str(tmp_path / f"no.{ending}"), *flags]) == 2
+        told = capsys.readouterr().err
+        assert "by --to onnx only" in told and reason in told
     network = model.build(TINY, 2)
     weights.save(tmp_path / "plain.safetensors", network)
     (tmp_path / "plain.onnx").write_bytes(graph.onnx_model(network))

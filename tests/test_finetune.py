@@ -34,7 +34,7 @@ from bigtransfer.data import open_dataset, splits
 from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import Closed, View, Whole
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import evaluate, finetune, plan, training
+from bigtransfer.jobs import evaluate, finetune, plan, training, working
 from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.finetune import closed, dataset
 from bigtransfer.model import ResNetV2, joined
@@ -336,7 +336,7 @@ def test_a_finished_run_is_not_trained_again(
         f"{data}/", model=tiny, out=run, steps=STEPS, batch_size=6, crop=32, device="cpu", precision="fp32",
         val_fraction=0.2, eval_every=4,
     )  # fmt: skip
-    assert isinstance(done, finetune.Finetuned) and done.model == run / "model.safetensors"
+    assert isinstance(done, working.Finetuned) and done.model == run / "model.safetensors"
     assert done.metrics["test_top1"] == json.loads((run / "evaluation.json").read_text())["top1"]
     assert done.recipe.steps == STEPS and done.stopped_by is None
 
@@ -730,7 +730,7 @@ def test_a_budget_that_is_used_up_says_what_was_not_done(
     short: list[str], enough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An hour has passed when the images have been found: no step is taken, and some of the test images measure the model."""
-    monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 60.0, since=since - 3600))
+    monkeypatch.setattr(working, "clock", lambda _, folder, *, since, **__: Clock(folder, 60.0, since=since - 3600))
     monkeypatch.setattr(evaluate, "_BETWEEN", 5)
     monkeypatch.setattr(Clock, "slight", 0.0)
     short[1] = str(enough)
@@ -777,7 +777,7 @@ def test_what_takes_a_moment_is_done_though_the_time_is_up(
     short: list[str], enough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All images are learnt from, those held out too, and all test images are measured; one count of them everywhere."""
-    monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 60.0, since=since - 3600))
+    monkeypatch.setattr(working, "clock", lambda _, folder, *, since, **__: Clock(folder, 60.0, since=since - 3600))
     monkeypatch.setattr(Clock, "slight", 600.0)
     monkeypatch.setattr(evaluate, "_BETWEEN", 5)
     monkeypatch.setattr(finetune.baseline.closed, "_PIECE", 5)
@@ -822,16 +822,17 @@ def test_no_batch_is_begun_that_would_end_too_late(tmp_path: Path) -> None:
 
 def test_something_is_kept_for_the_end_of_the_command(tmp_path: Path) -> None:
     for budget, left in (("60s", 59.0), ("5s", 4.5)):
-        clock = finetune.tuning.clock(FinetuneConfig(data="d", budget=budget), tmp_path, time.monotonic())
+        asked = FinetuneConfig(data="d", budget=budget)
+        clock = working.clock(asked, tmp_path, since=time.monotonic(), reserve=finetune.FINISHING, always="")
         assert clock is not None and clock.left == pytest.approx(left, abs=0.3)
-    assert finetune.tuning.clock(FinetuneConfig(data="d"), tmp_path, 0.0) is None
+    assert working.clock(FinetuneConfig(data="d"), tmp_path, since=0.0, reserve=1.0, always="") is None
 
 
 def test_what_was_spent_before_the_first_step_counts_when_the_run_goes_on(
     short: list[str], enough: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Which was killed there."""
-    monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 1e6, since=since - 100))
+    monkeypatch.setattr(working, "clock", lambda _, folder, *, since, **__: Clock(folder, 1e6, since=since - 100))
     monkeypatch.setattr(training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
     monkeypatch.setattr(finetune.decision, "images_per_second", lambda *_: 1000.0)
     monkeypatch.setattr(finetune.decision.hyperrule, "TUNING_BATCH", 8)  # there are so few images
@@ -845,7 +846,7 @@ def test_what_was_spent_before_the_first_step_counts_when_the_run_goes_on(
 def test_steps_that_were_asked_for_know_no_clock(
     short: list[str], enough: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finetune.tuning, "clock", lambda _, folder, since: Clock(folder, 60.0, since=since - 3600))
+    monkeypatch.setattr(working, "clock", lambda _, folder, *, since, **__: Clock(folder, 60.0, since=since - 3600))
     monkeypatch.setattr(evaluate, "_BETWEEN", 5)
     short[1] = str(enough)
     assert in_process([*short, "--budget", "60s", "--steps", "2"]) == 0
@@ -861,15 +862,15 @@ def test_a_budget_counts_from_the_beginning_of_the_command(
     short[1] = str(enough)
     asked = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
     seen: list[float] = []
-    real = finetune.tuning.clock
+    real = working.clock
 
-    def clock(config: FinetuneConfig, folder: Path, since: float) -> Clock | None:
-        made = real(config, folder, since)
+    def clock(config: FinetuneConfig, folder: Path, **how: Any) -> Clock | None:
+        made = real(config, folder, **how)
         assert made is not None
         seen.append(made.spent)
         return made
 
-    monkeypatch.setattr(finetune.tuning, "clock", clock)
+    monkeypatch.setattr(working, "clock", clock)
     monkeypatch.setattr(machine, "began", time.monotonic() - 3600)
     assert in_process([*asked, "--budget", "60s"]) == 0
     assert 3600 <= seen[0] < 3660 and card_and_config(tmp_path / "run")[1]["recipe"]["steps"] == 0

@@ -29,6 +29,7 @@ from starlette.testclient import TestClient
 
 from bigtransfer import cli, limits, page, weights
 from bigtransfer.backends import graph
+from bigtransfer.backends.by_openvino import OpenVinoDetector
 from bigtransfer.config import ServeConfig
 from bigtransfer.detections import ObjectFinder
 from bigtransfer.errors import ConfigError, WeightsError
@@ -245,9 +246,11 @@ def test_bit_serve_takes_a_detector_for_what_it_is(tmp_path: Path) -> None:
     config = ServeConfig(models=("x",), device="cpu", precision="fp32")
     for name in ("model.safetensors", "model.onnx"):
         assert isinstance(job.loaded(str(tmp_path / name), config), ObjectFinder)
+        found = job.loaded(str(tmp_path / name), ServeConfig(models=("x",), backend="openvino", precision="fp32"))
+        assert isinstance(found, ObjectFinder) and isinstance(found._backend, OpenVinoDetector)
     assert isinstance(job.loaded(str(tmp_path / "plain.safetensors"), config), Predictor)
     with pytest.raises(ConfigError, match="is a detector"):
-        job.loaded(str(tmp_path / "model.onnx"), ServeConfig(models=("x",), backend="openvino"))
+        job.loaded(str(tmp_path / "model.onnx"), ServeConfig(models=("x",), backend="fastest"))
 
 
 def test_multi_label_models_say_which_classes_they_give() -> None:

@@ -64,24 +64,58 @@ def not_finite(card: ModelCard) -> WeightsError:
 
 
 def opened_detector(
-    model: str | os.PathLike[str], device: str | None = None, precision: Precision = "auto"
+    model: str | os.PathLike[str],
+    backend: Choice = "auto",
+    device: str | None = None,
+    precision: Precision = "auto",
 ) -> DetectorBackend:
-    """`model`: a detector's model file or run folder, which torch computes, or its exported file, which onnxruntime does. Raises as
-    `opened` and `weights.load_detector`."""
+    """`model`: a detector's model file or run folder, or its exported file. backend: as of `opened`, but for "fastest": nothing is
+    remembered of detectors. Raises as `opened` and `weights.load_detector`."""
+    if backend == "fastest":
+        raise ConfigError(
+            f"{model} is a detector, of which `bit benchmark` measures nothing; name torch, onnxruntime or openvino as --backend."
+        )
     if is_exported(model):
-        from bigtransfer.backends.by_onnxruntime import OnnxDetector
-
+        _not_by_torch(model, backend)
         path = _located(model)
         file = onnx_file.read(path)
         if file.card.detector is None:
             raise WeightsError(
                 f"{path} is no detector: it says what is on images as a whole. `bit predict`, `bit evaluate` and `bit serve` take it."
             )
-        return OnnxDetector(file, path, device, precision)
+        return _of_detector_file(file, path, backend, device, precision)
     from bigtransfer import weights  # loads torch
-    from bigtransfer.backends.by_torch import TorchDetector
 
-    return TorchDetector(weights.load_detector(model), device, precision)
+    detector = weights.load_detector(model)
+    if backend in ("auto", "torch"):
+        from bigtransfer.backends.by_torch import TorchDetector
+
+        return TorchDetector(detector, device, precision)
+    from bigtransfer.backends import graph
+
+    name = detector.card.name
+    file = onnx_file.parse(graph.onnx_detector(detector, input="uint8"), name)
+    return _of_detector_file(file, name, backend, device, precision)
+
+
+def _of_detector_file(
+    file: onnx_file.OnnxFile, where: str, backend: Choice, device: str | None, precision: Precision
+) -> DetectorBackend:
+    if backend == "openvino":
+        from bigtransfer.backends.by_openvino import OpenVinoDetector
+
+        return OpenVinoDetector(file, where, device, precision)
+    from bigtransfer.backends.by_onnxruntime import OnnxDetector
+
+    return OnnxDetector(file, where, device, precision)
+
+
+def _not_by_torch(model: str | os.PathLike[str], backend: Choice) -> None:
+    """ConfigError where torch is asked to compute an exported network."""
+    if backend == "torch":
+        raise ConfigError(
+            f"{model} is an exported network, which torch does not compute. Give the model file it was made from."
+        )
 
 
 def is_detector(model: str | os.PathLike[str]) -> bool:
@@ -114,10 +148,7 @@ def opened(
         from bigtransfer import weights  # loads torch
 
         return of_network(weights.load(model), backend, device, precision, batch)
-    if backend == "torch":
-        raise ConfigError(
-            f"{model} is an exported network, which torch does not compute. Give the model file it was made from."
-        )
+    _not_by_torch(model, backend)
     path = _located(model)
     file = onnx_file.read(path)
     if backend == "fastest":

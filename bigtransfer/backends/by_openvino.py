@@ -10,8 +10,16 @@ from threading import Lock
 
 import numpy as np
 
-from bigtransfer.backends import Backend, Precision, extra
-from bigtransfer.backends.by_onnxruntime import answers, refuse_precision, results_of, scaled, short
+from bigtransfer.backends import Precision, extra
+from bigtransfer.backends.exported import (
+    ExportedClassifier,
+    ExportedDetector,
+    Session,
+    refuse_precision,
+    results_of,
+    scaled,
+    short,
+)
 from bigtransfer.backends.onnx_file import OnnxFile
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.machine import threads
@@ -50,11 +58,8 @@ def signal_stack_kept() -> Generator[None, None, None]:
             ctypes.CDLL(None).sigaltstack(ctypes.byref(before), None)
 
 
-class OpenVino(Backend):
-    name = "openvino"
-
+class _Session(Session):
     def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
-        """where: what errors call the file. device: None is the CPU, and there is no other."""
         openvino = extra("openvino", "openvino")
         if device not in (None, "cpu"):
             raise ConfigError(f"openvino computes on the CPU here, not on {device!r}; take --device cpu.")
@@ -86,7 +91,7 @@ class OpenVino(Backend):
             given = {
                 one.any_name: [length.get_length() for length in list(one.partial_shape)[1:]] for one in model.outputs
             }
-            self._outputs = results_of(file.card, image.any_name, shape, given)
+            self._results = results_of(file.card, image.any_name, shape, given)
             self._type = _TYPES[image.element_type.get_type_name()]
             with signal_stack_kept():
                 self._request = core.compile_model(model, "CPU", options).create_infer_request()
@@ -96,13 +101,20 @@ class OpenVino(Backend):
             raise WeightsError(f"{where} is damaged, or not what its card says ({short(error)}).") from error
         self._one_at_a_time = Lock()
 
-    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def outputs(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         if self._type is np.float32:
             images = scaled(images)
         try:
             with self._one_at_a_time:
                 found = self._request.infer({"image": np.ascontiguousarray(images)})
-                results = [np.array(found[name]) for name in self._outputs]
+                return {name: np.array(found[name]) for name in names}
         except Exception as error:
             raise WeightsError(f"{self._where}: openvino cannot compute it ({short(error)}).") from error
-        return answers(results, len(images), self.card, self._where)
+
+
+class OpenVino(_Session, ExportedClassifier):
+    name = "openvino"
+
+
+class OpenVinoDetector(_Session, ExportedDetector):
+    """A detector's file."""

@@ -150,6 +150,8 @@ class DetectEvaluateConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
+    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    """What computes the network. auto: onnxruntime for a detector that `bit convert --to onnx` wrote, else torch."""
     batch_size: Batch | None = None
     """Images computed at a time. Default: by their size."""
 
@@ -182,6 +184,8 @@ class DetectPredictConfig(Config):
     """cpu, cuda, cuda:1, mps. Default: the fastest one present."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Number format of the computation; auto takes bf16 where it pays."""
+    backend: Literal["auto", "torch", "onnxruntime", "openvino"] = "auto"
+    """What computes the network. auto: onnxruntime for a detector that `bit convert --to onnx` wrote, else torch."""
     batch_size: Batch | None = None
     """Images computed at a time. Default: by their size."""
 

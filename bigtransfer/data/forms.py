@@ -362,4 +362,4 @@ class _Ours:
 ANSWERS = ".answers.json"
 """In a folder of answers on many images: what was asked (`jobs.parts`)."""
 
-_COMMANDS = ("finetune", "pretrain", "evaluate", "check")
+_COMMANDS = ("finetune", "pretrain", "evaluate", "check", "detect finetune", "detect evaluate")

@@ -113,13 +113,15 @@ class Clock:
         seconds: float,
         *,
         reserve: float = 0.0,
+        always: str = "",
         since: float | None = None,
         now: Callable[[], float] = time.monotonic,
         worked: Callable[[], float] = time.process_time,
     ) -> None:
         """seconds: what the run may take in all. reserve: what comes after its last image, in seconds of a machine that does nothing else.
-        since: when this process began with the run, on the clock of `now`; this moment unless given. worked: the processor time of this
-        process. RunError if the run's budget.json has not its form.
+        always: what is done however little of the time is left, as a sentence begins. since: when this process began with the run, on the
+        clock of `now`; this moment unless given. worked: the processor time of this process. RunError if the run's budget.json has not
+        its form.
         """
         self._path, self.seconds, self._reserve, self._now, self._worked = (
             folder / runs.BUDGET,
@@ -128,6 +130,7 @@ class Clock:
             now,
             worked,
         )
+        self._always = always
         self._made = now(), worked()
         self.ahead: Ahead | None = None
         """Of the training, once it is known."""
@@ -165,9 +168,10 @@ class Clock:
 
     def _account(self) -> str:
         parts = ", ".join(f"{taken:.1f} s {what}" for what, taken in self.stages.items() if taken >= 0.05)
+        why = f"{self._always} whatever the budget, and this machine" if self._always else "This machine"
         return (
-            f"The budget of {self.seconds:g} s was not kept: {self.spent:.1f} s were taken until here ({parts}). The closed form and its "
-            "test are made whatever the budget, and this machine, as busy as it is now, needed that long."
+            f"The budget of {self.seconds:g} s was not kept: {self.spent:.1f} s were taken until here ({parts}). "
+            f"{why}, as busy as it is now, needed that long."
         )
 
     @property

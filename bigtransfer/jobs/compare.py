@@ -27,6 +27,7 @@ from bigtransfer.evals import Classification
 from bigtransfer.jobs import benchmark, evaluate, finetune
 from bigtransfer.jobs.plan import run_folder
 from bigtransfer.jobs.report import OF_DETECTORS, checked, images, model_of
+from bigtransfer.jobs.working import Finetuned
 from bigtransfer.predictor import Predictor
 from bigtransfer.report import contents
 from bigtransfer.report import runs as pages
@@ -184,7 +185,7 @@ def _take(asked: Sequence[FinetuneConfig]) -> tuple[list[Path], list[str]] | int
     return folders, left_out
 
 
-def _measure_whole(asked: FinetuneConfig, done: finetune.Finetuned) -> None:
+def _measure_whole(asked: FinetuneConfig, done: Finetuned) -> None:
     """Measure on all test images a run whose budget had no time for that: networks are compared on the same images."""
     file = done.folder / pages.WHOLE
     if "test_images" not in done.metrics or file.is_file():

@@ -22,11 +22,10 @@ def run(config: ConvertConfig) -> None:
     destination = Path(config.destination)
     if destination.exists() and not config.overwrite and not (destination.is_dir() and not any(destination.iterdir())):
         raise ConfigError(f"{destination} exists already. Choose another destination, or pass --overwrite.")
-    detector = weights.load_detector(config.source) if weights.is_detector(config.source) else None
-    if detector is not None and (config.to != "onnx" or config.dtype == "int8"):
-        raise ConfigError(
-            f"{config.source} is a detector, which is converted by --to onnx only, in float32 or float16."
-        )
+    detector = None
+    if weights.is_detector(config.source):
+        _refuse(config)
+        detector = weights.load_detector(config.source)
     network = weights.load(config.source, offline=config.offline or None) if detector is None else detector.body
     card = network.card if detector is None else detector.card
     print(f"{config.source}: {card.name}, {card.num_parameters:,} parameters, {card.num_classes:,} classes", flush=True)
@@ -60,6 +59,21 @@ def run(config: ConvertConfig) -> None:
         print(
             f"Share it, once you have read and completed what {destination / 'README.md'} says of it:\n"
             f"  hf upload USER/{destination.resolve().name} {config.destination}"
+        )
+
+
+def _refuse(config: ConvertConfig) -> None:
+    """ConfigError for what a detector is not converted to."""
+    only = f"{config.source} is a detector, which is converted by --to onnx only, in float32 or float16"
+    if config.to == "web":
+        raise ConfigError(
+            f"{only}: the page of --to web classifies. `bit serve {config.source}` has one that draws boxes, and computes on this machine."
+        )
+    if config.to != "onnx":
+        raise ConfigError(f"{only}: no other program reads its form.")
+    if config.dtype == "int8":
+        raise ConfigError(
+            f"{only}: what 8 bits cost is measured in accuracy, which boxes do not have. --dtype float16 halves the file."
         )
 
 

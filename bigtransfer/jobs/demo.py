@@ -17,6 +17,7 @@ from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.evals.metrics import Classification, wilson
 from bigtransfer.jobs import evaluate, finetune
+from bigtransfer.jobs.working import Finetuned
 
 TEST_PER_CLASS = 30
 
@@ -72,7 +73,7 @@ def run(config: DemoConfig) -> int:
     return 0
 
 
-def _finetune(asked: FinetuneConfig) -> finetune.Finetuned:
+def _finetune(asked: FinetuneConfig) -> Finetuned:
     """What `bit finetune` does, under the command that does it; KeyboardInterrupt if it was stopped."""
     print(f"$ {command_line('finetune', dataclasses.asdict(asked))}\n", flush=True)
     anew = "the same command begins the demonstration anew"
@@ -86,7 +87,7 @@ def _finetune(asked: FinetuneConfig) -> finetune.Finetuned:
     return done
 
 
-def _on_all(done: finetune.Finetuned, pictures: Path) -> float:
+def _on_all(done: Finetuned, pictures: Path) -> float:
     """Top-1 on all test pictures, looked at now where the budget of the run was used up before."""
     if "test_images" not in done.metrics:
         return done.metrics["test_top1"]

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigtransfer import runs
-from bigtransfer.backends import onnx_file
+from bigtransfer.backends import Precision, onnx_file
 from bigtransfer.backends.by_onnxruntime import OnnxDetector, OnnxRuntime
 from bigtransfer.backends.by_torch import Torch, TorchDetector
+from bigtransfer.backends.exported import ExportedDetector
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.data import ImageSet, open_dataset, open_images
 from bigtransfer.data import images as image_ops
@@ -139,12 +140,19 @@ class BoxParity:
 
 
 def compare_boxes(
-    content: bytes, detector: Detector, pixels: np.ndarray, allowed: float = TOLERANCES["float32"]
+    content: bytes,
+    detector: Detector,
+    pixels: np.ndarray,
+    allowed: float = TOLERANCES["float32"],
+    *,
+    by: type[ExportedDetector] = OnnxDetector,
+    precision: Precision = "fp32",
 ) -> BoxParity:
-    """An exported detector's answers beside those of torch on a CPU in float32. pixels: uint8 `(n, 3, size, size)`."""
+    """An exported detector's answers beside those of torch on a CPU in float32. pixels: uint8 `(n, 3, size, size)`. by, precision: what
+    computes the file, and how."""
     card = detector.card
     plain = TorchDetector(detector, "cpu", "fp32")
-    exported = OnnxDetector(onnx_file.parse(content, card.name), card.name, "cpu", "fp32")
+    exported = by(onnx_file.parse(content, card.name), card.name, "cpu", precision)
     worst, largest = np.zeros(2), np.zeros(2)
     boxes = same = 0
     thresholds = np.array(card.thresholds or [DEFAULT_THRESHOLD] * card.num_classes)

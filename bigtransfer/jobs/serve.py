@@ -69,11 +69,7 @@ def loaded(model: str, config: ServeConfig) -> Predictor | ObjectFinder:
         how: dict[str, Any] = {"device": config.device, "precision": config.precision, "backend": config.backend}
         how["batch"] = config.batch_size
         return Predictor.load(model, **how).with_classes()
-    if config.backend == "openvino":
-        raise ConfigError(
-            f"{model} is a detector, which torch computes, or onnxruntime once it is exported; not OpenVINO."
-        )
-    return ObjectFinder.load(model, device=config.device, precision=config.precision)
+    return ObjectFinder.load(model, device=config.device, precision=config.precision, backend=config.backend)
 
 
 def _look(model: str) -> None:

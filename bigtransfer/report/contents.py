@@ -41,6 +41,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any] = {}
 
     @property
+    def detects(self) -> bool:
+        """Whether the command is one of detectors."""
+        return self.command.startswith("detect ")
+
+    @property
     def train_images(self) -> int:
         """0 if unknown."""
         return self.data.get("train", 0)

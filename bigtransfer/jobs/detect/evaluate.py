@@ -26,7 +26,7 @@ def run(config: DetectEvaluateConfig) -> int:
             ("--out", str(Path(config.out) / name)) for name in ("evaluation.json", "config.json", "report.html")
         ]
     outputs.refuse_replacing(written, (config.model, config.data))
-    finder = ObjectFinder.load(config.model, device=config.device, precision=config.precision)
+    finder = ObjectFinder.load(config.model, device=config.device, precision=config.precision, backend=config.backend)
     parts = box_data.open_boxes(
         config.data, skip_bad_boxes=config.skip_bad_boxes, skip_bad_images=config.skip_bad_images
     )

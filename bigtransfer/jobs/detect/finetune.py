@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import sys
 import time
@@ -32,11 +31,12 @@ from bigtransfer.errors import ConfigError, DataError, RunError, UnreadableImage
 from bigtransfer.evals import detection
 from bigtransfer.feed.boxes import BoxLoader, ScaleJitter
 from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import tracking, training
+from bigtransfer.jobs import training, working
 from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.detect import measuring
-from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, record, run_folder, same_threads
-from bigtransfer.train import checkpoint, loop
+from bigtransfer.jobs.plan import Begun, Plan, dtype_name, recall, run_folder
+from bigtransfer.jobs.working import Finetuned, Work
+from bigtransfer.train import loop
 
 COMMAND = "detect finetune"
 
@@ -48,6 +48,8 @@ TIMED = 0.05
 
 FINISHING = 2.0
 """Seconds, on a machine that does nothing else, for what comes after the last image."""
+ALWAYS = "All images to measure it on are looked at"
+"""However little is left of a budget."""
 
 BUDGET_CHANNELS = 128
 
@@ -74,44 +76,27 @@ class DetectPlan(Plan):
         return
 
 
-@dataclass(frozen=True, kw_only=True)
-class Trained:
-    """What a run left behind."""
-
-    folder: Path
-    """model.safetensors, report.html, metrics.jsonl, config.json, evaluation.json."""
-    recipe: Recipe
-    metrics: dict[str, float]
-    """`test_ap`, `test_ap50`, ... or, without a test part, `val_ap`, ...; empty if the run was stopped or has nothing to be measured on."""
-    stopped_by: int | None = None
-
-    @property
-    def model(self) -> Path:
-        return self.folder / "model.safetensors"
-
-
 def run(config: DetectFinetuneConfig) -> int:
     """`bit detect finetune`; 0 when done, 128 + signal when stopped by one."""
-    done = finetune(config, since=machine.began)
-    if done.stopped_by is not None:
-        print("\nStopped; everything so far is saved. The same command goes on from here.")
-        return 128 + done.stopped_by
-    print(f"\nmodel:  {done.model}\nreport: {done.folder / 'report.html'}")
-    print(f"next:   bit detect predict {done.folder} IMAGES")
-    return 0
+    with working.saying_what_is_kept(_folder(config)):
+        done = finetune(config, since=machine.began)
+    return done.status("bit detect predict")
 
 
-def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Trained:
+def _folder(config: DetectFinetuneConfig) -> Path:
+    return run_folder(config.out, config.data, config.model, "-boxes")
+
+
+def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Finetuned:
     """Make a detector as `config` asks, in its run folder; resumes an interrupted run, returns a finished one's result.
 
     since: when a budget began to run (`time.monotonic`); now unless given. Raises BitError for everything that the user can mend; nothing
     is trained before the data and the model have been checked.
     """
     since = time.monotonic() if since is None else since
-    folder = run_folder(config.out, config.data, config.model, "-boxes")
+    folder = _folder(config)
     begun = recall(folder, COMMAND, config, DetectPlan)
-    results = (folder / "evaluation.json", folder / "model.safetensors")
-    if begun is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
+    if begun is not None and working.is_finished(folder):
         return _finished(config, folder, begun)
     parts = _parts(config)
     state_of_data = _state(parts)
@@ -120,34 +105,24 @@ def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Tra
             f"The images or boxes of {config.data} have changed since the run in {folder} began with them. Choose another --out, or remove "
             "the folder."
         )
-    if begun is not None:
-        same_threads(begun.threads)
     device = choose_device(config.device)
-    run = runs.Run(folder)
-    with run.hold(), contextlib.ExitStack() as until_the_end:
-        clock = None
-        if config.budget is not None:
-            clock = Clock(folder, seconds(config.budget), reserve=FINISHING, since=since)
-            clock.enter("for the plan")
+    with working.at_work(folder, COMMAND, config, begun, since=since, reserve=FINISHING, always=ALWAYS) as work:
+        work.enter("for the plan")
         if begun is None:
             model, start = _model(config, parts, None)
-            plan = _decide(config, parts, model, start, device, clock)
+            plan = _decide(config, parts, model, start, device, work.clock)
             runs.write_json(folder / "unreadable.json", msgspec.to_builtins(parts.left_out))
-            if clock is not None:
-                clock.note()
-            record(run, COMMAND, config, plan, _counted(parts) | {"fingerprints": state_of_data})
+            work.decided(plan, _counted(parts) | {"fingerprints": state_of_data})
         else:
             plan = dataclasses.replace(begun.plan, device=str(device))
         model, start = _model(config, parts, plan)
         _tell(config, start, parts, plan)
-        if clock is not None:
-            clock.enter("to fine-tune")
-        tell = until_the_end.enter_context(tracking.writer(config.log, folder, dataclasses.asdict(config)))
-        outcome = _train(config, run, model, parts, plan, clock, tell)
+        work.enter("to fine-tune")
+        work.track()
+        outcome = _train(config, work, model, parts, plan)
         if not outcome.finished:
-            return Trained(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
-        if clock is not None:
-            clock.enter("to measure it")
+            return work.stopped(plan, outcome)
+        work.enter("to measure it")
         taken = hyperrule.as_taken(plan.recipe, outcome.steps)
         trained_on = Path(config.data).name or config.data
         model.card = ModelCard(
@@ -162,21 +137,15 @@ def finetune(config: DetectFinetuneConfig, *, since: float | None = None) -> Tra
             recipe=taken.to_dict(),
             detector=plan.detector,
         )
-        metrics = _measure(config, folder, model, parts)
-        model.card = dataclasses.replace(model.card, metrics=metrics)
-        tell(outcome.steps, tracking.final(metrics, model.card))
-        weights.save_detector(folder / "model.safetensors", model)
+        metrics = _measure(config, work, model, parts)
+        model.card = work.measured(model.card, taken, metrics, outcome.steps)
+        weights.save_detector(work.model, model)
         report.write(folder, [part.images for part in parts.parts().values()])
-        if clock is not None:
-            clock.note()
-            print(f"budget: {clock.spent:.1f} s of {clock.seconds:g} s taken")
-        checkpoint.remove(folder)
-    return Trained(folder=folder, recipe=plan.recipe, metrics=metrics)
+        return work.ended(plan, metrics)
 
 
-def _finished(config: DetectFinetuneConfig, folder: Path, begun: Begun[DetectPlan]) -> Trained:
-    """The result of a finished run; RunError if its images or boxes have changed since, which it would leave out."""
-    metrics = dict(weights.describe(folder / "model.safetensors").metrics)
+def _finished(config: DetectFinetuneConfig, folder: Path, begun: Begun[DetectPlan]) -> Finetuned:
+    """The result of a finished run; RunError if its images or boxes have changed since."""
     parts, changed = None, ""
     try:
         parts = _parts(config)
@@ -188,14 +157,9 @@ def _finished(config: DetectFinetuneConfig, folder: Path, begun: Begun[DetectPla
     if parts is not None and begun.data.get("fingerprints") != _state(parts):
         changed = "images or boxes are others, or have other contents."
     if changed:
-        raise RunError(
-            f"{folder} is finished, but {config.data} has changed since: {changed}\nChoose another --out to train on it as it is now, or "
-            "remove the folder."
-        )
-    print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
-    if not (folder / "report.html").is_file():  # the process died between the model and its report
-        report.write(folder, [] if parts is None else [part.images for part in parts.parts().values()])
-    return Trained(folder=folder, recipe=begun.plan.recipe, metrics=metrics)
+        changed = f"{config.data} has changed since: {changed}"
+    there = [] if parts is None else [part.images for part in parts.parts().values()]
+    return working.finished(folder, begun, changed, there)
 
 
 def _state(parts: BoxSplits) -> dict[str, str]:
@@ -340,7 +304,7 @@ def fitting_anchors(boxes: BoxSet, size: int) -> tuple[float, str]:
     shares = _in_reach(boxes, size, ANCHOR_SCALES)
     best = next(i for i, share in enumerate(shares) if share >= max(shares) - 0.01)
     return ANCHOR_SCALES[best], (
-        f"Anchors begin with {ANCHOR_SCALES[best]:g} strides of their level, in reach of {shares[best]:.0%} of the objects at {size} px "
+        f"Anchors begin with {_strides(ANCHOR_SCALES[best])} of their level, in reach of {shares[best]:.0%} of the objects at {size} px "
         f"(RetinaNet's 4: {shares[0]:.0%})."
     )
 
@@ -352,9 +316,13 @@ def out_of_reach(boxes: BoxSet, size: int, scale: float) -> str:
     if own >= fitting - 0.05:
         return ""
     return (
-        f"Anchors begin with {scale:g} strides of their level, in reach of only {own:.0%} of the objects at {size} px; "
+        f"Anchors begin with {_strides(scale)} of their level, in reach of only {own:.0%} of the objects at {size} px; "
         f"--anchor-scale {other:g}: {fitting:.0%}."
     )
+
+
+def _strides(scale: float) -> str:
+    return "1 stride" if scale == 1 else f"{scale:g} strides"
 
 
 def _in_reach(boxes: BoxSet, size: int, scales: Sequence[float]) -> list[float]:
@@ -376,26 +344,21 @@ def _in_reach(boxes: BoxSet, size: int, scales: Sequence[float]) -> list[float]:
 
 
 def _train(
-    config: DetectFinetuneConfig,
-    run: runs.Run,
-    model: Detector,
-    parts: BoxSplits,
-    plan: DetectPlan,
-    clock: Clock | None,
-    tell: tracking.Tell,
+    config: DetectFinetuneConfig, work: Work, model: Detector, parts: BoxSplits, plan: DetectPlan
 ) -> training.Outcome:
     """The steps of the recipe, resumed from a checkpoint where there is one."""
     state = loop.new_state(model, plan.recipe, micro_batch=plan.micro_batch)
     watched = parts.val
     if watched is not None and len(watched) > WATCHED:
         watched = watched.subset(np.linspace(0, len(watched) - 1, WATCHED).astype(np.int64))
+    clock = work.kept
     if clock is not None:
         measured = sum(len(part) for part in (parts.val, parts.test) if part is not None)
         most = max(plan.recipe.steps, hyperrule.MOST_DETECTION_EPOCHS * plan.images // plan.recipe.batch_size)
         clock.ahead = Ahead(most=most, watched=len(watched or ()), afterwards=measured)
-    if training.resume(run, state, plan):
+    if training.resume(work.run, state, plan):
         print(f"        resumed after step {state.step}", flush=True)
-        if (outcome := training.ended(run, state, plan, clock)) is not None:
+        if (outcome := training.ended(work.run, state, plan, clock)) is not None:
             return outcome
     loader = BoxLoader(
         parts.train,
@@ -408,14 +371,14 @@ def _train(
         skip_bad=config.skip_bad_images,
     )
     return training.train(
-        run,
+        work.run,
         state,
         loader,
         plan,
         forward=model,
         validate=None if watched is None else _validation(model, watched, plan),
         checkpoint_seconds=seconds(config.checkpoint_every),
-        tell=tell,
+        tell=work.tell,
         max_bad=1.0 if config.skip_bad_images else 0.0,
         clock=clock,
     )
@@ -435,7 +398,7 @@ def _finder(model: Detector, device: str, dtype: str) -> ObjectFinder:
     return ObjectFinder(model, device=device, precision="bf16" if dtype == "bfloat16" else "fp32")
 
 
-def _measure(config: DetectFinetuneConfig, folder: Path, model: Detector, parts: BoxSplits) -> dict[str, float]:
+def _measure(config: DetectFinetuneConfig, work: Work, model: Detector, parts: BoxSplits) -> dict[str, float]:
     """Choose the thresholds by the validation images, measure, and write evaluation.json. The numbers for the card."""
     device = next(model.parameters()).device
     finder = ObjectFinder(model, device=str(device), precision=config.precision)
@@ -449,7 +412,7 @@ def _measure(config: DetectFinetuneConfig, folder: Path, model: Detector, parts:
     split = "test" if parts.test is not None else "val"
     boxes = parts.parts().get(split)
     if boxes is None:
-        runs.write_json(folder / "evaluation.json", {})
+        runs.write_json(work.folder / "evaluation.json", {})
         print("There are no images to measure it on: give a val or a test part, or --val-fraction.")
         return {}
     if split == "val":
@@ -459,6 +422,8 @@ def _measure(config: DetectFinetuneConfig, folder: Path, model: Detector, parts:
     if answered is None or split == "test":
         answered = measuring.answers(finder, boxes)
     kept, found, unreadable = answered
+    if work.overrun:
+        notes.append(work.overrun)
     measured = detection.measured(
         kept,
         found,
@@ -469,7 +434,7 @@ def _measure(config: DetectFinetuneConfig, folder: Path, model: Detector, parts:
         notes=notes,
         unreadable=unreadable,
     )
-    detection.write_record(folder / "evaluation.json", measured)
+    detection.write_record(work.folder / "evaluation.json", measured)
     measuring.remarks(measured)
     print(f"\n{split}: {measured.images:,} images, {measured.objects:,} objects\n{measuring.described(measured)}")
     return {f"{split}_{name}": value for name, value in measured.named().items()}

@@ -22,7 +22,7 @@ from bigtransfer.terminal import cell, json_line, line, utf8
 
 def run(config: DetectPredictConfig) -> int:
     """Find and write in the format asked for. Exit status 1 if some image could not be read."""
-    finder = ObjectFinder.load(config.model, device=config.device, precision=config.precision)
+    finder = ObjectFinder.load(config.model, device=config.device, precision=config.precision, backend=config.backend)
     addresses = [one for one in config.images if "://" in one]
     local = (
         open_images([one for one in config.images if "://" not in one]) if len(addresses) < len(config.images) else None

@@ -9,8 +9,6 @@ import contextlib
 import dataclasses
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,68 +19,38 @@ from bigtransfer.catalog import Calibrated, ModelCard
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import Splits, exclusions, splits
 from bigtransfer.data.layout import in_short
-from bigtransfer.errors import DataError, RunError
+from bigtransfer.errors import DataError
 from bigtransfer.evals.candidates import Choice, Closed, in_words
-from bigtransfer.hyperrule import Recipe
-from bigtransfer.jobs import best, tracking
+from bigtransfer.jobs import best, working
 from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measuring, tuning
 from bigtransfer.jobs.finetune.decision import FinetunePlan
-from bigtransfer.jobs.plan import Begun, recall, record, run_folder, same_threads
+from bigtransfer.jobs.plan import Begun, recall, run_folder
+from bigtransfer.jobs.working import Finetuned
 from bigtransfer.model import Network, joined
 from bigtransfer.predictor import Predictor
-from bigtransfer.train import checkpoint
 
+COMMAND = "finetune"
 
-@dataclass(frozen=True, kw_only=True)
-class Finetuned:
-    """What a fine-tuning run left behind."""
-
-    folder: Path
-    """The run's folder: model.safetensors, report.html, metrics.jsonl, config.json, split.json."""
-    recipe: Recipe
-    metrics: dict[str, float]
-    """`test_top1`, `test_ece`, ... or, without a test part, `val_top1`, ...; empty if the run was stopped or has nothing to be
-    measured on."""
-    stopped_by: int | None = None
-    """The signal that interrupted the run; the same call goes on from its checkpoint."""
-
-    @property
-    def model(self) -> Path:
-        """The model file."""
-        return self.folder / "model.safetensors"
+FINISHING = 1.0
+"""Seconds, on a machine that does nothing else, for what comes after the last image: model, report, the end of the process."""
+ALWAYS = "The closed form and its test are made"
+"""However little is left of a budget."""
 
 
 def run(config: FinetuneConfig) -> int:
     """`bit finetune`; 0 when done, 128 + signal when stopped by one."""
     with saying_what_is_kept(config):
         done = finetune(config, since=machine.began)
-    if done.stopped_by is not None:
-        print("\nStopped; everything so far is saved. The same command goes on from here.")
-        return 128 + done.stopped_by
-    print(f"\nmodel:  {done.model}\nreport: {done.folder / 'report.html'}")
-    print(f"next:   bit predict {done.folder} IMAGES")
-    return 0
+    return done.status("bit predict")
 
 
-@contextlib.contextmanager
-def saying_what_is_kept(config: FinetuneConfig) -> Iterator[None]:
-    """Within, a KeyboardInterrupt says what the run's folder keeps of it, and what the same command would do."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(_kept(run_folder(config.out, config.data, config.model))) from error
+def saying_what_is_kept(config: FinetuneConfig) -> contextlib.AbstractContextManager[None]:
+    """See `working.saying_what_is_kept`."""
+    return working.saying_what_is_kept(_folder(config), {baseline.MODEL: "the closed form"})
 
 
-def _kept(folder: Path) -> str:
-    saved = checkpoint.steps(folder)
-    if saved:
-        return f"the training up to step {saved[-1]:,} is kept in {folder}; the same command goes on from there"
-    if (folder / "model.safetensors").is_file():
-        return f"the model is finished, in {folder}; the same command writes what is missing of its report"
-    if not (folder / "config.json").is_file():
-        return "nothing is kept so early; the same command begins anew"
-    solved = "the closed form and " if (folder / baseline.MODEL).is_file() else ""
-    return f"{solved}all that was decided is kept in {folder}; the same command goes on from there"
+def _folder(config: FinetuneConfig) -> Path:
+    return run_folder(config.out, config.data, config.model)
 
 
 def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: float | None = None) -> Finetuned:
@@ -95,13 +63,10 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     Raises BitError for everything the user can mend; nothing is trained before the data and the model have been checked.
     """
     since = time.monotonic() if since is None else since
-    folder = run_folder(config.out, config.data, config.model)
-    begun = recall(folder, "finetune", config, FinetunePlan)
-    results = (folder / "evaluation.json", folder / "model.safetensors")
-    if begun is not None and all(path.is_file() for path in results) and not checkpoint.exists(folder):
+    folder = _folder(config)
+    begun = recall(folder, COMMAND, config, FinetunePlan)
+    if begun is not None and working.is_finished(folder):
         return _finished(config, folder, begun, images)
-    if begun is not None:
-        same_threads(begun.threads)
     device = choose_device(config.device)
     channels = dataset.channels(config)
     opened, excluded = dataset.left(config, dataset.opened(config, channels) if images is None else images)
@@ -112,16 +77,13 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     card = model.card
     model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
-    run = runs.Run(folder)
-    with run.hold(), contextlib.ExitStack() as until_the_end:
-        clock = tuning.clock(config, folder, since)
-        kept = clock if config.steps is None else None  # steps that the user set are taken, however long it takes
+    with working.at_work(folder, COMMAND, config, begun, since=since, reserve=FINISHING, always=ALWAYS) as work:
+        run, clock, kept = work.run, work.clock, work.kept
         lent = dataset.lent(config, opened, parts)
         if begun is None:
             facts = decision.find_facts(config, model, card, parts, device)
             wanted = images is None or config.linear == "closed" or config.budget is not None
-            if clock is not None:
-                clock.enter("for the closed form and the plan")
+            work.enter("for the closed form and the plan")
             found, look = baseline.solve(config, run, model, parts, facts, lent, clock) if wanted else (None, 0.0)
             if clock is not None:
                 facts = dataclasses.replace(facts, left=lambda: clock.left)
@@ -136,25 +98,21 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
                 counted["given_away"] = told
             if config.exclude is not None:
                 counted["excluded"] = sum(excluded.values())
-            if kept is not None:
-                kept.note()
-            record(run, "finetune", config, plan, counted)
+            work.decided(plan, counted)
         else:
             plan = dataclasses.replace(begun.plan, device=str(device))
             found = baseline.recall(run)
             if dataset.changed(opened, begun.data):
                 print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
         _tell(config, card, parts, plan, found)
-        if clock is not None:
-            clock.enter("to fine-tune" if plan.recipe.steps else "to measure it")
+        work.enter("to fine-tune" if plan.recipe.steps else "to measure it")
         model = tuning.as_planned(model, plan)
-
-        tell = until_the_end.enter_context(tracking.writer(config.log, folder, dataclasses.asdict(config)))
+        work.track()
         taken, made, steps = plan.recipe, None, 0
         if plan.recipe.steps:
-            outcome = tuning.train(config, run, model, parts, plan, found, kept, tell)
+            outcome = tuning.train(config, run, model, parts, plan, found, kept, work.tell)
             if not outcome.finished:
-                return Finetuned(folder=folder, recipe=plan.recipe, metrics={}, stopped_by=outcome.signal)
+                return work.stopped(plan, outcome)
             steps = outcome.steps
             taken = hyperrule.as_taken(taken, steps, outcome.best and outcome.best.step)
             if outcome.best is not None:
@@ -171,17 +129,16 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         if kind == "closed form":
             note = "Fine-tuning was tried too; on the validation images the closed form is better."
             taken = hyperrule.without_steps(model.card.input.size, note)
-        if clock is not None:
-            clock.enter("to measure it")
+        work.enter("to measure it")
         trained_on = Path(config.data).name or config.data
-        done = in_words(plan.linear, plan.recipe.steps, kind)
+        made_by = in_words(plan.linear, plan.recipe.steps, kind)
         model.card = ModelCard(
             name=folder.resolve().name,
             architecture=model.architecture,
             num_classes=plan.classes,
             input=model.card.input,
             class_names=parts.train.class_names,
-            upstream="; ".join(filter(None, (card.upstream, f"{done} on {trained_on}")))
+            upstream="; ".join(filter(None, (card.upstream, f"{made_by} on {trained_on}")))
             if config.pretrained
             else trained_on,
             licence=card.licence if config.pretrained else "",
@@ -203,23 +160,15 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         measured = measuring.evaluate(
             config, folder, unseen, parts, expected, surpassed=judged is not model, clock=kept, why_not=why_not
         )
-        recipe = taken.to_dict()
-        if kept is not None and (over := kept.overrun()):
-            recipe["notes"] = (*taken.notes, over)
-        model.card = dataclasses.replace(model.card, metrics=measured, recipe=recipe)
-        tell(steps, tracking.final(measured, model.card))
-        weights.save(folder / "model.safetensors", model)
+        model.card = work.measured(model.card, taken, measured, steps)
+        weights.save(work.model, model)
         if images is None:
             late = (lambda: kept.left <= 0) if kept is not None else (lambda: False)
             predictor = None if late() else Predictor(unseen, device=config.device, precision=config.precision)
             report.write(folder, list(parts.parts().values()), predictor, late)
-        if kept is not None:
-            kept.note()
-            print(f"budget: {kept.spent:.1f} s of {kept.seconds:g} s taken")
-        checkpoint.remove(folder)
-        best.remove(folder)
+        done = work.ended(plan, measured)
         baseline.remove(folder)
-    return Finetuned(folder=folder, recipe=plan.recipe, metrics=measured)
+    return done
 
 
 def _calibrated(made: Choice | None, found: Closed | None) -> tuple[Calibrated | None, Calibrated | None]:
@@ -233,23 +182,22 @@ def _calibrated(made: Choice | None, found: Closed | None) -> tuple[Calibrated |
 def _finished(
     config: FinetuneConfig, folder: Path, begun: Begun[FinetunePlan], images: Splits | None = None
 ) -> Finetuned:
-    """The result of a finished run; RunError if its images have changed since, which it would leave out."""
-    card = weights.describe(folder / "model.safetensors")
+    """The result of a finished run; RunError if its images have changed since."""
+    card = weights.describe(folder / working.MODEL)
     try:
         whole = dataset.opened(config, card.architecture.in_chans) if images is None else images
         opened, _ = dataset.left(config, whole)
     except DataError:
         opened = None  # somebody cleared the images away; the result is as good as it was
+    changed = ""
     if opened is not None and dataset.changed(opened, begun.data):
         now, then = sum(map(len, opened.parts().values())), begun.data.get("found")
-        raise RunError(
-            f"{folder} is finished, but the images of {config.data} have changed since: {now:,} are there now, {then:,} then, or some have "
-            "other contents or classes. Choose another --out to train on them as they are now, or remove the folder."
+        changed = (
+            f"the images of {config.data} have changed since: {now:,} are there now, {then:,} then, or some have other contents or "
+            "classes."
         )
-    print(f"{folder} is finished. Remove it, or choose another --out, to train again.")
-    if images is None and not (folder / "report.html").is_file():  # the process died between the model and its report
-        report.write(folder, [] if opened is None else list(opened.parts().values()))
-    return Finetuned(folder=folder, recipe=begun.plan.recipe, metrics=dict(card.metrics))
+    there = [] if opened is None else list(opened.parts().values())
+    return working.finished(folder, begun, changed, there if images is None else None)
 
 
 def _load(config: FinetuneConfig, num_classes: int, channels: int) -> Network:

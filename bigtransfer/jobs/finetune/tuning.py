@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -20,16 +19,6 @@ from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.decision import LOOKED_AT, WATCHED, FinetunePlan
 from bigtransfer.model import Network, joined
 from bigtransfer.train import checkpoint, loop
-
-FINISHING = 1.0
-"""Seconds, on a machine that does nothing else, for what comes after the last image: model, report, the end of the process."""
-
-
-def clock(config: FinetuneConfig, folder: Path, since: float) -> Clock | None:
-    """What keeps the budget of the run in `folder`, if it has one. since: when this process began (`time.monotonic`)."""
-    if config.budget is None:
-        return None
-    return Clock(folder, seconds(config.budget), reserve=FINISHING, since=since)
 
 
 def as_planned(model: Network, plan: FinetunePlan) -> Network:

@@ -28,17 +28,24 @@ _OF_STEPS = {"eval_every", "loss"}
 """What is without effect where no steps are taken."""
 
 
+_OF_CLASSIFIERS = {"loss", "mixup_alpha", "crop"}
+"""What a detector's training does not have."""
+
+
 def compute(run: Contents) -> Decisions | None:
     config = run.config
     if config is None:
         return None
     hidden = _HIDDEN if config.recipe is None or config.recipe.steps else _HIDDEN | _OF_STEPS
     recipe = config.recipe.to_dict() if config.recipe else {}
+    decided = hyperrule.in_effect(recipe)
+    if config.detects:
+        hidden = hidden | _OF_CLASSIFIERS
+        around = config.resolved.get("detector")
+        decided |= around if isinstance(around, dict) else {}
     columns = {
-        "Decided": _scalars(hyperrule.in_effect(recipe)),
-        "Data and machine": _scalars(
-            {key: value for key, value in {**config.data, **config.resolved}.items() if key not in hidden}
-        ),
+        title: _scalars({key: value for key, value in rows.items() if key not in hidden})
+        for title, rows in (("Decided", decided), ("Data and machine", {**config.data, **config.resolved}))
     }
     return Decisions(
         command=configs.command_line(config.command, config.asked) if config.asked else "",

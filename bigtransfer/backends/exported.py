@@ -1,0 +1,119 @@
+"""What computes exported networks has in common, whatever the library: `Session`, and a classifier and a detector on it."""
+
+from __future__ import annotations
+
+import functools
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bigtransfer.backends import Backend, DetectorBackend, Precision, not_finite
+from bigtransfer.backends.onnx_file import OnnxFile
+from bigtransfer.catalog import ANCHORS, ModelCard
+from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.objects import Objects, anchors, chosen, places
+
+
+class Session(ABC):
+    """A file that a library computes, of a classifier or a detector. Thread-safe."""
+
+    card: ModelCard
+    device: str
+    precision: str
+    _where: str
+    """What errors call the file."""
+    _results: list[str]
+    """Names, of `results_of`."""
+
+    @abstractmethod
+    def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
+        """where: what errors call the file. device: None is the CPU."""
+
+    @abstractmethod
+    def outputs(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """The graph's results of those names on uint8 `(n, channels, size, size)`."""
+
+
+class ExportedClassifier(Session, Backend):
+    def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        found = self.outputs(images, self._results)
+        return answers([*found.values()], len(images), self.card, self._where)
+
+
+class ExportedDetector(Session, DetectorBackend):
+    """The objects are read from what the graph gives in NumPy (`objects`)."""
+
+    def run(self, images: np.ndarray, extents: Sequence[tuple[int, int]]) -> list[Objects]:
+        logits, offsets = self.computed(images)
+        if not (np.isfinite(logits).all() and np.isfinite(offsets).all()):
+            raise not_finite(self.card)
+        return chosen(logits, offsets, self._anchors, extents)
+
+    @functools.cached_property
+    def _anchors(self) -> list[np.ndarray]:
+        assert self.card.detector is not None
+        return anchors(self.card.detector, self.card.input.size)
+
+    def computed(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """float32 (n, anchors, classes) and (n, anchors, 4), as `detector.Outputs` has them."""
+        found = self.outputs(images, self._results)
+        count = sum(map(len, self._anchors)) // ANCHORS
+        made = []
+        for name, width in (("logits", self.card.num_classes), ("offsets", 4)):
+            if found[name].shape != (len(images), ANCHORS * width, count):
+                raise WeightsError(
+                    f"{self._where} gives {found[name].shape} for {len(images)} images, which is not what its card says."
+                )
+            own = found[name].reshape(len(images), ANCHORS, width, count)
+            made.append(own.transpose(0, 3, 1, 2).reshape(len(images), -1, width))
+        return made[0], made[1]
+
+
+def refuse_precision(precision: Precision, where: str) -> None:
+    """ConfigError for another precision than that of the int8 file `where`."""
+    if precision != "auto":
+        raise ConfigError(
+            f"{where} computes in int8, for which it was calibrated; leave --precision out, or export it in float32."
+        )
+
+
+def scaled(images: np.ndarray) -> np.ndarray:
+    """uint8 0 to 255 -> float32 in [-1, 1]: `feed.augment.normalize` without torch."""
+    return (images.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
+
+
+def answers(results: list[Any], count: int, card: ModelCard, where: str) -> tuple[np.ndarray, np.ndarray]:
+    """Features and, if there are any, logits, as arrays that a graph of that card gives; WeightsError if they are not."""
+    widths = [card.architecture.num_features, *([card.num_classes] if card.num_classes else ())]
+    found = [np.ascontiguousarray(result, np.float32) for result in results]
+    if [array.shape for array in found] != [(count, width) for width in widths]:
+        raise WeightsError(
+            f"{where} gives {[array.shape for array in found]} for {count} images, which is not what its card says."
+        )
+    return found[0], found[-1]
+
+
+def results_of(card: ModelCard, name: str, shape: list[int], given: Mapping[str, list[Any]]) -> list[str]:
+    """The names of a graph's results that are asked for. name, shape: of its input; lengths that are free are 0. given: its results, with
+    their lengths but the batch's. ValueError where they are not those of a network of that card."""
+    batch, channels, *sides = shape
+    side = card.input.size
+    if (name, batch, channels) != ("image", 0, card.architecture.in_chans) or sides not in ([0, 0], [side, side]):
+        raise ValueError(f"its input is {name} {shape}")
+    wanted = {"features": [card.architecture.num_features]}
+    if card.detector is not None:
+        count = sum(one**2 for one in places(side))
+        wanted = {"logits": [ANCHORS * card.num_classes, count], "offsets": [ANCHORS * 4, count]}
+    elif card.num_classes:
+        wanted["logits"] = [card.num_classes]
+    for result, width in wanted.items():
+        if given.get(result) != width:
+            raise ValueError(f"its result {result} has the shape {given.get(result)} an image, not {width}")
+    return list(wanted)
+
+
+def short(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else f"{text[:200]}..."
