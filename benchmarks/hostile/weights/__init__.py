@@ -34,7 +34,7 @@ def doors(case: Case, rng: Random, scratch: Path) -> Iterator[Door]:
     yield "describe", lambda: describe(path)
     yield "bit info", lambda: cli.main(["info", str(path)])
     if case.options.get("detector"):
-        yield "detector", lambda: loaded.append(backends.opened_detector(path, "cpu"))
+        yield "detector", lambda: loaded.append(backends.opened_detector(path, device="cpu"))
         if loaded and case.options.get("used"):
             kind = rng.choice(("table", "csv", "jsonl"))
             words = ["detect", "predict", str(path), image, "--device", "cpu", "--format", kind, "--threshold", "0.06"]
