@@ -86,6 +86,28 @@ def test_few_images_move_it_little_and_too_few_not_at_all() -> None:
     )
 
 
+def test_a_solved_classifier_s_temperature_is_left_by_many_images_only() -> None:
+    """Against the posterior in float64 NumPy, over a grid; of images that demand the same, 30 and 3,000, and counted twice."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(30, 4))
+    odds = np.exp(scores / 1.5)
+    labels = np.array([rng.choice(4, p=row / row.sum()) for row in odds])
+    grid = np.exp(np.linspace(-1.5, 1.5, 3001))
+    found = []
+    for times in (1, 100):
+        logits, truth = np.tile(scores, (times, 1)), np.tile(labels, times)
+        divided = logits[None] / grid[:, None, None]
+        lost = (np.log(np.exp(divided).sum(2)) - divided[:, np.arange(len(truth)), truth]).sum(1)
+        expected = grid[(lost + (np.log(grid) / 0.12) ** 2 / 2).argmin()]
+        found.append(calibration.of_solved(torch.from_numpy(logits), torch.from_numpy(truth)))
+        assert found[-1] == pytest.approx(expected, rel=2e-3)
+        alone = grid[lost.argmin()]
+    assert abs(math.log(found[0])) < 0.2 * abs(math.log(alone)), "30 images hardly move it"
+    assert abs(math.log(found[1])) > 0.8 * abs(math.log(alone))
+    heavier = calibration.of_solved(torch.from_numpy(scores), torch.from_numpy(labels), torch.full((30,), 7.0))
+    assert heavier == pytest.approx(found[0]), "weights are shares"
+
+
 def test_what_it_is_worth_is_judged_by_images_that_did_not_choose_it() -> None:
     """Of answers without any meaning a temperature looks good on the very images that chose it."""
     generator = torch.Generator().manual_seed(1)

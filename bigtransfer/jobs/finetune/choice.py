@@ -128,9 +128,10 @@ def choose(
 ) -> Chosen:
     """The best of both networks and their average on labelled images that neither has learnt from, and how it was chosen.
 
-    Both are on `device`; their cards state the size of their input. Each gets the temperature at which its probabilities fit the images
-    best; the average is that of the logits at these temperatures. The one with the least loss is taken, which is steadier than the
-    accuracy of few images; the average, which costs both networks' time, only if it is better than either by more than `closed.TIE`.
+    Both are on `device`; their cards state the size of their input. Each keeps the temperature that leave-one-out gave it, but for what
+    these images demand (`calibration.of_solved`); the average is that of the logits so divided. The one with the least loss is taken, each
+    at the temperature that is best for it here, which is steadier than the accuracy of few images; the average, which costs both
+    networks' time, only if it is better than either by more than `closed.TIE`.
     balanced: each class of the images counts the same, however many it has, in temperatures and losses. answers, tuned_answers: the
     logits `(n, classes)` of `solved` and `tuned` on the images where they are known; None: they are computed.
     """
@@ -144,8 +145,9 @@ def choose(
     }
     alike = 1 / torch.bincount(labels)[labels].double()
     shares = alike if balanced else None
-    temperatures = {name: linear.best_temperature(scores, labels, shares)[0] for name, scores in logits.items()}
+    temperatures = {name: calibration.of_solved(scores, labels, shares) for name, scores in logits.items()}
     logits["average"] = torch.stack([scores / temperatures[name] for name, scores in logits.items()]).mean(0)
+    temperatures["average"] = calibration.of_solved(logits["average"], labels, shares)
     found = {name: linear.best_temperature(scores, labels, shares) for name, scores in logits.items()}
     right = {name: (scores.argmax(1) == labels).double() for name, scores in logits.items()}
     candidates = tuple(
@@ -159,8 +161,8 @@ def choose(
     )
     alone = min(candidates[:2], key=lambda one: one.loss)
     best = candidates[2] if candidates[2].loss < alone.loss - closed.TIE else alone
-    scale = 2 * found["average"][0] if best.kind == "average" else 1.0
-    temperature = found[best.kind][0]
+    temperature = temperatures[best.kind]
+    scale = 2 * temperature if best.kind == "average" else 1.0
     calibrated = calibration.of_choice(logits[best.kind] / temperature, labels, temperature)
     return Chosen(
         choice=Choice(delivered=best.kind, candidates=candidates, images=len(images), calibrated=calibrated),
