@@ -318,6 +318,8 @@ def test_every_knob_is_asked_for_by_the_job(command: str) -> None:
     package = REPOSITORY / "bigtransfer"
     others = {
         "shard": ("data/writer.py",),
+        "finetune": ("jobs/working.py",),
+        "detect finetune": ("jobs/working.py",),
         "evaluate": ("jobs/suite.py", "jobs/parts.py"),
         "serve": ("serve/app.py", "serve/service.py"),
     }
