@@ -7,7 +7,8 @@ import os
 import sqlite3
 import threading
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from bigtransfer.suites.vtab.sources import Rows
 from bigtransfer.suites.vtab.tasks import TASKS
 from tests.data_makers import write
 
-pytest.importorskip("optuna")
+optuna: Any = pytest.importorskip("optuna")
 
 PARTS = {"train800": 6, "val200": 4, "train1000": 10, "test": 5}
 
@@ -208,6 +209,57 @@ def test_other_settings_or_images_are_another_search(tmp_path: Path) -> None:
     before = len(bench.asked)
     SEARCH.measure(bench)
     assert len(bench.asked) - before == 4
+
+
+@pytest.mark.usefixtures("storage")
+def test_a_trial_is_taken_while_no_other_process_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SQLite gives two that ask at the same time the same one, of which the second to end would have been lost with its process."""
+    inside, asked = [0], []
+
+    def watched(alone: Callable[[Any], AbstractContextManager[Any]]) -> Callable[[Any], AbstractContextManager[Any]]:
+        @contextmanager
+        def entered(record: Any) -> Iterator[None]:
+            with alone(record):
+                inside[0] += 1
+                yield
+                inside[0] -= 1
+
+        return entered
+
+    for kind in (search._DataBase, search._Journal):
+        monkeypatch.setattr(kind, "alone", watched(kind.alone))
+    ask = optuna.Study.ask
+    monkeypatch.setattr(optuna.Study, "ask", lambda study: asked.append(inside[0]) or ask(study))
+    bench = Tried(tmp_path)
+    SEARCH.measure(bench)
+    assert asked == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("storage")
+def test_a_trial_that_was_taken_for_dead_ends_well(tmp_path: Path) -> None:
+    """Another process has finished it meanwhile."""
+    bench, state = Tried(tmp_path), optuna.trial.TrialState
+    asked: list[int] = []
+
+    def tried(drawn: Mapping[str, Any]) -> float:
+        asked.append(1)
+        if len(asked) == 1:
+            with search._record(*found_at[0]) as record:
+                (running,) = (one for one in record.study.get_trials() if one.state == state.RUNNING)
+                record.study.tell(running.number, state=state.FAIL)
+        return good(drawn)
+
+    found_at: list[tuple[Path, str]] = []
+    real = search._record
+
+    def noted(folder: Path, name: str) -> Any:
+        found_at.append((folder, name))
+        return real(folder, name)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(search, "_record", noted)
+        found = SEARCH.searched(bench, tried)
+    assert found == [good(SEARCH.space.draw(0, number)) for number in range(3)] and len(asked) == 4
 
 
 @pytest.mark.usefixtures("storage")

@@ -15,7 +15,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -174,6 +174,12 @@ class _Record:
         """Marks the trials as failed whose process has died."""
         raise NotImplementedError
 
+    def taken(self) -> Any:
+        """A trial that was waiting, begun. To be called where no other process looks: of SQLite two can be given the same one otherwise."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the signs of life are ours
+            return self.study.ask()
+
 
 class _DataBase(_Record):
     """SQLite: optuna's own heartbeats, a lock of the system."""
@@ -198,7 +204,7 @@ class _DataBase(_Record):
         return self._lock
 
     def alive(self, trial: Any) -> AbstractContextManager[Any]:
-        return nullcontext()  # `optimize` gives them
+        return _beating(lambda: self._storage.record_heartbeat(trial._trial_id))
 
     def fail_dead(self) -> None:
         _optuna().storages.fail_stale_trials(self.study)
@@ -232,22 +238,10 @@ class _Journal(_Record):
 
     @contextmanager
     def alive(self, trial: Any) -> Iterator[None]:
-        sign, done = self._signs / str(trial.number), threading.Event()
-
-        def beat() -> None:
-            while not done.wait(HEARTBEAT):
-                with suppress(OSError):  # a server that is away for a moment
-                    sign.touch()
-
-        sign.touch()
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
-        try:
+        sign = self._signs / str(trial.number)
+        with _beating(sign.touch):
             yield
-        finally:
-            done.set()
-            thread.join()
-            sign.unlink(missing_ok=True)
+        sign.unlink(missing_ok=True)
 
     def fail_dead(self) -> None:
         state = _optuna().trial.TrialState
@@ -265,6 +259,26 @@ class _Journal(_Record):
                         self._storage.set_trial_state_values(trial._trial_id, state.FAIL)
         finally:
             now.unlink(missing_ok=True)
+
+
+@contextmanager
+def _beating(beat: Callable[[], object]) -> Iterator[None]:
+    """Within, a thread gives this sign of life every `HEARTBEAT` seconds, the first at once."""
+    done = threading.Event()
+
+    def work() -> None:
+        while not done.wait(HEARTBEAT):
+            with suppress(Exception):  # a server that is away for a moment
+                beat()
+
+    beat()
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 def _made(storage: Any) -> Any:
@@ -294,8 +308,6 @@ def _values(record: _Record, search: Search, seed: int, tried: Callable[[Mapping
     done, open_ = optuna.trial.TrialState.COMPLETE, (optuna.trial.TrialState.WAITING, optuna.trial.TrialState.RUNNING)
 
     def objective(trial: Any) -> float:
-        if _NUMBER not in trial.user_attrs:  # another process was quicker: none was waiting any more
-            raise optuna.TrialPruned
         drawn = search.space.draw(seed, trial.user_attrs[_NUMBER])
         for name in drawn:  # for whoever looks at the data base
             choices = getattr(search.space, name)
@@ -303,8 +315,7 @@ def _values(record: _Record, search: Search, seed: int, tried: Callable[[Mapping
                 trial.suggest_categorical(name, choices)
             else:
                 trial.suggest_float(name, *choices, log=name in _LOGARITHMIC)
-        with record.alive(trial):
-            return tried(drawn)
+        return tried(drawn)
 
     while True:
         with record.alone():
@@ -315,10 +326,18 @@ def _values(record: _Record, search: Search, seed: int, tried: Callable[[Mapping
             for number in sorted(set(range(search.trials)) - known.keys() - under_way):
                 study.enqueue_trial(search.space.draw(seed, number), user_attrs={_NUMBER: number})
                 under_way.add(number)
+            finished = all(number in known for number in range(search.trials))
             waiting = any(one.state == open_[0] for one in study.get_trials(deepcopy=False))
-        if all(number in known for number in range(search.trials)):
+            trial = record.taken() if waiting and not finished else None
+        if finished:
             return [known[number] for number in range(search.trials)]
-        if waiting:
-            study.optimize(objective, n_trials=1)
-        else:
+        if trial is None:
             time.sleep(_POLL)
+            continue
+        try:
+            with record.alive(trial):
+                value = objective(trial)
+        except BaseException:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL, skip_if_finished=True)
+            raise
+        study.tell(trial, value, skip_if_finished=True)  # taken for dead and finished by another it is as good
