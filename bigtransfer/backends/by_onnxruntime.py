@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
-from bigtransfer.backends import Precision, extra
+from bigtransfer.backends import Name, Precision, extra
 from bigtransfer.backends.exported import (
     ExportedClassifier,
     ExportedDetector,
     Session,
+    opening,
     refuse_precision,
     results_of,
-    scaled,
-    short,
 )
 from bigtransfer.backends.onnx_file import OnnxFile
 from bigtransfer.catalog import ModelCard
-from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.errors import ConfigError
 from bigtransfer.machine import threads
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -26,6 +25,8 @@ _TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
 class _Session(Session):
+    library: ClassVar[Name] = "onnxruntime"
+
     def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
         if precision == "bf16":
             raise ConfigError("onnxruntime computes in fp32; for bf16 take --backend openvino or torch.")
@@ -37,26 +38,16 @@ class _Session(Session):
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads()
         options.log_severity_level = 4  # what is wrong is raised as well
-        try:
+        with opening(where):
             self._session = runtime.InferenceSession(file.content, options, providers=[_provider(runtime, self.device)])
             self._type, self._results = _checked(self._session, file.card)
-        except (ConfigError, MemoryError):
-            raise
-        except Exception as error:  # of as many kinds as the library has parts
-            raise WeightsError(f"{where} is damaged, or not what its card says ({short(error)}).") from error
 
-    def outputs(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-        if self._type is np.float32:
-            images = scaled(images)
-        try:
-            results = self._session.run(names, {"image": np.ascontiguousarray(images)})
-        except Exception as error:
-            raise WeightsError(f"{self._where}: onnxruntime cannot compute it ({short(error)}).") from error
-        return dict(zip(names, results, strict=True))
+    def _computed(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        return dict(zip(names, self._session.run(names, {"image": images}), strict=True))
 
 
 class OnnxRuntime(_Session, ExportedClassifier):
-    name = "onnxruntime"
+    name = _Session.library
 
 
 class OnnxDetector(_Session, ExportedDetector):

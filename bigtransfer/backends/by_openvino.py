@@ -7,21 +7,21 @@ import ctypes
 import sys
 from collections.abc import Generator
 from threading import Lock
+from typing import ClassVar
 
 import numpy as np
 
-from bigtransfer.backends import Precision, extra
+from bigtransfer.backends import Name, Precision, extra
 from bigtransfer.backends.exported import (
     ExportedClassifier,
     ExportedDetector,
     Session,
+    opening,
     refuse_precision,
     results_of,
-    scaled,
-    short,
 )
 from bigtransfer.backends.onnx_file import OnnxFile
-from bigtransfer.errors import ConfigError, WeightsError
+from bigtransfer.errors import ConfigError
 from bigtransfer.machine import threads
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -59,6 +59,8 @@ def signal_stack_kept() -> Generator[None, None, None]:
 
 
 class _Session(Session):
+    library: ClassVar[Name] = "openvino"
+
     def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
         openvino = extra("openvino", "openvino")
         if device not in (None, "cpu"):
@@ -83,7 +85,7 @@ class _Session(Session):
             "NUM_STREAMS": 1,
             "ENABLE_CPU_PINNING": False,  # to cores that others may be using
         }
-        try:
+        with opening(where):
             with signal_stack_kept():
                 model = core.read_model(file.content)
             (image,) = model.inputs
@@ -95,25 +97,16 @@ class _Session(Session):
             self._type = _TYPES[image.element_type.get_type_name()]
             with signal_stack_kept():
                 self._request = core.compile_model(model, "CPU", options).create_infer_request()
-        except MemoryError:
-            raise
-        except Exception as error:  # of as many kinds as the library has parts
-            raise WeightsError(f"{where} is damaged, or not what its card says ({short(error)}).") from error
         self._one_at_a_time = Lock()
 
-    def outputs(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-        if self._type is np.float32:
-            images = scaled(images)
-        try:
-            with self._one_at_a_time:
-                found = self._request.infer({"image": np.ascontiguousarray(images)})
-                return {name: np.array(found[name]) for name in names}
-        except Exception as error:
-            raise WeightsError(f"{self._where}: openvino cannot compute it ({short(error)}).") from error
+    def _computed(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        with self._one_at_a_time:
+            found = self._request.infer({"image": images})
+            return {name: np.array(found[name]) for name in names}
 
 
 class OpenVino(_Session, ExportedClassifier):
-    name = "openvino"
+    name = _Session.library
 
 
 class OpenVinoDetector(_Session, ExportedDetector):

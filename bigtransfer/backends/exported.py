@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
-from bigtransfer.backends import Backend, DetectorBackend, Precision, not_finite
+from bigtransfer.backends import Backend, DetectorBackend, Name, Precision, not_finite
 from bigtransfer.backends.onnx_file import OnnxFile
 from bigtransfer.catalog import ANCHORS, ModelCard
 from bigtransfer.errors import ConfigError, WeightsError
@@ -19,6 +20,8 @@ from bigtransfer.objects import Objects, anchors, chosen, places
 class Session(ABC):
     """A file that a library computes, of a classifier or a detector. Thread-safe."""
 
+    library: ClassVar[Name]
+    """What errors call it."""
     card: ModelCard
     device: str
     precision: str
@@ -26,14 +29,25 @@ class Session(ABC):
     """What errors call the file."""
     _results: list[str]
     """Names, of `results_of`."""
+    _type: Any
+    """Of the graph's input, np.uint8 or np.float32."""
 
     @abstractmethod
     def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
         """where: what errors call the file. device: None is the CPU."""
 
-    @abstractmethod
     def outputs(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
         """The graph's results of those names on uint8 `(n, channels, size, size)`."""
+        if self._type is np.float32:
+            images = scaled(images)
+        try:
+            return self._computed(np.ascontiguousarray(images), names)
+        except Exception as error:
+            raise WeightsError(f"{self._where}: {self.library} cannot compute it ({short(error)}).") from error
+
+    @abstractmethod
+    def _computed(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+        """The same of what the graph takes."""
 
 
 class ExportedClassifier(Session, Backend):
@@ -69,6 +83,17 @@ class ExportedDetector(Session, DetectorBackend):
             own = found[name].reshape(len(images), ANCHORS, width, count)
             made.append(own.transpose(0, 3, 1, 2).reshape(len(images), -1, width))
         return made[0], made[1]
+
+
+@contextlib.contextmanager
+def opening(where: str) -> Iterator[None]:
+    """Within, a file is given to a library: whatever it does not like about it is a WeightsError."""
+    try:
+        yield
+    except (ConfigError, MemoryError):
+        raise
+    except Exception as error:  # of as many kinds as the library has parts
+        raise WeightsError(f"{where} is damaged, or not what its card says ({short(error)}).") from error
 
 
 def refuse_precision(precision: Precision, where: str) -> None:

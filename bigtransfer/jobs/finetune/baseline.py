@@ -141,7 +141,8 @@ def _seen(
     wanted = most if config.linear == "closed" else max(fewest, math.ceil(WIDE * most))
     found: list[_Way] = []
     for way in ways:
-        passes, room, rest, alone = way[-1].passes(facts.architecture, facts.trained_at), math.inf, 0.0, True
+        passes, room, alone = way[-1].passes(facts.architecture, facts.trained_at), math.inf, True
+        rest, hope = -math.inf, hopes(config, facts, look, way[-1])
         if left is None:
             operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
             images = int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
@@ -149,19 +150,18 @@ def _seen(
             measuring = facts.evaluated * passes * look
             learning = min(CLOSED * left, (most + held_out) * passes * look)
             rest = left - 2 * learning - min(AFTERWARDS * left, 2 * measuring)
-            fewest_steps = hopes(config, facts, look, way[-1])[-1]
-            alone = config.steps is None and (rest < fewest_steps or facts.images < hyperrule.TUNING_BATCH)
+            alone = config.steps is None and (rest < hope[-1] or facts.images < hyperrule.TUNING_BATCH)
             room = ALONE * (left - min(AFTERWARDS * left, measuring)) if alone else CLOSED * left
             room = max(slight, room)
             images = int(room / (passes * look) * most / (most + held_out))
-        found.append(_Way(images, way, room, None if alone or _sizes(way[-1]) < min(2, _sizes(ways[0][-1])) else rest))
+        trains = not alone and _sizes(way[-1]) >= min(2, _sizes(ways[0][-1]))
+        found.append(
+            _Way(images, way, room, [trains and rest >= one for one in hope] if config.steps is None else [trains])
+        )
     enough = [one for one in found if one.images >= wanted] or found[-1:]
     # A training is worth more than a third size, not more than a second one, and one of larger images is, too (docs/lab-notes.md).
-    trains = [(one, one.rest, hopes(config, facts, look, one.views[-1])) for one in enough if one.rest is not None]
-    hoped = (one for number in range(3) for one, rest, hope in trains if rest >= hope[number])
-    first = trains[0][0] if trains else enough[0]
-    images, way, room, _ = first if config.steps is not None else next(hoped, first)
-    return most if left is not None else max(fewest, min(most, images)), way, room
+    best = max(enough, key=lambda one: one.allows)  # of equally good ones the first
+    return most if left is not None else max(fewest, min(most, best.images)), best.views, best.room
 
 
 class _Way(NamedTuple):
@@ -172,8 +172,8 @@ class _Way(NamedTuple):
     views: tuple[View, ...]
     room: float
     """Seconds for them."""
-    rest: float | None
-    """Seconds that would be left for a training; None: too few, or it would not be worth what the closed form went without."""
+    allows: list[bool]
+    """Which of `hopes` there would be time for, the most first, where a training is worth what the closed form goes without for it."""
 
 
 def _sizes(view: View) -> int:

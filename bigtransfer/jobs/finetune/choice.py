@@ -148,13 +148,13 @@ def choose(
     temperatures = {name: calibration.of_solved(scores, labels, shares) for name, scores in logits.items()}
     logits["average"] = torch.stack([scores / temperatures[name] for name, scores in logits.items()]).mean(0)
     temperatures["average"] = calibration.of_solved(logits["average"], labels, shares)
-    found = {name: linear.best_temperature(scores, labels, shares) for name, scores in logits.items()}
+    losses = {name: linear.best_temperature(scores, labels, shares)[1] for name, scores in logits.items()}
     right = {name: (scores.argmax(1) == labels).double() for name, scores in logits.items()}
     candidates = tuple(
         Candidate(
             kind=name,
             top1=float(right[name].mean()),
-            loss=max(0.0, found[name][1]),
+            loss=max(0.0, losses[name]),
             mean_per_class=_mean_per_class(right[name], labels),
         )
         for name in logits

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from bigtransfer import evals, hyperrule, runs
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import Closed, View
-from bigtransfer.feed.loader import FeatureLoader, TrainLoader, eval_batches
+from bigtransfer.feed.loader import EvalBatch, FeatureLoader, TrainLoader, eval_batches
 from bigtransfer.feed.order import BalancedOrder, EpisodeOrder
 from bigtransfer.jobs import tracking, training
 from bigtransfer.jobs.clock import Ahead, Clock
@@ -45,8 +48,9 @@ def train(
     linear_only = plan.linear == "sgd"
     trained = model.head if linear_only else model
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
+    learnt = _some(parts.train, plan)
     if plan.choose:
-        _for_the_closed_form(run, model, parts.train, plan)
+        _for_the_closed_form(run, model, learnt, plan)
         chosen = model.norm_parameters()
     else:
         frozen = {id(parameter) for parameter in (model.stem_parameters() if plan.frozen_stem else ())}
@@ -55,7 +59,7 @@ def train(
     validate, watched = None, 0
     if parts.val is not None and (config.eval_every is not None or plan.choose or len(parts.val) <= WATCHED):
         if plan.choose:
-            validate, watched = _solved_on_the_way(model, parts, plan)
+            validate, watched = _solved_on_the_way(model, learnt, _some(parts.val, plan), plan)
         else:
             validate, watched = training.validation(state, parts.val, plan.input, device, dtype), len(parts.val)
     if clock is not None:
@@ -104,24 +108,40 @@ def train(
     )
 
 
-def _solved_on_the_way(model: Network, parts: Splits, plan: FinetunePlan) -> tuple[Callable[[], dict[str, float]], int]:
+@dataclass(frozen=True, eq=False)
+class _Some:
+    """Images that are looked at beside a training for the closed form, at its size: read when they are first asked for, then held."""
+
+    images: ImageSet
+    plan: FinetunePlan
+
+    @functools.cached_property
+    def batches(self) -> list[EvalBatch]:
+        return list(eval_batches(self.images, self.plan.input, self.plan.micro_batch))
+
+    def features(self, model: Network) -> tuple[Tensor, Tensor]:
+        """What a closed form sees of them, of the network as it is now, and the labels."""
+        plan, view = self.plan, View(size=self.plan.input.size, readout=model.architecture.readout)
+        return closed.extract(model, self.batches, view, device=plan.torch_device, dtype=plan.torch_dtype)
+
+
+def _some(images: ImageSet, plan: FinetunePlan) -> _Some:
+    """As many as show whether the training still helps."""
+    return _Some(splits.evenly(images, LOOKED_AT, plan.seed), plan)
+
+
+def _solved_on_the_way(
+    model: Network, learnt: _Some, held_out: _Some, plan: FinetunePlan
+) -> tuple[Callable[[], dict[str, float]], int]:
     """For a training for the closed form: a function that solves it on the network as it is now, at the size of the training, and measures
-    it on validation images, and of how many images that takes a look. Of both parts there are as many as show whether the training still
-    helps; the choice after it looks at more, in more ways."""
-    assert parts.val is not None
-    view = View(size=plan.input.size, readout=model.architecture.readout)
-    some = [splits.evenly(images, LOOKED_AT, plan.seed) for images in (parts.train, parts.val)]
-    held = [list(eval_batches(images, plan.input, plan.micro_batch)) for images in some]
+    it on validation images, and of how many images that takes a look. The choice after it looks at more, in more ways."""
 
     def measure() -> dict[str, float]:
-        (learnt, labels), (seen, truth) = (
-            closed.extract(model, batches, view, device=plan.torch_device, dtype=plan.torch_dtype) for batches in held
-        )
-        head = linear.fit(learnt, labels, plan.classes, balanced=plan.balance, discriminant=True).head
-        found = evals.evaluate(head, [(seen, truth, torch.arange(len(truth)))], plan.classes)
-        return found.named("val")
+        head = linear.fit(*learnt.features(model), plan.classes, balanced=plan.balance, discriminant=True).head
+        seen, truth = held_out.features(model)
+        return evals.evaluate(head, [(seen, truth, torch.arange(len(truth)))], plan.classes).named("val")
 
-    return measure, sum(map(len, some))
+    return measure, len(learnt.images) + len(held_out.images)
 
 
 def _ahead(
@@ -147,19 +167,11 @@ def _ahead(
     )
 
 
-def _for_the_closed_form(run: runs.Run, model: Network, train: ImageSet, plan: FinetunePlan) -> None:
+def _for_the_closed_form(run: runs.Run, model: Network, learnt: _Some, plan: FinetunePlan) -> None:
     """Give the network, which reads out all blocks already, the head by which the images of a batch judge one another. Of a run that goes
     on from a checkpoint the numbers do not matter."""
     seen = torch.zeros(2, model.num_features), torch.zeros(2, dtype=torch.int64)
     if not checkpoint.exists(run.folder):
-        seen = closed.features(
-            model,
-            splits.evenly(train, LOOKED_AT, plan.seed),
-            View(size=plan.input.size, readout=model.architecture.readout),
-            spec=plan.input,
-            device=plan.torch_device,
-            dtype=plan.torch_dtype,
-            batch_size=plan.micro_batch,
-        )
+        seen = learnt.features(model)
     head = closed.LeftOutHead.of(*seen, plan.recipe.batch_size, plan.seed)
     model.head = head.to(plan.torch_device)

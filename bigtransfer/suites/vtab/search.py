@@ -182,7 +182,7 @@ class _Record:
 
 
 class _DataBase(_Record):
-    """SQLite: optuna's own heartbeats, a lock of the system."""
+    """SQLite: signs of life are rows of it, as optuna keeps them; a lock of the system."""
 
     def __init__(self, file: Path, lock: Path) -> None:
         optuna = _optuna()
@@ -239,9 +239,11 @@ class _Journal(_Record):
     @contextmanager
     def alive(self, trial: Any) -> Iterator[None]:
         sign = self._signs / str(trial.number)
-        with _beating(sign.touch):
-            yield
-        sign.unlink(missing_ok=True)
+        try:
+            with _beating(sign.touch):
+                yield
+        finally:
+            sign.unlink(missing_ok=True)
 
     def fail_dead(self) -> None:
         state = _optuna().trial.TrialState
@@ -268,7 +270,7 @@ def _beating(beat: Callable[[], object]) -> Iterator[None]:
 
     def work() -> None:
         while not done.wait(HEARTBEAT):
-            with suppress(Exception):  # a server that is away for a moment
+            with suppress(OSError, _optuna().exceptions.StorageInternalError):  # a server that is away for a moment
                 beat()
 
     beat()
