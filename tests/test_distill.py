@@ -283,10 +283,20 @@ def brightness(**changes: Any) -> Teacher:
     return Teacher(**{**given, "std": (0.5, 0.25, 0.125), **changes})
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_teacher_of_any_kind_sees_what_it_asks_for_blended_and_answers_without_dropout(dtype: torch.dtype) -> None:
-    teacher = brightness()
-    lesson = teacher.ready(CPU, dtype)
+def test_a_teacher_of_any_kind_sees_what_it_asks_for_blended_and_answers_without_dropout(
+    dtype: torch.dtype, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher, compile, made = brightness(), torch.compile, list[torch.nn.Module]()
+
+    def without_a_compiler(network: torch.nn.Module, **how: Any) -> Any:
+        made.append(network)
+        return compile(network, backend="aot_eager", **how)
+
+    monkeypatch.setattr(torch, "compile", without_a_compiler)
+    lesson = teacher.ready(CPU, dtype, compiled=compiled)
+    assert len(made) == compiled
     assert lesson.classes == 3 and teacher.network.training, "a copy is at work"
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 8, 8), np.uint8))
     mix = Mix(0.25, torch.tensor([1, 2, 3, 0]))

@@ -377,7 +377,7 @@ def _train(
     vocabularies = [(one.title, one.names) for one in sets if one.names]
     lesson = taught = None
     if teacher is not None:
-        lesson = teacher.ready(device, dtype)
+        lesson = teacher.ready(device, dtype, compiled=config.compile)
         vocabularies.append(
             (teacher.name, teacher.class_names or tuple(f"{teacher.name} {i}" for i in range(lesson.classes)))
         )

@@ -44,15 +44,16 @@ class Teacher:
         """SHA-256 of its numbers, by which a resumed run knows that it is taught by the same one."""
         return weights.digest(self.network.state_dict())
 
-    def ready(self, device: torch.device, dtype: torch.dtype) -> Lesson:
+    def ready(self, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> Lesson:
         """The teacher at work on `device`, computing in `dtype`. ConfigError if it cannot answer images of `size`."""
-        return Lesson(self, device, dtype)
+        return Lesson(self, device, dtype, compiled=compiled)
 
 
 class Lesson:
     """A teacher at work: without gradients, in evaluation mode, in channels_last."""
 
-    def __init__(self, teacher: Teacher, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, teacher: Teacher, device: torch.device, dtype: torch.dtype, *, compiled: bool = False) -> None:
+        """compiled: by torch.compile, for each number of images that comes."""
         if len(teacher.mean) != 3 or len(teacher.std) != 3:
             raise ConfigError(f"mean and std of the teacher {teacher.name} are numbers, one for each of 3 channels.")
         if not min(teacher.std) > 0:
@@ -91,6 +92,8 @@ class Lesson:
             raise ConfigError(
                 f"The teacher {teacher.name} has {self.classes} classes, and {len(teacher.class_names)} names for them."
             )
+        if compiled:  # after the two images above, for which nobody needs it
+            self._network = torch.compile(self._network, dynamic=False)
 
     def answers(self, images: Tensor, part: slice, mix: objective.Mix | None) -> Tensor:
         """float32 logits (m, classes) for one micro-batch of uint8 crops (n, 3, size, size), blended as the student's are."""
