@@ -243,7 +243,9 @@ def check_network(device: str, arch: str, kind: str, height: int, width: int) ->
             found[fast] = error_of(logits, expected), error_of(whole(got), whole(gradients))
         for index, (what, limit) in enumerate((("logits", of_logits), ("gradient", of_gradient))):
             name = f"{title}: {str(dtype).split('.')[1]} {what}"
-            rows.append(within(name, found[True][index], limit, plain=found[False][index]))
+            # Of wild weights even the plain form's gradient can be far off in bf16: then no farther than that one's.
+            allowed = max(limit, min(1.0, 1.05 * found[False][index]))
+            rows.append(within(name, found[True][index], allowed, plain=found[False][index]))
     return rows
 
 
@@ -295,6 +297,8 @@ def check_operations(device: str, quick: bool) -> list[Row]:
                     # has, are torch's affair.
                     loose = layout != torch.channels_last or (offset and dtype == torch.float32)
                     allowed = limit * (10 if loose else 1)
+                    if layout != torch.channels_last and offset and dtype == torch.bfloat16:
+                        allowed *= 5  # torch's sums of squares, seen on an H200: 0.17
                     rows.append(within(name, wrong, allowed, plain=plainly[part], worst=list(shape)))
     for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 1e-2)):
         worst_of, plain_of = {"y": (0.0, ()), "gradient": (0.0, ())}, {"y": 0.0, "gradient": 0.0}
@@ -327,7 +331,10 @@ def norm_inputs(
         return torch.randn(size, generator=generator, device=device)
 
     x, tangent = ((drawn(*shape) + by).to(dtype).contiguous(memory_format=layout) for by in (offset, 0.0))
-    return x, drawn(shape[1]).abs() + 0.5, drawn(shape[1]) * 0.5, tangent
+    weight, bias = drawn(shape[1]).abs() + 0.5, drawn(shape[1]) * 0.5
+    # One place of a million at which rounding turns ReLU on or off is an error of 1e-3 of the gradient.
+    before = F.group_norm(x.double(), 32, weight.double(), bias.double())
+    return x, weight, bias, tangent.masked_fill(before.abs() < 1e-4, 0.0)
 
 
 def gradients_of(form: Callable[..., Tensor], x: Tensor, weight: Tensor, bias: Tensor, tangent: Tensor) -> list[Tensor]:

@@ -20,8 +20,8 @@ from bigtransfer.evals.metrics import Classification
 
 SET = "tiny"
 UPSTREAM = (
-    "Tiny-ImageNet-200, MiniPlaces, mini-ImageNet, Imagenette, cats and dogs, and 67,000 photographs of 19 sets "
-    "(338,000 images, 64 and 96 px); taught by EfficientNet-Lite0 (ImageNet-1k)"
+    "Tiny-ImageNet-200, MiniPlaces, mini-ImageNet, Imagenette, cats and dogs, and 166,000 photographs of 49 sets "
+    "(436,000 images, 64 and 96 px); taught by EfficientNet-Lite0 (ImageNet-1k)"
 )
 
 
