@@ -79,6 +79,7 @@ def networks(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         ({"what": ("a", "b/../a")}, "A run is named twice"),
         ({"what": ("a", "b"), "budget": "5m"}, "--budget is for --models"),
         ({"what": ("a", "b"), "test_fraction": 0.5}, "--test-fraction is for --models"),
+        ({"what": ("a", "b"), "checkpoint_every": "1m"}, "--checkpoint-every is for --models"),
         ({"what": ("a", "b"), "models": "x,y"}, "--models takes one data set, not 2"),
         ({"what": ("a",), "models": "x"}, "--models needs two networks at least"),
         ({"what": ("a",), "models": "x, x"}, "--models needs different networks"),
@@ -105,6 +106,7 @@ def test_the_closed_form_of_all_comes_first_then_each_in_the_same_time(
         balance=True,
         workers=0,
         precision="fp32",
+        checkpoint_every="7s",
     )
     asked = compare.planned(config, tmp_path)
     assert [Path(one.out or "").name for one in asked] == ["one-closed", "two-closed", "one-30s", "two-30s"]
@@ -112,7 +114,7 @@ def test_the_closed_form_of_all_comes_first_then_each_in_the_same_time(
     assert [one.budget for one in asked] == [None, None, "30s", "30s"]
     for one in asked:
         assert (one.data, one.seed, one.crop, one.balance, one.test_fraction) == (str(photos), 7, 32, True, 0.2)
-        assert (one.workers, one.precision) == (0, "fp32")
+        assert (one.workers, one.precision, one.checkpoint_every) == (0, "fp32", "7s")
     named = compare._told_apart(
         ["timm:resnet18.a1_in1k", "timm:resnet18@/x/w.safetensors", str(tmp_path / "run" / "model.safetensors"), "a/b"]
     )

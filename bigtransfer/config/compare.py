@@ -78,6 +78,10 @@ class CompareConfig(Config):
     workers: Workers | None = None
     """Processes that read and decode images. Default: as many as the machine has cores to spare."""
 
+    # --- Progress (with --budget)
+    checkpoint_every: Span = "5m"
+    """Save what a resume needs at least this often, and whenever the comparison is interrupted."""
+
     @property
     def networks(self) -> tuple[str, ...]:
         """Those that `models` names, in their order."""
@@ -124,4 +128,5 @@ _OF_MODELS = (
     "crop",
     "seed",
     "workers",
+    "checkpoint_every",
 )

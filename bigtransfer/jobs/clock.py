@@ -91,9 +91,7 @@ class Ahead:
     most: int
     """Steps that are never exceeded, however fast the machine."""
     watched: int = 0
-    """Images of a validation, ..."""
-    looks: float = 1.0
-    """... each in so many forward passes."""
+    """Images of a validation, each in one forward pass."""
     afterwards: int = 0
     """Images that will be looked at after the training, ..."""
     passes: float = 1.0
@@ -349,11 +347,11 @@ class Course:
         tail = ahead.tail or ahead.afterwards * look * ahead.passes
         if self._validation is not None and self._first is not None and ahead.watched:
             # The first validation has decoded its images as well, which are held in memory since.
-            look = min(look, self._validation / (ahead.watched * ahead.looks))
-            decode = self._first / ahead.watched - look * ahead.looks
+            look = min(look, self._validation / ahead.watched)
+            decode = self._first / ahead.watched - look
             # Two measurements, each perhaps of a moment in which the machine was less busy: the dearer one counts.
             tail = max(ahead.tail, ahead.afterwards * (decode + look * ahead.passes))
-        validation = look * ahead.watched * ahead.looks if self._validation is None else self._validation
+        validation = look * ahead.watched if self._validation is None else self._validation
         left = clock.left - ahead.again * pace - min(AFTERWARDS * clock.seconds, tail * pace)
         cost, every, position = validation * pace, self.eval_every, self.schedule.position(step)
 

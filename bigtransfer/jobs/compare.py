@@ -116,6 +116,7 @@ def planned(config: CompareConfig, place: Path) -> list[FinetuneConfig]:
             device=config.device,
             precision=config.precision,
             workers=config.workers,
+            checkpoint_every=config.checkpoint_every,
         )
         for linear, way, budget in ways
         for model, name in zip(config.networks, names, strict=True)
