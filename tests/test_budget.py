@@ -100,7 +100,6 @@ def run_on(
     values: Callable[[int], float] = lambda step: step / 1000,
     alike: Callable[[int], float] = lambda step: 0.5,
     watched: int = 0,
-    looks: float = 1.0,
     afterwards: int = 0,
     passes: float = 1.0,
     tail: float = 0.0,
@@ -112,7 +111,7 @@ def run_on(
     run = runs.Run(folder)
     state = new_state(seed)
     budget = Clock(folder, seconds, now=machine.now)
-    budget.ahead = Ahead(most=most, watched=watched, looks=looks, afterwards=afterwards, passes=passes, tail=tail)
+    budget.ahead = Ahead(most=most, watched=watched, afterwards=afterwards, passes=passes, tail=tail)
     training.resume(run, state, plan)
     if (outcome := training.ended(run, state, plan, budget)) is not None:
         return state, outcome
@@ -206,8 +205,6 @@ def test_images_to_be_looked_at_afterwards_have_their_time(tmp_path: Path) -> No
     assert trained("b", watched=6, afterwards=15) == pytest.approx(40 - 5, abs=1)
     assert trained("d", watched=6, afterwards=15, passes=4.0) == pytest.approx(40 - 5 - 15 * 3 / 15, abs=1)
     assert trained("c", watched=6, afterwards=10**6) == pytest.approx(30, abs=1)
-    # Of validations that look at each image twice, half as much for each look.
-    assert trained("e", watched=6, looks=2.0, afterwards=15, passes=4.0) == pytest.approx(40 - 5 - 15 * 2 / 15, abs=1)
 
 
 def test_validations_that_cost_too_much_are_fewer(tmp_path: Path) -> None:
