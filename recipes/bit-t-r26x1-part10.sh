@@ -11,9 +11,8 @@ images=$1 run=${2:-runs/bit-t-r26x1-part10}
 shift; [ $# -gt 0 ] && shift
 classes="$images/${CLASSES:-classes}"
 
-# cudnn.benchmark is off in `bit`: a resumed run could choose other kernels.
-python -c 'import runpy, torch; torch.backends.cudnn.benchmark = True; runpy.run_module("bigtransfer", run_name="__main__")' \
-  pretrain "$images/${TINY:-tiny}" "$images/${MINIPLACES:-miniplaces}" "$images/${MINIIMAGENET:-miniimagenet}" \
+# (torch.backends.cudnn.benchmark was on; `bit` leaves it off, as a resumed run could choose other kernels.)
+bit pretrain "$images/${TINY:-tiny}" "$images/${MINIPLACES:-miniplaces}" "$images/${MINIIMAGENET:-miniimagenet}" \
   "$images/${IMAGENETTE:-imagenette}" "$images/${CATSDOGS:-catsdogs}" "$images/more" "$images/finer" "$images/loose" \
   --set-weights 30 28 20 6 7 12 11 28 \
   --model r26x1 --weights "${START:-$images/part7.safetensors}" --name bit-t-r26x1-part10 --out "$run" --class-names "$classes"/*.tsv \
