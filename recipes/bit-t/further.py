@@ -40,14 +40,14 @@ class Source(NamedTuple):
     most: int = MOST
 
 
-def taken(start: str, name: str | None = None, depth: int = -1) -> Place:
-    """Images below a folder: their class is the folder at `depth` of those between, or `name` if all are of one."""
+def taken(start: str, name: str | None = None) -> Place:
+    """Images below a folder: their class is the last of the folders between, or `name` if all are of one."""
 
     def place(path: PurePosixPath, classes: dict[str, str]) -> str | None:
         if not path.is_relative_to(start):
             return None
         between = path.relative_to(start).parts[:-1]
-        return name if name is not None else between[depth] if between else None
+        return name if name is not None else between[-1] if between else None
 
     return place
 
@@ -63,12 +63,12 @@ def listed(start: str) -> Place:
     return lambda path, classes: classes.get(path.name) if path.is_relative_to(start) else None
 
 
-def rows(file: str, column: int = 1, suffix: str = "") -> Callable[[Callable[[str], str]], dict[str, str]]:
+def rows(file: str) -> Callable[[Callable[[str], str]], dict[str, str]]:
     """A table of lines `file name,class` with a heading."""
 
     def read(show: Callable[[str], str]) -> dict[str, str]:
         lines = [line.strip().split(",") for line in show(file).splitlines()[1:]]
-        return {f"{line[0]}{suffix}": line[column] for line in lines if len(line) > column}
+        return {line[0]: line[1] for line in lines if len(line) > 1}
 
     return read
 
@@ -137,10 +137,9 @@ def square(content: bytes) -> Image.Image | None:
 
 def chosen(clone: Path, source: Source) -> list[tuple[str, str, str]]:
     """Class, path and blob of the images to be brought, by a fixed seed where there are too many."""
-    commit = source.commit or "HEAD"
-    classes = source.table(lambda path: git(clone, "show", f"{commit}:{path}").decode()) if source.table else {}
+    classes = source.table(lambda path: git(clone, "show", f"{source.commit}:{path}").decode()) if source.table else {}
     by_class: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
-    for line in git(clone, "ls-tree", "-r", "-z", commit).decode(errors="replace").split("\0")[:-1]:
+    for line in git(clone, "ls-tree", "-r", "-z", source.commit).decode(errors="replace").split("\0")[:-1]:
         about, text = line.split("\t", 1)
         path = PurePosixPath(text)
         name = source.place(path, classes) if path.suffix.lower() in ENDINGS else None
