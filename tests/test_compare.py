@@ -184,6 +184,8 @@ def test_two_networks_on_the_same_images(
     asked += ["--precision", "fp32", "--workers", "0", "--json", str(tmp_path / "numbers.json")]
     assert cli.main(asked) == 0
     told = capsys.readouterr()
+    assert told.out.endswith(f"\n\ncomparison: {out / 'comparison.html'}\n")
+    assert "\non the 6 images that all were measured on:\n" in told.out
     splits = [json.loads((out / f"{name}-closed" / "split.json").read_text()) for name in ("one", "two")]
     assert splits[0] == splits[1] and {part: len(names) for part, names in splits[0].items()} == {
         "train": 24,
@@ -218,7 +220,10 @@ def test_two_networks_on_the_same_images(
     done = Finetuned(folder=out / "one-closed", recipe=None, metrics={"test_images": 3.0})  # type: ignore[arg-type]
     compare._measure_whole(plan, dataclasses.replace(done, metrics={}))
     assert not (done.folder / runs.WHOLE).exists()
+    assert not capsys.readouterr().out
     compare._measure_whole(plan, done)
+    told = capsys.readouterr().out
+    assert told.startswith("measured on all test images, beyond the budget") and " of 6 images\n" in told
     whole = json.loads((done.folder / runs.WHOLE).read_text())
     assert sorted(one["name"] for one in whole["predictions"]) == sorted(splits[0]["test"])
     whole["predictions"] = [one | {"rank": 1} for one in whole["predictions"]]
@@ -271,6 +276,7 @@ def test_one_that_fails_does_not_end_the_others_and_a_signal_ends_all(
     assert whole == ["two-closed", "one-9s", "two-9s"]
     seen, ends = [], {"two-closed": signal.SIGTERM}
     assert compare.run(config) == 128 + signal.SIGTERM
+    assert "what is finished stays. The same command goes on" in capsys.readouterr().out
     assert seen == ["one-closed", "two-closed"] and len(compared) == 1 and whole[3:] == ["one-closed"]
     ends = {"one-closed": DataError("no images")}
     with pytest.raises(DataError):

@@ -156,6 +156,8 @@ def test_all_contestants_are_measured_on_all_pictures(
     share = r"11\.1%" if seen else r"50\.0%"
     assert re.search(rf"trained for 45s +{share}", shown) and re.search(rf"closed form +{share}", shown)
     assert " of them)" not in shown
+    assert f"The report, to open in a browser: {tmp_path / 'demo' / 'closed-form' / 'report.html'}\n" in shown
+    assert shown.endswith("\n  bit finetune path/to/photos --budget 10m\n")
     assert len(asked) == (2 if seen else 0)
     assert all(one.data.endswith("pictures") and one.split == "test" for one in asked if one.data)
 

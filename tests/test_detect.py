@@ -135,6 +135,9 @@ def test_a_run_its_report_and_what_follows(
         )
         == 0
     )
+    told = capsys.readouterr().out
+    assert f"on {data} (val): 3 images, {record.objects} objects\n" in told
+    assert told.endswith(f"\nboxes: {tmp_path / 'c.json'}\n\nreport: {out / 'report.html'}\n")
     again = detection.read_record(out / "evaluation.json")
     assert (again.named(), again.per_class, again.per_image) == (record.named(), record.per_class, record.per_image)
     page_of_run = (done.folder / "report.html").read_text()

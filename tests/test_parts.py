@@ -214,11 +214,14 @@ def test_an_evaluation_goes_on(model: Path, photos: Path, tmp_path: Path, monkey
 
 
 @pytest.mark.parametrize("form", ["csv", "jsonl"])
-def test_text_parts(model: Path, tmp_path: Path, form: str) -> None:
+def test_text_parts(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], form: str) -> None:
     small = class_folders(tmp_path / "small", {"ant": 6, "bee": 5}, seed=3)
     (small / "ant" / "001.png").write_bytes(b"\x89PNG")
     out = tmp_path / "answers"
     assert predict(model, small, out, "--format", form, "--vectors", "logits") == 1
+    told = capsys.readouterr()
+    assert told.out == f"{out}/: 11 images in 2 parts, _manifest.json says what is in them\n"
+    assert told.err.endswith("1 of 11 images cannot be read\n")
     assert [*answers_of(out)] == [f"part-00000{i}.{ending}" for i in (0, 1) for ending in (form, "logits.npy")]
     if form == "csv":
         rows = [row for i in (0, 1) for row in csv.DictReader((out / f"part-00000{i}.csv").read_text().splitlines())]
@@ -270,6 +273,9 @@ def test_damaged_parts_are_made_again(model: Path, tmp_path: Path, capsys: pytes
     out = tmp_path / "answers"
     assert predict(model, small, out) == 0
     before = answers_of(out)
+    capsys.readouterr()
+    assert predict(model, small, out) == 0
+    assert capsys.readouterr().out == f"{out}/ is complete already: 20 images in 3 parts\n"
     (out / "part-000001.parquet").write_bytes(b"PAR1")
     (out / "part-000002.parquet").unlink()
     assert predict(model, small, out) == 0

@@ -86,7 +86,11 @@ def test_a_run_and_its_resumption(data: Path, tmp_path: Path, capsys: pytest.Cap
         assert bit(flags(data, tmp_path / "run", *more, "--name", "better")) == 0
     finally:
         bad.unlink()
-    assert "from step 1" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "from step 1" in told
+    saved, report = told.splitlines()[-2:]
+    assert saved.startswith(f"Saved {tmp_path / 'run' / 'model.safetensors'}: ") and "val/top1 " in saved
+    assert report == f"Report: {tmp_path / 'run' / 'report.html'}" and (tmp_path / "run" / "report.html").is_file()
     assert digest(tmp_path / "run") == digest(tmp_path / "whole")
     assert log(tmp_path / "run") == log(tmp_path / "whole")
     steps = [line for line in log(tmp_path / "run") if "loss" in line]

@@ -124,7 +124,7 @@ def test_another_input_is_refused(raw: Path, tmp_path: Path, capsys: pytest.Capt
     assert "wanted is 32 x 32 px, 3 channels, bilinear, decoder fast" in capsys.readouterr().err
 
 
-def test_it_pickles_and_the_command_goes_on(photos: Path, raw: Path, tmp_path: Path) -> None:
+def test_it_pickles_and_the_command_goes_on(photos: Path, raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stored = open_dataset(raw).train
     copy = pickle.loads(pickle.dumps(stored))
     assert np.array_equal(copy.read(3, SPECS[0]), stored.read(3, SPECS[0]))
@@ -132,6 +132,9 @@ def test_it_pickles_and_the_command_goes_on(photos: Path, raw: Path, tmp_path: P
     (raw / "train-000001.tar").write_bytes(b"damaged")
     (raw / "train.heights.npy").unlink()
     assert shard(photos, raw, "--raw", "24", "--shard-images", "4") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "Use them with models that take 24 x 24 px, 3 channels, bilinear, decoder fast; others are refused."
+    )
     assert {
         file.name: file.read_bytes() for file in raw.iterdir() if file.is_file() and file.name != "index.json"
     } == before
