@@ -366,6 +366,11 @@ MOST_EPOCHS = 30
 """A fine-tuning for the closed form passes over the images at most so often: what is left of a budget is given back."""
 
 
+def enough_to_tune(num_examples: int) -> bool:
+    """Whether so many images can judge one another in a step (`too_few_to_tune`)."""
+    return num_examples >= TUNING_BATCH
+
+
 def most_tuning_steps(num_examples: int, batch_size: int) -> int:
     """Steps of a training for the closed form which no budget exceeds."""
     return max(FEWEST_STEPS, math.ceil(MOST_EPOCHS * num_examples / batch_size))

@@ -70,6 +70,11 @@ def test_planted_labels_are_found_and_the_likeliest_class_is_named():
     assert all(one.times >= suspects.TIMES for one in found)
     assert agreement is not None and 0.9 < agreement < 1
     clean, _ = suspects.wrong_labels(features, labels, 4)
+    # Of equally likely ones the first image comes first, in whatever order they are given.
+    equal, _ = suspects.suspected(
+        torch.tensor([[0.0, 9.0]] * 3), torch.zeros(3, dtype=torch.int64), torch.tensor([7, 2, 5])
+    )
+    assert [one.image for one in equal] == [2, 5, 7]
     assert len(clean) <= 2
 
 

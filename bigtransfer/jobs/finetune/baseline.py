@@ -150,7 +150,7 @@ def _seen(
             measuring = facts.evaluated * passes * look
             learning = min(CLOSED * left, (most + held_out) * passes * look)
             rest = left - 2 * learning - min(AFTERWARDS * left, 2 * measuring)
-            alone = config.steps is None and (rest < hope[-1] or facts.images < hyperrule.TUNING_BATCH)
+            alone = config.steps is None and (rest < hope[-1] or not hyperrule.enough_to_tune(facts.images))
             room = ALONE * (left - min(AFTERWARDS * left, measuring)) if alone else CLOSED * left
             room = max(slight, room)
             images = int(room / (passes * look) * most / (most + held_out))

@@ -363,7 +363,7 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
     assert config.budget is not None and facts.closed is not None
     if not facts.norms:
         return hyperrule.without_norms(facts.closed.view.size)
-    if facts.images < hyperrule.TUNING_BATCH and config.steps is None:
+    if config.steps is None and not hyperrule.enough_to_tune(facts.images):
         return hyperrule.too_few_to_tune(facts.closed.view.size, facts.images)
     fixed = {name: value for name in ("steps", "batch_size") if (value := getattr(config, name)) is not None}
     crop, batch = config.crop or _smallest(facts), _batch(config, facts)
