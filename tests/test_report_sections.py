@@ -432,15 +432,16 @@ def test_what_was_asked_and_decided(folder: Path) -> None:
 
 
 def test_values_are_written_for_people(folder: Path) -> None:
+    """Without switches that are off, and without what only the program knows to read."""
     values = {"a": True, "b": False, "c": 0.00012345, "d": 12_000, "e": [1, 2.5], "f": "text", "g": 0}
     changed(
         folder,
         "config.json",
-        resolved=values | {"none": None, "empty": "", "list": [], "deep": [[1]], "dict": {}},
+        resolved=values | {"none": None, "empty": "", "list": [], "deep": [[1]], "dict": {}, "tail": 1.0, "again": 0.0},
         data={},
     )
     _, machine = section(folder, "What was asked, and what was decided").all("dl")
-    shown = {"a": "yes", "b": "no", "c": "0.00012345", "d": "12,000", "e": "1, 2.5", "f": "text", "g": "0"}
+    shown = {"a": "yes", "c": "0.00012345", "d": "12,000", "e": "1, 2.5", "f": "text", "g": "0"}
     assert machine.pairs() == shown
     assert [page.counted(n, "class", "classes") for n in (0, 1, 2000)] == ["0 classes", "1 class", "2,000 classes"]
 

@@ -21,8 +21,8 @@ class Decisions:
     """Title -> name -> value."""
 
 
-_HIDDEN = {"fingerprint", "found", "images", "given_away"}
-"""What tells a reader nothing, or the same again."""
+_HIDDEN = {"fingerprint", "found", "images", "given_away", "tail", "again", "choose"}
+"""What tells a reader nothing, or the same again; the last are a plan's estimates and a switch within a budget, which the notes tell of."""
 
 _OF_STEPS = {"eval_every", "loss"}
 """What is without effect where no steps are taken."""
@@ -60,5 +60,6 @@ def _scalars(values: Mapping[str, Any]) -> dict[str, Any]:
         key.replace("_", " "): value
         for key, value in values.items()
         if value not in (None, "", [], ())
+        and value is not False  # what was not asked for
         and not any(isinstance(one, (dict, list)) for one in (value if isinstance(value, (list, tuple)) else [value]))
     }
