@@ -257,6 +257,12 @@ def parse(command: str, arguments: Sequence[str]) -> config.Config:
         raise ConfigError(
             f"`bit {command}` has no flag {flag}.{_suggestion(flag, flags)} `bit {command} --help` lists them."
         )
+    for field in fields:
+        given = getattr(values, field.name, None)
+        if field.positional and "" in (given if field.several and given is not None else (given,)):
+            raise ConfigError(
+                f"{field.name.upper()} of `bit {command}` is an empty text. Is it a variable of the shell that is not set?"
+            )
     return chosen(**vars(values))
 
 

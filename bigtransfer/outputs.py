@@ -276,15 +276,10 @@ _FORM = re.compile(r"([0-9a-f]{8}-[0-9a-f]{8})\.[0-9a-f]{8}\.tmp")
 
 
 def remove_leftover(path: Path) -> None:
-    """Remove a temporary file or folder that nobody needs any more; one that `atomic_write` made, only if its maker, on this machine,
-    has died."""
+    """Remove a temporary folder that `atomic_write` made, if its maker, on this machine, has died; whatever else has such an ending may be
+    somebody's own."""
     made = re.search(rf"\.{_FORM.pattern}$", path.name)
-    if made is None:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
-    elif _ours(made[1]) and (lock := _lock(path)) is not None:
+    if made is not None and _ours(made[1]) and (lock := _lock(path)) is not None:
         shutil.rmtree(path, ignore_errors=True)
         _unlock(lock)
 

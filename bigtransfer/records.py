@@ -89,7 +89,7 @@ def parse(content: str | bytes, where: str, error: type[BitError]) -> Any:
     except UnicodeDecodeError as failed:
         raise error(f"{where} is not UTF-8 text ({failed.reason} at byte {failed.start}).") from failed
     except RecursionError as failed:
-        raise error(f"{where} is nested too deeply to be a record of ours.") from failed
+        raise error(f"{where} is nested too deeply.") from failed
     except ValueError as failed:
         raise error(f"{where} is not JSON: {failed}.") from failed
 
@@ -107,7 +107,7 @@ def convert(value: Any, form: type[T], where: str, error: type[BitError]) -> T:
     except msgspec.ValidationError as failed:
         raise error(f"{where}: {_in_words(str(failed))}.") from failed
     except RecursionError as failed:
-        raise error(f"{where} is nested too deeply to be a record of ours.") from failed
+        raise error(f"{where} is nested too deeply.") from failed
 
 
 def _in_words(message: str) -> str:

@@ -23,7 +23,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -133,6 +133,34 @@ def write_budget(
     write_json(folder / BUDGET, record)
 
 
+_LOCK = ".lock"
+
+RESULTS = (
+    *(
+        "metrics.jsonl",
+        "evaluation.json",
+        "model.safetensors",
+        "report.html",
+        "split.json",
+        "unreadable.json",
+        "copies.json",
+    ),
+    *("suspects.json", "closed.json", "choice.json", BUDGET),
+)
+"""What a training leaves in its folder beside config.json; some of it before that."""
+
+
+def refuse_others(folder: Path, writes: Collection[str]) -> None:
+    """RunError if `folder` holds files of these names, which are to be written there, and no run: they are somebody's own."""
+    if any(os.path.lexists(folder / name) for name in (_LOCK, "config.json", ".work")):
+        return
+    own = sorted(name for name in writes if os.path.lexists(folder / name))
+    if own:
+        raise RunError(
+            f"{folder} holds {', '.join(own)}, which is of no run of this program and would be replaced. Choose another folder with --out."
+        )
+
+
 class Run:
     """An open run folder."""
 
@@ -147,14 +175,16 @@ class Run:
         self._metrics = self.folder / "metrics.jsonl"
 
     @contextlib.contextmanager
-    def hold(self) -> Iterator[None]:
+    def hold(self, writes: Collection[str] = ()) -> Iterator[None]:
         """Keep the folder for this process, and clear away what one that was killed left half written.
 
-        RunError if another process is at work in it (the system frees the lock of one that died), or if it cannot be written to.
+        writes: see `refuse_others`. RunError too if another process is at work in it (the system frees the lock of one that died), or if it
+        cannot be written to.
         """
         import filelock  # here, so that what only reads a run needs nothing but the standard library
 
-        lock = filelock.FileLock(self.folder / ".lock", timeout=0)
+        refuse_others(self.folder, writes)
+        lock = filelock.FileLock(self.folder / _LOCK, timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout as error:

@@ -48,9 +48,15 @@ def fitted(text: str, most: int = 60) -> str:
 
 
 def cell(text: str) -> str:
-    """A `line` for a cell of a CSV file: an apostrophe before what a spreadsheet would take for a formula. Numbers stay numbers."""
-    formula = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
+    """A `line` for a cell of a CSV file: an apostrophe before what a spreadsheet would take for a formula, and before what would else look
+    like that (`uncell`). Numbers stay numbers."""
+    formula = _FORMULA.match(text.lstrip("'")) and not _NUMBER.fullmatch(text)
     return ("'" if formula else "") + line(text)
+
+
+def uncell(text: str) -> str:
+    """What `cell` made a cell of, but for the escapes of a `line`."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text.lstrip("'")) else text
 
 
 def utf8(text: str) -> str:

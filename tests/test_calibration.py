@@ -235,6 +235,12 @@ def test_a_trained_network_gets_its_temperature_and_every_form_has_it(held_out: 
     assert found is not None and found.temperature > 1.5 and found.images == 24 and found.loss[1] < found.loss[0]
     told = measuring.how_sure(network.card, "")
     assert f"temperature {found.temperature:.3g}, by 24 images held out" in told and f"{found.ece[1]:.1%}" in told
+    by_loss = "; it is chosen by the loss, which is lower with it"
+    for before_it, with_it in ((0.01, 0.02), (0.02, 0.01)):
+        card = dataclasses.replace(network.card, calibrated=dataclasses.replace(found, ece=(before_it, with_it)))
+        assert measuring.how_sure(card, "").endswith(
+            f"without it {before_it:.1%}{by_loss if with_it > before_it else ''}"
+        )
     after = Predictor(network, device="cpu", precision="fp32")
     logits = [
         torch.cat([one.logits(torch.tensor(image).permute(2, 0, 1)[None]) for image in images])

@@ -17,6 +17,7 @@ from bigtransfer.data import exclusions, open_dataset, splits
 from bigtransfer.errors import DataError
 from bigtransfer.evals import duplicates
 from bigtransfer.evals.duplicates import SIDE, Sketches, registered, screened
+from bigtransfer.terminal import cell
 from tests import html_pages, network_makers
 from tests.data_makers import encoded
 
@@ -526,6 +527,22 @@ def test_tables_that_a_spreadsheet_program_saved_again(tmp_path, separator, quot
         "".join(separator.join(f"{quote}{cell}{quote}" for cell in row) + "\r\n" for row in (exclusions.COLUMNS, row))
     )
     assert exclusions.read(path, "test") == ["t1"]
+
+
+def test_names_that_begin_a_formula_are_told_apart(tmp_path):
+    """In a table they have an apostrophe more, which may be part of another image's name."""
+    for i, name in enumerate(("@x", "'@x", "a", "b")):
+        Image.new("RGB", (8, 8), (50 * i, 0, 0)).save(tmp_path / f"{name}.png")
+    (tmp_path / "labels.csv").write_text("image,label\n@x.png,a\n'@x.png,b\na.png,a\nb.png,b\n")
+    splits = open_dataset(tmp_path / "labels.csv")
+    for gone, kept in (("@x.png", "'@x.png"), ("'@x.png", "@x.png")):
+        (tmp_path / "f.csv").write_text(",".join(exclusions.FINDINGS) + f"\n{cell(gone)},,,,,,,all\n")
+        rest, _ = exclusions.without(splits, tmp_path / "f.csv")
+        left = {rest.train.name(i) for i in range(len(rest.train))}
+        assert kept in left and gone not in left
+        (tmp_path / "list.txt").write_text(f"{gone}\n")
+        rest, _ = exclusions.without(splits, tmp_path / "list.txt")
+        assert {rest.train.name(i) for i in range(len(rest.train))} == left
 
 
 def test_no_file_is_said(data, tmp_path, capsys):

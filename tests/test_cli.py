@@ -497,3 +497,10 @@ def test_a_folder_is_no_stream(command: str, folder: str) -> None:
     with pytest.raises(ConfigError, match="name of a folder"):
         out.accept(folder)
     assert out.accept("./-") == "./-"
+
+
+@pytest.mark.parametrize("arguments", [["finetune", ""], ["check", ""], ["predict", "m", "a.jpg", ""]])
+def test_an_empty_argument_is_no_folder(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A variable of the shell that is not set would be taken for the current folder."""
+    assert cli.main(arguments) == 2
+    assert f"of `bit {arguments[0]}` is an empty text" in capsys.readouterr().err

@@ -50,7 +50,8 @@ def test_other_files_are_ignored_and_counted(tmp_path: Path) -> None:
     for name in ("cat/.DS_Store", "cat/notes.txt", "README.md", "dog/Thumbs.db", "dog/more.txt", "dog/LICENSE"):
         (tmp_path / name).write_bytes(b"x")
     write(tmp_path / ".cache" / "x.png")
-    write(tmp_path / "__MACOSX" / "x.png")
+    for folder in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", "cat/@eaDir", "System Volume Information"):
+        write(tmp_path / folder / "x.png")
     data = open_dataset(tmp_path)
     assert len(data.train) == 2
     (note,) = data.notes

@@ -70,7 +70,7 @@ def test_absolute_paths(tmp_path: Path) -> None:
         ("a,b\nno/0.png,x\n", {}, "none of the columns image, .*it has a, b.*--image-column"),
         ("image,b,c\nimg/0.png,x,y\n", {}, "none of the columns label, .*it has image, b, c.*--label-column"),
         ("image,label\nimg/0.png,x\n", {"label_column": "kind"}, "no column 'kind'.*--label-column"),
-        ("image,label\nimg/0.png,x\n", {"split_column": "part"}, "no column 'part'.*--split-column"),
+        ("image,label\nimg/0.png,x\n", {"split_column": "part"}, "no column 'part'.* with split_column"),
         ("image,label\nimg/0.png,x\nimg/1.png,y,z\n", {}, "line 3: 3 values for 2 columns"),
         ("image,label\nimg/0.png,x\nimg/1.png\n", {}, "line 3: 1 values for 2 columns"),
         (
@@ -79,7 +79,7 @@ def test_absolute_paths(tmp_path: Path) -> None:
             "'img/0.png' twice, with labels 'x' and 'y' .line 2 and line 3",
         ),
         ("image,label\nimg/0.png,x\nimg/1.png,\n", {}, "1 of 2 rows have no label: line 3"),
-        ("image,label,split\nimg/0.png,x,foo\n", {}, "in split 'foo'"),
+        ("image,label,split\nimg/0.png,x,foo\n", {}, "in split 'foo'; only .* give it another name"),
         (
             "image,label\nno/7.png,x\n8.png,y\n",
             {},

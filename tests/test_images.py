@@ -193,6 +193,12 @@ def test_float_tiff(values: list[float], expected: list[int]) -> None:
     assert images.decode(data, "x", channels=1)[0, :, 0].tolist() == expected
 
 
+def test_an_image_without_a_number_is_none() -> None:
+    data = encoded(Image.fromarray(np.full((4, 4), np.nan, np.float32)), "TIFF")
+    with pytest.raises(ImageError, match="none of its values is a finite number"):
+        images.decode(data, "x", channels=1)
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [

@@ -227,6 +227,16 @@ def test_what_a_dead_writer_left_is_cleared_and_that_of_a_living_one_is_not(tmp_
     assert not list(tmp_path.glob(".*.tmp")) and path.read_text() == "2\n"
 
 
+def test_what_only_ends_like_a_leftover_is_somebodys_own(tmp_path: Path) -> None:
+    (tmp_path / ".important.tmp").mkdir()
+    for name in (".important.tmp/diary.txt", ".notes.tmp", ".photo.01234567.tmp"):
+        (tmp_path / name).write_text("mine")
+    with runs.Run(tmp_path).hold():
+        pass
+    kept = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert kept == {".lock", ".important.tmp/diary.txt", ".notes.tmp", ".photo.01234567.tmp"}
+
+
 def test_what_another_machine_is_writing_is_left_alone(tmp_path: Path) -> None:
     """Its locks may not be seen here."""
     boot, name = outputs._machine().split("-")

@@ -303,6 +303,9 @@ def test_images_that_are_not_there_any_more_cost_the_pictures_only(run, images, 
         raise error
 
     report.write(run, images)
+    record = json.loads((run / "config.json").read_text())
+    record["asked"]["data"] = str(run)
+    (run / "config.json").write_text(json.dumps(record))
     monkeypatch.setattr("bigtransfer.jobs.report.open_dataset", gone)
     assert cli.main(["report", str(run)]) == 0
     assert (
@@ -312,6 +315,26 @@ def test_images_that_are_not_there_any_more_cost_the_pictures_only(run, images, 
     page = parse((run / "report.html").read_text())
     assert pictures_of(page) == [] and "Most confident mistakes" in headings(page)
     assert cli.main(["report", str(run), "--data", "elsewhere"]) == 2  # what was asked for must be there
+
+
+@pytest.mark.parametrize("where", ["http://127.0.0.1:9/shards", "cifar10", "hf:user/name", "/nowhere"])
+def test_nothing_is_fetched_because_a_folder_says_so(run, monkeypatch, capsys, where):
+    """Somebody else may have written it."""
+    asked = json.loads((run / "config.json").read_text())
+
+    def says(command, **changes):
+        (run / "config.json").write_text(json.dumps(asked | {"command": command, "asked": asked["asked"] | changes}))
+
+    says("finetune", data=where)
+    monkeypatch.setattr("bigtransfer.jobs.report.open_dataset", lambda *_a, **_o: pytest.fail("went there"))
+    assert cli.main(["report", str(run)]) == 0
+    assert f"note: no pictures, for {where} is no file or folder here; --data tells" in capsys.readouterr().err
+    for model in ("hf-hub:user/name", "http://127.0.0.1:9/x.safetensors", "bit-m-r50x1", "timm:resnet18"):
+        monkeypatch.setenv("BIT_CACHE", str(run / "no-cache"))
+        says("evaluate", model=model)
+        assert jobs_report.model_of(run) is None, model
+    says("evaluate", model="bit-t-r26x1")
+    assert jobs_report.model_of(run) == "bit-t-r26x1"
 
 
 def test_a_full_disk_is_told_with_the_file(run, monkeypatch):

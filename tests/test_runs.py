@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import pytest
 import torch
 
-from bigtransfer import runs
+from bigtransfer import cli, outputs, runs
 from bigtransfer.catalog import ARCHITECTURES, InputSpec, Readout
 from bigtransfer.config import FinetuneConfig, PretrainConfig
 from bigtransfer.dist import World
@@ -134,14 +134,32 @@ def test_only_one_process_works_in_a_folder_and_a_dead_one_leaves_it_free(tmp_pa
         with pytest.raises(RunError, match="Another process is at work"), runs.Run(tmp_path).hold():
             pass
         other.kill()
-    (tmp_path / ".model.safetensors.0a1b.tmp").write_text("half written")
-    (tmp_path / ".checkpoints.0a1b.tmp" / "step-00000001").mkdir(parents=True)
+    (tmp_path / f".model.safetensors.{outputs._machine()}.01234567.tmp").mkdir()
     with runs.Run(tmp_path).hold():
         assert not list(tmp_path.glob(".*.tmp")), "what a killed process left is cleared away"
     with pytest.raises(ZeroDivisionError), runs.Run(tmp_path).hold():
         raise ZeroDivisionError
     with runs.Run(tmp_path).hold():
         pass
+
+
+def test_files_of_no_run_are_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "report.html").write_text("mine")
+    told = r"holds report\.html, which is of no run of this program"
+    with pytest.raises(RunError, match=told), runs.Run(tmp_path).hold(runs.RESULTS):
+        pass
+    with runs.Run(tmp_path).hold():
+        pass
+    with runs.Run(tmp_path).hold(runs.RESULTS):  # one that was stopped before it had a config.json
+        pass
+    (tmp_path / ".lock").unlink()
+    (tmp_path / "config.json").write_text("{}")  # of a run that was copied from elsewhere
+    runs.refuse_others(tmp_path, runs.RESULTS)
+    (tmp_path / "config.json").unlink()
+    for out, command in (("--out", "check"), ("--out", "evaluate")):
+        asked = {"check": [str(tmp_path)], "evaluate": ["bit-t-r26x1", str(tmp_path)]}[command]
+        assert cli.main([command, *asked, out, str(tmp_path)]) == 2
+    assert (tmp_path / "report.html").read_text() == "mine"
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

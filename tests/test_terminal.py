@@ -46,10 +46,15 @@ def test_what_a_terminal_would_obey_is_visible() -> None:
         ("a=b", "a=b"),
         ("", ""),
         ("a\x1bb\n", r"a\x1bb\n"),
+        ("'@a", "''@a"),
+        ("'a", "'a"),
+        ("'-1", "''-1"),
     ],
 )
 def test_no_cell_starts_a_formula(text: str, written: str) -> None:
     assert terminal.cell(text) == written
+    if text.isprintable():
+        assert terminal.uncell(written) == text  # no two become the same cell
 
 
 def test_long_text_is_cut_to_its_ends_and_stays_apart() -> None:

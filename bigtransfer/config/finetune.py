@@ -103,7 +103,7 @@ class FinetuneConfig(Config):
     # --- Training
     linear: Literal["none", "closed", "sgd"] = "none"
     """Train only a linear classifier on the frozen network, whose features are computed once: solved exactly, on features of all
-    blocks and up to two sizes that leave-one-out chooses (closed), or by the rule's steps on the last (sgd). Either takes seconds.
+    blocks and up to three sizes that leave-one-out chooses (closed), or by the rule's steps on the last (sgd). Either takes seconds.
     none trains all weights."""
     pretrained: bool = True
     """Start from the pre-trained weights; --no-pretrained starts from random ones, to compare."""

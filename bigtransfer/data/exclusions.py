@@ -14,7 +14,7 @@ from bigtransfer import files
 from bigtransfer.data.layout import listed
 from bigtransfer.data.sources import ImageSet, Splits
 from bigtransfer.errors import DataError
-from bigtransfer.terminal import cell, line
+from bigtransfer.terminal import cell, line, uncell
 
 COLUMNS = (
     "test",
@@ -82,7 +82,7 @@ def _of_table(path: str | os.PathLike[str], text: str, separator: str, side: Sid
             )
         across = row["test_part"] != row["train_part"]
         if row["verdict"] in SAME and (across or (side == "train" and row["train_part"] == "train")):
-            names[str(row[side])] = None
+            names[uncell(str(row[side]))] = None
     return list(names)
 
 
@@ -95,7 +95,7 @@ def _of_findings(path: str | os.PathLike[str], text: str, separator: str, side: 
                 f"--exclude {path}, line {number}: not a row of an image and who leaves it out (train, test, all or nothing)."
             )
         if wanted in (side, "all"):
-            names[str(row["image"])] = None
+            names[uncell(str(row["image"]))] = None
     return list(names)
 
 

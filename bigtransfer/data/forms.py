@@ -19,7 +19,7 @@ import numpy as np
 from bigtransfer import fetch, records, settings, terminal
 from bigtransfer import files as door
 from bigtransfer.data import archives, images, index, named, remote, shards, tables
-from bigtransfer.data.kinds import HEAD, Passed
+from bigtransfer.data.kinds import HEAD, Passed, is_hidden
 from bigtransfer.data.layout import Found, build, from_paths, listed
 from bigtransfer.data.remote import Cache, RemoteFile
 from bigtransfer.data.sources import Files, ImageSet, Splits, together
@@ -295,7 +295,7 @@ def _walk(root: Path) -> _Inside:
                     raise
                 circles.append(name)
                 continue
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if is_hidden(entry.name):
                 if not stat.S_ISDIR(mode):
                     passed.hidden()
             elif stat.S_ISDIR(mode):

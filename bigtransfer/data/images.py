@@ -432,6 +432,8 @@ def _number_rule(image: Image.Image) -> Callable[[np.ndarray], np.ndarray]:
         if known.size < values.size:
             present = np.isnan(values).any(), np.isposinf(values).any(), np.isneginf(values).any()
             unknown = [bool(before or now) for before, now in zip(unknown, present, strict=True)]
+    if low > high:
+        raise containers.Unreadable("none of its values is a finite number")
     # What is no number counts as 0, infinity as the greatest or least number that there is.
     top, bottom = max(high, 0.0), min(low, 0.0)
     replaced = [value for value, present in zip((0.0, top, bottom), unknown, strict=True) if present]

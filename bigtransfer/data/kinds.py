@@ -11,6 +11,14 @@ HEAD = 32
 LOOKED_AT = 20
 """Files of each unknown ending of which the beginning is read."""
 
+_SYSTEM = frozenset(
+    (
+        *("__macosx", "$recycle.bin", "recycler", "system volume information", "lost+found"),
+        *("@eadir", "#recycle", "#snapshot", "@recycle", "@recently-snapshot"),  # of Synology's and QNAP's stores
+    )
+)
+"""Folders, in lower case, that operating systems and network stores put among their users' own; what lies in them is copies and waste."""
+
 _STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF87a", b"GIF89a", b"II*\0", b"MM\0*", b"\0\0\0\x0cjP  ", b"qoif")
 _BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
 
@@ -55,6 +63,13 @@ _HOW: Mapping[str, tuple[str, ...]] = {
     "videos: take single frames out of them first": (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"),
     "archives: unpack them first": (".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"),
 }
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of this name is passed over: one that its owner does not see, or did not make."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
 _ADVICE = {ending: advice for advice, endings in _HOW.items() for ending in endings}
 
 

@@ -20,9 +20,9 @@ Label = str | int | None
 """The name of a class; an int where the data number their classes; None: unlabelled."""
 
 _SPLITS = {
-    "train": ("train", "training", "trainval", "trn"),
-    "val": ("val", "valid", "validation", "dev", "eval", "evaluation"),
-    "test": ("test", "testing", "tst"),
+    "train": ("train", "training", "trainval", "trn", "entrenamiento", "entrainement", "apprentissage", "treino"),
+    "val": ("val", "valid", "validation", "dev", "eval", "evaluation", "validierung", "validacion", "validacao"),
+    "test": ("test", "testing", "tst", "prueba", "teste"),
 }
 _SAYS_NOTHING = (
     *("data", "dataset", "set", "split", "part", "folder", "files?"),

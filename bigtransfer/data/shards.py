@@ -18,7 +18,7 @@ import numpy as np
 from bigtransfer import files, records, terminal
 from bigtransfer.data import archives, images, remote, tables
 from bigtransfer.data.archives import Member
-from bigtransfer.data.kinds import HEAD, Passed
+from bigtransfer.data.kinds import HEAD, Passed, is_hidden
 from bigtransfer.data.layout import Found, Label, Part, from_paths, listed, split_of, split_of_file
 from bigtransfer.data.remote import Cache, RemoteFile
 from bigtransfer.data.sources import Strings, TarFiles
@@ -213,7 +213,7 @@ def _counted(things: Sequence[object], what: str) -> str:
 
 
 def _is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
+    return any(map(is_hidden, name.split("/")))
 
 
 def _ending(name: str) -> str:

@@ -167,9 +167,9 @@ def measured(config: EvaluateConfig, world: World, device: torch.device, *, prog
                 evals.write_record(config.json, record)
             if config.out is not None:
                 folder = Path(config.out)
-                evals.write_record(folder / "evaluation.json", record)
                 asked, machine = dataclasses.asdict(config), environment(predictor.device)
                 runs.write_json(folder / "config.json", {"command": "evaluate", "asked": asked, "environment": machine})
+                evals.write_record(folder / "evaluation.json", record)
                 report.write(folder, images, predictor)
         return Evaluated(
             result=result,
@@ -315,9 +315,13 @@ def trained_on(model: str, data: str, images: ImageSet) -> str | None:
 
 
 def refuse_run(folder: Path, command: str = "evaluate") -> None:
-    """RunError if `folder` is a run of another command than `command`, whose own results would be lost."""
+    """RunError if `folder` is a run of another command than `command`, whose own results would be lost, or holds such files of no run."""
+    runs.refuse_others(folder, ("evaluation.json", "report.html"))
     with contextlib.suppress(FileNotFoundError):
-        before = runs.origin(folder).command
+        try:
+            before = runs.origin(folder).command
+        except RunError as error:
+            raise RunError(f"{error} Choose another folder with --out.") from error
         if before != command:
             raise RunError(
                 f"--out {folder} is the folder of a run of `bit {before}`, whose own results would be replaced. "

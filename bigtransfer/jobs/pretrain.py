@@ -350,7 +350,7 @@ def _run(config: PretrainConfig, run: runs.Run, world: World, device: torch.devi
         return _train(config, run, world, device, begun, sets, teacher, excluded)
     if config.exclude is not None:
         print(exclusions.told(excluded, config.exclude), flush=True)
-    with run.hold():
+    with run.hold(runs.RESULTS):
         return _train(config, run, world, device, begun, sets, teacher, excluded)
 
 

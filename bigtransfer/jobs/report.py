@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-from bigtransfer import report
+from bigtransfer import catalog, fetch, report
 from bigtransfer.config import ReportConfig
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.data.boxes import open_boxes
 from bigtransfer.errors import BitError, RunError
 from bigtransfer.predictor import Predictor
 from bigtransfer.report import contents
+from bigtransfer.terminal import line
 
 
 def run(config: ReportConfig) -> None:
@@ -41,8 +43,13 @@ def model_of(folder: Path) -> str | Path | None:
     config = contents.read_config(folder)
     if config is None or config.command in ("pretrain", *OF_DETECTORS):
         return None
-    model = config.asked.get("model") if config.command == "evaluate" else folder / "model.safetensors"
-    return None if isinstance(model, Path) and not model.is_file() else model
+    if config.command != "evaluate":
+        return file if (file := folder / "model.safetensors").is_file() else None
+    model = str(config.asked.get("model"))
+    # Nothing is downloaded because a folder that somebody sent says so.
+    record = catalog.meant(model)
+    here = fetch.local(record) is not None if record is not None else os.path.exists(model.rpartition("@")[2])
+    return model if here else None
 
 
 def _predictor(folder: Path) -> Predictor | None:
@@ -63,6 +70,13 @@ def images(folder: Path, data: str | None) -> list[ImageSet]:
     if isinstance(where, list):  # of `bit pretrain`, which shows no single images
         where = where[0] if len(where) == 1 else None
     if where is None:
+        return []
+    if data is None and not os.path.exists(where):
+        # An address, or the name of a public set, is not gone to because a folder that somebody sent says so.
+        print(
+            f"note: no pictures, for {line(where)} is no file or folder here; --data tells where they are.",
+            file=sys.stderr,
+        )
         return []
     columns = {key: asked[key] for key in ("image_column", "label_column", "label_separator") if asked.get(key)}
     try:

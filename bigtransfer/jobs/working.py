@@ -163,7 +163,7 @@ def at_work(
     if begun is not None:
         same_threads(begun.threads)
     run = runs.Run(folder)
-    with run.hold(), contextlib.ExitStack() as until_the_end:
+    with run.hold(runs.RESULTS), contextlib.ExitStack() as until_the_end:
         made = clock(config, folder, since=since, reserve=reserve, always=always)
         yield Work(run=run, command=command, config=config, clock=made, until_the_end=until_the_end)
 

@@ -58,7 +58,11 @@ class Access:
         """Refusal for a request that a page of another server makes in the browser of somebody who may ask."""
         if not self._guarded or origin is None or self._origins & {"*", origin.rstrip("/")}:
             return
-        if urlsplit(origin).netloc.lower() != host.lower():
+        try:
+            asking = urlsplit(origin).netloc.lower()
+        except ValueError:
+            asking = ""
+        if not asking or asking != host.lower():
             raise Refusal(
                 403,
                 "origin",

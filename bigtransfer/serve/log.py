@@ -26,12 +26,13 @@ def error(name: str, error: BaseException, **fields: Any) -> None:
 
 @contextlib.contextmanager
 def on_standard_error() -> Iterator[None]:
-    """Within, the lines, and the web server's warnings, are written to standard error."""
+    """Within, the lines, and the web server's warnings, are written to standard error; not what the reader of forms says of broken ones,
+    whose senders are answered."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json())
-    loggers = [_LOGGER, logging.getLogger("uvicorn")]
+    loggers = [_LOGGER, logging.getLogger("uvicorn"), logging.getLogger("python_multipart")]
     before = [(logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
-    for logger, level in zip(loggers, (logging.INFO, logging.WARNING), strict=True):
+    for logger, level in zip(loggers, (logging.INFO, logging.WARNING, logging.CRITICAL), strict=True):
         logger.handlers[:], logger.propagate = [handler], False
         logger.setLevel(level)
     try:

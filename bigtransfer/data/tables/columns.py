@@ -83,6 +83,7 @@ class Kind:
     feature: str
     """Its type in a `datasets` description."""
     flag: str
+    """What names another one: a flag of the commands, or where there is none, an argument of `open_dataset`."""
 
 
 IMAGE = Kind(
@@ -104,7 +105,7 @@ LABEL = Kind(
     "ClassLabel",
     "--label-column",
 )
-SPLIT = Kind(("split",), "", "--split-column")
+SPLIT = Kind(("split",), "", "split_column")
 
 
 def pick(asked: str | None, kind: Kind, names: Sequence[str], features: Mapping[str, Any], where: str) -> str | None:

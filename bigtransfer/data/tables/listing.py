@@ -209,7 +209,7 @@ def _splits(table: Table, name: str) -> list[str]:
         if part is None:
             raise DataError(
                 f"{table.path}, {table.place(row)}: in split {quoted(value)}; only train, val (valid, validation) and test are known. "
-                f"Another column: {SPLIT.flag}."
+                "If the column says something else, give it another name."
             )
         result.append(part)
     return result

@@ -31,6 +31,9 @@ from bigtransfer.terminal import cell
 SHOWN, SHOWN_ALIKE = 120, 40
 """Pairs on the page at most: of the same picture, and only alike."""
 
+FILES = ("findings.csv", "duplicates.csv", "check.html", "split.json")
+"""Beside config.json."""
+
 LABELS, FLAWS, OUTLIERS = 120, 24, 36
 """Pictures on the page at most: of labels, of each flaw, of outliers."""
 
@@ -39,7 +42,7 @@ def write(config: CheckConfig, checked: Checked, device: str | None) -> None:
     """Write everything into the folder, and the corrected split."""
     folder = checked.folder
     found = findings(checked)
-    with runs.Run(folder).hold():
+    with runs.Run(folder).hold(FILES):
         runs.write_json(
             folder / "config.json",
             {

@@ -55,7 +55,6 @@ def run(config: DetectEvaluateConfig) -> int:
         print(f"\nboxes: {config.coco}")
     if config.out is not None:
         folder = runs.Run(config.out).folder
-        detection.write_record(folder / "evaluation.json", result)
         runs.write_json(
             folder / "config.json",
             {
@@ -64,6 +63,7 @@ def run(config: DetectEvaluateConfig) -> int:
                 "environment": environment(finder.device),
             },
         )
+        detection.write_record(folder / "evaluation.json", result)
         print(f"\nreport: {report.write(folder, [boxes.images])}")
     return 1 if result.unreadable and not config.skip_bad_images else 0
 
