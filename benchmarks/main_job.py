@@ -67,7 +67,7 @@ import bigtransfer
 from benchmarks import cells
 from bigtransfer import data, runs, weights
 from bigtransfer.catalog import InputSpec
-from bigtransfer.config import FinetuneConfig
+from bigtransfer.config.finetune import BUNDLED
 from bigtransfer.data import ImageSet, splits
 from bigtransfer.errors import BitError
 from bigtransfer.evals import linear
@@ -102,7 +102,7 @@ DISTRIBUTIONS = (
 class Start:
     """The network that all methods but the foreign ones start from."""
 
-    model: str = FinetuneConfig.model
+    model: str = BUNDLED
     sizes: tuple[int, ...] = ()
     """px at which all-features looks; one: at twice as much too; none: as if one, that of its card."""
 

@@ -43,7 +43,7 @@ from torch import Tensor, nn
 from benchmarks import cells
 from bigtransfer import data, hyperrule, weights
 from bigtransfer.catalog import Readout
-from bigtransfer.config import FinetuneConfig
+from bigtransfer.config.finetune import BUNDLED
 from bigtransfer.data import ImageSet
 from bigtransfer.evals import linear
 from bigtransfer.evals.candidates import View
@@ -109,7 +109,7 @@ def judged(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def start() -> tuple[Network, torch.dtype]:
-    return weights.load(FinetuneConfig.model), loop.compute_dtype("auto", CPU)
+    return weights.load(BUNDLED), loop.compute_dtype("auto", CPU)
 
 
 # --- Views

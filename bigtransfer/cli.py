@@ -45,7 +45,7 @@ _START = """\
 Getting started:
   bit demo                                    see it work, offline, within minutes
   bit finetune photos/ --budget 10m           photos/ holds one folder of images per class
-  bit predict runs/photos-bit-t-r26x1 new/    what is on new images
+  bit predict runs/photos new/                what is on new images
 """
 
 

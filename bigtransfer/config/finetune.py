@@ -23,6 +23,9 @@ from bigtransfer.config.fields import (
 )
 from bigtransfer.errors import ConfigError
 
+AUTO, BUNDLED = "auto", "bit-t-r26x1"
+"""Whatever network suits the images; the one that is in the package."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneConfig(Config):
@@ -35,11 +38,12 @@ class FinetuneConfig(Config):
     data: Positional[str]
     """Your images: a folder with one sub-folder per class, a folder with train/, val/, test/ parts of that kind, a CSV or
     Parquet table, WebDataset shards, or the name of a public data set (cifar10, flowers102, hf:user/name, ...)."""
-    model: str = "bit-t-r26x1"
+    model: str = AUTO
     """The network to start from: a name from `bit models`, a model file, a run folder, timm:NAME or torchvision:NAME (with
-    @FILE: its weights, in the library's own form), hf-hub:user/name, or an architecture (r50x1) together with --no-pretrained."""
+    @FILE: its weights, in the library's own form), hf-hub:user/name, or an architecture (r50x1) together with --no-pretrained.
+    auto: bit-t-r26x1, or under --budget and --linear closed efficientnet-lite0, where it is installed and your images say so."""
     out: Folder | None = None
-    """Folder of the run: model, numbers, report. Default: runs/DATA-MODEL."""
+    """Folder of the run: model, numbers, report. Default: runs/DATA, or runs/DATA-MODEL of a model that is named."""
 
     # --- Data
     image_column: str | None = None

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from bigtransfer.config import DemoConfig, EvaluateConfig, FinetuneConfig, command_line
+from bigtransfer.config.finetune import BUNDLED
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.evals.metrics import Classification, wilson
@@ -50,7 +51,9 @@ def run(config: DemoConfig) -> int:
     print("one folder per kind: just what a folder of your own photos would be.")
     print(f"{CREDIT}\n")
 
-    asked = FinetuneConfig(data=str(pictures), out=str(out / "closed-form"), linear="closed", seed=config.seed)
+    asked = FinetuneConfig(
+        data=str(pictures), model=BUNDLED, out=str(out / "closed-form"), linear="closed", seed=config.seed
+    )
     closed = _finetune(asked)
     asked = dataclasses.replace(asked, out=str(out / "random"), linear="none", pretrained=False, budget=config.budget)
     random = _finetune(asked)

@@ -257,9 +257,10 @@ def same_threads(threads: int | None) -> None:
 
 
 def run_folder(out: str | None, data: str, model: str, ending: str = "") -> Path:
-    """Where a run lives unless --out says otherwise: runs/DATA-MODEL, and the ending."""
+    """Where a run lives unless --out says otherwise: runs/DATA-MODEL, or runs/DATA where no model is named, and the ending."""
     if out is not None:
         return Path(out)
     name = Path(data.rstrip("/")).name or Path(data or ".").resolve().name or "data"
     stem = "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
-    return Path("runs") / f"{stem}-{Path(model).stem if Path(model).suffix else Path(model).name}{ending}"
+    named = Path(model).stem if Path(model).suffix else Path(model).name
+    return Path("runs") / f"{stem}{'-' if named else ''}{named}{ending}"

@@ -17,12 +17,13 @@ from bigtransfer import hyperrule, machine, report, runs, weights
 from bigtransfer.backends.by_torch import choose_device
 from bigtransfer.catalog import Calibrated, ModelCard
 from bigtransfer.config import FinetuneConfig
+from bigtransfer.config.finetune import AUTO
 from bigtransfer.data import Splits, exclusions, splits
 from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError
 from bigtransfer.evals.candidates import Choice, Closed, in_words
 from bigtransfer.jobs import best, working
-from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measuring, tuning
+from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measuring, start, tuning
 from bigtransfer.jobs.finetune.decision import FinetunePlan
 from bigtransfer.jobs.plan import Begun, recall, run_folder
 from bigtransfer.jobs.working import Finetuned
@@ -50,7 +51,7 @@ def saying_what_is_kept(config: FinetuneConfig) -> contextlib.AbstractContextMan
 
 
 def _folder(config: FinetuneConfig) -> Path:
-    return run_folder(config.out, config.data, config.model)
+    return run_folder(config.out, config.data, "" if config.model == AUTO else config.model)
 
 
 def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: float | None = None) -> Finetuned:
@@ -68,18 +69,27 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     if begun is not None and working.is_finished(folder):
         return _finished(config, folder, begun, images)
     device = choose_device(config.device)
+    asked, undecided = config, begun is None and start.left_to_the_images(config)
+    config = (
+        start.usual(config) if begun is None else dataclasses.replace(config, model=begun.plan.start or config.model)
+    )
     channels = dataset.channels(config)
     opened, excluded = dataset.left(config, dataset.opened(config, channels) if images is None else images)
     if config.exclude is not None:
         print(exclusions.told(excluded, config.exclude), flush=True)
     parts, unreadable = dataset.usable(config, opened, folder if begun else None, as_it_is=images is not None)
-    model = _load(config, len(parts.train.class_names), channels)
-    card = model.card
-    model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    names = start.at_hand() if undecided else [config.model]
+    networks = {name: _load(config, name, len(parts.train.class_names), channels, device) for name in names}
 
-    with working.at_work(folder, COMMAND, config, begun, since=since, reserve=FINISHING, always=ALWAYS) as work:
+    with working.at_work(folder, COMMAND, asked, begun, since=since, reserve=FINISHING, always=ALWAYS) as work:
         run, clock, kept = work.run, work.clock, work.kept
         lent = dataset.lent(config, opened, parts)
+        if undecided:
+            work.enter("to choose the network")
+        begin = start.choose(config, parts, networks, device, clock)
+        model = networks[begin.model]
+        networks.clear()
+        config, card = dataclasses.replace(config, model=begin.model), model.card
         if begun is None:
             facts = decision.find_facts(config, model, card, parts, device)
             wanted = images is None or config.linear == "closed" or config.budget is not None
@@ -87,7 +97,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             found, look = baseline.solve(config, run, model, parts, facts, lent, clock) if wanted else (None, 0.0)
             if clock is not None:
                 facts = dataclasses.replace(facts, left=lambda: clock.left)
-            plan = decision.decide(config, dataclasses.replace(facts, closed=found, look=look))
+            plan = decision.decide(config, dataclasses.replace(facts, closed=found, look=look), begin.why)
             splits.save_split(run.folder / "split.json", parts)
             runs.write_json(run.folder / "unreadable.json", unreadable)
             groups = dataset.find_copies(parts) if images is None else []
@@ -200,16 +210,16 @@ def _finished(
     return working.finished(folder, begun, changed, there if images is None else None)
 
 
-def _load(config: FinetuneConfig, num_classes: int, channels: int) -> Network:
+def _load(config: FinetuneConfig, name: str, num_classes: int, channels: int, device: torch.device) -> Network:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)  # random weights, where there are any
-        model = weights.load(config.model, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained)
+        model = weights.load(name, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained)
         # What the head saw of the network was chosen for other images, and so is a head of as many classes, which was kept: the rule
         # starts from the last map and zero.
         if model.architecture.readout is not None or model.architecture.beside is not None:
             model = joined(model, None)
         model.reset_classifier(num_classes)
-    return model
+    return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
 
 def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan, found: Closed | None) -> None:

