@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 import bigtransfer
-from bigtransfer import cli, evals, machine, weights
+from bigtransfer import cli, evals, machine, outputs, weights
 from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import open_dataset, splits
@@ -498,12 +498,14 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(
         '{"train": ["gone.png"]}'
     )  # of a run that did not get to its config.json
     (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 0, "loss": 3}\n{"step": 1, "lo')
-    (tmp_path / "run" / ".config.json.1234.tmp").write_text("{")
+    (tmp_path / "run" / ".lock").touch()
+    left_behind = tmp_path / "run" / f".config.json.{outputs._machine()}.01234567.tmp"
+    left_behind.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "train", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
         with pytest.raises(SystemExit):
             in_process(same)
-    assert not (tmp_path / "run" / ".config.json.1234.tmp").exists()
+    assert not left_behind.exists()
     assert (tmp_path / "run" / "config.json").is_file() and not checkpoint.exists(tmp_path / "run")
     assert in_process(same) == 0
     assert digest(tmp_path / "run") == digest(whole) and numbers(tmp_path / "run") == numbers(whole)
