@@ -20,7 +20,7 @@ from bigtransfer.backends import by_openvino, graph, onnx_file
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.errors import BitError, ConfigError, WeightsError
 from bigtransfer.jobs import parity
-from bigtransfer.model import ResNetV2, build
+from bigtransfer.model import ResNetV2, build, joined
 from bigtransfer.predictor import Predictor
 
 CLASSES = ("ant", "bee", "größe \U0001f41c")
@@ -103,6 +103,44 @@ def test_every_form_of_network_answers_as_with_torch(form: str) -> None:
         made.card = other
         found = parity.compare(graph.onnx_model(made, input=input), made, pictures(made.architecture.in_chans, size=57))
         assert max(found.logits, found.features) < 3e-6, found
+
+
+LITE_READOUTS = {
+    "plain": None,
+    "all blocks": Readout(blocks=(0, 1, 2, 3, 4, 5)),
+    "some at two sizes, mirrored": Readout(blocks=(1, 5), sizes=(39, 64), mirrored=True),
+    "below the last": Readout(blocks=(2,), maxima=False),
+}
+
+
+@pytest.mark.parametrize("side", [64, 65])
+@pytest.mark.parametrize("readout", LITE_READOUTS)
+def test_efficientnet_lite_answers_as_with_torch(readout: str, side: int) -> None:
+    """At even and odd sizes, for which TensorFlow pads otherwise."""
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    plain = weights.load("timm:tf_efficientnet_lite0", pretrained=False, num_classes=0)
+    for module in plain.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):  # as if trained
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 2)
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
+    how = LITE_READOUTS[readout]
+    if how is not None and how.sizes:
+        how = dataclasses.replace(how, sizes=(39, side))
+    made = joined(plain, how) if how is not None else plain
+    made.reset_classifier(5)
+    torch.nn.init.normal_(made.head.weight, std=0.05)  # type: ignore[arg-type]
+    made.card = dataclasses.replace(made.card, input=InputSpec(size=side), class_names=tuple("abcde"))
+    content = graph.onnx_model(made.eval(), input="uint8")
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    onnx_file.parse(content, "it")
+    images = pictures(size=side)
+    images[0, :, :, : side // 2] = 0
+    found = parity.compare(content, made, images)
+    assert (found.count, found.same) == (4, 4)
+    assert max(found.logits, found.probabilities, found.features) < 5e-6, found
 
 
 def test_a_graph_that_answers_otherwise_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,8 @@ from bigtransfer.catalog import ANCHORS, ModelCard, Readout
 from bigtransfer.errors import WeightsError
 from bigtransfer.model import (
     BatchNormReLU,
-    JoinedResNetV2,
+    Foreign,
+    Joined,
     Network,
     PreActBottleneck,
     ResNetV2,
@@ -47,22 +48,25 @@ def onnx_model(network: Network, *, input: Input = "float32", dtype: Dtype = "fl
     """The network as an ONNX file, its card among the metadata.
 
     Input `image` `(batch, in_chans, height, width)`: RGB in [-1, 1], or with `input` "uint8" pixels 0 to 255, which the graph scales.
-    Batch, height and width are free; where the readout names sizes of its own, height and width are the card's input size. Outputs,
+    Batch, height and width are free; where the readout names sizes of its own, and of EfficientNet-Lite, height and width are the card's
+    input size. Outputs,
     float32: `logits` and `probabilities` `(batch, classes)`, by softmax or, of a multi-label model, by sigmoid (neither without classes),
     and `features` `(batch, features)`. dtype: in which kernels and the head are stored; they compute in float32.
 
-    Raises WeightsError for networks that the form cannot hold: not of our layers, other pooling than the average, or more than 2 GiB.
+    Raises WeightsError for networks that the form cannot hold: of other layers than ours and EfficientNet-Lite's, other pooling than the
+    average, or more than 2 GiB.
     """
     onnx = extra("onnx", "onnx")
     card = network.card
-    if not isinstance(network, ResNetV2):
-        raise WeightsError(
-            f"{card.architecture.name} cannot be exported to ONNX here, where only BiT's own layers are known. If its head sees the "
-            "last map only, `bit convert --to timm` writes a file for timm, which has an export of its own."
-        )
-    if network.global_pool != "avg":
+    for one in (network, getattr(network, "beside", None)):
+        if isinstance(one, Foreign) and not _known(one):
+            raise WeightsError(
+                f"{one.architecture.name} cannot be exported to ONNX here, where only layers of BiT and EfficientNet-Lite are known. If "
+                "its head sees the last map only, `bit convert --to timm` writes a file for timm, which has an export of its own."
+            )
+    if isinstance(network, ResNetV2) and network.global_pool != "avg":
         raise WeightsError(f"Only networks that pool by averaging can be exported, not {network.global_pool!r}.")
-    folded = cast(ResNetV2, fold(network))
+    folded = fold(network)
     _check_size(card, folded)
     graph = _Graph(onnx, dtype)
     features = _features(graph, folded, _pixels(graph, input), "", card)
@@ -91,7 +95,7 @@ def onnx_detector(detector: Detector, *, input: Input = "float32", dtype: Dtype 
     folded = detector.folded(torch.float32)
     _check_size(card, folded)
     graph = _Graph(extra("onnx", "onnx"), dtype)
-    maps = _maps(graph, folded.body, _pixels(graph, input), "body.", (1, 2, 3))
+    maps = _own_maps(graph, folded.body, _pixels(graph, input), "body.", (1, 2, 3))
     levels = _pyramid(graph, folded.backbone.fpn, maps, card.input.size)  # pyright: ignore[reportArgumentType]
     outputs: list[tuple[str, list[int]]] = []
     for name, tower, last, width in (
@@ -139,9 +143,9 @@ def _file(
 
 
 def of_one_size(card: ModelCard) -> bool:
-    """Whether the network resizes its input, which is then of one size."""
-    arch = card.architecture
-    return any(one is not None and one.readout is not None and one.readout.sizes for one in (arch, arch.beside))
+    """Whether the network resizes its input, which is then of one size, or pads its maps by their size."""
+    every = [one for one in (card.architecture, card.architecture.beside) if one is not None]
+    return any(one.backbone is not None or (one.readout is not None and one.readout.sizes) for one in every)
 
 
 class _Graph:
@@ -195,28 +199,26 @@ def _pixels(graph: _Graph, input: Input) -> str:
     return graph.add("Div", [centred, graph.constant("scale.half", np.float32(127.5))])
 
 
-def _features(graph: _Graph, network: ResNetV2, image: str, prefix: str, card: ModelCard) -> str:
-    """What the head sees, `(n, features)`: `ResNetV2.features`. prefix: of the names of the network's parameters."""
+def _features(graph: _Graph, network: Network, image: str, prefix: str, card: ModelCard) -> str:
+    """What the head sees, `(n, features)`: `Network.features`. prefix: of the names of the network's parameters."""
     readout = network.architecture.readout
     if readout is None:
-        x = _stem(graph, network, image, prefix)
-        for number, block in enumerate(network.blocks):
-            x = _block(graph, block, x, f"{prefix}blocks.{number}.")
-        seen = _mean(graph, _norm(graph, network.norm, x, f"{prefix}norm"))
+        last = (len(network.architecture.stages) - 1,)
+        (y,) = _maps(graph, network, image, prefix, last, card.input.size)
+        seen = _mean(graph, y)
     else:
         seen = (
             _mirrored(graph, network, image, prefix, card)
             if readout.mirrored
             else _seen(graph, network, image, prefix, card)
         )
-    beside = network.beside if isinstance(network, JoinedResNetV2) else None
+    beside = network.beside if isinstance(network, Joined) else None
     if beside is None:
         return seen
-    assert isinstance(beside, ResNetV2)
     return graph.add("Concat", [seen, _features(graph, beside, image, f"{prefix}beside.", card)], axis=1)
 
 
-def _mirrored(graph: _Graph, network: ResNetV2, image: str, prefix: str, card: ModelCard) -> str:
+def _mirrored(graph: _Graph, network: Network, image: str, prefix: str, card: ModelCard) -> str:
     """The mean of the features of the images and of their mirror images, which are computed as one batch twice as long."""
     places = [graph.constant(f"mirror.{name}", np.array([value])) for name, value in _BACKWARDS.items()]
     both = graph.add("Concat", [image, graph.add("Slice", [image, *places])], axis=0)
@@ -229,26 +231,33 @@ def _mirrored(graph: _Graph, network: ResNetV2, image: str, prefix: str, card: M
 _BACKWARDS = {"start": -1, "end": -(2**31) + 1, "axis": 3, "step": -1}
 
 
-def _width(network: ResNetV2) -> int:
+def _width(network: Network) -> int:
     """Features of the network without those of the one beside it."""
     arch = network.architecture
     return arch.num_features - (0 if arch.beside is None else arch.beside.num_features)
 
 
-def _seen(graph: _Graph, network: ResNetV2, image: str, prefix: str, card: ModelCard) -> str:
+def _seen(graph: _Graph, network: Network, image: str, prefix: str, card: ModelCard) -> str:
     readout = cast(Readout, network.architecture.readout)
     pooled: list[str] = []
     for size in readout.sizes or (None,):
         seen = image if size is None else _resized(graph, image, card.input.size, size)
-        for y in _maps(graph, network, seen, prefix, readout.blocks):
+        for y in _maps(graph, network, seen, prefix, readout.blocks, size or card.input.size):
             pooled.append(_mean(graph, y))
             if readout.maxima:
                 pooled.append(graph.add("ReduceMax", [y, _map_axes(graph)], keepdims=0))
     return pooled[0] if len(pooled) == 1 else graph.add("Concat", pooled, axis=1)
 
 
-def _maps(graph: _Graph, network: ResNetV2, image: str, prefix: str, blocks: Sequence[int]) -> Iterator[str]:
-    """The maps that those blocks end with, each after the norm that it meets next in the network: `Network.stage_maps`."""
+def _maps(graph: _Graph, network: Network, image: str, prefix: str, blocks: Sequence[int], side: int) -> Iterator[str]:
+    """The maps that those blocks end with, of images of `side` px: `Network.stage_maps`."""
+    if isinstance(network, Foreign):
+        return _lite_maps(graph, network, image, prefix, blocks, side)
+    return _own_maps(graph, cast(ResNetV2, network), image, prefix, blocks)
+
+
+def _own_maps(graph: _Graph, network: ResNetV2, image: str, prefix: str, blocks: Sequence[int]) -> Iterator[str]:
+    """Each after the norm that it meets next in the network."""
     x = _stem(graph, network, image, prefix)
     for number, block in enumerate(network.blocks[: max(blocks) + 1]):
         x = _block(graph, block, x, f"{prefix}blocks.{number}.")
@@ -259,6 +268,67 @@ def _maps(graph: _Graph, network: ResNetV2, image: str, prefix: str, blocks: Seq
         else:
             following = cast(PreActBottleneck, cast(nn.Sequential, network.blocks[number + 1])[0]).norm1
             yield _norm(graph, following, x, f"{prefix}blocks.{number + 1}.0.norm1")
+
+
+# --- EfficientNet-Lite, as timm has it
+
+
+def _known(network: Foreign) -> bool:
+    """Whether it is made of what is known here: convolutions with frozen BatchNorm and ReLU6 (or without), nothing that looks at all of a
+    map at once, and a last map that is averaged."""
+    backbone = network.architecture.backbone
+    assert backbone is not None
+    if type(network.body).__name__ != "EfficientNet" or not backbone.averaged:
+        return False
+    known = ("Conv2d", "Conv2dSame", "BatchNormAct2d", "ReLU6", "Identity", "SelectAdaptivePool2d", "Flatten")
+    holds = ("EfficientNet", "Sequential", "DepthwiseSeparableConv", "InvertedResidual", "AdaptiveAvgPool2d")
+    return all(type(module).__name__ in (*known, *holds) for module in network.body.modules())
+
+
+def _lite_maps(
+    graph: _Graph, network: Foreign, image: str, prefix: str, blocks: Sequence[int], side: int
+) -> Iterator[str]:
+    """Batch norms are multiplied into the convolutions before them, for they stay as they are."""
+    body: Any = network.body
+    backbone = network.architecture.backbone
+    assert backbone is not None
+    ends = [body.stage_ends[int(tap)] for tap in backbone.taps]
+
+    def layer(x: str, conv: Any, norm: Any, name: str) -> str:
+        nonlocal side
+        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+        weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
+        (kernel, _), (stride, _) = conv.kernel_size, conv.stride
+        whole = max(0, (-(-side // stride) - 1) * stride + kernel - side)
+        # TensorFlow's padding, which depends on the size and has its odd pixel at the end; where it is fixed, it is as much on either side.
+        first, last = (whole // 2, whole - whole // 2) if type(conv).__name__ == "Conv2dSame" else conv.padding
+        side = (side + first + last - kernel) // stride + 1
+        inputs = [x, graph.weight(f"{name}.weight", weight), graph.tensor(f"{name}.bias", bias)]
+        shape = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [first, first, last, last]}
+        y = graph.add("Conv", inputs, group=conv.groups, **shape)
+        if type(norm.act).__name__ == "Identity":
+            return y
+        return graph.add("Clip", [y, graph.constant("zero", np.float32(0)), graph.constant("six", np.float32(6))])
+
+    prefix = f"{prefix}body."
+    scale, shift = (getattr(network, name).view(1, 3, 1, 1) for name in ("scale", "shift"))
+    x = graph.add("Mul", [image, graph.tensor(f"{prefix}scale", scale)])
+    x = graph.add("Add", [x, graph.tensor(f"{prefix}shift", shift)])
+    x = layer(x, body.conv_stem, body.bn1, f"{prefix}stem")
+    found: dict[int, str] = {0: x}
+    for number, stage in enumerate(body.blocks, 1):
+        for place, block in enumerate(stage):
+            y, name = x, f"{prefix}blocks.{number}.{place}"
+            separable = type(block).__name__ == "DepthwiseSeparableConv"
+            names = ("conv_dw", "conv_pw") if separable else ("conv_pw", "conv_dw", "conv_pwl")
+            for which, conv in enumerate(names, 1):
+                y = layer(y, getattr(block, conv), getattr(block, f"bn{which}"), f"{name}.{conv}")
+            x = graph.add("Add", [y, x]) if block.has_skip else y
+        found[number] = x
+    if len(ends) in blocks:
+        x = layer(x, body.conv_head, body.bn2, f"{prefix}head")
+    for block in blocks:
+        yield x if block == len(ends) else found[ends[block]]
 
 
 # --- Detectors

@@ -26,6 +26,7 @@ OPERATIONS = frozenset(
         "Add",
         "BatchNormalization",
         "Cast",
+        "Clip",
         "Concat",
         "Conv",
         "DequantizeLinear",
