@@ -96,13 +96,13 @@ def test_every_form_of_network_answers_as_with_torch(form: str) -> None:
     images[0, :, :, : SIZE // 2] = 0  # nothing like its mirror image
     found = parity.compare(content, made, images)
     assert (found.count, found.same) == (4, 4)
-    assert max(found.logits, found.probabilities, found.features) < 3e-6, found
+    assert max(found.logits, found.probabilities, found.features) < 1e-5, found  # 3.8e-6 seen without AVX-512
     # Images of other sizes too, where the form allows.
     if not graph.of_one_size(made.card):
         other = dataclasses.replace(made.card, input=InputSpec(size=57))
         made.card = other
         found = parity.compare(graph.onnx_model(made, input=input), made, pictures(made.architecture.in_chans, size=57))
-        assert max(found.logits, found.features) < 3e-6, found
+        assert max(found.logits, found.features) < 1e-5, found
 
 
 LITE_READOUTS = {

@@ -280,9 +280,11 @@ def test_the_exported_detector_answers_as_with_torch(size: int, input: Any) -> N
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 3, size, size), dtype=np.uint8)
     found = parity.compare_boxes(content, ours, pixels)
-    assert max(found.logits, found.offsets) < 5e-5 and found.boxes > 20 and found.same > found.boxes / 2, found
+    assert max(found.logits, found.offsets) < 2e-4 and found.boxes > 20 and found.same > found.boxes / 2, (
+        found
+    )  # 9e-5 seen without AVX-512
     other = parity.compare_boxes(content, ours, pixels, by=OpenVinoDetector)
-    assert max(other.logits, other.offsets) < 5e-5 and other.boxes > 20 and other.same > other.boxes / 2, other
+    assert max(other.logits, other.offsets) < 2e-4 and other.boxes > 20 and other.same > other.boxes / 2, other
     # And what is made of its numbers is what torchvision makes of the same ones, images of any shape included.
     runner = OnnxDetector(onnx_file.parse(content, "x"), "x", None, "auto")
     logits, offsets = runner.computed(pixels)
