@@ -32,6 +32,7 @@ def network(arch: Architecture | None = None, **card: Any) -> ResNetV2:
     torch.manual_seed(0)
     arch = arch or Architecture(units=(1, 1, 1, 1))
     made = build(arch, len(CLASSES)).eval()
+    assert isinstance(made, ResNetV2)
     for parameter in made.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter, 0.2, 0.3)
@@ -122,6 +123,7 @@ def test_efficientnet_lite_answers_as_with_torch(readout: str, side: int) -> Non
     plain = weights.load("timm:tf_efficientnet_lite0", pretrained=False, num_classes=0)
     for module in plain.modules():
         if isinstance(module, torch.nn.BatchNorm2d):  # as if trained
+            assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(std=0.2)
             module.running_var.uniform_(0.5, 2)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
