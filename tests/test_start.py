@@ -100,6 +100,17 @@ def test_all_are_judged_by_the_images_that_the_first_had_time_for(
     assert chosen(CONFIG, parts, SimpleNamespace(left=60.0)) == start.Start(model="a", why="")
 
 
+def test_how_many_images_judge(parts: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge = Judge(a=0.5, b=0.4)
+    monkeypatch.setattr(start, "_judged", judge)
+    for images, most, judged in ((10, 24, 10), (4, 24, 2 * start.FEWEST), (24, 9, 9)):
+        monkeypatch.setattr(start, "IMAGES", images)
+        monkeypatch.setattr(start, "MOST", most)
+        judge.asked.clear()
+        chosen(CONFIG, parts)
+        assert judge.asked[0][1] == judged
+
+
 def test_what_cannot_be_told_is_not_tried(parts: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "_judged", lambda *_: pytest.fail("tried all the same"))
     few = Splits(train=parts.train.subset(np.arange(2 * start.FEWEST - 1)))

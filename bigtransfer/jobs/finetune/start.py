@@ -25,8 +25,8 @@ OTHER = "efficientnet-lite0"
 fewer and more different ones: the one is ahead on everyday things and textures, the other on flowers, hand signs, surfaces
 (benchmarks/results/start_cpu_2026-11-27.md)."""
 
-IMAGES = 400
-"""By which they are judged at most."""
+IMAGES, MOST = 200, 1_000
+"""By which they are judged, if that is enough of each class; where it is not, by more."""
 
 FEWEST = 4
 """Images of each class in the mean below which nothing can be told from so few."""
@@ -67,7 +67,7 @@ def choose(
     if not others:
         return Start(model=first, why="")
     classes = len(parts.train.class_names)
-    images = splits.evenly(parts.train, IMAGES, config.seed)
+    images = splits.evenly(parts.train, min(MOST, max(IMAGES, FEWEST * classes)), config.seed)
     if parts.train.several or len(images) < FEWEST * classes:
         return Start(model=first, why="")
     within = None if clock is None else TRIED * clock.left
