@@ -1,6 +1,6 @@
 # `bit serve` in a container (docs/serving.md):
 #   docker build -t bit .
-#   docker run -p 8000:8000 -v "$PWD/runs/photos-bit-t-r26x1:/model:ro" -e BIT_TOKEN bit photos=/model
+#   docker run -p 8000:8000 -v "$PWD/runs/photos:/model:ro" -e BIT_TOKEN bit photos=/model
 FROM python:3.12-slim
 
 # The compiler makes the fast operations for the CPU that it runs on, once; without it PyTorch's own are used.

@@ -122,9 +122,9 @@ def test_when_it_is_left_to_the_images() -> None:
     def asked(**changes: Any) -> bool:
         return start.left_to_the_images(FinetuneConfig(data="x", **changes))
 
-    assert asked(linear="closed") and asked(budget="9s")
+    assert asked(linear="closed") and asked(budget="60s") and not asked(budget="59s")
     # The published rule, and networks from nothing, are BiT's own.
-    assert not asked() and not asked(linear="sgd") and not asked(budget="9s", pretrained=False)
+    assert not asked() and not asked(linear="sgd") and not asked(budget="9m", pretrained=False)
     assert not asked(linear="closed", model=BUNDLED)
     assert start.usual(FinetuneConfig(data="x")).model == BUNDLED
     assert start.usual(FinetuneConfig(data="x", model="m")).model == "m"

@@ -12,6 +12,7 @@ import torch
 
 from bigtransfer import catalog, fetch
 from bigtransfer.config import FinetuneConfig
+from bigtransfer.config.fields import seconds
 from bigtransfer.config.finetune import AUTO, BUNDLED
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.jobs.clock import Clock
@@ -31,6 +32,9 @@ IMAGES, MOST = 200, 1_000
 FEWEST = 4
 """Images of each class in the mean below which nothing can be told from so few."""
 
+SHORTEST = 60.0
+"""Seconds of a budget from which on some may go into a choice."""
+
 TRIED = 0.1
 """Share of a budget that may go into looking with the slower of them."""
 
@@ -46,8 +50,10 @@ class Start:
 
 
 def left_to_the_images(config: FinetuneConfig) -> bool:
-    """Whether what is asked for can be had of any network: a closed form, or a budget. The published rule is that of BiT's own."""
-    return config.model == AUTO and config.pretrained and (config.linear == "closed" or config.budget is not None)
+    """Whether what is asked for can be had of any network, a closed form or a budget, and there is the time to choose. The published rule
+    is that of BiT's own."""
+    enough = config.linear == "closed" if config.budget is None else seconds(config.budget) >= SHORTEST
+    return config.model == AUTO and config.pretrained and enough
 
 
 def usual(config: FinetuneConfig) -> FinetuneConfig:
