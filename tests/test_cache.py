@@ -15,6 +15,7 @@ import PIL
 import pytest
 import torch
 
+from bigtransfer import outputs
 from bigtransfer.catalog import InputSpec
 from bigtransfer.data import ImageSet, open_dataset
 from bigtransfer.errors import ConfigError, DataError, ImageError
@@ -173,7 +174,7 @@ def test_half_written_files_are_written_again(images: ImageSet, tmp_path: Path, 
         os.truncate(pixels, 1000)
     else:
         pixels.unlink()
-    (place / ".decoded-1234.pixels.ab12.tmp").write_bytes(b"left by a process that was killed")
+    (place / f".decoded-1234.pixels.{outputs._machine()}.01234567.tmp").mkdir()  # left by a process that was killed
     assert same_as_decoded(in_files(place, images, None, skip_bad=False, progress=False), images)
     assert not list(place.glob(".*.tmp"))
 

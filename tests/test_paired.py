@@ -131,7 +131,9 @@ def test_what_cannot_be_compared_is_refused(
     (after / "evaluation.json").unlink()
     asked = {"data": "my photos", "model": "bit-t-r26x1", "budget": "1m"}
     write(after, "config.json", {"command": "finetune", "asked": asked})
-    assert "goes on from what is there: bit finetune 'my photos' --budget 1m" in refused(before, after)
+    assert "goes on from what is there: bit finetune 'my photos' --model bit-t-r26x1 --budget 1m" in refused(
+        before, after
+    )
     write(after, "evaluation.json", changed(predictions=rows[:6], data="meadow"))
     assert cli.main(["compare", str(before), str(after), "--out", str(tmp_path / "page.html")]) == 0
     told = parse((tmp_path / "page.html").read_text()).text

@@ -405,7 +405,7 @@ def test_other_ways_to_a_model(folder: Path) -> None:
 
 def test_what_was_asked_and_decided(folder: Path) -> None:
     found = section(folder, "What was asked, and what was decided")
-    assert found.all("pre")[0].text == "bit finetune garden --steps 4 --no-flip"
+    assert found.all("pre")[0].text == "bit finetune garden --model bit-t-r26x1 --steps 4 --no-flip"
     assert [one.text for one in found.all("li")] == ["As told."]
     decided, machine = found.all("dl")
     assert decided.pairs() == {

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -174,7 +172,7 @@ def test_a_run_starts_from_it_and_goes_on_from_it(
         data=str(photos), out=str(tmp_path / "run"), linear="closed", val_fraction=0.0, device="cpu", precision="fp32"
     )
     with monkeypatch.context() as dying:
-        dying.setattr(finetune.measuring, "evaluate", lambda *_a, **_o: os.kill(os.getpid(), signal.SIGINT))
+        dying.setattr(finetune.measuring, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
             finetune.finetune(config)
     # The same command goes on with what was decided, whatever is at hand now.
@@ -189,6 +187,10 @@ def test_a_run_starts_from_it_and_goes_on_from_it(
     )
     assert torch.equal(made, own) and not torch.equal(made, other)
     assert "was chosen by 24 images" in (done.folder / "report.html").read_text()
+
+
+def interrupted(*_asked: Any, **_options: Any) -> Any:
+    raise KeyboardInterrupt
 
 
 def test_without_a_name_the_folder_bears_the_data_s() -> None:
