@@ -136,16 +136,8 @@ def write_budget(
 _LOCK = ".lock"
 
 RESULTS = (
-    *(
-        "metrics.jsonl",
-        "evaluation.json",
-        "model.safetensors",
-        "report.html",
-        "split.json",
-        "unreadable.json",
-        "copies.json",
-    ),
-    *("suspects.json", "closed.json", "choice.json", BUDGET),
+    *("metrics.jsonl", "evaluation.json", "model.safetensors", "report.html", "split.json", "unreadable.json"),
+    *("copies.json", "suspects.json", "closed.json", "choice.json", BUDGET),
 )
 """What a training leaves in its folder beside config.json; some of it before that."""
 

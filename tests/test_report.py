@@ -329,7 +329,8 @@ def test_nothing_is_fetched_because_a_folder_says_so(run, monkeypatch, capsys, w
     monkeypatch.setattr("bigtransfer.jobs.report.open_dataset", lambda *_a, **_o: pytest.fail("went there"))
     assert cli.main(["report", str(run)]) == 0
     assert f"note: no pictures, for {where} is no file or folder here; --data tells" in capsys.readouterr().err
-    for model in ("hf-hub:user/name", "http://127.0.0.1:9/x.safetensors", "bit-m-r50x1", "timm:resnet18"):
+    elsewhere = ("hf-hub:user/name", "hf-hub:user/name@.", "http://127.0.0.1:9/x@.", "http://127.0.0.1:9/x.safetensors")
+    for model in (*elsewhere, "bit-m-r50x1", "timm:resnet18", "timm:resnet18@nowhere"):
         monkeypatch.setenv("BIT_CACHE", str(run / "no-cache"))
         says("evaluate", model=model)
         assert jobs_report.model_of(run) is None, model

@@ -49,9 +49,8 @@ def onnx_model(network: Network, *, input: Input = "float32", dtype: Dtype = "fl
 
     Input `image` `(batch, in_chans, height, width)`: RGB in [-1, 1], or with `input` "uint8" pixels 0 to 255, which the graph scales.
     Batch, height and width are free; where the readout names sizes of its own, and of EfficientNet-Lite, height and width are the card's
-    input size. Outputs,
-    float32: `logits` and `probabilities` `(batch, classes)`, by softmax or, of a multi-label model, by sigmoid (neither without classes),
-    and `features` `(batch, features)`. dtype: in which kernels and the head are stored; they compute in float32.
+    input size. Outputs, float32: `logits` and `probabilities` `(batch, classes)`, by softmax or, of a multi-label model, by sigmoid
+    (neither without classes), and `features` `(batch, features)`. dtype: in which kernels and the head are stored; they compute in float32.
 
     Raises WeightsError for networks that the form cannot hold: of other layers than ours and EfficientNet-Lite's, other pooling than the
     average, or more than 2 GiB.

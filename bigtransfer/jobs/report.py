@@ -46,10 +46,18 @@ def model_of(folder: Path) -> str | Path | None:
     if config.command != "evaluate":
         return file if (file := folder / "model.safetensors").is_file() else None
     model = str(config.asked.get("model"))
-    # Nothing is downloaded because a folder that somebody sent says so.
-    record = catalog.meant(model)
-    here = fetch.local(record) is not None if record is not None else os.path.exists(model.rpartition("@")[2])
-    return model if here else None
+    return model if _is_here(model) else None
+
+
+def _is_here(model: str) -> bool:
+    """Whether nothing has to be downloaded for it: nothing is because a folder that somebody sent says so."""
+    from bigtransfer import libraries  # loads torch
+
+    if (record := catalog.meant(model)) is not None:
+        return fetch.local(record) is not None
+    if (asked := libraries.asked(model)) is not None:
+        return asked[2] is not None and os.path.exists(asked[2])
+    return os.path.exists(model)
 
 
 def _predictor(folder: Path) -> Predictor | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Sequence
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from bigtransfer.serve.refusals import Refusal
 
@@ -43,10 +43,7 @@ class Access:
 
     def check_host(self, host: str) -> None:
         """Refusal if the server is not to be called `host`, a request's header."""
-        try:
-            name = (urlsplit(f"//{host}").hostname or "").rstrip(".")
-        except ValueError:
-            name = ""
+        name = (_split(f"//{host}").hostname or "").rstrip(".")
         if not self._any_host and name not in self._hosts and not is_local(name):
             raise Refusal(
                 421,
@@ -58,10 +55,7 @@ class Access:
         """Refusal for a request that a page of another server makes in the browser of somebody who may ask."""
         if not self._guarded or origin is None or self._origins & {"*", origin.rstrip("/")}:
             return
-        try:
-            asking = urlsplit(origin).netloc.lower()
-        except ValueError:
-            asking = ""
+        asking = _split(origin).netloc.lower()
         if not asking or asking != host.lower():
             raise Refusal(
                 403,
@@ -78,3 +72,11 @@ class Access:
         same = [hmac.compare_digest(given.strip().encode(), token) for token in self._tokens]
         if scheme.lower() != "bearer" or not any(same):
             raise Refusal(401, "token", "A token is needed: send the header `Authorization: Bearer TOKEN`.")
+
+
+def _split(address: str) -> SplitResult:
+    """The parts of an address; all empty if it is none."""
+    try:
+        return urlsplit(address)
+    except ValueError:
+        return urlsplit("")

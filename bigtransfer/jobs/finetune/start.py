@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from bigtransfer import catalog, fetch
+from bigtransfer import catalog, fetch, hyperrule
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.config.fields import seconds
 from bigtransfer.config.finetune import AUTO, BUNDLED
@@ -112,7 +112,7 @@ def _judged(
         spec=decision.input_spec(config, facts, facts.trained_at),
         device=device,
         dtype=loop.compute_dtype(config.precision, device),
-        batch_size=facts.fitting(view.size, 64),
+        batch_size=facts.fitting(view.size, hyperrule.BATCH_SIZE),
         seed=config.seed,
         balanced=config.balance,
         within=within,
