@@ -164,9 +164,17 @@ class Answer(NamedTuple):
     """Which of the features it has chosen, if it chooses."""
 
 
-def _ridge(train: Tensor, labels: Tensor, test: Tensor, classes: int, *, discriminant: bool = False) -> Answer:
+def _ridge(
+    train: Tensor,
+    labels: Tensor,
+    test: Tensor,
+    classes: int,
+    *,
+    discriminant: bool = False,
+    scatter: Tensor | None = None,
+) -> Answer:
     """The project's own linear classifier."""
-    probe = linear.fit(train, labels, classes, discriminant=discriminant)
+    probe = linear.fit(train, labels, classes, discriminant=discriminant, scatter=scatter)
     with torch.no_grad():
         return Answer(probe.head(test).argmax(1))
 
@@ -245,7 +253,7 @@ def _closed_form(train: Tensor, labels: Tensor, test: Tensor, classes: int, *, d
         members = (labels == label).nonzero()[:, 0]
         ranks[members] = torch.arange(len(members))
     sample = ranks.argsort(stable=True)[: closed.CHOSEN_BY].sort().values  # as many of each class as there are
-    probes = closed.judge(choice, train[sample], labels[sample], classes, model.architecture, discriminant=discriminant)
+    probes = closed.judge(choice, train[sample], labels[sample], classes, model, discriminant=discriminant)
     view = closed.best(closed.verdicts(probes), otherwise=choice[-1])
     return _on(view, model, train, labels, test, classes, discriminant=discriminant)
 
@@ -269,7 +277,8 @@ def _on(
 ) -> Answer:
     """The classifier of this view's part of the features."""
     seen = closed.columns(_views(model)[-1], view, model.architecture)
-    found = _ridge(train[:, seen], labels, test[:, seen], classes, discriminant=discriminant)
+    known = closed.scatter(model, view)
+    found = _ridge(train[:, seen], labels, test[:, seen], classes, discriminant=discriminant, scatter=known)
     return found._replace(view=str(view))
 
 

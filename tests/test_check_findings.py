@@ -28,29 +28,33 @@ def clusters(n: int, d: int, classes: int, seed: int = 0, spread: float = 0.6) -
     return centres[labels] + spread * torch.randn(n, d, generator=generator), labels
 
 
-def refitted(features, labels, classes, penalty, out) -> torch.Tensor:
+def refitted(features, labels, classes, probe, out) -> torch.Tensor:
     """Scores (len(out), classes) of the rows `out` by ridge regression on the others, with the standardization of all: by its definition,
     an augmented matrix whose intercept is not penalised."""
+    scatter = torch.zeros(1, features.shape[1]) if probe.scatter is None else probe.scatter
     mean, scale = linear.standardization(features)
     x = torch.cat([(features.double() - mean) * scale, torch.ones(len(features), 1, dtype=torch.float64)], 1)
     y = torch.nn.functional.one_hot(labels, classes).double()
     rest = torch.tensor([i for i in range(len(features)) if i not in out])
-    penalties = torch.full((x.shape[1],), penalty, dtype=torch.float64)
-    penalties[-1] = 0
-    weight = torch.linalg.solve(x[rest].T @ x[rest] + penalties.diag(), x[rest].T @ y[rest])
+    penalties = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
+    d = features.shape[1]
+    penalties[:d, :d] = probe.penalty * (torch.eye(d, dtype=torch.float64) + scatter.double().T @ scatter.double())
+    weight = torch.linalg.solve(x[rest].T @ x[rest] + penalties, x[rest].T @ y[rest])
     return x[list(out)] @ weight
 
 
+@pytest.mark.parametrize("directions", [0, 4])
 @pytest.mark.parametrize(("n", "d"), [(40, 6), (20, 50)])
-def test_left_out_is_what_fitting_without_them_gives(n, d):
+def test_left_out_is_what_fitting_without_them_gives(n, d, directions):
     features, labels = clusters(n, d, 3)
-    probe = linear.fit(features, labels, 3)
+    scatter = torch.randn(directions, d, generator=torch.Generator().manual_seed(1)) if directions else None
+    probe = linear.fit(features, labels, 3, scatter=scatter)
     groups = torch.arange(n)
     groups[[4, 9, 11]] = 4
     scores = linear.left_out(features, labels, 3, probe, groups=groups) * probe.temperature
     alone = linear.left_out(features, labels, 3, probe) * probe.temperature
     for out in ([0], [7], [4, 9, 11]):
-        wanted = refitted(features, labels, 3, probe.penalty, out)
+        wanted = refitted(features, labels, 3, probe, out)
         torch.testing.assert_close(scores[out], wanted, rtol=1e-6, atol=1e-8)
         if len(out) > 1:
             assert not torch.allclose(alone[out], wanted, atol=1e-3)

@@ -217,6 +217,48 @@ def test_the_columns_of_each_view_are_its_features(wanted: int, mirrored: bool) 
     torch.testing.assert_close(every[:, columns], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_scatter_is_for_the_features_of_each_view(mirrored: bool) -> None:
+    """Every entry is the number of its feature: at each size the same, in rows of its own."""
+    network = random_network()
+    every = network.architecture.stages
+    width = 2 * sum(every)
+    assert closed.scatter(network, View(size=16, readout=None)) is None
+    network.scatter = torch.arange(2.0 * width).reshape(2, width) / 64
+    last, small, large, both = closed.views(network, (16, 32), mirrored=mirrored)
+    means = slice(width - 2 * every[-1], width - every[-1])
+    for view, part, sizes in (
+        (last, network.scatter[:, means], 1),
+        (small, network.scatter, 1),
+        (large, network.scatter, 1),
+        (both, network.scatter, 2),
+    ):
+        found = closed.scatter(network, view)
+        assert found is not None and found.shape == (2 * sizes, sizes * part.shape[1])
+        expected = part * (closed.TRUST / part.shape[1]) ** 0.5
+        for i in range(sizes):
+            rows = found[2 * i : 2 * i + 2].split(part.shape[1], dim=1)
+            torch.testing.assert_close(rows[i], expected)
+            assert all(not row.any() for j, row in enumerate(rows) if j != i)
+
+
+def test_what_is_known_of_the_scatter_is_heeded(pictures: data.ImageSet) -> None:
+    """By all that is solved: to choose, to learn, and again with the images that were held out."""
+    network = random_network()
+    choices = closed.views(network, (16, 32))
+    for views in (choices, choices[-1:]):
+        network.scatter = None
+        plain = solved(pictures, views, network, held_out=pictures)
+        network.scatter = torch.randn(3, 2 * sum(SMALL.stages), generator=torch.Generator().manual_seed(0))
+        known = solved(pictures, views, network, held_out=pictures)
+        for before, after in zip(plain.judged, known.judged, strict=True):
+            assert before.loss != after.loss
+        expected = closed.scatter(network, known.view)
+        for probe in (known.probe, known.whole):
+            assert probe is not None and probe.scatter is not None and expected is not None
+            torch.testing.assert_close(probe.scatter, expected)
+
+
 def solved(
     images: data.ImageSet, choices: tuple[View, ...], network: ResNetV2 | None = None, **options: Any
 ) -> closed.Solved:
@@ -414,6 +456,7 @@ def test_every_image_counts_whichever_view_is_chosen(pictures: data.ImageSet, mo
             *,
             balanced: bool,
             discriminant: bool,
+            scatter: Tensor | None,
             fits=fits,
             losses=losses,
         ) -> linear.Probe:

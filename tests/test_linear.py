@@ -106,12 +106,22 @@ def test_balanced_leave_one_out_is_what_weighted_refitting_without_each_image_gi
     assert probe.leave_one_out_loss == pytest.approx(weights @ -(target * z).sum(1) / n, rel=1e-6)
 
 
-def discriminants_scores(x, labels, weights, penalty, new):
+def ridges_scores(x, labels, weights, penalty, scatter, new):
+    """Ridge regression's, in float64 NumPy from its description: the least |Y - X W - b|^2 + penalty (|W|^2 + |S W|^2), weighted."""
+    targets = np.eye(3)[labels]
+    mean, prior = np.average(x, axis=0, weights=weights), np.average(targets, axis=0, weights=weights)
+    x, targets = (x - mean) * weights[:, None] ** 0.5, (targets - prior) * weights[:, None] ** 0.5
+    gram = x.T @ x + penalty * (np.eye(x.shape[1]) + scatter.T @ scatter)
+    return (new - mean) @ np.linalg.solve(gram, x.T @ targets) + prior
+
+
+def discriminants_scores(x, labels, weights, penalty, scatter, new):
     """Fisher's, in float64 NumPy from its description: half the squared distance to each class's mean, negative."""
     classes = range(labels.max() + 1)
     means = np.array([np.average(x[labels == c], axis=0, weights=weights[labels == c]) for c in classes])
     rest = x - means[labels]
-    metric = np.linalg.inv((weights[:, None] * rest).T @ rest + penalty * np.eye(x.shape[1]))
+    known = penalty * (np.eye(x.shape[1]) + scatter.T @ scatter)
+    metric = np.linalg.inv((weights[:, None] * rest).T @ rest + known)
     return np.array([[-0.5 * (z - mean) @ metric @ (z - mean) for mean in means] for z in new])
 
 
@@ -119,11 +129,12 @@ def softened(scores):
     return scores - scores.mean(1, keepdims=True)
 
 
+@pytest.mark.parametrize("directions", [0, 4, 9])
 @pytest.mark.parametrize("decomposed", [3000, 5])
 @pytest.mark.parametrize("balanced", [False, True])
 @pytest.mark.parametrize("d", [6, 60])
 def test_the_mean_of_regression_and_discriminant_is_what_both_give_when_solved_plainly(
-    monkeypatch: pytest.MonkeyPatch, d: int, balanced: bool, decomposed: int
+    monkeypatch: pytest.MonkeyPatch, d: int, balanced: bool, decomposed: int, directions: int
 ) -> None:
     """The head and, by refitting without each image, leave-one-out; classes of 20, 4 and 4 images."""
     monkeypatch.setattr(linear, "_DECOMPOSED", decomposed)
@@ -137,13 +148,21 @@ def test_the_mean_of_regression_and_discriminant_is_what_both_give_when_solved_p
     mean = weights @ x / n
     x = (x - mean) / np.sqrt(weights @ (x - mean) ** 2 / n)
     totals = np.bincount(numbers, weights)
-    probe = linear.fit(features, labels, 3, penalty=penalty, balanced=balanced, discriminant=True)
+    scatter = torch.randn(directions, d, generator=torch.Generator().manual_seed(1))
+    probe = linear.fit(
+        features,
+        labels,
+        3,
+        penalty=penalty,
+        balanced=balanced,
+        discriminant=True,
+        scatter=scatter if directions else None,
+    )
     assert probe.discriminant_penalty == penalty
 
     def both(rows, new, log_prior):
-        ridge = Ridge(alpha=penalty).fit(x[rows], np.eye(3)[numbers[rows]], sample_weight=weights[rows])
-        fisher = discriminants_scores(x[rows], numbers[rows], weights[rows], penalty, new)
-        return ridge.predict(new), fisher, log_prior
+        given = x[rows], numbers[rows], weights[rows], penalty, scatter.double().numpy(), new
+        return ridges_scores(*given), discriminants_scores(*given), log_prior
 
     left = [
         both(np.arange(n) != i, x[i : i + 1], np.log(totals if balanced else totals - np.eye(3)[numbers[i]]))
@@ -192,6 +211,36 @@ def test_a_discriminant_helps_where_classes_lie_close_together_in_some_direction
         float((probe.head(features[200:]).argmax(1) == labels[200:]).double().mean()) for probe in (alone, averaged)
     ]
     assert right[1] > right[0] + 0.1 and averaged.leave_one_out_loss < alone.leave_one_out_loss
+
+
+@pytest.mark.parametrize(("d", "apart"), [(40, 0.7), (400, 0.3)])
+def test_it_helps_to_know_how_images_of_one_class_differ(d: int, apart: float) -> None:
+    """Classes that lie close together, beside eight directions in which all images differ widely."""
+    generator = torch.Generator().manual_seed(0)
+    differences, centres = torch.randn(8, d, generator=generator), apart * torch.randn(5, d, generator=generator)
+
+    def images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = torch.arange(count) % 5
+        wide = 3 * torch.randn(count, 8, generator=generator) @ differences
+        return centres[labels] + wide + torch.randn(count, d, generator=generator), labels
+
+    (features, labels), (others, truth) = images(20), images(500)
+    known = 10 * differences * linear.standardization(features)[1].float()
+    found = [linear.fit(features, labels, 5, discriminant=True, scatter=given) for given in (None, known)]
+    right = [float((probe.head(others).argmax(1) == truth).double().mean()) for probe in found]
+    assert right[1] > right[0] + 0.05 and found[1].leave_one_out_loss < found[0].leave_one_out_loss, right
+
+
+def test_large_problems_know_the_scatter_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the penalty is chosen by a part of the images."""
+    features, labels = sample(60, 40)
+    scatter = 3 * torch.randn(5, 40, generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(linear, "_DECOMPOSED", 20)
+    asked = []
+    real = linear.fit
+    monkeypatch.setattr(linear, "fit", lambda *given, **more: asked.append(more["scatter"]) or real(*given, **more))
+    assert linear.fit(features, labels, 3, scatter=scatter).scatter is scatter
+    assert len(asked) == 2 and all(one is scatter for one in asked)
 
 
 def test_weights_count_in_the_temperature_like_repetitions():

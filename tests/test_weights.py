@@ -360,6 +360,27 @@ def test_npz_number_formats(tmp_path: Path, kind: str, dtype: str) -> None:
     assert all(torch.equal(loaded[name], state[name]) for name in state)
 
 
+@pytest.mark.parametrize("name", ["bit-t-r26x1", "efficientnet-lite0"])
+def test_networks_know_how_images_of_one_class_differ(name: str, tmp_path: Path) -> None:
+    """By their name, with whatever head; what has other layers or comes from a file does not."""
+    network = weights.load(name, num_classes=3)
+    assert network.scatter is not None and network.scatter.isfinite().all()
+    assert network.scatter.shape == (128, 2 * sum(network.architecture.stages))
+    # Of standardized features, most of whose variance is within classes: half of it at least is in these directions.
+    share = float(network.scatter.double().square().sum()) / network.scatter.shape[1]
+    assert 0.3 < share < 0.9, share
+    readout = catalog.Readout(blocks=(0, 1, 2, 3), sizes=(32, 64))
+    assert copy.deepcopy(network).scatter is not None and model.joined(network, readout).scatter is network.scatter
+    weights.save(tmp_path / "a.safetensors", network)
+    assert weights.load(tmp_path / "a.safetensors").scatter is None
+    assert weights.load(name, pretrained=False).scatter is None
+    assert "scatter" not in network.state_dict()
+
+
+def test_a_network_of_other_channels_does_not() -> None:
+    assert weights.load("bit-t-r26x1", in_chans=1).scatter is None
+
+
 def test_published_file_is_known_by_its_name(tmp_path: Path) -> None:
     record = catalog.get("bit-m-r50x1-cifar10")
     network = ours(record.card.architecture, 10)

@@ -75,6 +75,8 @@ class Probe:
         default_factory=lambda: torch.empty(0, dtype=torch.int64), compare=False, repr=False
     )
     """Their labels `(judged,)`."""
+    scatter: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    """What it was fitted with."""
 
 
 def extract_features(
@@ -111,6 +113,7 @@ def fit(
     penalty: float | None = None,
     balanced: bool = False,
     discriminant: bool = False,
+    scatter: Tensor | None = None,
 ) -> Probe:
     """Ridge regression of one-hot targets on standardized features, with a free intercept; all sums in float64.
 
@@ -137,17 +140,23 @@ def fit(
     lie closer together in some directions than in others, the regression errs less where its assumptions fail; which is better depends on
     the task (benchmarks/results/discriminant_cpu_2026-11-26.md). With `penalty` both have it. The regression stays alone where a class has
     no image or no image can be judged, and where leave-one-out finds the mean worse by more than `_WORSE`.
+
+    scatter float `(r, d)`: how images of one class differ elsewhere, in directions S of standardized features, which a classifier is to
+    heed the less: the penalty is on |w|^2 + |S w|^2, of the discriminant likewise. It is as if images had been seen before that differ so
+    and are of one class (the within-class covariance of probabilistic linear discriminants, Ioffe 2006). None: nothing is known.
     """
     n, d = features.shape
     _check(labels, num_classes)
     labels = labels.to(features.device)
-    rows = _Rows(features, labels, num_classes, balanced=balanced)
+    rows = _Rows(features, labels, num_classes, balanced=balanced, scatter=scatter)
     counts = torch.bincount(labels, minlength=num_classes)
     discriminant = discriminant and bool(counts.min() > 0)
     own_penalty = penalty
     if penalty is None and min(n, d) > _DECOMPOSED:
         part = _spread(labels, _DECOMPOSED)
-        chosen = fit(features[part], labels[part], num_classes, balanced=balanced, discriminant=discriminant)
+        chosen = fit(
+            features[part], labels[part], num_classes, balanced=balanced, discriminant=discriminant, scatter=scatter
+        )
         penalty, own_penalty = chosen.penalty, chosen.discriminant_penalty
         discriminant = own_penalty is not None
     # (A sample of) the images that can be judged by the others.
@@ -197,7 +206,7 @@ def fit(
             answers, best = both.answers, both.loss
         else:
             fisher = None
-    weight *= rows.scale[:, None]
+    weight = rows.weight(weight)
     head = nn.Linear(d, num_classes, device=features.device, dtype=torch.float32)
     head.weight.copy_(weight.T)
     head.bias.copy_(bias - rows.mean @ weight)
@@ -213,14 +222,36 @@ def fit(
         judged=tuple(torch.bincount(labels[judged], minlength=num_classes).tolist()),
         answers=answers.cpu(),
         answered=labels[judged].cpu(),
+        scatter=scatter,
     )
 
 
-class _Rows:
-    """Standardized features and centred one-hot targets, float64, a part of the images at a time; each row times the root of its image's
-    weight, so that plain least squares of them is the weighted one."""
+class _Shrunk:
+    """M^(1/2), for M = (I + S^T S)^-1 of a scatter S `(r, d)`: a plain penalty on v, where w = M^(1/2) v, is one on |w|^2 + |S w|^2, and
+    X w = X M^(1/2) v. It is I less a matrix of rank r at most."""
 
-    def __init__(self, features: Tensor, labels: Tensor, num_classes: int, *, balanced: bool) -> None:
+    def __init__(self, scatter: Tensor | None, like: Tensor) -> None:
+        self._turn: Tensor | None = None
+        if scatter is not None:
+            scatter = scatter.to(like.device, torch.float64)
+            squares, v = torch.linalg.eigh(scatter @ scatter.T)
+            kept = squares > _RANK * squares.max()
+            squares, v = squares[kept], v[:, kept]
+            self._turn = scatter.T @ (v / squares.sqrt())
+            self._less = 1 - (1 + squares).rsqrt()
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        """Of rows float64 `(n, d)`."""
+        return rows if self._turn is None else rows - ((rows @ self._turn) * self._less) @ self._turn.T
+
+
+class _Rows:
+    """Standardized features, shrunk along the scatter, and centred one-hot targets, float64, a part of the images at a time; each row times
+    the root of its image's weight, so that plain least squares of them is the weighted one."""
+
+    def __init__(
+        self, features: Tensor, labels: Tensor, num_classes: int, *, balanced: bool, scatter: Tensor | None
+    ) -> None:
         self._features, self._labels, self._classes, self._balanced = features, labels, num_classes, balanced
         n = len(features)
         self.weights = torch.ones(n, dtype=torch.float64, device=features.device)
@@ -232,7 +263,8 @@ class _Rows:
         """Of each class, the sum of its images' weights."""
         self.prior = self.totals / n
         """The mean of the targets."""
-        self.mean, self.scale = standardization(features, self.weights if balanced else None)
+        self.mean, self._scale = standardization(features, self.weights if balanced else None)
+        self._shrunk = _Shrunk(scatter, features)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -240,8 +272,12 @@ class _Rows:
         return n, d
 
     def features(self, part: slice | Tensor = slice(None)) -> Tensor:
-        x = (self._features[part].double() - self.mean) * self.scale
+        x = self._shrunk((self._features[part].double() - self.mean) * self._scale)
         return x * self.roots[part] if self._balanced else x
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """That of raw features, less their mean, for a weight `(d, classes)` of these."""
+        return self._shrunk(weight.T).T * self._scale[:, None]
 
     def targets(self, part: slice | Tensor = slice(None)) -> Tensor:
         return (nn.functional.one_hot(self._labels[part], self._classes).double() - self.prior) * self.roots[part]
@@ -411,7 +447,7 @@ def left_out(
     _check(labels, num_classes)
     labels = labels.to(features.device)
     mean, scale = standardization(features)
-    x = (features.double() - mean) * scale
+    x = _Shrunk(probe.scatter, features)((features.double() - mean) * scale)
     own = nn.functional.one_hot(labels, num_classes).double()
     centred = own - own.mean(0)
     # The hat matrix without the intercept is X (X^T X + penalty I)^-1 X^T = root root^T = I - penalty (X X^T + penalty I)^-1.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.resources
 import logging
 import math
 import os
@@ -87,6 +88,9 @@ def load(
         state["root.weight"] = _adapt_input(state["root.weight"], card.architecture.in_chans)
     network.load_state_dict(state, assign=True)
     network.card = card
+    record = catalog.meant(name_or_file)
+    if record is not None and record.scatter and network.architecture == record.card.architecture:
+        network.scatter = _scatter(record)
     return network.eval()
 
 
@@ -245,6 +249,16 @@ def _form(card: ModelCard, form: Form, path: Path) -> tuple[names.Layout, Mappin
         )
     layout = _library_layout(arch.backbone)
     return layout, {ours: layout.their_name(ours) for ours in names.shapes(arch, card.num_classes)}
+
+
+def _scatter(record: Published) -> Tensor | None:
+    """A file of this package; None before it is made (recipes/bit-t/scatter.py)."""
+    file = importlib.resources.files("bigtransfer") / "pretrained" / record.scatter
+    with importlib.resources.as_file(file) as path:
+        if not path.is_file():
+            return None
+        with formats.open_weights(path) as contents:
+            return contents.read("scatter")
 
 
 # --- Cards

@@ -136,8 +136,13 @@ def _solved_on_the_way(
     """For a training for the closed form: a function that solves it on the network as it is now, at the size of the training, and measures
     it on validation images, and of how many images that takes a look. The choice after it looks at more, in more ways."""
 
+    view = View(size=plan.input.size, readout=model.architecture.readout)
+    known = closed.scatter(model, view)
+
     def measure() -> dict[str, float]:
-        head = linear.fit(*learnt.features(model), plan.classes, balanced=plan.balance, discriminant=True).head
+        head = linear.fit(
+            *learnt.features(model), plan.classes, balanced=plan.balance, discriminant=True, scatter=known
+        ).head
         seen, truth = held_out.features(model)
         return evals.evaluate(head, [(seen, truth, torch.arange(len(truth)))], plan.classes).named("val")
 
