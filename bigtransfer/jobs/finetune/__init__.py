@@ -27,7 +27,7 @@ from bigtransfer.jobs.finetune import baseline, choice, dataset, decision, measu
 from bigtransfer.jobs.finetune.decision import FinetunePlan
 from bigtransfer.jobs.plan import Begun, recall, run_folder
 from bigtransfer.jobs.working import Finetuned
-from bigtransfer.model import Network, joined
+from bigtransfer.model import Network, joined, reading, side_by_side
 from bigtransfer.predictor import Predictor
 
 COMMAND = "finetune"
@@ -87,7 +87,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         if undecided:
             work.enter("to choose the network")
         begin = start.choose(config, parts, networks, device, clock)
-        model = networks[begin.model]
+        model = networks[begin.model] if begin.model in networks else side_by_side(*networks.values())
         networks.clear()
         config, card = dataclasses.replace(config, model=begin.model), model.card
         if begun is None:
@@ -215,8 +215,11 @@ def _load(config: FinetuneConfig, name: str, num_classes: int, channels: int, de
         torch.manual_seed(config.seed)  # random weights, where there are any
         model = weights.load(name, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained)
         # What the head saw of the network was chosen for other images, and so is a head of as many classes, which was kept: the rule
-        # starts from the last map and zero.
-        if model.architecture.readout is not None or model.architecture.beside is not None:
+        # starts from the last map and zero. What was fine-tuned goes on without what it was averaged with, of two networks both go on.
+        beside = model.architecture.beside
+        if beside is not None and beside.name != model.architecture.name:
+            model = reading(model, None)
+        elif model.architecture.readout is not None or beside is not None:
             model = joined(model, None)
         model.reset_classifier(num_classes)
     return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)

@@ -19,7 +19,7 @@ from bigtransfer.jobs.clock import AFTERWARDS, Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.dataset import JUDGING
 from bigtransfer.jobs.finetune.decision import BASELINE, Facts, hopes, input_spec
-from bigtransfer.model import Network, joined
+from bigtransfer.model import Network, alike
 from bigtransfer.train import loop
 from bigtransfer.weights import formats
 
@@ -117,8 +117,12 @@ def solve(
 def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple[View, ...], ...]:
     """The views that the closed form may choose from, by what there is time for: the most first."""
     only = network.architecture.fixed_size or config.crop
-    ways = ((only,),) if only else facts.looks
-    return *(closed.views(network, sizes, mirrored=config.flip) for sizes in ways), closed.views(network, ways[-1])
+    ways, theirs = (((only,),), ((only,),)) if only else (facts.looks, facts.looks_beside)
+    found = [
+        closed.views(network, sizes, mirrored=config.flip, beside=theirs[min(i, len(theirs) - 1)] if theirs else ())
+        for i, sizes in enumerate(ways)
+    ]
+    return *found, closed.views(network, ways[-1], beside=theirs[-1] if theirs else ())
 
 
 def _seen(
@@ -186,7 +190,7 @@ def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[Netw
     solved = weights.load(folder / MODEL).to(device)
     if found is None or found.whole is None:
         return solved, solved
-    whole = joined(solved, solved.architecture.readout)
+    whole = alike(solved)
     whole.reset_classifier(solved.num_classes)
     whole.card = solved.card
     with formats.open_weights(folder / WHOLE) as file:

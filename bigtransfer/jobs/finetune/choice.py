@@ -18,7 +18,7 @@ from bigtransfer.evals.candidates import Candidate, Choice, Closed, Kind, View
 from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.finetune import baseline, closed
 from bigtransfer.jobs.finetune.decision import WATCHED, FinetunePlan
-from bigtransfer.model import Network, joined
+from bigtransfer.model import Network, alike, joined
 
 AGAIN = 0.6
 """Share of the time that is left after a training within which the images are looked at anew; the rest is for measuring."""
@@ -38,7 +38,7 @@ class Chosen:
         if self.choice.delivered == "average":
             return average(solved, tuned, self.by_solved, self.by_tuned)
         network, by = (solved, self.by_solved) if self.choice.delivered == "closed form" else (tuned, self.by_tuned)
-        other = joined(network, network.architecture.readout)
+        other = alike(network)
         other.reset_classifier(network.num_classes)
         with torch.no_grad():
             for own, theirs in zip(other.head.parameters(), network.head.parameters(), strict=True):
@@ -131,7 +131,7 @@ def choose(
     Both are on `device`; their cards state the size of their input. Each keeps the temperature that leave-one-out gave it, but for what
     these images demand (`calibration.of_solved`); the average is that of the logits so divided. The one with the least loss is taken, each
     at the temperature that is best for it here, which is steadier than the accuracy of few images; the average, which costs both
-    networks' time, only if it is better than either by more than `closed.TIE`.
+    networks' time, only if it is better than either by more than `closed.TIE`. Of networks that have one beside them there is no average.
     balanced: each class of the images counts the same, however many it has, in temperatures and losses. answers, tuned_answers: the
     logits `(n, classes)` of `solved` and `tuned` on the images where they are known; None: they are computed.
     """
@@ -146,8 +146,9 @@ def choose(
     alike = 1 / torch.bincount(labels)[labels].double()
     shares = alike if balanced else None
     temperatures = {name: calibration.of_solved(scores, labels, shares) for name, scores in logits.items()}
-    logits["average"] = torch.stack([scores / temperatures[name] for name, scores in logits.items()]).mean(0)
-    temperatures["average"] = calibration.of_solved(logits["average"], labels, shares)
+    if solved.architecture.beside is None and tuned.architecture.beside is None:  # of two networks, not of four
+        logits["average"] = torch.stack([scores / temperatures[name] for name, scores in logits.items()]).mean(0)
+        temperatures["average"] = calibration.of_solved(logits["average"], labels, shares)
     losses = {name: linear.best_temperature(scores, labels, shares)[1] for name, scores in logits.items()}
     right = {name: (scores.argmax(1) == labels).double() for name, scores in logits.items()}
     candidates = tuple(
@@ -159,8 +160,7 @@ def choose(
         )
         for name in logits
     )
-    alone = min(candidates[:2], key=lambda one: one.loss)
-    best = candidates[2] if candidates[2].loss < alone.loss - closed.TIE else alone
+    best = min(candidates, key=lambda one: one.loss + (closed.TIE if one.kind == "average" else 0.0))
     temperature = temperatures[best.kind]
     scale = 2 * temperature if best.kind == "average" else 1.0
     calibrated = calibration.of_choice(logits[best.kind] / temperature, labels, temperature)
@@ -210,7 +210,7 @@ def _linear(head: nn.Module) -> nn.Linear:
 def _logits(network: Network, images: ImageSet, device: torch.device, dtype: torch.dtype, batch_size: int) -> Tensor:
     """Logits float64 `(n, classes)`, on the CPU."""
     spec = network.card.input
-    view = View(size=spec.size, readout=network.architecture.readout)
+    view = View.of(network.architecture, spec.size)
     seen, _ = closed.features(network, images, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
     with torch.no_grad():
         return network.head(seen.to(device)).double().cpu()

@@ -23,7 +23,7 @@ from bigtransfer.evals.linear import Probe
 from bigtransfer.evals.suspects import Suspected
 from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.feed.order import EpisodeOrder
-from bigtransfer.model import Network, fold, joined
+from bigtransfer.model import Joined, Network, fold, reading
 from bigtransfer.train.objective import LeaveOneOut
 
 CHOSEN_BY = 1_000
@@ -99,11 +99,27 @@ class Solved:
         )
 
 
-def views(network: Network, sizes: Sequence[int], *, mirrored: bool = False) -> tuple[View, ...]:
+def views(
+    network: Network, sizes: Sequence[int], *, mirrored: bool = False, beside: Sequence[int] = ()
+) -> tuple[View, ...]:
     """What there is to choose from, the cheapest first: the last map at the first of these sizes (px, ascending), all blocks at it, at the
     second alone, at both, and at three where there are three. mirrored: see each image mirrored as well, for tasks in which left and right
-    do not matter."""
+    do not matter.
+
+    beside: sizes of the network beside it, if there is one. All blocks of both are seen then: at the first size of either, at both, and at
+    three; of images that are read at the largest."""
     every = tuple(range(len(network.architecture.stages)))
+    other = network.architecture.beside
+    if other is not None:
+        blocks = tuple(range(len(other.stages)))
+        return tuple(
+            View(
+                size=max(*sizes, *beside),
+                readout=Readout(blocks=every, sizes=tuple(sizes[:count]), mirrored=mirrored),
+                beside=Readout(blocks=blocks, sizes=tuple(beside[:count]), mirrored=mirrored),
+            )
+            for count in range(1, max(len(sizes), len(beside)) + 1)
+        )
     last = Readout(blocks=every[-1:], maxima=False, mirrored=True) if mirrored else None
     found = [View(size=sizes[0], readout=last)]
     found += [View(size=size, readout=Readout(blocks=every, mirrored=mirrored)) for size in sizes[:2]]
@@ -230,7 +246,7 @@ def solve(
 
 def classifier(network: Network, view: View, head: nn.Linear) -> Network:
     """A network of the same layers with that head on what the view shows, in evaluation mode, where the network is."""
-    model, like = joined(network, view.readout), next(network.parameters())
+    model, like = reading(network, view.readout, view.beside), next(network.parameters())
     model.reset_classifier(head.out_features)
     model.head = head.to(like.device, like.dtype)
     return model.eval()
@@ -318,7 +334,7 @@ def extract(
     network: Network, batches: Iterable[EvalBatch], view: View, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The same of images that have been read already, at the view's size."""
-    folded = fold(joined(network, view.readout), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    folded = fold(reading(network, view.readout, view.beside), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     return linear.extract_features(folded, batches, device, dtype)
 
 
@@ -407,26 +423,49 @@ def best(judged: Sequence[Judged], *, otherwise: View) -> View:
 def columns(seen: View, wanted: View, arch: Architecture) -> Tensor:
     """Where the features of one view are among those of another that has all of them, of a network of this architecture."""
     assert seen.readout is not None
-    sizes = seen.readout.sizes or (seen.size,)
+    if arch.beside is not None:
+        first, second = dataclasses.replace(arch, beside=None), dataclasses.replace(arch.beside, readout=None)
+        one, other = (dataclasses.replace(view, beside=None) for view in (seen, wanted))
+        start = dataclasses.replace(first, readout=seen.readout).num_features
+        mine, theirs = (View(size=view.size, readout=view.beside) for view in (seen, wanted))
+        return torch.cat([columns(one, other, first), start + columns(mine, theirs, second)])
+    sizes = seen.sizes
     widths = seen.readout.block_features(arch)
     places = torch.arange(len(sizes) * sum(map(sum, widths))).reshape(len(sizes), -1)
     if wanted.readout is None or not wanted.readout.maxima:
         # The means of the last block, which come before its maxima.
         means, maxima = widths[-1]
         return places[sizes.index(wanted.size)][-(means + maxima) :][:means]
-    return places[[sizes.index(size) for size in wanted.readout.sizes or (wanted.size,)]].flatten()
+    return places[[sizes.index(size) for size in wanted.sizes]].flatten()
 
 
 def scatter(network: Network, view: View) -> Tensor | None:
     """What the network knows of how images of one class differ, float32 `(r, d)` for `linear.fit` on what this view shows: at each size the
     same, as features of one image at two sizes differ alike. None where it knows nothing."""
+    if isinstance(network, Joined) and network.beside is not None:
+        both = (
+            (network, View(size=view.size, readout=view.readout)),
+            (network.beside, View(size=view.size, readout=view.beside)),
+        )
+        found = [_scatter(one, seen) for one, seen in both]
+        if all(one is None for one in found):
+            return None
+        own = [dataclasses.replace(one.architecture, readout=seen.readout, beside=None) for one, seen in both]
+        blank = [torch.zeros(0, arch.num_features) for arch in own]
+        return torch.block_diag(*(none if one is None else one for one, none in zip(found, blank, strict=True)))
+    return _scatter(network, view)
+
+
+def _scatter(network: Network, view: View) -> Tensor | None:
+    """Of the network alone."""
     if network.scatter is None:
         return None
     every = View(size=view.size, readout=Readout(blocks=tuple(range(len(network.architecture.stages)))))
     readout = view.readout and dataclasses.replace(view.readout, sizes=())
-    part = network.scatter[:, columns(every, View(size=view.size, readout=readout), network.architecture)]
+    alone = dataclasses.replace(network.architecture, beside=None)
+    part = network.scatter[:, columns(every, View(size=view.size, readout=readout), alone)]
     part = part.float() * math.sqrt(TRUST / part.shape[1])
-    return torch.block_diag(*[part] * max(1, len(view.readout.sizes) if view.readout else 1))
+    return torch.block_diag(*[part] * len(view.sizes))
 
 
 def _known(value: float) -> float | None:

@@ -23,7 +23,7 @@ from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import training
 from bigtransfer.jobs.clock import AFTERWARDS
 from bigtransfer.jobs.plan import Plan, dtype_name
-from bigtransfer.model import Network, joined
+from bigtransfer.model import Joined, Network, reading
 from bigtransfer.records import NotNegative
 from bigtransfer.train import loop
 from bigtransfer.train.objective import LeaveOneOut
@@ -104,6 +104,8 @@ class Facts:
     """Size at which the network to start from is at its best for such images, px (`hyperrule.looking_size`)."""
     looks: tuple[tuple[int, ...], ...]
     """Sizes that the closed form may look at (`hyperrule.looking_sizes`)."""
+    looks_beside: tuple[tuple[int, ...], ...] = ()
+    """Of the network beside it, if there is one: those that go with each of `looks`, the last with all that are left."""
     device: str
     dtype: str
     speed: hyperrule.Speed
@@ -141,10 +143,12 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
 
     @functools.cache
     def tuning_speed(crop: int, batch: int) -> float:
-        seeing = joined(model, every_block(arch))
+        read = every_block(arch)
+        seeing = reading(model, read.readout, read.beside and read.beside.readout)
         return images_per_second(seeing, crop, batch, device, dtype, timed, LeaveOneOut(1.0, 1.0))
 
     native_size = data.native_size(train)
+    other = model.beside if isinstance(model, Joined) else None
     return Facts(
         images=len(train),
         classes=len(train.class_names),
@@ -153,6 +157,7 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
         architecture=model.architecture,
         trained_at=model.architecture.fixed_size or hyperrule.looking_size(card.input.size, *native_size),
         looks=hyperrule.looking_sizes(card.input.size, *native_size),
+        looks_beside=() if other is None else hyperrule.looking_sizes(other.card.input.size, *native_size),
         device=str(device),
         dtype=dtype_name(dtype),
         speed=speed,
@@ -218,12 +223,15 @@ def _architecture(config: FinetuneConfig, facts: Facts) -> Architecture:
     """Of the network that is trained: one that is trained for the closed form reads out all blocks."""
     if not _chooses(config, facts):
         return facts.architecture
-    return dataclasses.replace(facts.architecture, readout=every_block(facts.architecture))
+    return every_block(facts.architecture)
 
 
-def every_block(architecture: Architecture) -> Readout:
-    """All of its blocks, at the size of its input, once."""
-    return Readout(blocks=tuple(range(len(architecture.stages))))
+def every_block(architecture: Architecture) -> Architecture:
+    """The same, seen by all of its blocks, at the size of its input, once."""
+    beside = None if architecture.beside is None else every_block(architecture.beside)
+    return dataclasses.replace(
+        architecture, readout=Readout(blocks=tuple(range(len(architecture.stages)))), beside=beside
+    )
 
 
 def _chooses(config: FinetuneConfig, facts: Facts) -> bool:
@@ -341,8 +349,10 @@ def _batch(config: FinetuneConfig, facts: Facts) -> int:
 
 
 def _smallest(facts: Facts) -> int:
-    """The smallest size at which such a training sees images, px: what the closed form looks at, too."""
-    return facts.architecture.fixed_size or min(map(min, facts.looks))
+    """The smallest size at which such a training sees images, px: what the closed form looks at, too; twice that with two networks, of
+    which the second may be made for larger ones."""
+    smallest = min(map(min, facts.looks))
+    return facts.architecture.fixed_size or (2 * smallest if facts.looks_beside else smallest)
 
 
 def _larger(config: FinetuneConfig, facts: Facts, view: View) -> int | None:
@@ -352,7 +362,7 @@ def _larger(config: FinetuneConfig, facts: Facts, view: View) -> int | None:
     if config.crop is not None or config.resize is not None or facts.architecture.fixed_size is not None:
         return None
     smallest = _smallest(facts)
-    larger = min(2 * smallest, max((view.size, *(view.readout.sizes if view.readout else ()))))
+    larger = min(2 * smallest, max(view.size, *view.sizes))
     return larger if larger >= 1.5 * smallest else None
 
 

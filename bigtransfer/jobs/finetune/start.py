@@ -26,6 +26,13 @@ OTHER = "efficientnet-lite0"
 fewer and more different ones: the one is ahead on everyday things and textures, the other on flowers, hand signs, surfaces
 (benchmarks/results/start_cpu_2026-11-27.md)."""
 
+ALONE = 0.6
+"""What the loss of one may be, as a share of the other's, before that is left out: else they are taken side by side, which tells images
+apart better than either (benchmarks/results/pair_cpu_2026-11-27.md)."""
+
+TOGETHER = 0.4
+"""Share of the time left that looking at all images with both may take; else the better one is taken alone."""
+
 IMAGES, MOST = 200, 1_000
 """By which they are judged, if that is enough of each class; where it is not, by more."""
 
@@ -44,7 +51,7 @@ class Start:
     """The network that was taken, and why."""
 
     model: str
-    """Its name."""
+    """Its name; of two side by side both, with a + between them."""
     why: str
     """A sentence for people; empty where nothing had to be decided."""
 
@@ -64,18 +71,21 @@ def usual(config: FinetuneConfig) -> FinetuneConfig:
 def choose(
     config: FinetuneConfig, parts: Splits, networks: Mapping[str, Network], device: torch.device, clock: Clock | None
 ) -> Start:
-    """One of the networks by name, the bundled one first: the one whose closed form on all blocks at two sizes tells the same images apart
-    better, each judged by the others. clock: of the budget, if there is one; what it does not leave time for is not tried.
+    """Both networks side by side, or one of them: by a closed form of each on all blocks at two sizes, which tells the same images apart,
+    each judged by the others. clock: of the budget, if there is one; what it does not leave time for is not tried.
 
-    networks: on `device`. The bundled one where less than `closed.TIE` nats are between them, or too few images can be judged.
+    networks: on `device`, by name, the bundled one first, one or two. That one alone where there is a budget and too few images can be
+    judged, or where an image may have several classes. One alone where the other is much worse (`ALONE`), or where there is no time for
+    both (`TOGETHER`): the bundled one, then, if less than `closed.TIE` nats are between them.
     """
     first, *others = networks
-    if not others:
+    if not others or parts.train.several:
         return Start(model=first, why="")
+    both = "+".join(networks)
     classes = len(parts.train.class_names)
     images = splits.evenly(parts.train, min(MOST, max(IMAGES, FEWEST * classes)), config.seed)
-    if parts.train.several or len(images) < FEWEST * classes:
-        return Start(model=first, why="")
+    if len(images) < FEWEST * classes:
+        return Start(model=both if clock is None else first, why="")
     within = None if clock is None else TRIED * clock.left
     found: dict[str, Solved] = {}
     for name, network in networks.items():
@@ -86,10 +96,21 @@ def choose(
     losses = {name: _loss(one) for name, one in found.items()}
     best = min(losses, key=lambda name: losses[name] - (closed.TIE if name == first else 0.0))
     told = ", ".join(f"{name} {one.probe.leave_one_out_top1:.1%}" for name, one in found.items())
+    tried = f"{len(images):,} images, each judged by the others, were tried with two networks: {told} correct."
+    looked = sum(len(part) for part in (parts.train, parts.val, parts.test) if part is not None)
+    needed = sum(one.seconds / one.images for one in found.values()) * looked
+    if min(losses.values()) < ALONE * max(losses.values()):
+        return Start(
+            model=best, why=f"{tried} {best} is much surer of what is right, and was taken alone. --model names one."
+        )
+    if clock is not None and needed > TOGETHER * clock.left:
+        return Start(
+            model=best,
+            why=f"{tried} {best} was taken; with more time both would stand side by side. --model names one.",
+        )
     return Start(
-        model=best,
-        why=f"The network was chosen by {len(images):,} images, each judged by the others: {told} correct, and {best} is surer of what is "
-        "right. --model names one.",
+        model=both,
+        why=f"{tried} They stand side by side: one classifier sees what both make of an image. --model names one.",
     )
 
 
@@ -103,7 +124,7 @@ def _judged(
 ) -> Solved:
     """Its closed form on these images, or on as many of them as there is time for."""
     facts = decision.find_facts(config, network, network.card, parts, device)
-    sizes = (config.crop,) if config.crop else max(facts.looks, key=lambda sizes: (len(sizes) == 2, sizes))
+    sizes = (config.crop,) if config.crop else min(facts.looks, key=lambda sizes: (len(sizes) != 2, sizes))
     view = closed.views(network, sizes)[-1]
     return closed.solve(
         network,

@@ -20,7 +20,7 @@ from bigtransfer.jobs import tracking, training
 from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.decision import LOOKED_AT, WATCHED, FinetunePlan
-from bigtransfer.model import Network, joined
+from bigtransfer.model import Network, reading
 from bigtransfer.train import checkpoint, loop
 
 
@@ -28,7 +28,8 @@ def as_planned(model: Network, plan: FinetunePlan) -> Network:
     """The network, with the head that the plan's is to have."""
     if not plan.choose:
         return model
-    planned = joined(model, plan.architecture.readout)
+    read = plan.architecture
+    planned = reading(model, read.readout, read.beside and read.beside.readout)
     planned.reset_classifier(plan.classes)
     return planned
 
@@ -121,7 +122,7 @@ class _Some:
 
     def features(self, model: Network) -> tuple[Tensor, Tensor]:
         """What a closed form sees of them, of the network as it is now, and the labels."""
-        plan, view = self.plan, View(size=self.plan.input.size, readout=model.architecture.readout)
+        plan, view = self.plan, View.of(model.architecture, self.plan.input.size)
         return closed.extract(model, self.batches, view, device=plan.torch_device, dtype=plan.torch_dtype)
 
 
@@ -136,8 +137,7 @@ def _solved_on_the_way(
     """For a training for the closed form: a function that solves it on the network as it is now, at the size of the training, and measures
     it on validation images, and of how many images that takes a look. The choice after it looks at more, in more ways."""
 
-    view = View(size=plan.input.size, readout=model.architecture.readout)
-    known = closed.scatter(model, view)
+    known = closed.scatter(model, View.of(model.architecture, plan.input.size))
 
     def measure() -> dict[str, float]:
         head = linear.fit(
