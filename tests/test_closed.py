@@ -242,6 +242,97 @@ def test_a_scatter_is_for_the_features_of_each_view(mirrored: bool) -> None:
             assert all(not row.any() for j, row in enumerate(rows) if j != i)
 
 
+def pair() -> model.Network:
+    return model.side_by_side(random_network(), random_network(1, Architecture(units=(1, 1))))
+
+
+def test_two_networks_are_seen_side_by_side() -> None:
+    """Each at sizes of its own, all of them of images that are read at the largest."""
+    both, other = pair(), Architecture(units=(1, 1))
+    choices = closed.views(both, (16, 24), mirrored=True, beside=(24, 32))
+    assert [str(view) for view in choices] == [
+        "all blocks of both networks at 16, of the second at 24 px, mirrored too",
+        "all blocks of both networks at 16 and 24, of the second at 24 and 32 px, mirrored too",
+    ]
+    assert {view.size for view in choices} == {32}
+    longer = closed.views(both, (16, 24, 32), beside=(24,))
+    assert [view.sizes for view in longer] == [(16,), (16, 24), (16, 24, 32)]
+    assert all(view.beside is not None and view.beside.sizes == (24,) for view in longer)
+    images = torch.rand(2, 3, 32, 32) * 2 - 1
+    with torch.no_grad():
+        small, every = (model.reading(both, view.readout, view.beside).features(images) for view in choices)
+        alone = [
+            model.joined(network, readout).features(images)
+            for network, readout in zip(
+                (random_network(), random_network(1, Architecture(units=(1, 1)))),
+                (choices[1].readout, choices[1].beside),
+                strict=True,
+            )
+        ]
+    torch.testing.assert_close(every, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-5)
+    columns = closed.columns(choices[1], choices[0], both.architecture)
+    torch.testing.assert_close(every[:, columns], small, rtol=1e-4, atol=1e-5)
+    # In plain forward passes of both at 16 px: of each, twice over, at its sizes.
+    at = {(arch, size): arch.forward_flops(size, 0) for arch in (SMALL, other) for size in (16, 24, 32)}
+    looked = at[SMALL, 16] + at[SMALL, 24] + at[other, 24] + at[other, 32]
+    expected = 2 * looked / (at[SMALL, 16] + at[other, 16])
+    assert choices[1].passes(both.architecture, 16) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("known", [(True, True), (True, False), (False, True), (False, False)])
+def test_each_of_two_networks_has_its_own_scatter(known: tuple[bool, bool]) -> None:
+    both = pair()
+    assert isinstance(both, model.Joined) and both.beside is not None
+    view = closed.views(both, (16, 24), beside=(24, 32))[-1]
+    widths = [2 * sum(arch.stages) for arch in (SMALL, Architecture(units=(1, 1)))]
+    found = []
+    for network, width, given in zip((both, both.beside), widths, known, strict=True):
+        network.scatter = torch.randn(3, width) if given else None
+        part = torch.zeros(0, width) if network.scatter is None else network.scatter * (closed.TRUST / width) ** 0.5
+        found.append(torch.block_diag(part, part))
+    scatter = closed.scatter(both, view)
+    if not any(known):
+        assert scatter is None
+    else:
+        assert scatter is not None
+        torch.testing.assert_close(scatter, torch.block_diag(*found))
+
+
+def test_a_classifier_of_two_networks_is_that_of_what_both_make_of_the_images(
+    pictures: data.ImageSet, tmp_path: Path
+) -> None:
+    both = pair()
+    choices = closed.views(both, (16, 24), beside=(24, 32))
+    found = closed.solve(
+        both,
+        pictures,
+        choices,
+        spec=InputSpec(size=16),
+        device=CPU,
+        dtype=torch.float32,
+        batch_size=4,
+        seed=0,
+        held_out=pictures,
+    )
+    labels = torch.from_numpy(np.asarray(pictures.labels))
+    images = torch.stack([torch.from_numpy(pictures.read(i, InputSpec(size=32)).copy()) for i in range(len(pictures))])
+    images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        seen = model.reading(both, found.view.readout, found.view.beside).features(images)
+        expected = linear.fit(seen, labels, 3, discriminant=True)
+        torch.testing.assert_close(found.model(images), expected.head(seen), rtol=1e-3, atol=1e-3)
+        weights.save(tmp_path / "both.safetensors", found.model)
+        again = weights.load(tmp_path / "both.safetensors")
+        torch.testing.assert_close(again(images), found.model(images))
+        alike = model.alike(again)
+        torch.testing.assert_close(alike.features(images), again.features(images))
+
+
+def test_three_networks_do_not_stand_side_by_side() -> None:
+    with pytest.raises(ConfigError, match="cannot stand side by side"):
+        model.side_by_side(pair(), random_network())
+
+
 def test_what_is_known_of_the_scatter_is_heeded(pictures: data.ImageSet) -> None:
     """By all that is solved: to choose, to learn, and again with the images that were held out."""
     network = random_network()

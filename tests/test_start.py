@@ -18,6 +18,7 @@ from bigtransfer.data import Splits
 from bigtransfer.evals.candidates import View
 from bigtransfer.jobs import finetune
 from bigtransfer.jobs.finetune import closed, start
+from bigtransfer.model import Joined
 
 from .data_makers import class_folders
 from .network_makers import saved
@@ -47,11 +48,12 @@ class Judge:
     def __init__(self, **losses: float) -> None:
         self.losses, self.asked = losses, list[tuple[str, int, float | None]]()
         self.in_time = 10**6
+        self.seconds = 0.0
 
     def __call__(self, _config: Any, _parts: Any, images: Any, network: Any, _device: Any, within: float | None) -> Any:
         self.asked.append((network, len(images), within))
         probe = SimpleNamespace(leave_one_out_loss=self.losses[network], leave_one_out_top1=0.5)
-        return SimpleNamespace(probe=probe, images=min(len(images), self.in_time))
+        return SimpleNamespace(probe=probe, images=min(len(images), self.in_time), seconds=self.seconds)
 
 
 def chosen(config: FinetuneConfig, parts: Splits, clock: Any = None) -> start.Start:
@@ -61,6 +63,33 @@ def chosen(config: FinetuneConfig, parts: Splits, clock: Any = None) -> start.St
 CONFIG = FinetuneConfig(data="x", linear="closed")
 
 
+TRIED = "24 images, each judged by the others, were tried with two networks: a 50.0%, b 50.0% correct. "
+
+
+@pytest.mark.parametrize(
+    ("losses", "taken"),
+    [
+        ({"a": 0.5, "b": 0.4}, "a+b"),
+        ({"a": 0.4, "b": 0.5}, "a+b"),
+        ({"a": 0.5, "b": 0.5 * start.ALONE + 0.01}, "a+b"),
+        ({"a": 0.5, "b": 0.5 * start.ALONE - 0.01}, "b"),
+        ({"a": 0.5 * start.ALONE - 0.01, "b": 0.5}, "a"),
+        ({"a": 0.5, "b": float("nan")}, "a"),
+        ({"a": float("nan"), "b": 0.5}, "b"),
+    ],
+)
+def test_both_are_taken_unless_one_is_much_surer(
+    parts: Splits, monkeypatch: pytest.MonkeyPatch, losses: dict[str, float], taken: str
+) -> None:
+    judge = Judge(**losses)
+    monkeypatch.setattr(start, "_judged", judge)
+    found = chosen(CONFIG, parts)
+    assert found.model == taken
+    words = "They stand side by side" if taken == "a+b" else f"{taken} is much surer of what is right"
+    assert found.why.startswith(TRIED + words)
+    assert judge.asked == [("a", 24, None), ("b", 24, None)]
+
+
 @pytest.mark.parametrize(
     ("losses", "taken"),
     [
@@ -68,22 +97,21 @@ CONFIG = FinetuneConfig(data="x", linear="closed")
         ({"a": 0.4, "b": 0.5}, "a"),
         ({"a": 0.5, "b": 0.5 - 0.9 * closed.TIE}, "a"),
         ({"a": 0.5, "b": 0.5 - 1.1 * closed.TIE}, "b"),
-        ({"a": 0.5, "b": float("nan")}, "a"),
-        ({"a": float("nan"), "b": 0.5}, "b"),
     ],
 )
-def test_the_surer_one_is_taken_and_the_first_where_nothing_is_between_them(
+def test_without_the_time_for_both_the_surer_one_is_taken_and_the_first_where_nothing_is_between_them(
     parts: Splits, monkeypatch: pytest.MonkeyPatch, losses: dict[str, float], taken: str
 ) -> None:
     judge = Judge(**losses)
+    judge.seconds = 6.0  # of each: half a second an image for both
     monkeypatch.setattr(start, "_judged", judge)
-    found = chosen(CONFIG, parts)
-    assert found.model == taken
-    assert found.why.startswith(
-        "The network was chosen by 24 images, each judged by the others: a 50.0%, b 50.0% correct,"
-    )
-    assert f"and {taken} is surer" in found.why
-    assert judge.asked == [("a", 24, None), ("b", 24, None)]
+    enough = 0.5 * len(parts.train) / start.TOGETHER
+    found = chosen(CONFIG, parts, SimpleNamespace(left=enough - 0.1))
+    assert found.model == taken and found.why.startswith(f"{TRIED}{taken} was taken; with more time")
+    assert chosen(CONFIG, parts, SimpleNamespace(left=enough + 0.1)).model == "a+b"
+    every = Splits(train=parts.train, val=parts.train, test=parts.train)  # what is only measured takes its time too
+    assert chosen(CONFIG, every, SimpleNamespace(left=3 * enough - 0.1)).model == taken
+    assert chosen(CONFIG, every, SimpleNamespace(left=3 * enough + 0.1)).model == "a+b"
 
 
 def test_all_are_judged_by_the_images_that_the_first_had_time_for(
@@ -92,7 +120,7 @@ def test_all_are_judged_by_the_images_that_the_first_had_time_for(
     judge = Judge(a=0.5, b=0.4)
     judge.in_time = 10
     monkeypatch.setattr(start, "_judged", judge)
-    assert "by 10 images" in chosen(CONFIG, parts, SimpleNamespace(left=60.0)).why
+    assert chosen(CONFIG, parts, SimpleNamespace(left=60.0)).why.startswith("10 images, each")
     assert judge.asked == [("a", 24, 6.0), ("b", 10, None)]
     judge.in_time = 2 * start.FEWEST - 1
     assert chosen(CONFIG, parts, SimpleNamespace(left=60.0)) == start.Start(model="a", why="")
@@ -112,7 +140,8 @@ def test_how_many_images_judge(parts: Splits, monkeypatch: pytest.MonkeyPatch) -
 def test_what_cannot_be_told_is_not_tried(parts: Splits, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(start, "_judged", lambda *_: pytest.fail("tried all the same"))
     few = Splits(train=parts.train.subset(np.arange(2 * start.FEWEST - 1)))
-    assert chosen(CONFIG, few) == start.Start(model="a", why="")
+    assert chosen(CONFIG, few) == start.Start(model="a+b", why="")
+    assert chosen(CONFIG, few, SimpleNamespace(left=60.0)) == start.Start(model="a", why="")
     assert start.choose(CONFIG, parts, {"a": "a"}, CPU, None).model == "a"  # type: ignore[dict-item]
 
 
@@ -165,7 +194,7 @@ def test_a_run_starts_from_it_and_goes_on_from_it(
         seen.append(found.view)
         loss = 0.1 if len(seen) == better + 1 else 0.9
         probe = SimpleNamespace(leave_one_out_loss=loss, leave_one_out_top1=found.probe.leave_one_out_top1)
-        return SimpleNamespace(probe=probe, images=found.images)
+        return SimpleNamespace(probe=probe, images=found.images, seconds=found.seconds)
 
     monkeypatch.setattr(start, "_judged", judge)
     config = FinetuneConfig(
@@ -181,12 +210,52 @@ def test_a_run_starts_from_it_and_goes_on_from_it(
     done = finetune.finetune(config)
     record = json.loads((done.folder / "config.json").read_text())
     assert record["asked"]["model"] == AUTO and record["resolved"]["start"] == networks[better]
-    assert record["recipe"]["notes"][0].startswith("The network was chosen by 24 images")
+    assert record["recipe"]["notes"][0].startswith("24 images, each judged by the others, were tried")
     made, own, other = (
         weights.load(file).state_dict()["root.weight"] for file in (done.folder, networks[better], networks[1 - better])
     )
     assert torch.equal(made, own) and not torch.equal(made, other)
-    assert "was chosen by 24 images" in (done.folder / "report.html").read_text()
+    assert "were tried with two networks" in (done.folder / "report.html").read_text()
+
+
+@pytest.mark.parametrize("budget", [None, "9m"])
+def test_a_run_starts_from_both_and_goes_on_from_both(
+    photos: Path, networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str | None
+) -> None:
+    """Also where their norms are trained, together."""
+    monkeypatch.setattr(start, "at_hand", lambda: networks)
+    config = FinetuneConfig(
+        data=str(photos),
+        out=str(tmp_path / "run"),
+        linear="closed" if budget is None else "none",
+        budget=budget,
+        steps=None if budget is None else 2,
+        crop=None if budget is None else 16,
+        val_fraction=0.0 if budget is None else 0.4,
+        device="cpu",
+        precision="fp32",
+    )
+    monkeypatch.setattr(start, "ALONE", 0.0)
+    with monkeypatch.context() as dying:
+        dying.setattr(finetune.measuring, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finetune.finetune(config)
+    monkeypatch.setattr(start, "_judged", lambda *_: pytest.fail("tried again"))
+    done = finetune.finetune(config)
+    record = json.loads((done.folder / "config.json").read_text())
+    assert record["resolved"]["start"] == "+".join(networks)
+    made, *own = (weights.load(file) for file in (done.folder, *networks))
+    assert isinstance(made, Joined) and made.beside is not None
+    assert torch.equal(made.state_dict()["root.weight"], own[0].state_dict()["root.weight"])
+    assert torch.equal(made.beside.state_dict()["root.weight"], own[1].state_dict()["root.weight"])
+    view = json.loads((done.folder / "closed.json").read_text())["view"]
+    assert view["readout"]["blocks"] == view["beside"]["blocks"] == [0, 1, 2, 3]
+    if budget is not None:
+        kinds = [one["kind"] for one in json.loads((done.folder / "choice.json").read_text())["candidates"]]
+        assert kinds == ["closed form", "fine-tuned"]
+    images = torch.rand(2, 3, made.card.input.size, made.card.input.size) * 2 - 1
+    with torch.no_grad():
+        assert made(images).isfinite().all() and made.features(images).shape[1] == made.num_features
 
 
 def interrupted(*_asked: Any, **_options: Any) -> Any:

@@ -15,7 +15,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -375,6 +375,31 @@ def test_networks_know_how_images_of_one_class_differ(name: str, tmp_path: Path)
     assert weights.load(tmp_path / "a.safetensors").scatter is None
     assert weights.load(name, pretrained=False).scatter is None
     assert "scatter" not in network.state_dict()
+
+
+def test_two_names_stand_for_both_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of networks of two libraries, of which the one beside knows constants of its own."""
+    name = "bit-t-r26x1+efficientnet-lite0"
+    both = weights.load(name, num_classes=3)
+    assert both.card.name == name == weights.describe(name).name and both.num_classes == 3
+    assert both.card.licence == "apache-2.0" and "; beside it efficientnet-lite0: ImageNet-1k" in both.card.upstream
+    assert weights.load(name).num_classes == 0
+    assert isinstance(both, model.Joined) and both.beside is not None
+    assert both.scatter is not None and both.beside.scatter is not None
+    first, second = (weights.load(one, num_classes=0) for one in name.split("+"))
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        seen = both.features(images)
+        torch.testing.assert_close(seen, torch.cat([first.features(images), second.features(images)], dim=1))
+        nn.init.normal_(cast(nn.Linear, both.head).weight)
+        weights.save(tmp_path / "both.safetensors", both)
+        torch.testing.assert_close(weights.load(tmp_path / "both.safetensors")(images), both(images))
+        torch.testing.assert_close(model.fold(both)(images), both(images), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UnknownModel):
+        weights.load("bit-t-r26x1+nothing")
+    monkeypatch.chdir(tmp_path)
+    weights.save(tmp_path / name, second)  # a file of that name goes before
+    assert not isinstance(weights.load(name), model.Joined)
 
 
 def test_a_network_of_other_channels_does_not() -> None:

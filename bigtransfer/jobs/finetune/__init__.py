@@ -217,10 +217,9 @@ def _load(config: FinetuneConfig, name: str, num_classes: int, channels: int, de
         # What the head saw of the network was chosen for other images, and so is a head of as many classes, which was kept: the rule
         # starts from the last map and zero. What was fine-tuned goes on without what it was averaged with, of two networks both go on.
         beside = model.architecture.beside
-        if beside is not None and beside.name != model.architecture.name:
-            model = reading(model, None)
-        elif model.architecture.readout is not None or beside is not None:
-            model = joined(model, None)
+        if model.architecture.readout is not None:
+            both = beside is not None and beside.name != model.architecture.name
+            model = reading(model, None) if both else joined(model, None)
         model.reset_classifier(num_classes)
     return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
