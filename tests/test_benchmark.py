@@ -219,6 +219,22 @@ def test_memory_is_that_of_the_batch() -> None:
         assert 40e6 < found < 120e6
 
 
+def test_nothing_that_is_read_is_replaced(
+    network: ResNetV2, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nor measured for nothing: it is said before."""
+    file = tmp_path / "model.safetensors"
+    weights.save(file, network)
+    before = file.read_bytes()
+    for model in (file, tmp_path):
+        assert cli.main(["benchmark", str(model), "--json", str(file), "--seconds", "1000"]) == 2
+        assert "would replace" in capsys.readouterr().err and file.read_bytes() == before
+    assert cli.main(["benchmark", str(file), "--json", str(file / "a.json"), "--seconds", "1000"]) == 2
+    for flag, values in (("batch-sizes", "2"), ("precisions", "fp32"), ("backends", "torch")):
+        assert cli.main(["benchmark", str(file), f"--{flag}", values, values]) == 2
+        assert f"--{flag} names one twice" in capsys.readouterr().err
+
+
 def test_the_command(network: ResNetV2, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     weights.save(tmp_path / "tiny.safetensors", network)
     photos = class_folders(tmp_path / "photos", {"ant": 2})

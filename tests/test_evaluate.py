@@ -329,6 +329,18 @@ def test_images_that_the_model_was_trained_on_are_said(data, model, tmp_path, ca
         )
     assert "trained on" not in said(run, data)
     assert "trained on" not in said(model, data, "--split", "train")
+    # However they are named.
+    assert f"{len(learnt) - 1} of these {len(learnt)} images are those that" in said(run, f"{data}/./train/")
+    # Those that were held out too, where the model was solved once more with them.
+    (run / "split.json").write_text(json.dumps({"train": learnt[2:], "val": learnt[:2]}))
+    assert f"{len(learnt) - 2} of these" in said(run, data, "--split", "train")
+    closed = {"view": {"size": 16, "readout": None}, "judged": [], "images": 3, "seconds": 1.0, "top1": 0.5}
+    for whole, count in (({"images": 5, "top1": 0.5}, 0), (None, 2)):
+        (run / "closed.json").write_text(json.dumps(closed | {"whole": whole}))
+        assert f"{len(learnt) - count} of these" in said(run, data, "--split", "train")
+    (run / "split.json").write_text("<html>")
+    assert "Whether the model was trained on some of these images is not known" in said(run, data, "--split", "train")
+    (run / "split.json").write_text(json.dumps({"train": learnt[1:]}))
     (run / "config.json").write_text(json.dumps({"command": "finetune", "asked": {"data": str(tmp_path)}}))
     assert "trained on" not in said(run, data, "--split", "train")
 

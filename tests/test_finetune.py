@@ -1155,6 +1155,7 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
             device=device,
             evaluated=test,
             looks=((32, 64), (32,)) if pyramid is None else (pyramid, (32, 64), (32,)),
+            looks_beside=(),
         )
         times = {name: asked.pop(name) for name in ("left", "look", "slight") if name in asked}
         config = FinetuneConfig(data="d", **asked)

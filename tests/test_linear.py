@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
-from bigtransfer.errors import DataError
+from bigtransfer.errors import DataError, WeightsError
 from bigtransfer.evals import Classification, linear
 from bigtransfer.model import ResNetV2
 
@@ -342,6 +342,16 @@ def test_blocks_of_rows_do_not_change_the_result(monkeypatch):
     whole = linear.fit(features, labels, 3, penalty=1.0).head(features)
     monkeypatch.setattr(linear, "_ROWS", 33)
     torch.testing.assert_close(linear.fit(features, labels, 3, penalty=1.0).head(features), whole)
+
+
+def test_features_that_are_no_numbers_are_told():
+    model = ResNetV2((1, 1, 1, 1), 1, 3).eval()
+    images, labels = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    linear.extract_features(model, [(images, labels, labels)], "cpu")
+    with torch.no_grad():
+        model.norm.weight[5] = math.nan
+    with pytest.raises(WeightsError, match="are not finite numbers: its weights are damaged"):
+        linear.extract_features(model, [(images, labels, labels)], "cpu")
 
 
 def test_bad_labels_are_told():

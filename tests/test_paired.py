@@ -105,6 +105,30 @@ def test_a_clear_difference_is_told_either_way(tmp_path: Path) -> None:
         assert found.verdict.startswith("good is better than bad by 100.0 percentage points")
 
 
+def test_a_few_images_told_differently_are_no_difference(tmp_path: Path) -> None:
+    """Four of sixteen for one and none for the other, of which the interval alone would make something: p is 0.125."""
+    rows = [row | {"name": f"{i}/{k}", "rank": 0} for k in range(8) for i, row in enumerate(EVALUATION["predictions"])]
+    rows = rows[:16]
+    for name, wrong in (("good", 0), ("bad", 4), ("worse", 6)):
+        (tmp_path / name).mkdir()
+        own = [row | {"rank": int(i < wrong)} for i, row in enumerate(rows)]
+        write(tmp_path / name, "evaluation.json", changed(predictions=own))
+    shown = runs.compare([tmp_path / name for name in ("good", "bad", "worse")])
+    alike, worse = (one.verdict for one in shown.against)
+    assert alike.startswith(
+        "good and bad cannot be told apart by these images: good is ahead by 25.0 percentage points"
+    )
+    assert worse.startswith("good is better than worse by 37.5 percentage points")
+    assert shown.summary[1] == "By these images it cannot be told apart from bad."
+
+
+def test_what_was_said_of_a_measurement_is_said_beside_others(two: tuple[Path, Path]) -> None:
+    """That the model had been trained on its images, for instance."""
+    write(two[1], "evaluation.json", changed(notes=["8 of these 8 images are those that the model was trained on."]))
+    notes = runs.compare(two).notes
+    assert f"{two[1].name}: 8 of these 8 images are those that the model was trained on." in notes
+
+
 def test_what_cannot_be_compared_is_refused(
     two: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,6 +165,11 @@ def test_what_cannot_be_compared_is_refused(
     write(after, "evaluation.json", changed(predictions=rows[:7]))
     assert "1 further image of before is not in every run" in runs.compare([before, after]).notes[0]
     assert "Measured on garden, meadow; taken for the same images" in told
+    (before / "split.json").write_text("{}")
+    for name in ("split.json", "evaluation.json", "report.html"):
+        (before / name).touch()
+        assert cli.main(["compare", str(before), str(after), "--out", str(before / name)]) == 2
+        assert "which is read" in capsys.readouterr().err
     assert cli.main(["compare", str(before), "--out", "x.html"]) == 2
     assert "One run alone cannot be compared" in capsys.readouterr().err
     assert json.loads((before / "evaluation.json").read_text()) == EVALUATION

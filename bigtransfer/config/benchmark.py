@@ -46,3 +46,7 @@ class BenchmarkConfig(Config):
     def check(self) -> None:
         if not self.batch_sizes:
             raise ConfigError("--batch-sizes needs at least one.")
+        for name in ("batch_sizes", "precisions", "backends"):
+            values = getattr(self, name)
+            if len(set(values)) < len(values):
+                raise ConfigError(f"--{name.replace('_', '-')} names one twice.")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from bigtransfer.errors import DataError
+from bigtransfer.errors import DataError, WeightsError
 from bigtransfer.feed.augment import normalize
 from bigtransfer.model import Network
 
@@ -87,7 +87,7 @@ def extract_features(
 ) -> tuple[Tensor, Tensor]:
     """Pooled features float32 `(n, features)` and labels int64 `(n,)`, both on the CPU, of batches of (uint8 images, labels,
     indices) as `feed.loader.eval_batches` gives them. dtype: of the network's computation. Raises DataError if there is no
-    image."""
+    image, WeightsError if the network gives what is no number."""
     features, labels = [], []
     training = model.training
     model.eval()
@@ -101,7 +101,12 @@ def extract_features(
     if not features:
         raise DataError("There is no image to extract features from.")
     # Outside inference_mode, so that the result is an ordinary tensor.
-    return torch.cat(features).clone(), torch.cat(labels)
+    found = torch.cat(features).clone()
+    if not all(bool(part.isfinite().all()) for part in found.split(_ROWS)):
+        raise WeightsError(
+            f"The features of {model.card.name or 'the network'} are not finite numbers: its weights are damaged, or its training diverged."
+        )
+    return found, torch.cat(labels)
 
 
 @torch.no_grad()

@@ -83,6 +83,10 @@ class Measured:
 
 def run(config: BenchmarkConfig) -> None:
     """Measure, and show or write what came out."""
+    if config.json is not None:
+        read = config.model, os.path.join(config.model, "model.safetensors"), config.images
+        outputs.refuse_replacing([("--json", config.json)], read)
+        outputs.refuse_unwritable(config.json)
     network = weights.load(config.model)
     device = choose_device(config.device)
     if config.remember and device.type != "cpu":

@@ -237,7 +237,7 @@ def _compare(config: CompareConfig, folders: Sequence[Path], pictures: Sequence[
 
 def _refuse_replacing(config: CompareConfig, folders: Sequence[Path], page: str | os.PathLike[str]) -> None:
     """ConfigError or RunError if what is to be written would replace what is read, or has no place."""
-    read = [folder / name for folder in folders for name in ("evaluation.json", "config.json", "model.safetensors")]
+    read = [folder / name for folder in folders for name in ("config.json", pages.WHOLE, *runs.RESULTS)]
     asked = *config.what, *(network.rpartition("@")[2] for network in config.networks), config.exclude
     outputs.refuse_replacing([("--json", config.json), ("--out", page)], [*read, *asked])
     for path in filter(None, (config.json, page)):

@@ -27,6 +27,7 @@ from bigtransfer.data.splits import in_turn, load_split
 from bigtransfer.dist import World
 from bigtransfer.errors import ConfigError, DataError, ImageError, RunError
 from bigtransfer.evals import multilabel, projection
+from bigtransfer.evals.candidates import Closed
 from bigtransfer.evals.multilabel import MultiLabel
 from bigtransfer.feed.loader import EvalBatch, eval_batches
 from bigtransfer.jobs import parts
@@ -291,21 +292,41 @@ def _written(flag: str, folder: str | None, files: Sequence[str]) -> list[tuple[
 @dataclass(frozen=True)
 class _Learnt:
     train: list[str]
+    val: list[str] = dataclasses.field(default_factory=list)
+
+
+def _lent(folder: Path) -> bool:
+    """Whether the run's model was solved once more in the end, with the images that had been held out. RunError if its records are
+    damaged."""
+    try:
+        return records.read(folder / "closed.json", Closed, RunError).whole is not None
+    except FileNotFoundError:
+        return False
+
+
+def _place(data: str, name: str) -> str:
+    """Where the image is that has this name in a data set; of one in a file of many it is only one and the same for the same."""
+    return os.path.normpath(os.path.join(os.path.realpath(data), name))
 
 
 def trained_on(model: str, data: str, images: ImageSet) -> str | None:
     """A remark if the model's run learnt from some of these images: what it makes of them says little about others.
 
-    model, data: as they were typed; known only of a model in its run's folder, and of the data set that the run was given.
+    model, data: as they were typed; known only of a model in its run's folder, and of images where the run's were, however that is typed.
     """
     folder = runs.folder_of(model)
     try:
         given = runs.origin(folder).data
-        learnt = frozenset(records.read(folder / "split.json", _Learnt, RunError).train)
-    except (FileNotFoundError, RunError):
+        split = records.read(folder / "split.json", _Learnt, RunError)
+        names = [*split.train, *(split.val if _lent(folder) else ())]
+    except FileNotFoundError:
         return None
-    same = given is not None and os.path.realpath(given) == os.path.realpath(data)
-    count = sum(images.name(i) in learnt for i in range(len(images))) if same else 0
+    except RunError as error:
+        return f"Whether the model was trained on some of these images is not known: {error}"
+    if given is None:
+        return None
+    learnt = {_place(given, name) for name in names}
+    count = sum(_place(data, images.name(i)) in learnt for i in range(len(images)))
     if not count:
         return None
     return (

@@ -138,6 +138,8 @@ def compare(
             more = len(one.predictions) - len(common)
             what = f"1 further image of {name} is" if more == 1 else f"{more:,} further images of {name} are"
             notes.append(f"{what} not in every run, and left out of the comparison.")
+    for name, one in zip(names, found, strict=True):
+        notes += [f"{name}: {note}" for note in one.notes]
     if len({one.data for one in found}) > 1:
         notes.append(
             f"Measured on {', '.join(sorted({one.data for one in found}))}; taken for the same images, as names and classes are the same."
@@ -302,7 +304,9 @@ def _done(contents: Contents) -> str:
 
 def _start(contents: Contents) -> str:
     config = contents.config
-    return str(config.asked.get("model", "")) if config is not None and config.command == "finetune" else ""
+    if config is None or config.command != "finetune":
+        return ""
+    return str(config.resolved.get("start") or config.asked.get("model", ""))
 
 
 def _seconds(contents: Contents) -> float | None:
@@ -350,16 +354,22 @@ def _verdict(first: str, second: str, paired: Paired) -> str:
         difference, low, high, better, worse = -difference, -high, -low, first, second
     interval = f"(95% interval {100 * low:+.1f} to {100 * high:+.1f})"
     points = f"{difference * 100:.1f} percentage points {interval}"
-    if low > 0:
+    if _beyond_chance(paired):
         return f"{better} is better than {worse} by {points}"
     ahead = f"{better} is ahead by {points}" if difference else f"both get as many right {interval}"
     return f"{first} and {second} cannot be told apart by these images: {ahead}"
 
 
+def _beyond_chance(paired: Paired) -> bool:
+    """Whether the images show which is better: by the interval, and by the exact test, which knows how few may be told differently."""
+    low, high = paired.interval
+    return (low > 0 or high < 0) and paired.p < 0.05
+
+
 def _summary(rows: Sequence[Row], right: Sequence[np.ndarray]) -> list[str]:
     """Which is best, which cannot be told apart from it, and which of those is the fastest. right: of which images each is."""
     best = max(range(len(rows)), key=lambda i: (right[i].sum(), -_time(rows[i])))
-    alike = [i for i in range(len(rows)) if i != best and Paired.of(right[i], right[best]).interval[0] <= 0]
+    alike = [i for i in range(len(rows)) if i != best and not _beyond_chance(Paired.of(right[i], right[best]))]
     said = [f"{rows[best].name} gets most right: {rows[best].right:.1%} of {len(right[best]):,} images"]
     if not alike:
         said[0] += ", more than any other beyond chance"
