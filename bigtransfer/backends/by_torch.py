@@ -16,6 +16,7 @@ from bigtransfer.errors import ConfigError, TrainingError
 from bigtransfer.feed.augment import normalize
 from bigtransfer.model import Network, fold
 from bigtransfer.objects import Objects
+from bigtransfer.ops.memory import keep_freed_memory
 from bigtransfer.train.loop import compute_dtype
 
 if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
@@ -29,6 +30,8 @@ class _Placed:
         """device: None takes the fastest one present."""
         self.card = card
         self._device = choose_device(device)
+        if self._device.type == "cpu":
+            keep_freed_memory()
         self.device = str(self._device)
         self._dtype = compute_dtype(precision, self._device)
         self.precision = "bf16" if self._dtype == torch.bfloat16 else "fp32"

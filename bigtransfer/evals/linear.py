@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bigtransfer.errors import DataError, WeightsError
 from bigtransfer.feed.augment import normalize
 from bigtransfer.model import Network
+from bigtransfer.ops.memory import keep_freed_memory
 
 FEWSHOT_PENALTY = 2.0**10
 """The penalty of `fewshot_lsr` in big_vision's configurations for BiT and ViT."""
@@ -91,6 +92,8 @@ def extract_features(
     features, labels = [], []
     training = model.training
     model.eval()
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     try:
         with torch.inference_mode():
             for images, batch_labels, _ in batches:

@@ -14,7 +14,8 @@ def keep_freed_memory() -> None:
 
     A training step frees all its activations and the next one allocates them again. By default glibc returns blocks above 32 MiB, and
     the top of the heap, each time, and the kernel then clears every page anew: 5 % (bf16) to 12 % (fp32) of a step on a CPU
-    (docs/decisions/cpu-operations.md). The process's peak stays what it was.
+    (docs/decisions/cpu-operations.md), and up to half of the time of batches that are only looked at, of large images in networks whose
+    maps outgrow their computation (docs/lab-notes.md). The process's peak stays what it was.
     """
     if sys.platform != "linux":
         return

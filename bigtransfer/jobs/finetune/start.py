@@ -30,8 +30,10 @@ ALONE = 0.6
 """What the loss of one may be, as a share of the other's, before that is left out: else they are taken side by side, which tells images
 apart better than either (benchmarks/results/pair_cpu_2026-11-27.md)."""
 
-TOGETHER = 0.4
-"""Share of the time left that looking at all images with both may take; else the better one is taken alone."""
+TOGETHER = 0.2
+"""Share of the time left that looking with both at all images that are learnt from may take, at two sizes of each; else the better one is
+taken alone, for which there is time at larger sizes: with 3 minutes for 175 paintings it got 2.5 points more than both (docs/lab-notes.md).
+Test images take what is left in the end, and may be fewer."""
 
 IMAGES, MOST = 200, 1_000
 """By which they are judged, if that is enough of each class; where it is not, by more."""
@@ -97,8 +99,8 @@ def choose(
     best = min(losses, key=lambda name: losses[name] - (closed.TIE if name == first else 0.0))
     told = ", ".join(f"{name} {one.probe.leave_one_out_top1:.1%}" for name, one in found.items())
     tried = f"{len(images):,} images, each judged by the others, were tried with two networks: {told} correct."
-    looked = sum(len(part) for part in (parts.train, parts.val, parts.test) if part is not None)
-    needed = sum(one.seconds / one.images for one in found.values()) * looked
+    learnt = len(parts.train) + len(parts.val or ())
+    needed = sum(one.seconds / one.images for one in found.values()) * learnt
     if min(losses.values()) < ALONE * max(losses.values()):
         return Start(
             model=best, why=f"{tried} {best} is much surer of what is right, and was taken alone. --model names one."
