@@ -40,8 +40,9 @@ class FinetuneConfig(Config):
     Parquet table, WebDataset shards, or the name of a public data set (cifar10, flowers102, hf:user/name, ...)."""
     model: str = AUTO
     """The network to start from: a name from `bit models`, a model file, a run folder, timm:NAME or torchvision:NAME (with
-    @FILE: its weights, in the library's own form), hf-hub:user/name, or an architecture (r50x1) together with --no-pretrained.
-    auto: bit-t-r26x1, or under --budget and --linear closed efficientnet-lite0, where it is installed and your images say so."""
+    @FILE: its weights, in the library's own form), hf-hub:user/name, an architecture (r50x1) together with --no-pretrained, or two of
+    the first three side by side (A+B). auto: bit-t-r26x1; under --budget and --linear closed bit-t-r26x1+efficientnet-lite0 or one
+    of them, as your images say."""
     out: Folder | None = None
     """Folder of the run: model, numbers, report. Default: runs/DATA, or runs/DATA-MODEL of a model that is named."""
 
