@@ -17,7 +17,7 @@ from bigtransfer.config.finetune import AUTO, BUNDLED
 from bigtransfer.data import Splits
 from bigtransfer.evals.candidates import View
 from bigtransfer.jobs import finetune
-from bigtransfer.jobs.finetune import closed, start
+from bigtransfer.jobs.finetune import baseline, closed, start
 from bigtransfer.model import Joined
 
 from .data_makers import class_folders
@@ -215,7 +215,8 @@ def test_a_run_starts_from_it_and_goes_on_from_it(
         weights.load(file).state_dict()["root.weight"] for file in (done.folder, networks[better], networks[1 - better])
     )
     assert torch.equal(made, own) and not torch.equal(made, other)
-    assert "were tried with two networks" in (done.folder / "report.html").read_text()
+    page = (done.folder / "report.html").read_text()
+    assert "were tried with two networks" in page and f"{networks[better]}, with a linear classifier" in page
 
 
 @pytest.mark.parametrize("budget", [None, "9m"])
@@ -265,3 +266,24 @@ def interrupted(*_asked: Any, **_options: Any) -> Any:
 def test_without_a_name_the_folder_bears_the_data_s() -> None:
     assert finetune._folder(FinetuneConfig(data="a/photos/")) == Path("runs/photos")
     assert finetune._folder(FinetuneConfig(data="photos", model=BUNDLED)) == Path("runs/photos-bit-t-r26x1")
+
+
+@pytest.mark.parametrize(
+    ("beside", "seen"),
+    [
+        (((224, 448), (144, 288), (224,)), [(224, 448), (144, 288), (144, 288), (224,), (224,)]),
+        (((144, 288), (144,)), [(144, 288), (144, 288), (144, 288), (144,), (144,)]),
+        (((96,),), [(96,)] * 5),
+    ],
+)
+def test_the_sizes_of_both_go_together(
+    networks: list[str], beside: tuple[tuple[int, ...], ...], seen: list[tuple[int, ...]]
+) -> None:
+    """Several of one with several of the other, and in the end one of each."""
+    both = weights.load("+".join(networks))
+    facts: Any = SimpleNamespace(looks=((64, 128, 256), (96, 192), (64, 128), (96,)), looks_beside=beside)
+    ways = baseline._ways(FinetuneConfig(data="x"), facts, both)
+    assert [way[-1].beside and way[-1].beside.sizes for way in ways] == seen
+    assert [way[-1].sizes for way in ways] == [(64, 128, 256), (96, 192), (64, 128), (96,), (96,)]
+    (only,) = {way[-1] for way in baseline._ways(FinetuneConfig(data="x", crop=32, flip=False), facts, both)}
+    assert only.size == 32 and only.sizes == (32,) and only.beside is not None and only.beside.sizes == (32,)

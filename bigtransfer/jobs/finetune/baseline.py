@@ -118,10 +118,11 @@ def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple
     """The views that the closed form may choose from, by what there is time for: the most first."""
     only = network.architecture.fixed_size or config.crop
     ways, theirs = (((only,),), ((only,),)) if only else (facts.looks, facts.looks_beside)
-    found = [
-        closed.views(network, sizes, mirrored=config.flip, beside=theirs[min(i, len(theirs) - 1)] if theirs else ())
-        for i, sizes in enumerate(ways)
-    ]
+    several = [sizes for sizes in theirs if len(sizes) > 1]
+    found = []
+    for i, sizes in enumerate(ways):  # with several sizes of the one several of the other, fewer pixels with fewer
+        beside = several[min(i, len(several) - 1)] if several and len(sizes) > 1 else theirs[-1] if theirs else ()
+        found.append(closed.views(network, sizes, mirrored=config.flip, beside=beside))
     return *found, closed.views(network, ways[-1], beside=theirs[-1] if theirs else ())
 
 

@@ -105,7 +105,7 @@ class Facts:
     looks: tuple[tuple[int, ...], ...]
     """Sizes that the closed form may look at (`hyperrule.looking_sizes`)."""
     looks_beside: tuple[tuple[int, ...], ...] = ()
-    """Of the network beside it, if there is one: those that go with each of `looks`, the last with all that are left."""
+    """The same of the network beside it, if there is one."""
     device: str
     dtype: str
     speed: hyperrule.Speed

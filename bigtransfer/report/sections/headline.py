@@ -85,7 +85,8 @@ def compute(run: Contents) -> Headline | None:
         steps = config.recipe.steps if config and config.recipe else 1
         done = in_words(asked.get("linear") or "none", steps, run.choice.delivered if run.choice else None)
         start = done if asked.get("pretrained", True) else "trained from random weights"
-        subject = f"{asked.get('model')}, {start} on {data}"
+        begun = (config.resolved.get("start") if config else None) or asked.get("model")
+        subject = f"{begun}, {start} on {data}"
     else:
         subject = " on ".join(filter(None, (run.model, data)))
     evaluated = labelled = validated = None
