@@ -798,8 +798,9 @@ def test_candidates_that_are_always_right(classes: int, monkeypatch: pytest.Monk
     monkeypatch.setattr(choice, "_logits", lambda *_: logits)
     images = _Labelled(labels.tolist())
     options: Any = {"device": CPU, "dtype": torch.float32, "batch_size": 8}
-    found = choice.choose(None, None, images, **options).choice  # type: ignore[arg-type]
+    network: Any = types.SimpleNamespace(architecture=SMALL)
+    found = choice.choose(network, network, images, **options).choice
     assert [(one.top1, one.mean_per_class) for one in found.candidates] == [(1.0, 1.0)] * 3
     logits[:3] = logits[3:4]  # one class is taken for another
-    found = choice.choose(None, None, images, **options).choice  # type: ignore[arg-type]
+    found = choice.choose(network, network, images, **options).choice
     assert found.candidates[0].mean_per_class == pytest.approx((classes - 1) / classes)
