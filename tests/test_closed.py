@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import statistics
+import types
 from pathlib import Path
 from typing import Any, cast
 
