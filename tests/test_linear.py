@@ -9,6 +9,7 @@ from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression, Ridge
 from torch import nn
 
+from bigtransfer.backends import by_torch
 from bigtransfer.errors import DataError, WeightsError
 from bigtransfer.evals import Classification, linear
 from bigtransfer.model import ResNetV2
@@ -352,6 +353,19 @@ def test_features_that_are_no_numbers_are_told():
         model.norm.weight[5] = math.nan
     with pytest.raises(WeightsError, match="are not finite numbers: its weights are damaged"):
         linear.extract_features(model, [(images, labels, labels)], "cpu")
+
+
+def test_freed_memory_is_kept_for_the_next_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the system clears every page anew for each (`ops.memory`)."""
+    asked = []
+    for module in (linear, by_torch):
+        monkeypatch.setattr(module, "keep_freed_memory", lambda: asked.append(1))
+    model = ResNetV2((1, 1, 1, 1), 1, 3).eval()
+    images, labels = torch.zeros(2, 3, 16, 16, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64)
+    linear.extract_features(model, [(images, labels, labels)], "cpu")
+    assert asked == [1]
+    by_torch.Torch(model, "cpu", "fp32")
+    assert asked == [1, 1]
 
 
 def test_bad_labels_are_told():
