@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from bigtransfer import data, weights
+from bigtransfer import data, model, weights
+from bigtransfer.catalog import Architecture, Readout
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.config.finetune import AUTO, BUNDLED
 from bigtransfer.data import Splits
@@ -287,3 +288,18 @@ def test_the_sizes_of_both_go_together(
     assert [way[-1].sizes for way in ways] == [(64, 128, 256), (96, 192), (64, 128), (96,), (96,)]
     (only,) = {way[-1] for way in baseline._ways(FinetuneConfig(data="x", crop=32, flip=False), facts, both)}
     assert only.size == 32 and only.sizes == (32,) and only.beside is not None and only.beside.sizes == (32,)
+
+
+@pytest.mark.parametrize(("units", "both"), [((1, 1), True), ((1, 1, 1, 1), False)])
+def test_what_was_made_of_two_networks_goes_on_with_both(tmp_path: Path, units: tuple[int, ...], both: bool) -> None:
+    """And what is the average of a network fine-tuned and as it was, with the first."""
+    first, second = (model.build(Architecture(units=one), 0) for one in ((1, 1, 1, 1), units))
+    readouts = (Readout(blocks=tuple(range(len(one.architecture.stages))), sizes=(16,)) for one in (first, second))
+    made = model.reading(model.side_by_side(first, second), *readouts)
+    made.reset_classifier(2)
+    weights.save(tmp_path / "made.safetensors", made)
+    found = finetune._load(FinetuneConfig(data="x"), str(tmp_path / "made.safetensors"), 3, 3, CPU)
+    assert found.architecture.readout is None and found.num_classes == 3
+    assert isinstance(found, Joined) == both
+    if both:
+        assert found.architecture.beside == second.architecture

@@ -216,10 +216,11 @@ def _load(config: FinetuneConfig, name: str, num_classes: int, channels: int, de
         model = weights.load(name, num_classes=num_classes, in_chans=channels, pretrained=config.pretrained)
         # What the head saw of the network was chosen for other images, and so is a head of as many classes, which was kept: the rule
         # starts from the last map and zero. What was fine-tuned goes on without what it was averaged with, of two networks both go on.
-        beside = model.architecture.beside
-        if model.architecture.readout is not None:
-            both = beside is not None and beside.name != model.architecture.name
-            model = reading(model, None) if both else joined(model, None)
+        arch = model.architecture
+        if arch.readout is not None:
+            alone = dataclasses.replace(arch, readout=None, beside=None)
+            average = arch.beside is None or dataclasses.replace(arch.beside, readout=None) == alone
+            model = joined(model, None) if average else reading(model, None)
         model.reset_classifier(num_classes)
     return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
