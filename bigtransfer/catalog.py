@@ -185,6 +185,11 @@ class Architecture:
         if self.beside is not None and (self.beside.beside is not None or self.beside.in_chans != self.in_chans):
             raise ValueError("the network beside has a network beside it too, or takes other images")
 
+    def seen(self, readout: Readout | None, beside: Readout | None = None) -> Architecture:
+        """The same, of which the head sees this, and that of the network beside it, if there is one."""
+        other = None if self.beside is None else self.beside.seen(beside)
+        return dataclasses.replace(self, readout=readout, beside=other)
+
     @property
     def name(self) -> str:
         """Its name in `ARCHITECTURES`, whatever the channels and the norm; "" if these units and this width have none. A backbone's is
@@ -440,6 +445,22 @@ class ModelCard:
             thresholds=None,
             calibrated=None,
             vocabularies=None,
+        )
+
+    def side_by_side(self, second: ModelCard) -> ModelCard:
+        """That of both networks as one, without a head, each seen as in the paper. ConfigError if one of them is two already, or they take
+        images of different channels."""
+        one, other = self.architecture, second.architecture
+        if one.beside is not None or other.beside is not None or one.in_chans != other.in_chans:
+            raise ConfigError(
+                f"{self.name} and {second.name} cannot stand side by side: two single networks can, for images of the same channels."
+            )
+        return dataclasses.replace(
+            self.with_classes(0),
+            name=f"{self.name}+{second.name}",
+            architecture=dataclasses.replace(one.seen(None), beside=other.seen(None)),
+            upstream=f"{self.upstream}; beside it {second.name}: {second.upstream}",
+            licence=" and ".join(filter(None, dict.fromkeys((self.licence, second.licence)))),
         )
 
     def of_classifier(self, where: str | os.PathLike[str]) -> ModelCard:

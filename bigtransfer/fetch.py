@@ -51,14 +51,18 @@ _CHUNK = 1 << 18
 def local(record: Published) -> Path | None:
     """The file of a published model, if it is on this machine."""
     if record.bundled:
-        file = importlib.resources.files("bigtransfer") / "pretrained" / record.bundled
-        with importlib.resources.as_file(file) as path:
-            return path if path.is_file() else None
+        return bundled(record.bundled)
     if record.package:
         found = importlib.util.find_spec(record.package)
         places = [] if found is None else found.submodule_search_locations or []
         return next((path for place in places for path in sorted(Path(place).glob("models/*.pth"))), None)
     return next((path for address in record.addresses if (path := cache_path(address)).is_file()), None)
+
+
+def bundled(name: str) -> Path | None:
+    """The file of this name in bigtransfer/pretrained, if it is there."""
+    with importlib.resources.as_file(importlib.resources.files("bigtransfer") / "pretrained" / name) as path:
+        return path if path.is_file() else None
 
 
 def location(record: Published) -> Literal["bundled", "package", "cached", "download", "missing"]:

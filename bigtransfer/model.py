@@ -676,37 +676,21 @@ def joined(network: Network, readout: Readout | None, beside: Network | None = N
     return other.train(network.training)
 
 
-def reading(network: Network, readout: Readout | None, beside: Readout | None = None) -> Network:
-    """A network without a head, of the same layers, which it shares with `network`, whose head will see these features: of the one beside
-    it, if there is one, those of the second readout."""
+def reading(network: Network, architecture: Architecture) -> Network:
+    """A network without a head, of the same layers, which it shares with `network`, whose head will see what this architecture, of the same
+    layers, says: of the network and of the one beside it, if there is one."""
     other = network.beside if isinstance(network, Joined) else None
-    return joined(network, readout, None if other is None else joined(other, beside))
+    beside = None if other is None or architecture.beside is None else joined(other, architecture.beside.readout)
+    return joined(network, architecture.readout, beside)
 
 
 def side_by_side(first: Network, second: Network) -> Network:
     """Both as one network without a head, of their layers: its features are those of the first and then those of the second, each as it
-    makes them. ConfigError if one of them is two already, or they take images of different channels."""
-    one, other = first.architecture, second.architecture
-    if one.beside is not None or other.beside is not None or one.in_chans != other.in_chans:
-        raise ConfigError(
-            f"{first.card.name} and {second.card.name} cannot stand side by side: two single networks can, for images of the same channels."
-        )
+    makes them. Raises ConfigError as `ModelCard.side_by_side`."""
+    card = first.card.side_by_side(second.card)
     both = joined(first, None, joined(second, None))
-    licences = dict.fromkeys(card.licence for card in (first.card, second.card))
-    both.card = dataclasses.replace(
-        both.card,
-        name=f"{first.card.name}+{second.card.name}",
-        upstream=f"{first.card.upstream}; beside it {second.card.name}: {second.card.upstream}",
-        licence=" and ".join(filter(None, licences)),
-        metrics={},
-    )
+    both.card = card
     return both
-
-
-def alike(network: Network) -> Network:
-    """The same without its head, of the same layers, which it shares."""
-    beside = network.architecture.beside
-    return reading(network, network.architecture.readout, None if beside is None else beside.readout)
 
 
 def _foreign(

@@ -261,7 +261,7 @@ def test_two_networks_are_seen_side_by_side() -> None:
     assert all(view.beside is not None and view.beside.sizes == (24,) for view in longer)
     images = torch.rand(2, 3, 32, 32) * 2 - 1
     with torch.no_grad():
-        small, every = (model.reading(both, view.readout, view.beside).features(images) for view in choices)
+        small, every = (model.reading(both, view.on(both.architecture)).features(images) for view in choices)
         alone = [
             model.joined(network, readout).features(images)
             for network, readout in zip(
@@ -304,28 +304,18 @@ def test_a_classifier_of_two_networks_is_that_of_what_both_make_of_the_images(
 ) -> None:
     both = pair()
     choices = closed.views(both, (16, 24), beside=(24, 32))
-    found = closed.solve(
-        both,
-        pictures,
-        choices,
-        spec=InputSpec(size=16),
-        device=CPU,
-        dtype=torch.float32,
-        batch_size=4,
-        seed=0,
-        held_out=pictures,
-    )
+    found = solved(pictures, choices, both, held_out=pictures)
     labels = torch.from_numpy(np.asarray(pictures.labels))
     images = torch.stack([torch.from_numpy(pictures.read(i, InputSpec(size=32)).copy()) for i in range(len(pictures))])
     images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
-        seen = model.reading(both, found.view.readout, found.view.beside).features(images)
+        seen = model.reading(both, found.view.on(both.architecture)).features(images)
         expected = linear.fit(seen, labels, 3, discriminant=True)
         torch.testing.assert_close(found.model(images), expected.head(seen), rtol=1e-3, atol=1e-3)
         weights.save(tmp_path / "both.safetensors", found.model)
         again = weights.load(tmp_path / "both.safetensors")
         torch.testing.assert_close(again(images), found.model(images))
-        alike = model.alike(again)
+        alike = model.reading(again, again.architecture)
         torch.testing.assert_close(alike.features(images), again.features(images))
 
 
@@ -352,7 +342,7 @@ def test_what_is_known_of_the_scatter_is_heeded(pictures: data.ImageSet) -> None
 
 
 def solved(
-    images: data.ImageSet, choices: tuple[View, ...], network: ResNetV2 | None = None, **options: Any
+    images: data.ImageSet, choices: tuple[View, ...], network: model.Network | None = None, **options: Any
 ) -> closed.Solved:
     return closed.solve(
         random_network() if network is None else network,

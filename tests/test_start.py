@@ -295,7 +295,8 @@ def test_what_was_made_of_two_networks_goes_on_with_both(tmp_path: Path, units: 
     """And what is the average of a network fine-tuned and as it was, with the first."""
     first, second = (model.build(Architecture(units=one), 0) for one in ((1, 1, 1, 1), units))
     readouts = (Readout(blocks=tuple(range(len(one.architecture.stages))), sizes=(16,)) for one in (first, second))
-    made = model.reading(model.side_by_side(first, second), *readouts)
+    plain = model.side_by_side(first, second)
+    made = model.reading(plain, plain.architecture.seen(*readouts))
     made.reset_classifier(2)
     weights.save(tmp_path / "made.safetensors", made)
     found = finetune._load(FinetuneConfig(data="x"), str(tmp_path / "made.safetensors"), 3, 3, CPU)

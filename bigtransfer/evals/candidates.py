@@ -33,6 +33,14 @@ class View:
         beside = None if architecture.beside is None else architecture.beside.readout
         return cls(size=size, readout=architecture.readout, beside=beside)
 
+    def on(self, architecture: Architecture) -> Architecture:
+        """That of a network of these layers whose head sees it."""
+        return architecture.seen(self.readout, self.beside)
+
+    def apart(self) -> tuple[View, View]:
+        """What is seen of the network itself, and of the one beside it."""
+        return dataclasses.replace(self, beside=None), View(size=self.size, readout=self.beside)
+
     @property
     def sizes(self) -> tuple[int, ...]:
         """Those at which the network sees an image, px, ascending; the one beside it has its own."""
@@ -44,16 +52,7 @@ class View:
 
     def passes(self, architecture: Architecture, size: int) -> float:
         """The cost of looking at an image so with a network of this architecture, in plain forward passes of it at `size` px."""
-        beside = architecture.beside
-        plain = dataclasses.replace(
-            architecture, readout=None, beside=None if beside is None else dataclasses.replace(beside, readout=None)
-        )
-        seen = dataclasses.replace(
-            architecture,
-            readout=self.readout,
-            beside=None if beside is None else dataclasses.replace(beside, readout=self.beside),
-        )
-        return seen.forward_flops(self.size, 0) / plain.forward_flops(size, 0)
+        return self.on(architecture).forward_flops(self.size, 0) / architecture.seen(None).forward_flops(size, 0)
 
     def __str__(self) -> str:
         if self.readout is None:

@@ -46,6 +46,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True):
         return self.command.startswith("detect ")
 
     @property
+    def start(self) -> str:
+        """The network that a fine-tuning began with: the one that was taken, where that was left to the images; "" if unknown."""
+        return str(self.resolved.get("start") or self.asked.get("model", ""))
+
+    @property
     def train_images(self) -> int:
         """0 if unknown."""
         return self.data.get("train", 0)

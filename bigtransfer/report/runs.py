@@ -304,9 +304,7 @@ def _done(contents: Contents) -> str:
 
 def _start(contents: Contents) -> str:
     config = contents.config
-    if config is None or config.command != "finetune":
-        return ""
-    return str(config.resolved.get("start") or config.asked.get("model", ""))
+    return config.start if config is not None and config.command == "finetune" else ""
 
 
 def _seconds(contents: Contents) -> float | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.resources
 import logging
 import math
 import os
@@ -103,10 +102,10 @@ def load(
 
 
 def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
-    """The card of the network that `load` would give, without reading a tensor or downloading anything (raises like `load`; of two
-    networks they are read)."""
-    if _pair(name_or_file):
-        return load(name_or_file, offline=True).card
+    """The card of the network that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
+    if pair := _pair(name_or_file):
+        first, second = map(describe, pair)
+        return first.side_by_side(second)
     if (record := catalog.meant(name_or_file)) is not None and fetch.local(record) is None:
         return record.full_card()
     library = _of_library(name_or_file)
@@ -264,12 +263,11 @@ def _form(card: ModelCard, form: Form, path: Path) -> tuple[names.Layout, Mappin
 
 def _scatter(record: Published) -> Tensor | None:
     """A file of this package; None before it is made (recipes/bit-t/scatter.py)."""
-    file = importlib.resources.files("bigtransfer") / "pretrained" / record.scatter
-    with importlib.resources.as_file(file) as path:
-        if not path.is_file():
-            return None
-        with formats.open_weights(path) as contents:
-            return contents.read("scatter")
+    path = fetch.bundled(record.scatter)
+    if path is None:
+        return None
+    with formats.open_weights(path) as contents:
+        return contents.read("scatter")
 
 
 # --- Cards

@@ -19,6 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
+from images import excluded
 from PIL import Image
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def square(path: Path, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=3.0))
 
 
-def classes_of(images: Path, smaller: Path, which: Set, excluded: set[str]) -> list[np.ndarray]:
+def classes_of(images: Path, smaller: Path, which: Set, copies: set[str]) -> list[np.ndarray]:
     """Of each class its images, uint8 (n, side, side, 3)."""
     root, rest = which.place.split("/", 1)
     base, drawn, found = images if root == "images" else smaller, random.Random(0), []
@@ -81,7 +82,7 @@ def classes_of(images: Path, smaller: Path, which: Set, excluded: set[str]) -> l
         path for path in (base / rest).iterdir() if path.is_dir() and path.name.startswith(which.start)
     ):
         files = sorted(
-            path for path in folder.rglob("*") if path.is_file() and str(path.relative_to(base)) not in excluded
+            path for path in folder.rglob("*") if path.is_file() and str(path.relative_to(base)) not in copies
         )
         if len(files) >= LEAST:
             drawn.shuffle(files)
@@ -111,9 +112,8 @@ def episode(sets: dict[str, list[np.ndarray]], seed: int, step: int) -> tuple[Te
 
 def main(images: Path, smaller: Path, start: str, out: str, steps: int, seed: int) -> None:
     torch.set_num_threads(1)
-    lists = [Path(__file__).with_name(name) for name in ("excluded.txt", "excluded-further.txt")]
-    excluded = {row.split("\t")[0] for file in lists for row in file.read_text(encoding="utf-8").splitlines()}
-    sets = {name: classes_of(images, smaller, which, excluded) for name, which in SETS.items()}
+    copies = excluded()
+    sets = {name: classes_of(images, smaller, which, copies) for name, which in SETS.items()}
     network = weights.load(start)
     model = joined(network, Readout(blocks=tuple(range(len(network.architecture.stages)))))
     model.to(memory_format=torch.channels_last).train()  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)

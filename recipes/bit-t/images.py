@@ -163,6 +163,12 @@ def unfit(content: bytes) -> bool:
     return bool(np.asarray(square.convert("L")).std() < CONTRAST)
 
 
+def excluded() -> set[str]:
+    """The images, by their paths below IMAGES or SMALLER, that are near copies of those that networks are measured on."""
+    lists = [Path(__file__).with_name(name) for name in ("excluded.txt", "excluded-further.txt")]
+    return {row.split("\t")[0] for file in lists for row in file.read_text(encoding="utf-8").splitlines()}
+
+
 def unpack(clone: Path, source: Source, out: Path) -> dict[str, int]:
     """Writes one set; returns the number of images of each part."""
     classes = labels(clone, source)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from images import excluded
 from torch import Tensor
 
 from bigtransfer import data, weights
@@ -31,10 +32,10 @@ SETS = ("tiny", "miniplaces", "miniimagenet", "food101", "monkeys", "grocery", "
 FINER = ("sports", "butterflies", "music", "cars")  # how the names of its classes begin
 
 
-def drawn(images: ImageSet, start: str, excluded: set[str], rng: np.random.Generator) -> list[np.ndarray]:
+def drawn(images: ImageSet, start: str, copies: set[str], rng: np.random.Generator) -> list[np.ndarray]:
     """Of some classes whose names begin so, the places of some images."""
     assert images.labels is not None
-    known = np.array([images.name(i) not in excluded for i in range(len(images))])
+    known = np.array([images.name(i) not in copies for i in range(len(images))])
     found = []
     for label in rng.permutation([i for i, name in enumerate(images.class_names) if name.startswith(start)]):
         places = rng.permutation(np.flatnonzero((images.labels == label) & known))[:IMAGES]
@@ -64,12 +65,11 @@ def differences(network: Network, images: ImageSet, classes: list[np.ndarray], s
 def main(images: Path, smaller: Path, network: str, out: str, sizes: list[int]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    lists = [Path(__file__).with_name(name) for name in ("excluded.txt", "excluded-further.txt")]
-    excluded = {row.split("\t")[0] for file in lists for row in file.read_text(encoding="utf-8").splitlines()}
+    near = excluded()
     rng, model, found = np.random.default_rng(0), weights.load(network), []
     for base, folder, start in [(images, name, "") for name in SETS] + [(smaller, "finer", name) for name in FINER]:
         some = data.open_dataset(base / folder / "train").train
-        classes = drawn(some, start, {name.removeprefix(f"{folder}/train/") for name in excluded}, rng)
+        classes = drawn(some, start, {name.removeprefix(f"{folder}/train/") for name in near}, rng)
         found += [differences(model, some, classes, size) for size in sizes]
         print(f"{folder} {start}: {sum(map(len, classes))} images of {len(classes)} classes", flush=True)
     rows = torch.cat(found)

@@ -218,9 +218,9 @@ def _load(config: FinetuneConfig, name: str, num_classes: int, channels: int, de
         # starts from the last map and zero. What was fine-tuned goes on without what it was averaged with, of two networks both go on.
         arch = model.architecture
         if arch.readout is not None:
-            alone = dataclasses.replace(arch, readout=None, beside=None)
-            average = arch.beside is None or dataclasses.replace(arch.beside, readout=None) == alone
-            model = joined(model, None) if average else reading(model, None)
+            plain = arch.seen(None)
+            alone = dataclasses.replace(plain, beside=None)
+            model = joined(model, None) if plain.beside in (None, alone) else reading(model, plain)
         model.reset_classifier(num_classes)
     return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 

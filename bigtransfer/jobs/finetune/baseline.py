@@ -19,7 +19,7 @@ from bigtransfer.jobs.clock import AFTERWARDS, Clock
 from bigtransfer.jobs.finetune import closed
 from bigtransfer.jobs.finetune.dataset import JUDGING
 from bigtransfer.jobs.finetune.decision import BASELINE, Facts, hopes, input_spec
-from bigtransfer.model import Network, alike
+from bigtransfer.model import Network, reading
 from bigtransfer.train import loop
 from bigtransfer.weights import formats
 
@@ -191,7 +191,7 @@ def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[Netw
     solved = weights.load(folder / MODEL).to(device)
     if found is None or found.whole is None:
         return solved, solved
-    whole = alike(solved)
+    whole = reading(solved, solved.architecture)
     whole.reset_classifier(solved.num_classes)
     whole.card = solved.card
     with formats.open_weights(folder / WHOLE) as file:

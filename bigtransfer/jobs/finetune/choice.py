@@ -18,7 +18,7 @@ from bigtransfer.evals.candidates import Candidate, Choice, Closed, Kind, View
 from bigtransfer.jobs.clock import Clock
 from bigtransfer.jobs.finetune import baseline, closed
 from bigtransfer.jobs.finetune.decision import WATCHED, FinetunePlan
-from bigtransfer.model import Network, alike, joined
+from bigtransfer.model import Network, joined, reading
 
 AGAIN = 0.6
 """Share of the time that is left after a training within which the images are looked at anew; the rest is for measuring."""
@@ -38,7 +38,7 @@ class Chosen:
         if self.choice.delivered == "average":
             return average(solved, tuned, self.by_solved, self.by_tuned)
         network, by = (solved, self.by_solved) if self.choice.delivered == "closed form" else (tuned, self.by_tuned)
-        other = alike(network)
+        other = reading(network, network.architecture)
         other.reset_classifier(network.num_classes)
         with torch.no_grad():
             for own, theirs in zip(other.head.parameters(), network.head.parameters(), strict=True):

@@ -246,7 +246,7 @@ def solve(
 
 def classifier(network: Network, view: View, head: nn.Linear) -> Network:
     """A network of the same layers with that head on what the view shows, in evaluation mode, where the network is."""
-    model, like = reading(network, view.readout, view.beside), next(network.parameters())
+    model, like = reading(network, view.on(network.architecture)), next(network.parameters())
     model.reset_classifier(head.out_features)
     model.head = head.to(like.device, like.dtype)
     return model.eval()
@@ -334,7 +334,7 @@ def extract(
     network: Network, batches: Iterable[EvalBatch], view: View, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The same of images that have been read already, at the view's size."""
-    folded = fold(reading(network, view.readout, view.beside), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+    folded = fold(reading(network, view.on(network.architecture)), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
     return linear.extract_features(folded, batches, device, dtype)
 
 
@@ -424,11 +424,10 @@ def columns(seen: View, wanted: View, arch: Architecture) -> Tensor:
     """Where the features of one view are among those of another that has all of them, of a network of this architecture."""
     assert seen.readout is not None
     if arch.beside is not None:
-        first, second = dataclasses.replace(arch, beside=None), dataclasses.replace(arch.beside, readout=None)
-        one, other = (dataclasses.replace(view, beside=None) for view in (seen, wanted))
-        start = dataclasses.replace(first, readout=seen.readout).num_features
-        mine, theirs = (View(size=view.size, readout=view.beside) for view in (seen, wanted))
-        return torch.cat([columns(one, other, first), start + columns(mine, theirs, second)])
+        alone = dataclasses.replace(arch, beside=None)
+        (own, theirs), (wanted, wanted_of_theirs) = seen.apart(), wanted.apart()
+        start = own.on(alone).num_features
+        return torch.cat([columns(own, wanted, alone), start + columns(theirs, wanted_of_theirs, arch.beside)])
     sizes = seen.sizes
     widths = seen.readout.block_features(arch)
     places = torch.arange(len(sizes) * sum(map(sum, widths))).reshape(len(sizes), -1)
@@ -443,15 +442,12 @@ def scatter(network: Network, view: View) -> Tensor | None:
     """What the network knows of how images of one class differ, float32 `(r, d)` for `linear.fit` on what this view shows: at each size the
     same, as features of one image at two sizes differ alike. None where it knows nothing."""
     if isinstance(network, Joined) and network.beside is not None:
-        both = (
-            (network, View(size=view.size, readout=view.readout)),
-            (network.beside, View(size=view.size, readout=view.beside)),
-        )
+        both = list(zip((network, network.beside), view.apart(), strict=True))
         found = [_scatter(one, seen) for one, seen in both]
         if all(one is None for one in found):
             return None
-        own = [dataclasses.replace(one.architecture, readout=seen.readout, beside=None) for one, seen in both]
-        blank = [torch.zeros(0, arch.num_features) for arch in own]
+        alone = [seen.on(dataclasses.replace(one.architecture, beside=None)) for one, seen in both]
+        blank = [torch.zeros(0, arch.num_features) for arch in alone]
         return torch.block_diag(*(none if one is None else one for one, none in zip(found, blank, strict=True)))
     return _scatter(network, view)
 

@@ -143,8 +143,7 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
 
     @functools.cache
     def tuning_speed(crop: int, batch: int) -> float:
-        read = every_block(arch)
-        seeing = reading(model, read.readout, read.beside and read.beside.readout)
+        seeing = reading(model, every_block(arch))
         return images_per_second(seeing, crop, batch, device, dtype, timed, LeaveOneOut(1.0, 1.0))
 
     native_size = data.native_size(train)
@@ -228,10 +227,8 @@ def _architecture(config: FinetuneConfig, facts: Facts) -> Architecture:
 
 def every_block(architecture: Architecture) -> Architecture:
     """The same, seen by all of its blocks, at the size of its input, once."""
-    beside = None if architecture.beside is None else every_block(architecture.beside)
-    return dataclasses.replace(
-        architecture, readout=Readout(blocks=tuple(range(len(architecture.stages)))), beside=beside
-    )
+    networks = filter(None, (architecture, architecture.beside))
+    return architecture.seen(*(Readout(blocks=tuple(range(len(one.stages)))) for one in networks))
 
 
 def _chooses(config: FinetuneConfig, facts: Facts) -> bool:

@@ -28,8 +28,7 @@ def as_planned(model: Network, plan: FinetunePlan) -> Network:
     """The network, with the head that the plan's is to have."""
     if not plan.choose:
         return model
-    read = plan.architecture
-    planned = reading(model, read.readout, read.beside and read.beside.readout)
+    planned = reading(model, plan.architecture)
     planned.reset_classifier(plan.classes)
     return planned
 

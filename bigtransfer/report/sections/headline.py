@@ -81,12 +81,11 @@ def compute(run: Contents) -> Headline | None:
     asked, command = (config.asked, config.command) if config else ({}, "")
     data = (found and found.data) or asked.get("data") or ""
     data = data if isinstance(data, str) else ", ".join(data)
-    if command == "finetune":
-        steps = config.recipe.steps if config and config.recipe else 1
+    if config and command == "finetune":
+        steps = config.recipe.steps if config.recipe else 1
         done = in_words(asked.get("linear") or "none", steps, run.choice.delivered if run.choice else None)
         start = done if asked.get("pretrained", True) else "trained from random weights"
-        begun = (config.resolved.get("start") if config else None) or asked.get("model")
-        subject = f"{begun}, {start} on {data}"
+        subject = f"{config.start}, {start} on {data}"
     else:
         subject = " on ".join(filter(None, (run.model, data)))
     evaluated = labelled = validated = None
