@@ -226,7 +226,7 @@ def test_two_networks_on_the_same_images(
     assert told.startswith("measured on all test images, beyond the budget") and " of 6 images\n" in told
     whole = json.loads((done.folder / runs.WHOLE).read_text())
     assert sorted(one["name"] for one in whole["predictions"]) == sorted(splits[0]["test"])
-    whole["predictions"] = [one | {"rank": 1} for one in whole["predictions"]]
+    whole["predictions"] = [one | {"rank": 1, "predicted": int(not one["true"])} for one in whole["predictions"]]
     (done.folder / runs.WHOLE).write_text(json.dumps(whole))
     compare._measure_whole(plan, done)  # once is enough
     assert runs.compare([done.folder, out / "two-closed"]).rows[0].right == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 
@@ -72,6 +73,8 @@ def test_evaluate_measures_the_test_part_and_matches_classes_by_name(model, data
     assert record["confusion"] == (5 * np.eye(4, dtype=int)).tolist()
     for row in record["predictions"]:
         assert row["name"].startswith(f"test/{record['class_names'][row['true']]}/")
+        digest = hashlib.blake2b((data / row["name"]).read_bytes(), digest_size=16)
+        assert row["content"] == digest.hexdigest()[:16]
 
 
 def test_evaluate_agrees_with_predict(model, data, tmp_path):

@@ -54,6 +54,12 @@ def changed(**values: Any) -> dict[str, Any]:
     return EVALUATION | values
 
 
+def answered(row: dict[str, Any], right: bool) -> dict[str, Any]:
+    """The row of an image that is told so."""
+    wrong = (row["true"] + 1) % len(EVALUATION["class_names"])
+    return row | {"predicted": row["true"] if right else wrong, "rank": int(not right)}
+
+
 @pytest.fixture
 def two(tmp_path: Path) -> tuple[Path, Path]:
     """Of eight images the second gets one wrong that the first gets right, and two right that it gets wrong; in another order."""
@@ -94,8 +100,12 @@ def test_two_runs_in_the_terminal_and_on_a_page(two: tuple[Path, Path], capsys: 
 
 def test_a_clear_difference_is_told_either_way(tmp_path: Path) -> None:
     good, bad = [
-        [row | {"rank": rank, "name": f"{i}/{k}"} for k in range(9) for i, row in enumerate(EVALUATION["predictions"])]
-        for rank in (0, 1)
+        [
+            answered(row, right) | {"name": f"{i}/{k}"}
+            for k in range(9)
+            for i, row in enumerate(EVALUATION["predictions"])
+        ]
+        for right in (True, False)
     ]
     for name, rows in (("good", good), ("bad", bad)):
         (tmp_path / name).mkdir()
@@ -107,11 +117,11 @@ def test_a_clear_difference_is_told_either_way(tmp_path: Path) -> None:
 
 def test_a_few_images_told_differently_are_no_difference(tmp_path: Path) -> None:
     """Four of sixteen for one and none for the other, of which the interval alone would make something: p is 0.125."""
-    rows = [row | {"name": f"{i}/{k}", "rank": 0} for k in range(8) for i, row in enumerate(EVALUATION["predictions"])]
+    rows = [row | {"name": f"{i}/{k}"} for k in range(8) for i, row in enumerate(EVALUATION["predictions"])]
     rows = rows[:16]
     for name, wrong in (("good", 0), ("bad", 4), ("worse", 6)):
         (tmp_path / name).mkdir()
-        own = [row | {"rank": int(i < wrong)} for i, row in enumerate(rows)]
+        own = [answered(row, i >= wrong) for i, row in enumerate(rows)]
         write(tmp_path / name, "evaluation.json", changed(predictions=own))
     shown = runs.compare([tmp_path / name for name in ("good", "bad", "worse")])
     alike, worse = (one.verdict for one in shown.against)
@@ -145,6 +155,16 @@ def test_what_cannot_be_compared_is_refused(
     assert "b/0.png is of class 'bee' in before and of 'cat' in after" in refused(before, after)
     write(after, "evaluation.json", changed(predictions=[*rows, rows[0]]))
     assert "several images of one name" in refused(before, after)
+    # Names say little: IMG_0001.jpg is another picture in every folder.
+    for row in rows:
+        row["content"] = f"{rows.index(row):016x}"
+    write(before, "evaluation.json", changed(predictions=rows))
+    other = rows[3]["name"]
+    write(after, "evaluation.json", changed(predictions=[*rows[:3], rows[3] | {"content": "f" * 16}, *rows[4:]]))
+    assert f"{other} is another picture in after than in before" in refused(before, after)
+    write(after, "evaluation.json", EVALUATION)  # of an earlier version, or of images that lie elsewhere
+    assert len(runs.compare(two).against) == 1
+    write(before, "evaluation.json", EVALUATION)
     write(after, "evaluation.json", LABELS)
     assert "several labels" in refused(before, after)
     (after / "evaluation.json").write_text("{}")

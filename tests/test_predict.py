@@ -447,9 +447,19 @@ def test_an_output_never_replaces_what_is_read(model, photos, tmp_path, capsys):
 def test_a_model_whose_numbers_are_not_finite_gives_no_answers(model, photos, tmp_path, capsys):
     network = weights.load(model)
     with torch.no_grad():
-        network.get_parameter("head.bias")[2] = torch.nan
-    weights.save(tmp_path / "m.safetensors", network)
-    assert bit(tmp_path / "m.safetensors", photos / "a.png") == 2
+        network.get_parameter("head.weight").fill_(3e38)
+    weights.save(tmp_path / "large.safetensors", network)
+    assert bit(tmp_path / "large.safetensors", photos / "a.png") == 2
     captured = capsys.readouterr()
     assert "not finite numbers: its weights are damaged" in captured.err and "nan" not in captured.out
-    assert cli.main(["convert", str(tmp_path / "m.safetensors"), str(tmp_path / "d.npz"), "--to", "npz"]) == 0
+    with torch.no_grad():
+        network.get_parameter("head.weight")[2, 3] = torch.nan
+    weights.save(damaged := tmp_path / "m.safetensors", network)
+    for command in (
+        ["predict", str(damaged), str(photos / "a.png")],
+        ["convert", str(damaged), str(tmp_path / "d.safetensors")],
+    ):
+        assert cli.main(command) == 2
+        captured = capsys.readouterr()
+        assert f"{damaged} holds numbers that are not finite, in head.weight" in captured.err and not captured.out
+    assert not (tmp_path / "d.safetensors").exists()

@@ -398,6 +398,7 @@ def changed(record, path, value):
         ),
         ("evaluation.json", "predictions/3/true", 3, "predictions[3] names class 3 of 3"),
         ("evaluation.json", "predictions/3/predicted", 9, "predictions[3] names class 9 of 3"),
+        ("evaluation.json", "predictions/3/rank", 3, "predictions[3] has rank 3 for class"),
         ("evaluation.json", "predictions/3/entropy", float("nan"), "predictions[3].entropy: expected float"),
         ("evaluation.json", "predictions/3/name", "\udcff", None),
         ("unreadable.json", "0", "ant/old.png", "[0]: expected object, got str"),

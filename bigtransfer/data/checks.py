@@ -136,6 +136,14 @@ def fingerprint(data: Splits) -> str:
     return digest.hexdigest()
 
 
+def contents(images: ImageSet) -> list[str]:
+    """Of each image 16 hexadecimal digits that tell its bytes from others'; empty for one that cannot be read, lies elsewhere or is stored
+    decoded, and where there are more than `_COMPARED`."""
+    if not images.store.encoded or images.store.remote or len(images) > _COMPARED:
+        return [""] * len(images)
+    return ["" if digest is None else digest.hex()[:16] for digest in _for_each(images, _digest)]
+
+
 def leaked(copies: Sequence[Copy]) -> bool:
     """Whether they are in several parts: what is trained on and measured on too makes the result look better than it is."""
     return len({copy.part for copy in copies}) > 1

@@ -13,6 +13,7 @@ import numpy as np
 
 from bigtransfer import records
 from bigtransfer.catalog import Calibrated
+from bigtransfer.data import checks
 from bigtransfer.data.sources import ImageSet, LeftOut
 from bigtransfer.errors import ImageError, RunError
 from bigtransfer.evals.metrics import CALIBRATION_BINS, Calibration, Classification
@@ -68,6 +69,8 @@ class Prediction(msgspec.Struct, frozen=True, kw_only=True):
     probability: Share
     nll: Finite
     entropy: Finite
+    content: str = ""
+    """What tells the image's bytes from another's of the same name (`checks.contents`); empty where that is not known."""
 
 
 class Dedup(msgspec.Struct, frozen=True, kw_only=True):
@@ -192,6 +195,10 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
         for i, row in enumerate(self.predictions):
             if max(row.true, row.predicted) >= classes:
                 raise ValueError(f"predictions[{i}] names class {max(row.true, row.predicted)} of {classes}")
+            if (row.rank == 0) != (row.true == row.predicted):
+                raise ValueError(
+                    f"predictions[{i}] has rank {row.rank} for class {row.true}, and predicts {row.predicted}"
+                )
 
 
 class LabelRow(msgspec.Struct, frozen=True, kw_only=True, rename={"name": "class"}):
@@ -347,6 +354,7 @@ def as_record(
     the data that is, such as "test". calibrated: the model's.
     """
     table, before = result.per_class(), result.uncalibrated
+    contents = checks.contents(images.subset(result.records["index"]))
     return Evaluation(
         model=model,
         data=data,
@@ -381,9 +389,10 @@ def as_record(
         predictions=[
             Prediction(
                 name=images.name(int(row["index"])),
-                **{name: row[name].item() for name in Prediction.__struct_fields__ if name != "name"},
+                **{name: row[name].item() for name in result.records.dtype.names or ()},
+                content=content,
             )
-            for row in result.records
+            for row, content in zip(result.records, contents, strict=True)
         ],
     )
 

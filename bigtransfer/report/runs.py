@@ -134,6 +134,12 @@ def compare(
                 raise RunError(
                     f"{image} is of class {ours!r} in {names[0]} and of {theirs!r} in {name}: they were measured on different data."
                 )
+            contents = table[image].content, tables[0][image].content
+            if all(contents) and contents[0] != contents[1]:
+                raise RunError(
+                    f"{image} is another picture in {name} than in {names[0]}: they were measured on different data. Measure one of them "
+                    "again on the other's, by bit evaluate."
+                )
         if len(one.predictions) > len(common):
             more = len(one.predictions) - len(common)
             what = f"1 further image of {name} is" if more == 1 else f"{more:,} further images of {name} are"

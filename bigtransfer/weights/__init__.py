@@ -84,7 +84,7 @@ def load(
         state = {}
         for name in translation.names:
             if keep_head or not name.startswith("head."):
-                tensor = translation.tensor(name, contents.read)
+                tensor = _finite(translation.tensor(name, contents.read), name, contents.path)
                 state[name] = (
                     tensor.to(torch.get_default_dtype()).contiguous() if tensor.is_floating_point() else tensor
                 )
@@ -136,7 +136,7 @@ def load_detector(name_or_file: str | os.PathLike[str]) -> Detector:
             raise WeightsError(_NO_DETECTOR.format(contents.path, name_or_file))
         from bigtransfer import detector  # torchvision's networks, which take seconds to load
 
-        tensors = {name: contents.read(name) for name in contents.shapes}
+        tensors = {name: _finite(contents.read(name), name, contents.path) for name in contents.shapes}
         return detector.restored(card, tensors, str(contents.path))
 
 
@@ -227,8 +227,7 @@ def differing(
             stored = translation.tensor(name, contents.read)
             wanted = state[name].cpu()
             wanted = wanted.to(getattr(torch, dtype)) if wanted.is_floating_point() else wanted
-            same = stored.shape == wanted.shape and torch.allclose(stored, wanted, rtol=0, atol=0, equal_nan=True)
-            if stored.dtype != wanted.dtype or not same:
+            if stored.dtype != wanted.dtype or not torch.equal(stored, wanted):
                 different.append(name)
     return different
 
@@ -302,6 +301,15 @@ def _adapted(card: ModelCard, num_classes: int | None, in_chans: int | None) -> 
         architecture = dataclasses.replace(card.architecture, in_chans=in_chans)
         card = dataclasses.replace(card, architecture=architecture, metrics={})
     return card
+
+
+def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
+    """The tensor; WeightsError if one of its numbers is not finite."""
+    if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+        raise WeightsError(
+            f"{path} holds numbers that are not finite, in {name}: it is damaged, or its training diverged. Take another copy."
+        )
+    return tensor
 
 
 def _adapt_input(kernel: Tensor, in_chans: int) -> Tensor:

@@ -80,6 +80,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     parts, unreadable = dataset.usable(config, opened, folder if begun else None, as_it_is=images is not None)
     names = start.at_hand() if undecided else [config.model]
     networks = {name: _load(config, name, len(parts.train.class_names), channels, device) for name in names}
+    _tell_data(config, parts)
 
     with working.at_work(folder, COMMAND, asked, begun, since=since, reserve=FINISHING, always=ALWAYS) as work:
         run, clock, kept = work.run, work.clock, work.kept
@@ -114,7 +115,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             found = baseline.recall(run)
             if dataset.changed(opened, begun.data):
                 print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
-        _tell(config, card, parts, plan, found)
+        _tell_plan(config, card, parts, plan, found)
         work.enter("to fine-tune" if plan.recipe.steps else "to measure it")
         model = tuning.as_planned(model, plan)
         work.track()
@@ -225,9 +226,8 @@ def _load(config: FinetuneConfig, name: str, num_classes: int, channels: int, de
     return model.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
 
 
-def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan, found: Closed | None) -> None:
-    """Print what will be done and why."""
-    recipe = plan.recipe
+def _tell_data(config: FinetuneConfig, parts: Splits) -> None:
+    """Print what is learnt from, before it is looked at, which takes longer: what was taken for the classes may not be what was meant."""
     sizes = [
         f"{len(images):,} {part}"
         for part, images in (("train", parts.train), ("val", parts.val), ("test", parts.test))
@@ -243,6 +243,14 @@ def _tell(config: FinetuneConfig, card: ModelCard, parts: Splits, plan: Finetune
             print("        --balance: each class counts the same in all that is learnt and chosen")
         else:
             print("        with --balance each class counts the same in all that is learnt and chosen")
+    sys.stdout.flush()
+
+
+def _tell_plan(
+    config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan, found: Closed | None
+) -> None:
+    """Print what will be done and why."""
+    recipe, uneven = plan.recipe, splits.imbalance(parts.train)
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
     if found is not None:
         of = f"{found.images:,}"

@@ -98,6 +98,7 @@ def solve(
         held_out=lent if delivered and count >= len(parts.train) else None,
         within=None if clock is None else room,
         at_least=min(count, facts.classes),
+        progress=True,
     )
     network = solved.model
     network.card = dataclasses.replace(

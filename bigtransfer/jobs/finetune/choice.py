@@ -81,6 +81,7 @@ def deliver(
         held_out=lent if found.whole else None,
         within=None if clock is None else max(clock.slight, AGAIN * clock.left),
         at_least=min(found.images, plan.classes),
+        progress=True,
     )
     tuned = anew.model
     tuned_whole = tuned if anew.whole is None else closed.classifier(tuned, found.view, anew.whole.head)

@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bigtransfer.bars import tqdm
 from bigtransfer.catalog import Architecture, InputSpec, Readout
 from bigtransfer.data import ImageSet, splits
 from bigtransfer.evals import calibration, linear, suspects
@@ -144,23 +145,27 @@ def solve(
     held_out: ImageSet | None = None,
     within: float | None = None,
     at_least: int = 0,
+    progress: bool = False,
 ) -> Solved:
     """The classifier of `images` (one label each) on the view of `choice` that leave-one-out finds best; balanced: see `linear.fit`.
     held_out: further images, without which it is solved first, so that they can judge it, and then again with them (`Solved.whole`).
     within: seconds after which no more images are looked at than these `at_least`; those that were are as many of each class as can be, and
-    nothing is solved with `held_out`. None: however long it takes.
+    nothing is solved with `held_out`. None: however long it takes. progress: show on a terminal how far the looking is.
 
     network: on `device`; stays as it is. spec: how images become the input, but for the size. dtype: of the network's computation.
     Leave-one-out cannot judge where no class has two images; the last view, which sees most, is taken then.
     """
     started = time.perf_counter()
     classes = len(images.class_names)
-    looking = passed = 0.0
+    looking, passed, seen_so_far = 0.0, 0.0, 0
 
     def features_of(some: ImageSet, view: View) -> tuple[Tensor, Tensor]:
-        nonlocal looking, passed
-        began = time.perf_counter()
-        found = features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
+        nonlocal looking, passed, seen_so_far
+        began, total = time.perf_counter(), max(len(images), seen_so_far + len(some))
+        hidden = None if progress else True
+        with tqdm(total=total, initial=seen_so_far, desc="looking", unit="img", disable=hidden, leave=False) as bar:
+            found = features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size, bar=bar)
+        seen_so_far += len(some)
         looking += time.perf_counter() - began
         passed += len(some) * view.passes(network.architecture, spec.size)
         return found
@@ -207,6 +212,7 @@ def solve(
             rest, probe = images.subset([]) if late() else _without(images, sample), probes[view]
         else:
             parts = []
+            seen_so_far = 0
     more = in_time(rest, view)
     seen, labels = _joined([*parts, *more])
     began = time.perf_counter()
@@ -324,9 +330,18 @@ def features(
     device: torch.device,
     dtype: torch.dtype,
     batch_size: int,
+    bar: tqdm | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """What a classifier with this view sees, float32 `(n, d)`, and the labels `(n,)`, on the CPU; arguments as of `solve`."""
-    batches = eval_batches(images, dataclasses.replace(spec, size=view.size), batch_size)
+    """What a classifier with this view sees, float32 `(n, d)`, and the labels `(n,)`, on the CPU; arguments as of `solve`. bar: counts the
+    images that have been looked at."""
+
+    def counted(batches: Iterable[EvalBatch]) -> Iterator[EvalBatch]:
+        for batch in batches:
+            yield batch
+            if bar is not None:
+                bar.update(len(batch.images))
+
+    batches = counted(eval_batches(images, dataclasses.replace(spec, size=view.size), batch_size))
     return extract(network, batches, view, device=device, dtype=dtype)
 
 

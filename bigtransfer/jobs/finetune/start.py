@@ -88,6 +88,7 @@ def choose(
     images = splits.evenly(parts.train, min(MOST, max(IMAGES, FEWEST * classes)), config.seed)
     if len(images) < FEWEST * classes:
         return Start(model=both if clock is None else first, why="")
+    print(f"start:  {' and '.join(networks)} are tried on some of the images", flush=True)
     within = None if clock is None else TRIED * clock.left
     found: dict[str, Solved] = {}
     for name, network in networks.items():
@@ -140,6 +141,7 @@ def _judged(
         balanced=config.balance,
         within=within,
         at_least=min(len(images), FEWEST * facts.classes),
+        progress=True,
     )
 
 
