@@ -14,7 +14,7 @@ from bigtransfer.backends import by_onnxruntime, remembered
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.config import BenchmarkConfig
 from bigtransfer.data import images
-from bigtransfer.errors import ConfigError
+from bigtransfer.errors import ConfigError, RunError
 from bigtransfer.jobs import benchmark
 from bigtransfer.jobs.benchmark import Measured, Row
 from bigtransfer.model import ResNetV2
@@ -187,11 +187,42 @@ def test_what_is_remembered_is_what_was_measured(
     assert remembered.fastest(network.card, batch=3, exported=True).backend == "onnxruntime"  # torch would be sooner
     with pytest.raises(ConfigError, match=r"Nothing was measured for tiny that fits here \(precision bf16\)"):
         Predictor.load(model, device="cpu", backend="fastest", precision="bf16")
+    # What is measured anew takes the place of the same, and of nothing else; a damaged file is replaced as a whole.
+    speeds.clear()
+    speeds["torch", 1] = 90.0
+    assert cli.main(["benchmark", str(model), "--device", "cpu", "--remember"]) == 0
+    (file,) = (tmp_path / "cache" / "speed").glob("*.json")
+    found = {(one["backend"], one["batch"]): one["images_per_second"] for one in json.loads(file.read_text())["figures"]}
+    assert found == {("torch", 1): 90.0, ("onnxruntime", 1): 9.0, ("torch", 3): 9.0, ("onnxruntime", 3): 5.0}
+    file.write_text("{")
+    with pytest.raises(RunError, match=r"speed/\w+\.json.* bit benchmark MODEL --remember measures anew"):
+        remembered.fastest(network.card)
+    assert cli.main(["benchmark", str(model), "--device", "cpu", "--remember"]) == 0
+    assert remembered.fastest(network.card).images_per_second == 90.0
     # Other threads are another machine.
     monkeypatch.setenv("OMP_NUM_THREADS", "77")
     with pytest.raises(ConfigError, match="was not measured"):
         Predictor.load(model, device="cpu", backend="fastest")
     monkeypatch.undo()
+
+
+def test_batches_beyond_the_memory_are_told(
+    network: ResNetV2, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "tiny.safetensors"
+    weights.save(model, network)
+    errors = iter([RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError()])
+
+    def measured(*_: object) -> Measured:
+        raise next(errors)
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    for _ in range(2):
+        assert cli.main(["benchmark", str(model), "--device", "cpu", "--batch-sizes", "1", "99"]) == 2
+        assert "The memory is too small for 99 images of" in capsys.readouterr().err
+    monkeypatch.setattr(benchmark, "measure", lambda *_: (_ for _ in ()).throw(RuntimeError("another")))
+    with pytest.raises(RuntimeError, match="another"):
+        cli.main(["benchmark", str(model), "--device", "cpu"])
 
 
 def test_what_others_had(monkeypatch: pytest.MonkeyPatch) -> None:

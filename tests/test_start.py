@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -224,7 +225,7 @@ def test_a_run_starts_from_it_and_goes_on_from_it(
 def test_a_run_starts_from_both_and_goes_on_from_both(
     photos: Path, networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str | None
 ) -> None:
-    """Also where their norms are trained, together."""
+    """Also where norms are trained: those of the first, while the other stays as it is."""
     monkeypatch.setattr(start, "at_hand", lambda: networks)
     config = FinetuneConfig(
         data=str(photos),
@@ -238,6 +239,13 @@ def test_a_run_starts_from_both_and_goes_on_from_both(
         precision="fp32",
     )
     monkeypatch.setattr(start, "ALONE", 0.0)
+    choose = finetune.choice.choose
+
+    def tuned(*networks: Any, **options: Any) -> finetune.choice.Chosen:
+        made = choose(*networks, **options)
+        return dataclasses.replace(made, choice=dataclasses.replace(made.choice, delivered="fine-tuned"))
+
+    monkeypatch.setattr(finetune.choice, "choose", tuned)
     with monkeypatch.context() as dying:
         dying.setattr(finetune.measuring, "evaluate", interrupted)
         with pytest.raises(KeyboardInterrupt):
@@ -255,6 +263,13 @@ def test_a_run_starts_from_both_and_goes_on_from_both(
     if budget is not None:
         kinds = [one["kind"] for one in json.loads((done.folder / "choice.json").read_text())["candidates"]]
         assert kinds == ["closed form", "fine-tuned"]
+        assert any(note.startswith("Of the two networks the first is trained;") for note in record["recipe"]["notes"])
+    norms = own[0].norm_parameters()
+    layers = [(name, one) for name, one in own[0].named_parameters() if not name.startswith("head.")]
+    changed = [name for name, one in layers if not torch.equal(made.get_parameter(name), one)]
+    assert len(changed) == (0 if budget is None else len(norms)), changed
+    for name, one in own[1].state_dict().items():
+        assert name.startswith("head.") or torch.equal(made.beside.state_dict()[name], one), name
     images = torch.rand(2, 3, made.card.input.size, made.card.input.size) * 2 - 1
     with torch.no_grad():
         assert made(images).isfinite().all() and made.features(images).shape[1] == made.num_features

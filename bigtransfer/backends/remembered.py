@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -36,9 +37,12 @@ class _Record:
 
 
 def remember(card: ModelCard, figures: Sequence[Figure]) -> Path:
-    """Keep them for all models of the form of `card`, in the place of earlier ones; the file."""
-    file = _file(card)
-    record = _Record(format="bigtransfer speed", version=1, figures=list(figures))
+    """Keep them for all models of the form of `card`, in the place of earlier ones of the same backend, precision and batch; the file."""
+    file, kept = _file(card), {}
+    with contextlib.suppress(FileNotFoundError, RunError):  # a damaged file is replaced
+        kept = {(one.backend, one.precision, one.batch): one for one in records.read(file, _Record, RunError).figures}
+    kept |= {(one.backend, one.precision, one.batch): one for one in figures}
+    record = _Record(format="bigtransfer speed", version=1, figures=list(kept.values()))
     outputs.write_json(file, {"model": card.name, "measured_with": _circumstances(), **dataclasses.asdict(record)})
     return file
 
@@ -52,6 +56,8 @@ def fastest(card: ModelCard, *, precision: str = "auto", batch: int | None = Non
     file = _file(card)
     try:
         found = records.read(file, _Record, RunError).figures
+    except RunError as error:
+        raise RunError(f"{error} bit benchmark MODEL --remember measures anew, and replaces it.") from error
     except FileNotFoundError:
         raise ConfigError(
             f"Which backend is fastest for {card.name} was not measured on this machine with these versions and this number of threads. "

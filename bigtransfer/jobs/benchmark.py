@@ -35,7 +35,7 @@ from bigtransfer.model import Network
 from bigtransfer.ops.memory import give_back_freed_memory
 from bigtransfer.ops.peak import matmul_flops
 from bigtransfer.predictor import Predictor
-from bigtransfer.train.loop import compute_dtype
+from bigtransfer.train.loop import compute_dtype, out_of_memory
 from bigtransfer.weights import names
 
 _DRAWN = 64
@@ -91,7 +91,15 @@ def run(config: BenchmarkConfig) -> None:
     device = choose_device(config.device)
     if config.remember and device.type != "cpu":
         raise ConfigError("--remember is for the CPU, where several backends can compute: with --device cpu.")
-    measured = measure(config, network, device)
+    try:
+        measured = measure(config, network, device)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise ConfigError(
+            f"The memory is too small for {max(config.batch_sizes):,} images of {network.card.input.size} px at a time. Measure with fewer: "
+            "--batch-sizes."
+        ) from error
     print(table(network, measured, device))
     if config.remember:
         file = remembered.remember(network.card, [*_figures(measured)])

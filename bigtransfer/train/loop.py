@@ -202,7 +202,8 @@ _OUT_OF_MEMORY = re.compile(r"can't allocate memory|not enough memory|out of mem
 """What the RuntimeErrors say that mean it: torch on Linux, on Windows, on Macs' GPUs, and cuBLAS."""
 
 
-def _out_of_memory(error: BaseException) -> bool:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether that is what an error of torch's means."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
@@ -279,7 +280,7 @@ def steps(
                             parts[name] = parts.get(name, 0.0) + value.detach() / share
                 break
             except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
+                if not out_of_memory(error):
                     raise
                 if world.size > 1:  # the others are already waiting for this process's gradients
                     raise TrainingError(

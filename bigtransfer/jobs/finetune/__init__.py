@@ -117,7 +117,6 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
                 print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
         _tell_plan(config, card, parts, plan, found)
         work.enter("to fine-tune" if plan.recipe.steps else "to measure it")
-        model = tuning.as_planned(model, plan)
         work.track()
         taken, made, steps = plan.recipe, None, 0
         if plan.recipe.steps:

@@ -143,7 +143,7 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
 
     @functools.cache
     def tuning_speed(crop: int, batch: int) -> float:
-        seeing = reading(model, every_block(arch))
+        seeing = reading(model, tuned(arch))
         return images_per_second(seeing, crop, batch, device, dtype, timed, LeaveOneOut(1.0, 1.0))
 
     native_size = data.native_size(train)
@@ -161,7 +161,7 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
         dtype=dtype_name(dtype),
         speed=speed,
         tuning_speed=tuning_speed,
-        norms=bool(model.norm_parameters()),
+        norms=bool(reading(model, tuned(arch)).norm_parameters()),
         fitting=lambda crop, batch: loop.fitting_micro_batch(model, crop, dtype, device, batch),
         judges=len(parts.val or ()),
         evaluated=len((parts.test if parts.test is not None else parts.val) or ()),
@@ -219,16 +219,16 @@ def input_spec(config: FinetuneConfig, facts: Facts, size: int) -> InputSpec:
 
 
 def _architecture(config: FinetuneConfig, facts: Facts) -> Architecture:
-    """Of the network that is trained: one that is trained for the closed form reads out all blocks."""
-    if not _chooses(config, facts):
-        return facts.architecture
-    return every_block(facts.architecture)
+    """Of the network that is trained."""
+    return tuned(facts.architecture) if _chooses(config, facts) else facts.architecture
 
 
-def every_block(architecture: Architecture) -> Architecture:
-    """The same, seen by all of its blocks, at the size of its input, once."""
-    networks = filter(None, (architecture, architecture.beside))
-    return architecture.seen(*(Readout(blocks=tuple(range(len(one.stages)))) for one in networks))
+def tuned(architecture: Architecture) -> Architecture:
+    """Of the network that is trained for the closed form: seen by all of its blocks, at the size of its input, once. Of two side by side it
+    is the first, as if it were alone: in the time in which both take one step it takes several (docs/lab-notes.md). Then the closed form
+    is solved anew, of what it has become and of the other as it was."""
+    alone = dataclasses.replace(architecture, beside=None)
+    return alone.seen(Readout(blocks=tuple(range(len(alone.stages)))))
 
 
 def _chooses(config: FinetuneConfig, facts: Facts) -> bool:
@@ -322,14 +322,22 @@ def _afterwards(facts: Facts) -> float:
 
 def _before(facts: Facts, crop: int) -> float:
     """Seconds for what comes before its first step: the features that its penalty is chosen by."""
-    return facts.look * min(facts.images, LOOKED_AT) * (crop / facts.trained_at) ** 2
+    return facts.look * _share(facts) * min(facts.images, LOOKED_AT) * (crop / facts.trained_at) ** 2
+
+
+def _share(facts: Facts) -> float:
+    """What a plain forward pass of the network that is trained costs, of that of all there is."""
+    whole, part = (
+        one.seen(None).forward_flops(facts.trained_at, 0) for one in (facts.architecture, tuned(facts.architecture))
+    )
+    return part / whole
 
 
 def quickest(config: FinetuneConfig, facts: Facts, look: float, crop: int | None = None) -> float:
     """Seconds that a step of such a training takes at least, if a plain forward pass takes `look`: two of them for each image, for no
     gradient of kernels is computed. crop: px, of its images; the smallest unless given."""
     crop = crop or config.crop or _smallest(facts)
-    return 2 * look * _batch(config, facts) * (crop / facts.trained_at) ** 2
+    return 2 * look * _share(facts) * _batch(config, facts) * (crop / facts.trained_at) ** 2
 
 
 def hopes(config: FinetuneConfig, facts: Facts, look: float, view: View) -> tuple[float, float, float]:
@@ -346,10 +354,8 @@ def _batch(config: FinetuneConfig, facts: Facts) -> int:
 
 
 def _smallest(facts: Facts) -> int:
-    """The smallest size at which such a training sees images, px: what the closed form looks at, too; twice that with two networks, of
-    which the second may be made for larger ones."""
-    smallest = min(map(min, facts.looks))
-    return facts.architecture.fixed_size or (2 * smallest if facts.looks_beside else smallest)
+    """The smallest size at which such a training sees images, px: what the closed form looks at, too."""
+    return facts.architecture.fixed_size or min(map(min, facts.looks))
 
 
 def _larger(config: FinetuneConfig, facts: Facts, view: View) -> int | None:
@@ -359,7 +365,7 @@ def _larger(config: FinetuneConfig, facts: Facts, view: View) -> int | None:
     if config.crop is not None or config.resize is not None or facts.architecture.fixed_size is not None:
         return None
     smallest = _smallest(facts)
-    larger = min(2 * smallest, max(view.size, *view.sizes))
+    larger = min(2 * smallest, max(view.sizes))
     return larger if larger >= 1.5 * smallest else None
 
 
@@ -402,7 +408,11 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
         if fitting < hyperrule.FEWEST_STEPS:
             return hyperrule.without_time(facts.closed.view.size, config.budget, room)
     left = _room(config, facts, crop)
-    return hyperrule.tuning(facts.images, seconds(config.budget), facts.tuning_speed, crop, left=left, fixed=fixed)
+    recipe = hyperrule.tuning(facts.images, seconds(config.budget), facts.tuning_speed, crop, left=left, fixed=fixed)
+    if facts.architecture.beside is None:
+        return recipe
+    note = "Of the two networks the first is trained; the classifier sees what it has become beside the other, which stays as it is."
+    return dataclasses.replace(recipe, notes=(*recipe.notes, note))
 
 
 def images_per_second(
