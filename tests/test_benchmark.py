@@ -192,7 +192,9 @@ def test_what_is_remembered_is_what_was_measured(
     speeds["torch", 1] = 90.0
     assert cli.main(["benchmark", str(model), "--device", "cpu", "--remember"]) == 0
     (file,) = (tmp_path / "cache" / "speed").glob("*.json")
-    found = {(one["backend"], one["batch"]): one["images_per_second"] for one in json.loads(file.read_text())["figures"]}
+    found = {
+        (one["backend"], one["batch"]): one["images_per_second"] for one in json.loads(file.read_text())["figures"]
+    }
     assert found == {("torch", 1): 90.0, ("onnxruntime", 1): 9.0, ("torch", 3): 9.0, ("onnxruntime", 3): 5.0}
     file.write_text("{")
     with pytest.raises(RunError, match=r"speed/\w+\.json.* bit benchmark MODEL --remember measures anew"):
@@ -211,7 +213,9 @@ def test_batches_beyond_the_memory_are_told(
 ) -> None:
     model = tmp_path / "tiny.safetensors"
     weights.save(model, network)
-    errors = iter([RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError()])
+    errors = iter(
+        [RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), MemoryError()]
+    )
 
     def measured(*_: object) -> Measured:
         raise next(errors)

@@ -177,8 +177,8 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
     assert all(name.startswith("train/") for name in split["train"] + split["val"])
     assert json.loads((run / "unreadable.json").read_text()) == json.loads((run / "copies.json").read_text()) == []
     assert (
-        f"data:   {data}: 12 train, 3 val, 12 test images of 3 classes\nclasses: blue, green, red\nmodel:  tiny\n"
-        in output
+        f"data:   {data}: 12 train, 3 val, 12 test images of 3 classes\nclasses: blue, green, red\n"
+        "looks:  at 12 images, all blocks at 32 px\nmodel:  tiny\n" in output
     )
     assert "rule:   10 steps of 6 images, 40 -> 32 px, learning rate 3.52e-05, no MixUp, float32 on cpu\n" in output
     ending = f"\nmodel:  {run}/model.safetensors\nreport: {run}/report.html\nnext:   bit predict {run} IMAGES\n"
@@ -904,11 +904,10 @@ def test_within_a_budget_the_best_is_delivered(
         assert in_process([*map(str, same), "--steps", "2", "--budget", "1h", "--val-fraction", "0.2"]) == 0
         network = weights.load(run)
         arch = network.card.architecture
-        every = Readout(blocks=(0, 1, 2, 3), mirrored=True)
-        last = Readout(blocks=(3,), maxima=False, mirrored=True)
+        every, last = Readout(blocks=(0, 1, 2, 3)), Readout(blocks=(3,), maxima=False)
         expected = {
-            "closed form": arch.readout in (last, every) and arch.beside is None,
-            "fine-tuned": arch.readout in (last, every) and arch.beside is None,
+            "closed form": arch.readout in (None, every) and arch.beside is None,
+            "fine-tuned": arch.readout in (None, every) and arch.beside is None,
             "average": arch.readout in [dataclasses.replace(one, sizes=(32,)) for one in (last, every)]
             and arch.beside is not None,
         }[kind]
@@ -1169,19 +1168,16 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
             32, 0
         )
 
-    every = ("the last map at 32 px, mirrored too", "all blocks at 32 px, mirrored too")
-    plain = ("the last map at 32 px", "all blocks at 32 px")
-    wide = 2 * passes(32, 64)
+    every, wide = ("the last map at 32 px", "all blocks at 32 px"), passes(32, 64)
     # 400 s are left, of which a quarter may be taken, as 30 steps of 96 images, two passes each, would fit; the clock decides how many
     # images that is.
     for share in (1.01, 0.7, 0.67):
         count, choice = seen(1000, left=400.0, look=100 / (share * 1000 * wide))
         assert count == 1000 and len(choice) == 4 and rooms[-1] == 100
     assert seen(1000, left=400.0, look=100 / (660 * wide)) == (1000, every)
-    assert len(seen(1000, left=400.0, look=100 / (700 * passes(32, 64)), flip=False)[1]) == 4
-    three = 2 * passes(24, 48, 96)
-    assert len(seen(1000, left=400.0, look=100 / (700 * three), pyramid=(24, 48, 96))[1]) == 5
-    assert len(seen(1000, left=400.0, look=100 / (660 * three), pyramid=(24, 48, 96))[1]) == 4
+    three = passes(24, 48, 96)
+    assert len(seen(1000, left=400.0, look=100 / (700 * three), pyramid=(24, 48, 96), steps=9)[1]) == 5
+    assert len(seen(1000, left=400.0, look=100 / (660 * three), pyramid=(24, 48, 96), steps=9)[1]) == 4
     # It is given up where a training at the second size, 40 steps of 96, would fit without it only.
     fast = 400 / (300 * 2 * three + 192 * 40 * (48 / 32) ** 2)
     assert len(seen(300, left=400.0, look=0.99 * fast, pyramid=(24, 48, 96))[1]) == 5
@@ -1190,22 +1186,21 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     # A third size is given up where its answers to the test images would leave no time for steps; a second one is not.
     look = 150 / (30 * 192 * (24 / 32) ** 2)
     few: dict[str, Any] = {"left": 400.0, "look": look, "test": int(60 / (2 * three * look)), "pyramid": (24, 48, 96)}
-    assert len(seen(120, **few)[1]) == 4 and len(seen(120, **few, steps=9)[1]) == 5
+    assert len(seen(240, **few)[1]) == 4 and len(seen(240, **few, steps=9)[1]) == 5
     assert len(seen(95, **few)[1]) == 5, "so few images are not fine-tuned on"
     # The images held out are looked at as well.
     assert len(seen(1000, left=400.0, look=100 / (840 * wide), held_out=250)[1]) == 4
     assert seen(1000, left=400.0, look=100 / (830 * wide), held_out=250) == (1000, every)
     # Steps cannot follow: half of all of the time but that for the test images may be taken.
-    look = 400 / (2 * 2 * 900 + 30 * 192)  # for images and their mirror images at 32 px, twice, and the steps
-    assert seen(900, left=400.0, look=1.01 * look)[0] == 900 and rooms[-1] == pytest.approx(200)
+    look = 400 / (2 * 1500 + 30 * 192)  # for images at 32 px, twice, and the steps
+    assert seen(1500, left=400.0, look=1.01 * look)[0] == 1500 and rooms[-1] == pytest.approx(200)
     for more, room in (({}, 100), ({"crop": 40}, 200), ({"batch_size": 128}, 200), ({"test": 60}, 200)):
-        seen(900, left=400.0, look=0.99 * look, **more)  # type: ignore[arg-type]
+        seen(1500, left=400.0, look=0.99 * look, **more)  # type: ignore[arg-type]
         assert rooms[-1] == pytest.approx(room, abs=3)
-    assert seen(900, left=400.0, look=1.01 * look, steps=9) and rooms[-1] == 100, "whoever sets the steps gets them"
-    assert seen(1000, left=400.0, look=0.4, test=200) == (1000, plain) and rooms[-1] == pytest.approx(0.5 * 320)
-    assert seen(1000, left=400.0, look=0.4 * 2 / 3, test=200, flip=False) == (1000, plain)
+    assert seen(1500, left=400.0, look=1.01 * look, steps=9) and rooms[-1] == 100, "whoever sets the steps gets them"
+    assert seen(1000, left=400.0, look=0.4, test=200) == (1000, every) and rooms[-1] == pytest.approx(0.5 * 320)
     assert seen(1000, left=400.0, look=0.4, test=10**6) and rooms[-1] == pytest.approx(0.5 * 300), "a quarter at most"
-    assert seen(1000, left=-1.0, look=0.001) == (1000, plain) and rooms[-1] == 0
+    assert seen(1000, left=-1.0, look=0.001) == (1000, every) and rooms[-1] == 0
     assert seen(1000, left=-1.0, look=0.001, slight=3.0) == (1000, every) and rooms[-1] == 3.0
     assert seen(left=1e9, look=0.001)[0] == finetune.decision.BASELINE and seen(200, left=1e9, look=0.001)[0] == 200
     # Without a budget the operations count.
@@ -1214,11 +1209,8 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert seen(most, linear="closed")[0] == most and len(seen(most, linear="closed")[1]) == 4
     assert seen(most + 1, linear="closed") == (most + 1, every)
     assert len(seen(most + 1, linear="closed", device="cuda")[1]) == 4
-    assert seen(100 * most, linear="closed") == (100 * most, plain)
-    assert seen(linear="closed", crop=40)[1] == (
-        "the last map at 40 px, mirrored too",
-        "all blocks at 40 px, mirrored too",
-    )
+    assert seen(100 * most, linear="closed") == (100 * most, every)
+    assert seen(linear="closed", crop=40)[1] == ("the last map at 40 px", "all blocks at 40 px")
 
 
 def planned(

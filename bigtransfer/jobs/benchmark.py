@@ -97,8 +97,8 @@ def run(config: BenchmarkConfig) -> None:
         if not out_of_memory(error):
             raise
         raise ConfigError(
-            f"The memory is too small for {max(config.batch_sizes):,} images of {network.card.input.size} px at a time. Measure with fewer: "
-            "--batch-sizes."
+            f"The memory is too small for {max(config.batch_sizes):,} images of {network.card.input.size} px at a time. Measure with "
+            "fewer: --batch-sizes."
         ) from error
     print(table(network, measured, device))
     if config.remember:

@@ -23,9 +23,9 @@ from bigtransfer.model import Network, reading
 from bigtransfer.train import loop
 from bigtransfer.weights import formats
 
-OPERATIONS = 1e14
-"""Floating-point operations for the closed form's features without a budget: a quarter of an hour of one CPU core at most. GPUs are allowed
-a hundred times as many."""
+OPERATIONS = 2e13
+"""Floating-point operations for the closed form's features without a budget, beyond which it sees less of each image: a quarter of an hour
+of one slow CPU core at most. GPUs are allowed a hundred times as many."""
 
 CLOSED = 0.25
 """Share of the time left when it begins that may go into computing the closed form's features under a budget, and once more into those of
@@ -85,6 +85,7 @@ def solve(
     count, views, room = _seen(config, facts, model, left=left, look=look, slight=slight, held_out=len(lent or ()))
     delivered = config.linear == "closed" or config.budget is not None
     images = splits.evenly(parts.train, count, config.seed)
+    print(f"looks:  at {count:,} images, {views[-1]}", flush=True)
     solved = closed.solve(
         model,
         images,
@@ -123,8 +124,8 @@ def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple
     found = []
     for i, sizes in enumerate(ways):  # with several sizes of the one several of the other, fewer pixels with fewer
         beside = several[min(i, len(several) - 1)] if several and len(sizes) > 1 else theirs[-1] if theirs else ()
-        found.append(closed.views(network, sizes, mirrored=config.flip, beside=beside))
-    return *found, closed.views(network, ways[-1], beside=theirs[-1] if theirs else ())
+        found.append(closed.views(network, sizes, beside=beside))
+    return tuple(found)
 
 
 def _seen(
