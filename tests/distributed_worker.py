@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 def network(loss: objective.Loss) -> ResNetV2:
     torch.manual_seed(0)
-    model = ResNetV2((1, 1, 1, 1), num_classes=CLASSES)
+    model = ResNetV2((1, 1), num_classes=CLASSES)
     assert isinstance(model.head, torch.nn.Linear)
     torch.nn.init.normal_(model.head.weight, std=0.05)
     if loss == "sigmoid":

@@ -216,7 +216,7 @@ def test_every_block_of_every_lane_and_epoch_is_shuffled_in_its_own_way() -> Non
 
 def test_each_epoch_begins_at_a_random_place() -> None:
     """With one file there is no other order of files: without it, each lane would see the same images together in all epochs."""
-    size, epochs = 64 * 64, 256
+    size, epochs = 64 * 64, 128
     lanes = LaneOrder(bounds(size), 64, seed=3)
     starts = []
     for epoch in range(epochs):
