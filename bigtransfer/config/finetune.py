@@ -107,7 +107,8 @@ class FinetuneConfig(Config):
     # --- Training
     linear: Literal["none", "closed", "sgd"] = "none"
     """Train only a linear classifier on the frozen network, whose features are computed once: solved exactly, on features of all
-    blocks and up to three sizes that leave-one-out chooses (closed), or by the rule's steps on the last (sgd). Either takes seconds.
+    blocks and up to three sizes that leave-one-out chooses (closed), or by the rule's steps on the last (sgd). Either takes little more
+    than a look at each image.
     none trains all weights."""
     pretrained: bool = True
     """Start from the pre-trained weights; --no-pretrained starts from random ones, to compare."""
