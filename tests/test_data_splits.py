@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bigtransfer.data import ImageSet, Splits, open_dataset
+from bigtransfer.data import ImageSet, Splits, checks, open_dataset
 from bigtransfer.data.checks import Copy, check, contradictory, file_traits, find_copies, leaked
 from bigtransfer.data.layout import Part
-from bigtransfer.data.sources import Files
+from bigtransfer.data.sources import Arrays, Files
 from bigtransfer.data.splits import hold_out, imbalance, in_turn, load_split, per_class, save_split
 from bigtransfer.errors import ConfigError, DataError, UnreadableImages
 
@@ -261,6 +261,20 @@ def test_copies(tmp_path: Path) -> None:
     assert other.classes == () and not contradictory([first[0], other])
     (tmp_path / "cat" / "001.png").unlink()  # the second that cannot be read: nothing is known of either
     assert len(find_copies({"train": images})) == 2
+
+
+def test_what_tells_the_bytes_of_images_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = open_dataset(class_folders(tmp_path / "photos", {"cat": 2, "dog": 2})).train
+    (tmp_path / "photos" / "dog" / "000.png").write_bytes((tmp_path / "photos" / "cat" / "000.png").read_bytes())
+    (tmp_path / "photos" / "dog" / "001.png").unlink()
+    first, second, copied, gone = checks.contents(images)
+    assert first == copied != second and gone == "" and {len(first), len(second)} == {16}
+    monkeypatch.setattr(checks, "_COMPARED", 3)
+    assert checks.contents(images) == [""] * 4
+    assert checks.contents(images.subset([1, 0, 2])) == [second, first, copied]
+    np.save(tmp_path / "pixels.npy", np.zeros((2, 4, 4, 3), dtype=np.uint8))
+    decoded = ImageSet(Arrays([tmp_path / "pixels.npy"], ["a", "b"]), np.arange(2), np.arange(2), ("x", "y"))
+    assert checks.contents(decoded) == ["", ""], "what their files were is not known"
 
 
 def test_copies_with_several_labels(tmp_path: Path) -> None:

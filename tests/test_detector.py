@@ -386,12 +386,15 @@ def test_a_file_that_is_not_what_its_card_says_is_no_detector() -> None:
         OnnxDetector(onnx_file.parse(changed.SerializeToString(), "x"), "x", None, "auto")
 
 
-def test_weights_that_are_not_finite_are_refused() -> None:
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     ours = tiny(2)
     with torch.no_grad():
         ours.head.regression_head.bbox_reg.bias[0] = float("nan")
     with pytest.raises(WeightsError, match="not finite"):
         ObjectFinder(ours, device="cpu").find(pictures(1))
+    weights.save_detector(tmp_path / "nan.safetensors", ours)
+    with pytest.raises(WeightsError, match=r"nan\.safetensors holds numbers that are not finite, in .*bbox_reg\.bias"):
+        weights.load_detector(tmp_path / "nan.safetensors")
 
 
 def test_thresholds_of_each_class() -> None:

@@ -279,6 +279,22 @@ def interrupted(*_asked: Any, **_options: Any) -> Any:
     raise KeyboardInterrupt
 
 
+def test_a_step_of_two_is_as_short_as_of_the_first(networks: list[str]) -> None:
+    """What looking at an image costs is known of both together."""
+    both = weights.describe("+".join(networks)).architecture
+    alone = dataclasses.replace(both, beside=None)
+    config, found = FinetuneConfig(data="x", budget="9m"), []
+    for architecture in (both, alone):
+        facts: Any = SimpleNamespace(architecture=architecture, trained_at=32, images=500, looks=((32, 64),))
+        found.append(finetune.decision.quickest(config, facts, 0.25))
+        assert finetune.decision.quickest(config, facts, 0.25, 64) == 4 * found[-1]
+    assert found[1] == 2 * 0.25 * 96
+    share = alone.forward_flops(32, 0) / (
+        alone.forward_flops(32, 0) + weights.describe(networks[1]).architecture.forward_flops(32, 0)
+    )
+    assert found[0] == pytest.approx(share * found[1], rel=1e-6)
+
+
 def test_without_a_name_the_folder_bears_the_data_s() -> None:
     assert finetune._folder(FinetuneConfig(data="a/photos/")) == Path("runs/photos")
     assert finetune._folder(FinetuneConfig(data="photos", model=BUNDLED)) == Path("runs/photos-bit-t-r26x1")
