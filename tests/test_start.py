@@ -223,7 +223,12 @@ def test_a_run_starts_from_it_and_goes_on_from_it(
 
 @pytest.mark.parametrize("budget", [None, "9m"])
 def test_a_run_starts_from_both_and_goes_on_from_both(
-    photos: Path, networks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: str | None
+    photos: Path,
+    networks: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    budget: str | None,
 ) -> None:
     """Also where norms are trained: those of the first, while the other stays as it is."""
     monkeypatch.setattr(start, "at_hand", lambda: networks)
@@ -251,6 +256,9 @@ def test_a_run_starts_from_both_and_goes_on_from_both(
         with pytest.raises(KeyboardInterrupt):
             finetune.finetune(config)
     monkeypatch.setattr(start, "_judged", lambda *_: pytest.fail("tried again"))
+    said = capsys.readouterr().out.splitlines()
+    assert said[2] == f"start:  {networks[0]} and {networks[1]} are tried on some of the images"
+    assert said[3].startswith("looks:  at ") and "all blocks of both networks at 16" in said[3]
     done = finetune.finetune(config)
     record = json.loads((done.folder / "config.json").read_text())
     assert record["resolved"]["start"] == "+".join(networks)
