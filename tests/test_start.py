@@ -65,7 +65,9 @@ def chosen(config: FinetuneConfig, parts: Splits, clock: Any = None) -> start.St
 CONFIG = FinetuneConfig(data="x", linear="closed")
 
 
-TRIED = "24 images, each judged by the others, were tried with two networks: a 50.0%, b 50.0% correct. "
+def tried(losses: dict[str, float]) -> str:
+    told = ", ".join(f"{name} 50.0% (loss {'inf' if loss != loss else f'{loss:.2f}'})" for name, loss in losses.items())
+    return f"24 images, each judged by the others, were tried with two networks: {told} correct. "
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_both_are_taken_unless_one_is_much_surer(
     found = chosen(CONFIG, parts)
     assert found.model == taken
     words = "They stand side by side" if taken == "a+b" else f"{taken} is much surer of what is right"
-    assert found.why.startswith(TRIED + words)
+    assert found.why.startswith(tried(losses) + words)
     assert judge.asked == [("a", 24, None), ("b", 24, None)]
 
 
@@ -101,15 +103,23 @@ def test_both_are_taken_unless_one_is_much_surer(
         ({"a": 0.5, "b": 0.5 - 1.1 * closed.TIE}, "b"),
     ],
 )
+@pytest.mark.parametrize(("steps", "share"), [(True, start.TOGETHER), (False, start.TOGETHER_ALONE)])
 def test_without_the_time_for_both_the_surer_one_is_taken_and_the_first_where_nothing_is_between_them(
-    parts: Splits, monkeypatch: pytest.MonkeyPatch, losses: dict[str, float], taken: str
+    parts: Splits,
+    monkeypatch: pytest.MonkeyPatch,
+    losses: dict[str, float],
+    taken: str,
+    steps: bool,
+    share: float,
 ) -> None:
+    """More of the time may be taken where no steps can follow."""
     judge = Judge(**losses)
     judge.seconds = 6.0  # of each: half a second an image for both
     monkeypatch.setattr(start, "_judged", judge)
-    enough = 0.5 * len(parts.train) / start.TOGETHER
+    monkeypatch.setattr(start.hyperrule, "enough_to_tune", lambda images: steps if images == 24 else None)
+    enough = 0.5 * len(parts.train) / share
     found = chosen(CONFIG, parts, SimpleNamespace(left=enough - 0.1))
-    assert found.model == taken and found.why.startswith(f"{TRIED}{taken} was taken; with more time")
+    assert found.model == taken and found.why.startswith(f"{tried(losses)}By the loss {taken} was taken; with more")
     assert chosen(CONFIG, parts, SimpleNamespace(left=enough + 0.1)).model == "a+b"
     every = Splits(train=parts.train, val=parts.train, test=parts.train)  # the last is measured as far as the time goes
     assert chosen(CONFIG, every, SimpleNamespace(left=2 * enough - 0.1)).model == taken
@@ -257,7 +267,10 @@ def test_a_run_starts_from_both_and_goes_on_from_both(
             finetune.finetune(config)
     monkeypatch.setattr(start, "_judged", lambda *_: pytest.fail("tried again"))
     said = capsys.readouterr().out.splitlines()
-    assert said[2] == f"start:  {networks[0]} and {networks[1]} are tried on some of the images"
+    assert (
+        said[2]
+        == f"start:  {networks[0]} and {networks[1]} are tried on {24 if budget is None else 14} of the images at most"
+    )
     assert said[3].startswith("looks:  at ") and "all blocks of both networks at 16" in said[3]
     done = finetune.finetune(config)
     record = json.loads((done.folder / "config.json").read_text())

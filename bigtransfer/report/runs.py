@@ -147,9 +147,9 @@ def compare(
     for name, one in zip(names, found, strict=True):
         notes += [f"{name}: {note}" for note in one.notes]
     if len({one.data for one in found}) > 1:
-        notes.append(
-            f"Measured on {', '.join(sorted({one.data for one in found}))}; taken for the same images, as names and classes are the same."
-        )
+        known = all(table[image].content for table in tables for image in order)
+        why = "the pictures are the same" if known else "taken for the same images, as names and classes are the same"
+        notes.append(f"Measured on {', '.join(sorted({one.data for one in found}))}; {why}.")
     right = [np.array([table[image].rank == 0 for image in order]) for table in tables]
     costs, said = ([None] * len(names), []) if measure is None else measure()
     rows = [

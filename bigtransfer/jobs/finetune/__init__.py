@@ -78,9 +78,9 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     if config.exclude is not None:
         print(exclusions.told(excluded, config.exclude), flush=True)
     parts, unreadable = dataset.usable(config, opened, folder if begun else None, as_it_is=images is not None)
+    _tell_data(config, parts)
     names = start.at_hand() if undecided else [config.model]
     networks = {name: _load(config, name, len(parts.train.class_names), channels, device) for name in names}
-    _tell_data(config, parts)
 
     with working.at_work(folder, COMMAND, asked, begun, since=since, reserve=FINISHING, always=ALWAYS) as work:
         run, clock, kept = work.run, work.clock, work.kept

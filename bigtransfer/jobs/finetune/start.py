@@ -30,10 +30,10 @@ ALONE = 0.6
 """What the loss of one may be, as a share of the other's, before that is left out: else they are taken side by side, which tells images
 apart better than either (benchmarks/results/pair_cpu_2026-11-27.md)."""
 
-TOGETHER = 0.2
-"""Share of the time left that looking with both at all images that are learnt from may take, at two sizes of each; else the better one is
-taken alone, for which there is time at larger sizes: with 3 minutes for 175 paintings it got 2.5 points more than both (docs/lab-notes.md).
-Test images take what is left in the end, and may be fewer."""
+TOGETHER, TOGETHER_ALONE = 0.25, 0.45
+"""Share of the time left that looking with both at all images that are learnt from may take, at two sizes of each, and where no steps can
+follow; else the better one is taken alone, for which there is time at larger sizes: with 3 minutes for 175 paintings it got 2.5 points more
+than both at smaller ones (docs/lab-notes.md). Test images take what is left in the end, and may be fewer."""
 
 IMAGES, MOST = 200, 1_000
 """By which they are judged, if that is enough of each class; where it is not, by more."""
@@ -88,7 +88,7 @@ def choose(
     images = splits.evenly(parts.train, min(MOST, max(IMAGES, FEWEST * classes)), config.seed)
     if len(images) < FEWEST * classes:
         return Start(model=both if clock is None else first, why="")
-    print(f"start:  {' and '.join(networks)} are tried on some of the images", flush=True)
+    print(f"start:  {' and '.join(networks)} are tried on {len(images):,} of the images at most", flush=True)
     within = None if clock is None else TRIED * clock.left
     found: dict[str, Solved] = {}
     for name, network in networks.items():
@@ -98,7 +98,9 @@ def choose(
         images = splits.evenly(images, found[name].images, config.seed)  # as many for all of them
     losses = {name: _loss(one) for name, one in found.items()}
     best = min(losses, key=lambda name: losses[name] - (closed.TIE if name == first else 0.0))
-    told = ", ".join(f"{name} {one.probe.leave_one_out_top1:.1%}" for name, one in found.items())
+    told = ", ".join(
+        f"{name} {one.probe.leave_one_out_top1:.1%} (loss {losses[name]:.2f})" for name, one in found.items()
+    )
     tried = f"{len(images):,} images, each judged by the others, were tried with two networks: {told} correct."
     learnt = len(parts.train) + len(parts.val or ())
     needed = sum(one.seconds / one.images for one in found.values()) * learnt
@@ -106,10 +108,11 @@ def choose(
         return Start(
             model=best, why=f"{tried} {best} is much surer of what is right, and was taken alone. --model names one."
         )
-    if clock is not None and needed > TOGETHER * clock.left:
+    share = TOGETHER if hyperrule.enough_to_tune(len(parts.train)) else TOGETHER_ALONE
+    if clock is not None and needed > share * clock.left:
         return Start(
             model=best,
-            why=f"{tried} {best} was taken; with more time both would stand side by side. --model names one.",
+            why=f"{tried} By the loss {best} was taken; with more time both would stand side by side. --model names one.",
         )
     return Start(
         model=both,
