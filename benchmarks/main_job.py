@@ -228,7 +228,7 @@ def _last_features() -> Look:
 def _views(model: ResNetV2, size: int | None = None) -> tuple[View, ...]:
     """Those that the closed form chooses from. size: the smaller of two, px; None: as --size or its card says."""
     sizes = (size,) if size else start.sizes or (model.card.input.size,)
-    return closed.views(model, sizes if len(sizes) > 1 else (sizes[0], 2 * sizes[0]))
+    return closed.views(model, sizes if len(sizes) > 1 else (sizes[0], 2 * sizes[0]), mirrored=True)
 
 
 def _seen(model: ResNetV2, view: View) -> Look:

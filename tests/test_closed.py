@@ -185,14 +185,16 @@ def test_what_there_is_to_choose_from() -> None:
         "all blocks at 96 px",
         "all blocks at 48 and 96 px",
     ]
+    mirrored = closed.views(network, (48, 96), mirrored=True)
+    assert mirrored[0] == View(size=48, readout=Readout(blocks=(3,), maxima=False, mirrored=True))
+    assert mirrored[3] == View(size=96, readout=Readout(blocks=every, sizes=(48, 96), mirrored=True))
+    assert str(mirrored[0]) == "the last map at 48 px, mirrored too"
     assert [view.sees_all_of_one_size for view in found] == [False, True, True, False]
+    assert [view.sees_all_of_one_size for view in mirrored] == [False, True, True, False]
     assert closed.views(network, (40,)) == (View(size=40, readout=None), View(size=40, readout=Readout(blocks=every)))
     three = closed.views(network, (48, 96, 192))
     assert three == (*found, View(size=192, readout=Readout(blocks=every, sizes=(48, 96, 192))))
     assert str(three[-1]) == "all blocks at 48, 96 and 192 px"
-    # As earlier versions looked, whose models are still read.
-    mirrored = Readout(blocks=(3,), maxima=False, mirrored=True)
-    assert str(View(size=48, readout=mirrored)) == "the last map at 48 px, mirrored too"
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +204,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> data.ImageSet:
     return data.open_dataset(folder).train
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
 @pytest.mark.parametrize("wanted", range(4))
-def test_the_columns_of_each_view_are_its_features(wanted: int) -> None:
+def test_the_columns_of_each_view_are_its_features(wanted: int, mirrored: bool) -> None:
     network, images = random_network(), torch.rand(2, 3, 32, 32) * 2 - 1
-    choices = closed.views(network, (16, 32))
+    choices = closed.views(network, (16, 32), mirrored=mirrored)
     with torch.no_grad():
         every = model.joined(network, choices[-1].readout).features(images)
         view = choices[wanted]
@@ -215,14 +218,15 @@ def test_the_columns_of_each_view_are_its_features(wanted: int) -> None:
     torch.testing.assert_close(every[:, columns], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_scatter_is_for_the_features_of_each_view() -> None:
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_scatter_is_for_the_features_of_each_view(mirrored: bool) -> None:
     """Every entry is the number of its feature: at each size the same, in rows of its own."""
     network = random_network()
     every = network.architecture.stages
     width = 2 * sum(every)
     assert closed.scatter(network, View(size=16, readout=None)) is None
     network.scatter = torch.arange(2.0 * width).reshape(2, width) / 64
-    last, small, large, both = closed.views(network, (16, 32))
+    last, small, large, both = closed.views(network, (16, 32), mirrored=mirrored)
     means = slice(width - 2 * every[-1], width - every[-1])
     for view, part, sizes in (
         (last, network.scatter[:, means], 1),
@@ -246,10 +250,10 @@ def pair() -> model.Network:
 def test_two_networks_are_seen_side_by_side() -> None:
     """Each at sizes of its own, all of them of images that are read at the largest."""
     both, other = pair(), Architecture(units=(1, 1))
-    choices = closed.views(both, (16, 24), beside=(24, 32))
+    choices = closed.views(both, (16, 24), mirrored=True, beside=(24, 32))
     assert [str(view) for view in choices] == [
-        "all blocks of both networks at 16, of the second at 24 px",
-        "all blocks of both networks at 16 and 24, of the second at 24 and 32 px",
+        "all blocks of both networks at 16, of the second at 24 px, mirrored too",
+        "all blocks of both networks at 16 and 24, of the second at 24 and 32 px, mirrored too",
     ]
     assert {view.size for view in choices} == {32}
     longer = closed.views(both, (16, 24, 32), beside=(24,))
@@ -269,10 +273,10 @@ def test_two_networks_are_seen_side_by_side() -> None:
     torch.testing.assert_close(every, torch.cat(alone, dim=1), rtol=1e-4, atol=1e-5)
     columns = closed.columns(choices[1], choices[0], both.architecture)
     torch.testing.assert_close(every[:, columns], small, rtol=1e-4, atol=1e-5)
-    # In plain forward passes of both at 16 px: of each, at its sizes.
+    # In plain forward passes of both at 16 px: of each, twice over, at its sizes.
     at = {(arch, size): arch.forward_flops(size, 0) for arch in (SMALL, other) for size in (16, 24, 32)}
     looked = at[SMALL, 16] + at[SMALL, 24] + at[other, 24] + at[other, 32]
-    expected = looked / (at[SMALL, 16] + at[other, 16])
+    expected = 2 * looked / (at[SMALL, 16] + at[other, 16])
     assert choices[1].passes(both.architecture, 16) == pytest.approx(expected, rel=1e-6)
 
 

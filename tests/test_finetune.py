@@ -178,7 +178,7 @@ def test_the_files_of_a_run(finished: tuple[Path, str], data: Path) -> None:
     assert json.loads((run / "unreadable.json").read_text()) == json.loads((run / "copies.json").read_text()) == []
     assert (
         f"data:   {data}: 12 train, 3 val, 12 test images of 3 classes\nclasses: blue, green, red\n"
-        "looks:  at 12 images, all blocks at 32 px\nmodel:  tiny\n" in output
+        "looks:  at 12 images, all blocks at 32 px, mirrored too\nmodel:  tiny\n" in output
     )
     assert "rule:   10 steps of 6 images, 40 -> 32 px, learning rate 3.52e-05, no MixUp, float32 on cpu\n" in output
     ending = f"\nmodel:  {run}/model.safetensors\nreport: {run}/report.html\nnext:   bit predict {run} IMAGES\n"
@@ -904,10 +904,11 @@ def test_within_a_budget_the_best_is_delivered(
         assert in_process([*map(str, same), "--steps", "2", "--budget", "1h", "--val-fraction", "0.2"]) == 0
         network = weights.load(run)
         arch = network.card.architecture
-        every, last = Readout(blocks=(0, 1, 2, 3)), Readout(blocks=(3,), maxima=False)
+        every = Readout(blocks=(0, 1, 2, 3), mirrored=True)
+        last = Readout(blocks=(3,), maxima=False, mirrored=True)
         expected = {
-            "closed form": arch.readout in (None, every) and arch.beside is None,
-            "fine-tuned": arch.readout in (None, every) and arch.beside is None,
+            "closed form": arch.readout in (last, every) and arch.beside is None,
+            "fine-tuned": arch.readout in (last, every) and arch.beside is None,
             "average": arch.readout in [dataclasses.replace(one, sizes=(32,)) for one in (last, every)]
             and arch.beside is not None,
         }[kind]
@@ -1157,7 +1158,7 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
             looks_beside=(),
         )
         times = {name: asked.pop(name) for name in ("left", "look", "slight") if name in asked}
-        config = FinetuneConfig(data="d", **asked)
+        config = FinetuneConfig(data="d", **{"flip": False, **asked})
         count, choice, room = finetune.baseline._seen(config, facts, network, held_out=held_out, **times)
         rooms.append(room)
         return count, tuple(map(str, choice))
@@ -1175,6 +1176,10 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
         count, choice = seen(1000, left=400.0, look=100 / (share * 1000 * wide))
         assert count == 1000 and len(choice) == 4 and rooms[-1] == 100
     assert seen(1000, left=400.0, look=100 / (660 * wide)) == (1000, every)
+    # With the mirror images first, which is twice as much, then without.
+    both = "all blocks at 32 and 64 px"
+    assert seen(1000, left=400.0, look=100 / (700 * 2 * wide), flip=True)[1][-1] == f"{both}, mirrored too"
+    assert seen(1000, left=400.0, look=100 / (660 * 2 * wide), flip=True)[1][-1] == both
     three = passes(24, 48, 96)
     assert len(seen(1000, left=400.0, look=100 / (700 * three), pyramid=(24, 48, 96), steps=9)[1]) == 5
     assert len(seen(1000, left=400.0, look=100 / (660 * three), pyramid=(24, 48, 96), steps=9)[1]) == 4
@@ -1211,6 +1216,8 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert len(seen(most + 1, linear="closed", device="cuda")[1]) == 4
     assert seen(100 * most, linear="closed") == (100 * most, every)
     assert seen(linear="closed", crop=40)[1] == ("the last map at 40 px", "all blocks at 40 px")
+    assert seen(most // 2, linear="closed", flip=True)[1][-1] == f"{both}, mirrored too"
+    assert seen(most // 2 + 2, linear="closed", flip=True)[1][-1] == both
 
 
 def planned(

@@ -115,10 +115,10 @@ def test_one_size_is_the_closed_form_on_all_blocks_at_the_size_of_training(monke
         features = blind.clone()
         features[:, seeing] += 3 * labels[:, None]
         answer = main_job._one_size(features[:20], labels[:20], features[20:], 2)
-        assert answer.view == "all blocks at 64 px"
+        assert answer.view == "all blocks at 64 px, mirrored too"
         assert torch.equal(answer.predicted, labels[20:]) is right
     chosen = main_job._closed_form(features[:20], labels[:20], features[20:], 2)
-    assert chosen.view == "all blocks at 128 px"
+    assert chosen.view == "all blocks at 128 px, mirrored too"
     assert torch.equal(chosen.predicted, labels[20:])
 
 
@@ -194,7 +194,7 @@ def test_the_costs_are_written_with_every_view_of_the_closed_form(sets, tmp_path
         )
     )
     assert len(names) == 9 and names[1].startswith("bit-t-r26x1, the last map at 64 px")
-    assert names[8] == "bit-t-r26x1, all blocks at 48 and 96 px"
+    assert names[8] == "bit-t-r26x1, all blocks at 48 and 96 px, mirrored too"
     text = (tmp_path / "costs.md").read_text(encoding="utf-8")
     assert "| pixels | 3.00 (2.00 to 4.00) | 1.00 |" in text
     assert f"| {names[4]} | 4.00 (4.00 to 9.00) | 2.00 |" in text  # the median of 2, 1 and 3

@@ -336,9 +336,14 @@ def test_the_sizes_of_both_go_together(
     both = weights.load("+".join(networks))
     facts: Any = SimpleNamespace(looks=((64, 128, 256), (96, 192), (64, 128), (96,)), looks_beside=beside)
     ways = baseline._ways(FinetuneConfig(data="x"), facts, both)
-    assert [way[-1].beside and way[-1].beside.sizes for way in ways] == seen
-    assert [way[-1].sizes for way in ways] == [(64, 128, 256), (96, 192), (64, 128), (96,)]
-    (only,) = {way[-1] for way in baseline._ways(FinetuneConfig(data="x", crop=32), facts, both)}
+    for flipped in (ways[0::2], ways[1::2]):
+        assert [way[-1].beside and way[-1].beside.sizes for way in flipped] == seen
+        assert [way[-1].sizes for way in flipped] == [(64, 128, 256), (96, 192), (64, 128), (96,)]
+    assert [["mirrored too" in str(view) for view in (way[0], way[-1])] for way in ways] == [
+        [True] * 2,
+        [False] * 2,
+    ] * 4
+    (only,) = {way[-1] for way in baseline._ways(FinetuneConfig(data="x", crop=32, flip=False), facts, both)}
     assert only.size == 32 and only.sizes == (32,) and only.beside is not None and only.beside.sizes == (32,)
 
 

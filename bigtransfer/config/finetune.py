@@ -102,7 +102,8 @@ class FinetuneConfig(Config):
     random_crop: bool = True
     """Crop at random places in training. Turn it off if the place of things decides the class."""
     flip: bool = True
-    """Mirror training images at random. Turn it off if left and right decide the class."""
+    """Mirror training images at random, and let the closed form see each image mirrored too. Turn it off if left and right decide the
+    class."""
 
     # --- Training
     linear: Literal["none", "closed", "sgd"] = "none"

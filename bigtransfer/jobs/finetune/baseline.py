@@ -117,14 +117,16 @@ def solve(
 
 
 def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple[View, ...], ...]:
-    """The views that the closed form may choose from, by what there is time for: the most first."""
+    """The views that the closed form may choose from, by what there is time for: the most first; at each of the sizes with the mirror
+    images and then without, which is half the time and up to a point less (docs/lab-notes.md)."""
     only = network.architecture.fixed_size or config.crop
     ways, theirs = (((only,),), ((only,),)) if only else (facts.looks, facts.looks_beside)
     several = [sizes for sizes in theirs if len(sizes) > 1]
     found = []
     for i, sizes in enumerate(ways):  # with several sizes of the one several of the other, fewer pixels with fewer
         beside = several[min(i, len(several) - 1)] if several and len(sizes) > 1 else theirs[-1] if theirs else ()
-        found.append(closed.views(network, sizes, beside=beside))
+        for mirrored in (True, False) if config.flip else (False,):
+            found.append(closed.views(network, sizes, mirrored=mirrored, beside=beside))
     return tuple(found)
 
 

@@ -100,10 +100,12 @@ class Solved:
         )
 
 
-def views(network: Network, sizes: Sequence[int], *, beside: Sequence[int] = ()) -> tuple[View, ...]:
+def views(
+    network: Network, sizes: Sequence[int], *, mirrored: bool = False, beside: Sequence[int] = ()
+) -> tuple[View, ...]:
     """What there is to choose from, the cheapest first: the last map at the first of these sizes (px, ascending), all blocks at it, at the
-    second alone, at both, and at three where there are three. Never mirrored, which costs twice the time and gains next to nothing
-    (docs/lab-notes.md).
+    second alone, at both, and at three where there are three. mirrored: see each image mirrored as well, for tasks in which left and right
+    do not matter.
 
     beside: sizes of the network beside it, if there is one. All blocks of both are seen then: at the first size of either, at both, and at
     three; of images that are read at the largest."""
@@ -114,15 +116,16 @@ def views(network: Network, sizes: Sequence[int], *, beside: Sequence[int] = ())
         return tuple(
             View(
                 size=max(*sizes, *beside),
-                readout=Readout(blocks=every, sizes=tuple(sizes[:count])),
-                beside=Readout(blocks=blocks, sizes=tuple(beside[:count])),
+                readout=Readout(blocks=every, sizes=tuple(sizes[:count]), mirrored=mirrored),
+                beside=Readout(blocks=blocks, sizes=tuple(beside[:count]), mirrored=mirrored),
             )
             for count in range(1, max(len(sizes), len(beside)) + 1)
         )
-    found = [View(size=sizes[0], readout=None)]
-    found += [View(size=size, readout=Readout(blocks=every)) for size in sizes[:2]]
+    last = Readout(blocks=every[-1:], maxima=False, mirrored=True) if mirrored else None
+    found = [View(size=sizes[0], readout=last)]
+    found += [View(size=size, readout=Readout(blocks=every, mirrored=mirrored)) for size in sizes[:2]]
     found += [
-        View(size=sizes[count - 1], readout=Readout(blocks=every, sizes=tuple(sizes[:count])))
+        View(size=sizes[count - 1], readout=Readout(blocks=every, sizes=tuple(sizes[:count]), mirrored=mirrored))
         for count in range(2, len(sizes) + 1)
     ]
     return tuple(found)
