@@ -162,8 +162,12 @@ def test_what_cannot_be_compared_is_refused(
     other = rows[3]["name"]
     write(after, "evaluation.json", changed(predictions=[*rows[:3], rows[3] | {"content": "f" * 16}, *rows[4:]]))
     assert f"{other} is another picture in after than in before" in refused(before, after)
-    write(after, "evaluation.json", EVALUATION)  # of an earlier version, or of images that lie elsewhere
-    assert len(runs.compare(two).against) == 1
+    write(after, "evaluation.json", changed(predictions=rows, data="meadow"))
+    (note,) = (one for one in runs.compare(two).notes if one.startswith("Measured on"))
+    assert note.endswith("meadow; the pictures are the same.")
+    write(after, "evaluation.json", changed(data="meadow"))  # of an earlier version, or of images that lie elsewhere
+    (note,) = (one for one in runs.compare(two).notes if one.startswith("Measured on"))
+    assert note.endswith("taken for the same images, as names and classes are the same.")
     write(before, "evaluation.json", EVALUATION)
     write(after, "evaluation.json", LABELS)
     assert "several labels" in refused(before, after)
