@@ -38,10 +38,10 @@ class _Record:
 
 def remember(card: ModelCard, figures: Sequence[Figure]) -> Path:
     """Keep them for all models of the form of `card`, in the place of earlier ones of the same backend, precision and batch; the file."""
-    file, kept = _file(card), {}
+    file, earlier = _file(card), []
     with contextlib.suppress(FileNotFoundError, RunError):  # a damaged file is replaced
-        kept = {(one.backend, one.precision, one.batch): one for one in records.read(file, _Record, RunError).figures}
-    kept |= {(one.backend, one.precision, one.batch): one for one in figures}
+        earlier = records.read(file, _Record, RunError).figures
+    kept = {(one.backend, one.precision, one.batch): one for one in (*earlier, *figures)}
     record = _Record(format="bigtransfer speed", version=1, figures=list(kept.values()))
     outputs.write_json(file, {"model": card.name, "measured_with": _circumstances(), **dataclasses.asdict(record)})
     return file

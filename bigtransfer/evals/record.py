@@ -353,8 +353,7 @@ def as_record(
     `images` is the set that `result` was measured on: its names and class names go into the record. split: which part of
     the data that is, such as "test". calibrated: the model's.
     """
-    table, before = result.per_class(), result.uncalibrated
-    contents = checks.contents(images.subset(result.records["index"]))
+    table, before, rows = result.per_class(), result.uncalibrated, result.records
     return Evaluation(
         model=model,
         data=data,
@@ -389,10 +388,10 @@ def as_record(
         predictions=[
             Prediction(
                 name=images.name(int(row["index"])),
-                **{name: row[name].item() for name in result.records.dtype.names or ()},
+                **{name: row[name].item() for name in rows.dtype.names or ()},
                 content=content,
             )
-            for row, content in zip(result.records, contents, strict=True)
+            for row, content in zip(rows, checks.contents(images.subset(rows["index"])), strict=True)
         ],
     )
 

@@ -141,10 +141,11 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
     def speed(crop: int, batch: int) -> float:
         return images_per_second(model, crop, batch, device, dtype, timed)
 
+    trained = reading(model, tuned(arch))
+
     @functools.cache
     def tuning_speed(crop: int, batch: int) -> float:
-        seeing = reading(model, tuned(arch))
-        return images_per_second(seeing, crop, batch, device, dtype, timed, LeaveOneOut(1.0, 1.0))
+        return images_per_second(trained, crop, batch, device, dtype, timed, LeaveOneOut(1.0, 1.0))
 
     native_size = data.native_size(train)
     other = model.beside if isinstance(model, Joined) else None
@@ -161,7 +162,7 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
         dtype=dtype_name(dtype),
         speed=speed,
         tuning_speed=tuning_speed,
-        norms=bool(reading(model, tuned(arch)).norm_parameters()),
+        norms=bool(trained.norm_parameters()),
         fitting=lambda crop, batch: loop.fitting_micro_batch(model, crop, dtype, device, batch),
         judges=len(parts.val or ()),
         evaluated=len((parts.test if parts.test is not None else parts.val) or ()),
@@ -326,11 +327,13 @@ def _before(facts: Facts, crop: int) -> float:
 
 
 def _share(facts: Facts) -> float:
-    """What a plain forward pass of the network that is trained costs, of that of all there is."""
-    whole, part = (
-        one.seen(None).forward_flops(facts.trained_at, 0) for one in (facts.architecture, tuned(facts.architecture))
-    )
-    return part / whole
+    """Of the network that is trained, of all there is."""
+    return share_of(tuned(facts.architecture), facts.architecture, facts.trained_at)
+
+
+def share_of(part: Architecture, whole: Architecture, size: int) -> float:
+    """What a plain forward pass of the one costs at this size, px, of what one of the other does."""
+    return part.seen(None).forward_flops(size, 0) / whole.seen(None).forward_flops(size, 0)
 
 
 def quickest(config: FinetuneConfig, facts: Facts, look: float, crop: int | None = None) -> float:

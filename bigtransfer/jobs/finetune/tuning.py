@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bigtransfer import evals, hyperrule, runs
+from bigtransfer.catalog import Architecture
 from bigtransfer.config import FinetuneConfig, seconds
 from bigtransfer.data import ImageSet, Splits, splits
 from bigtransfer.evals import linear
@@ -19,7 +20,7 @@ from bigtransfer.feed.order import BalancedOrder, EpisodeOrder
 from bigtransfer.jobs import tracking, training
 from bigtransfer.jobs.clock import Ahead, Clock
 from bigtransfer.jobs.finetune import closed
-from bigtransfer.jobs.finetune.decision import LOOKED_AT, WATCHED, FinetunePlan
+from bigtransfer.jobs.finetune.decision import LOOKED_AT, WATCHED, FinetunePlan, share_of
 from bigtransfer.model import Network, reading
 from bigtransfer.train import checkpoint, loop
 
@@ -36,15 +37,10 @@ def train(
 ) -> training.Outcome:
     """The steps of the recipe, which change `model`'s layers, all of them or some; resumed from a checkpoint where there is one. clock: of
     a budget that is to be kept. tell: see `training.train`."""
-    looks = 1.0
+    whole = model.architecture
     if plan.choose:
-        whole, model = model, reading(model, plan.architecture)
+        model = reading(model, plan.architecture)
         model.reset_classifier(plan.classes)
-        if (
-            baseline is not None
-        ):  # by the closed form and by that of the fine-tuned network: what is measured in the end may be both
-            once = model.architecture.seen(None).forward_flops(plan.input.size, 0)
-            looks = 2 * baseline.view.on(whole.architecture).forward_flops(baseline.view.size, 0) / once
     linear_only = plan.linear == "sgd"
     trained = model.head if linear_only else model
     recipe, device, dtype = plan.recipe, plan.torch_device, plan.torch_dtype
@@ -63,7 +59,7 @@ def train(
         else:
             validate, watched = training.validation(state, parts.val, plan.input, device, dtype), len(parts.val)
     if clock is not None:
-        clock.ahead = _ahead(parts, plan, baseline, watched, looks, config.variant)
+        clock.ahead = _ahead(parts, plan, baseline, watched, whole, config.variant)
     if training.resume(run, state, plan):
         print(f"        resumed after step {state.step}", flush=True)
         outcome = training.ended(run, state, plan, clock)
@@ -149,14 +145,21 @@ def _solved_on_the_way(
 
 
 def _ahead(
-    parts: Splits, plan: FinetunePlan, baseline: Closed | None, watched: int, looks: float, variant: hyperrule.Variant
+    parts: Splits,
+    plan: FinetunePlan,
+    baseline: Closed | None,
+    watched: int,
+    whole: Architecture,
+    variant: hyperrule.Variant,
 ) -> Ahead:
-    """What the training is to leave room for. looks: what it takes to look at an image in the end, in plain forward passes of what is
-    trained."""
-    afterwards = len((parts.test if parts.test is not None else parts.val) or ())
+    """What the training is to leave room for. whole: of the network of which all or a part is trained."""
+    afterwards, passes = len((parts.test if parts.test is not None else parts.val) or ()), 1.0
     if plan.choose:
         most = hyperrule.most_tuning_steps(plan.images, plan.recipe.batch_size)
         if baseline is not None:
+            # By the closed form and by that of the fine-tuned network: what is measured in the end may be both.
+            size = plan.input.size
+            passes = 2 * baseline.view.passes(whole, size) / share_of(plan.architecture, whole, size)
             afterwards += 0 if baseline.whole else min(len(parts.val or ()), WATCHED)
     else:
         most = hyperrule.recipe(plan.images, *plan.native_size, variant).steps
@@ -164,7 +167,7 @@ def _ahead(
         most=max(most, plan.recipe.steps),
         watched=watched,
         afterwards=afterwards,
-        passes=looks,
+        passes=passes,
         tail=plan.tail,
         again=plan.again,
     )
