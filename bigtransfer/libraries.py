@@ -13,6 +13,7 @@ import importlib
 import math
 import re
 import warnings
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -135,6 +136,81 @@ def pretrained(library: Library, name: str, offline: bool | None) -> Mapping[str
         raise DownloadError(
             f"{where} cannot be had from {library}: {first_line(error)}. With its weights in a file: {where}@FILE"
         ) from error
+
+
+@torch.no_grad()
+def fold_norms(body: Body, backbone: Backbone) -> None:
+    """Multiply each BatchNorm, whose statistics stay as they are, into the convolution before it, whose map nothing else may see: the same
+    function within rounding, in place, for inference only. body: in evaluation mode."""
+    modules = dict(body.network.named_modules())
+    for name, following in _before_norms(body, backbone) if backbone.batch_norm else ():
+        conv, norm = cast(nn.Conv2d, modules[name]), cast(nn.BatchNorm2d, modules[following])
+        mean, var = cast(Tensor, norm.running_mean).double(), cast(Tensor, norm.running_var).double()
+        scale = (var + norm.eps).rsqrt() * (norm.weight.double() if norm.affine else 1.0)
+        bias = (norm.bias.double() if norm.affine else 0.0) - mean * scale
+        bias = bias if conv.bias is None else bias + conv.bias.double() * scale
+        weight = conv.weight.double() * scale[:, None, None, None]
+        conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+        conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
+        # What timm's own class does after the norm.
+        rest = {part: getattr(norm, part) for part in ("drop", "act") if hasattr(norm, part)}
+        owner, _, attribute = following.rpartition(".")
+        setattr(body.network.get_submodule(owner), attribute, nn.Sequential(OrderedDict(rest)))
+
+
+def _before_norms(body: Body, backbone: Backbone) -> list[tuple[str, str]]:
+    """Names of the convolutions whose map one BatchNorm alone sees, each with that norm's: found by following an image. Both compute
+    what torch's own do, and are called once."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    given: dict[int, str] = {}
+    seen: list[Tensor] = []  # kept, so that no two have one id
+    calls, readers, pairs = Counter[str](), Counter[int](), []
+
+    class Following(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            read = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
+            readers.update(map(id, read))
+            seen.extend(read)
+            return func(*args, **(kwargs or {}))
+
+    def convolved(module: nn.Module, _inputs: object, found: Tensor) -> None:
+        calls[names[module]] += 1
+        given[id(found)] = names[module]
+        seen.append(found)
+
+    def normed(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[names[module]] += 1
+        pairs.append((id(inputs[0]), names[module]))
+
+    names = {module: name for name, module in body.network.named_modules()}
+    hooks = []
+    for module in names:
+        kind = f"{type(module).__module__}.{type(module).__name__}"
+        if kind in _CONVOLUTIONS:
+            hooks.append(module.register_forward_hook(convolved))
+        elif kind in _NORMS and cast(nn.BatchNorm2d, module).running_mean is not None:
+            hooks.append(module.register_forward_pre_hook(normed))
+    side = _SMALL if backbone.any_size else backbone.size
+    parameter = next(body.network.parameters())
+    try:
+        with Following():
+            image = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
+            body.run(body.network, image, range(catalog.MOST_STAGES))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    found = [(given[place], norm) for place, norm in pairs if place in given and readers[place] == 1]
+    return [(conv, norm) for conv, norm in found if calls[conv] == 1 and calls[norm] == 1]
+
+
+_SMALL = 64
+"""px of an image by which a network is followed that takes any size."""
+
+_CONVOLUTIONS = ("torch.nn.modules.conv.Conv2d", "timm.layers.conv2d_same.Conv2dSame")
+_NORMS = ("torch.nn.modules.batchnorm.BatchNorm2d", "timm.layers.norm_act.BatchNormAct2d")
+"""Others, as those with standardized kernels, may compute something else of the same parameters."""
 
 
 def stem(network: nn.Module) -> list[nn.Parameter]:

@@ -742,14 +742,22 @@ def build(name: str | Architecture, num_classes: int, *, device: str | torch.dev
 @torch.no_grad()
 def fold(network: Network, dtype: torch.dtype = torch.float32) -> Network:
     """The same function for inputs of `dtype`, with the standardized kernels stored: nothing is left to standardize at each call. Of a
-    network of another library it is a copy.
+    network of another library it is a copy whose BatchNorms are multiplied into the convolutions before them.
 
-    Bit for bit the result of `network` in eval mode with its kernels in torch's default layout, also where they have another: a model just
-    trained and the same one read from its file give the same answers. For inference only: the copy's kernels are not the trained
-    parameters.
+    Of ours bit for bit the result of `network` in eval mode with its kernels in torch's default layout, also where they have another,
+    of the others within rounding: a model just trained and the same one read from its file give the same answers. For inference only:
+    the copy's kernels are not the trained parameters.
     """
-    if not isinstance(network, ResNetV2):
-        return copy.deepcopy(network).eval().requires_grad_(False)
+    folded = _folded(network, dtype) if isinstance(network, ResNetV2) else copy.deepcopy(network)
+    folded.eval().requires_grad_(False)
+    for one in (folded, folded.beside if isinstance(folded, Joined) else None):
+        if isinstance(one, Foreign) and one.architecture.backbone is not None:
+            libraries.fold_norms(one.at_hand(), one.architecture.backbone)
+    return folded
+
+
+def _folded(network: ResNetV2, dtype: torch.dtype) -> ResNetV2:
+    """The copy with the standardized kernels."""
     arch = network.architecture
     beside = arch.beside and dataclasses.replace(arch.beside, weight_standardization=False)
     arch = dataclasses.replace(arch, weight_standardization=False, beside=beside)
@@ -762,4 +770,4 @@ def fold(network: Network, dtype: torch.dtype = torch.float32) -> Network:
             tensors[f"{name}.weight"] = ops.standardize(module.weight.contiguous()).to(dtype)
     folded.load_state_dict(tensors, assign=True)
     folded.card = dataclasses.replace(network.card, architecture=arch)
-    return folded.eval().requires_grad_(False)
+    return folded

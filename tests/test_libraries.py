@@ -450,3 +450,71 @@ def test_explanations_add_up(name: str, files: dict[str, Path]) -> None:
         given, logits, exact = explain(one, x, torch.tensor([0, 2]))
         assert exact and given.shape == (2, size // 4, size // 4)
         torch.testing.assert_close(given.sum((1, 2)), logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name", ["test_resnet", "test_efficientnet", "test_nfnet", "test_vit", "tf_efficientnet_lite0"]
+)
+def test_a_folded_network_is_the_same_function(name: str, tmp_path: Path) -> None:
+    """NFNet's kernels are standardized at each call, ViT has no BatchNorm: nothing there may be folded."""
+    safetensors.torch.save_file(theirs(name, classes=1000).state_dict(), tmp_path / "weights.safetensors")
+    network = weights.load(f"timm:{name}@{tmp_path / 'weights.safetensors'}")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    folded = model.fold(network)
+    size = network.card.input.size
+    x = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    with torch.no_grad():
+        torch.testing.assert_close(folded(x), network(x), rtol=1e-4, atol=1e-4)
+
+    def norms(one: nn.Module) -> int:
+        return sum(isinstance(module, nn.BatchNorm2d) for module in one.modules())
+
+    assert norms(folded) == 0
+    assert (norms(network) > 0) == (name not in ("test_nfnet", "test_vit"))
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+class Crossing(nn.Module):
+    """Convolutions before BatchNorms of which only the first and the last can be folded: the second's map is seen by the sum as well, the
+    third is called twice, the fourth standardizes its kernel, the fifth feeds two norms."""
+
+    class Standardized(nn.Conv2d):
+        def forward(self, input: Tensor) -> Tensor:
+            return self._conv_forward(input, self.weight - self.weight.mean((1, 2, 3), keepdim=True), self.bias)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.conv4, self.conv5 = self.Standardized(4, 4, 1), nn.Conv2d(4, 4, 1, bias=False)
+        self.conv6 = nn.Conv2d(4, 4, 3, groups=2, bias=False)
+        for number in range(1, 8):
+            setattr(self, f"bn{number}", nn.BatchNorm2d(4, affine=number != 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        other: Any = self
+        x = other.bn1(self.conv1(x)).relu()
+        y = self.conv2(x)
+        x = y + other.bn2(y)
+        x = self.conv3(other.bn3(self.conv3(x)))
+        x = other.bn4(self.conv4(x))
+        y = self.conv5(x)
+        x = other.bn5(y) + other.bn7(y)
+        return other.bn6(self.conv6(x)).mean((2, 3))
+
+
+@torch.no_grad()
+def test_only_maps_that_nothing_else_sees_are_folded() -> None:
+    torch.manual_seed(0)
+    network = Crossing().eval()
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.4, 1.4)
+    x = torch.randn(2, 3, 32, 32)
+    wanted = network(x)
+    lite = weights.load("efficientnet-lite0").architecture.backbone
+    assert lite is not None
+    body = libraries.Body(network, lambda module, images, stages: (module(images), {}))
+    libraries.fold_norms(body, lite)
+    left = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
+    assert left == {"bn2", "bn3", "bn4", "bn5", "bn7"}
+    torch.testing.assert_close(network(x), wanted, rtol=1e-4, atol=1e-4)

@@ -287,7 +287,7 @@ def _known(network: Foreign) -> bool:
 def _lite_maps(
     graph: _Graph, network: Foreign, image: str, prefix: str, blocks: Sequence[int], side: int
 ) -> Iterator[str]:
-    """Batch norms are multiplied into the convolutions before them, for they stay as they are."""
+    """Of a folded network: each norm's numbers are the convolution's before it, and what is left of the norm is what it does after."""
     body: Any = network.body
     backbone = network.architecture.backbone
     assert backbone is not None
@@ -295,14 +295,12 @@ def _lite_maps(
 
     def layer(x: str, conv: Any, norm: Any, name: str) -> str:
         nonlocal side
-        scale = norm.weight / (norm.running_var + norm.eps).sqrt()
-        weight, bias = conv.weight * scale[:, None, None, None], norm.bias - norm.running_mean * scale
         (kernel, _), (stride, _) = conv.kernel_size, conv.stride
         whole = max(0, (-(-side // stride) - 1) * stride + kernel - side)
         # TensorFlow's padding, which depends on the size and has its odd pixel at the end; where it is fixed, it is as much on either side.
         first, last = (whole // 2, whole - whole // 2) if type(conv).__name__ == "Conv2dSame" else conv.padding
         side = (side + first + last - kernel) // stride + 1
-        inputs = [x, graph.weight(f"{name}.weight", weight), graph.tensor(f"{name}.bias", bias)]
+        inputs = [x, graph.weight(f"{name}.weight", conv.weight), graph.tensor(f"{name}.bias", conv.bias)]
         shape = {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [first, first, last, last]}
         y = graph.add("Conv", inputs, group=conv.groups, **shape)
         if type(norm.act).__name__ == "Identity":

@@ -158,13 +158,26 @@ def solve(
     started = time.perf_counter()
     classes = len(images.class_names)
     looking, passed, seen_so_far = 0.0, 0.0, 0
+    ready: dict[View, Network] = {}
 
     def features_of(some: ImageSet, view: View) -> tuple[Tensor, Tensor]:
         nonlocal looking, passed, seen_so_far
         began, total = time.perf_counter(), max(len(images), seen_so_far + len(some))
         hidden = None if progress else True
+        if view not in ready:
+            ready[view] = looking_at(network, view, device, dtype)
         with tqdm(total=total, initial=seen_so_far, desc="looking", unit="img", disable=hidden, leave=False) as bar:
-            found = features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size, bar=bar)
+            found = features(
+                network,
+                some,
+                view,
+                spec=spec,
+                device=device,
+                dtype=dtype,
+                batch_size=batch_size,
+                bar=bar,
+                at_hand=ready[view],
+            )
         seen_so_far += len(some)
         looking += time.perf_counter() - began
         passed += len(some) * view.passes(network.architecture, spec.size)
@@ -272,10 +285,12 @@ def seconds_per_image(
     """What it costs to look at one of the images so, at this moment, decoding included: of a few of them, twice, because the first time
     pays for what is done once; of two only, if these take more than `span` seconds. Other arguments as of `solve`."""
 
+    looking = looking_at(network, view, device, dtype)
+
     def taken(count: int) -> float:
         some = images.subset(np.linspace(0, len(images) - 1, count).round().astype(int))
         began = time.perf_counter()
-        features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size)
+        features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size, at_hand=looking)
         return time.perf_counter() - began
 
     few, count = min(2, len(images)), min(_TIMED, len(images))
@@ -321,6 +336,12 @@ def _suspected(
     )
 
 
+def looking_at(network: Network, view: View, device: torch.device, dtype: torch.dtype) -> Network:
+    """What makes the features that a classifier with this view sees, for inference in `dtype` on `device`."""
+    folded = fold(reading(network, view.on(network.architecture)), dtype)
+    return folded.to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
+
+
 def features(
     network: Network,
     images: ImageSet,
@@ -331,9 +352,10 @@ def features(
     dtype: torch.dtype,
     batch_size: int,
     bar: tqdm | None = None,
+    at_hand: Network | None = None,
 ) -> tuple[Tensor, Tensor]:
     """What a classifier with this view sees, float32 `(n, d)`, and the labels `(n,)`, on the CPU; arguments as of `solve`. bar: counts the
-    images that have been looked at."""
+    images that have been looked at. at_hand: what `looking_at` makes for the view, where it has been made."""
 
     def counted(batches: Iterable[EvalBatch]) -> Iterator[EvalBatch]:
         for batch in batches:
@@ -342,15 +364,14 @@ def features(
                 bar.update(len(batch.images))
 
     batches = counted(eval_batches(images, dataclasses.replace(spec, size=view.size), batch_size))
-    return extract(network, batches, view, device=device, dtype=dtype)
+    return linear.extract_features(at_hand or looking_at(network, view, device, dtype), batches, device, dtype)
 
 
 def extract(
     network: Network, batches: Iterable[EvalBatch], view: View, *, device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """The same of images that have been read already, at the view's size."""
-    folded = fold(reading(network, view.on(network.architecture)), dtype).to(device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (unknown to torch's stubs)
-    return linear.extract_features(folded, batches, device, dtype)
+    return linear.extract_features(looking_at(network, view, device, dtype), batches, device, dtype)
 
 
 class LeftOutHead(nn.Module):
