@@ -395,6 +395,8 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
     weights.save_detector(tmp_path / "nan.safetensors", ours)
     with pytest.raises(WeightsError, match=r"nan\.safetensors holds numbers that are not finite, in .*bbox_reg\.bias"):
         weights.load_detector(tmp_path / "nan.safetensors")
+    with pytest.raises(WeightsError, match="not finite"):
+        weights.describe(tmp_path / "nan.safetensors", whole=True)
 
 
 def test_thresholds_of_each_class() -> None:

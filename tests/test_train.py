@@ -510,6 +510,9 @@ def test_the_micro_batch_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fits(99.5, 100) == 64
     assert fits(1000, 512) == 128
     assert fits(0.1, 512) == fits(-5, 512) == 1
+    monkeypatch.setattr(loop, "available_memory", lambda: 2**50)  # large images: no more pixels than are faster
+    sizes = [loop.fitting_micro_batch(model, size, torch.float32, CPU, 512) for size in (64, 181, 256, 300, 4000)]
+    assert sizes == [128, 128, 64, 32, 1]
 
 
 @pytest.mark.parametrize(("size", "dtype"), [(32, torch.float32), (64, torch.float32), (96, torch.bfloat16)])

@@ -8,9 +8,12 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 from bigtransfer import catalog, cli, hyperrule, weights
 from bigtransfer.config import ConvertConfig
@@ -211,3 +214,44 @@ for form, name in (("bit", "a.safetensors"), ("npz", "a.npz"), ("timm", "a.pth")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert len(re.findall("cannot be written|Cannot write", done.stderr)) == 3 and "Traceback" not in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def stored(file: Path) -> tuple[dict[str, str], dict[str, torch.Tensor]]:
+    """Header and tensors of a model file."""
+    with safetensors.safe_open(file, "pt") as opened:
+        return opened.metadata(), safetensors.torch.load_file(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "damaged", "message"),
+    [
+        (
+            "blocks.1.0.conv2.weight",
+            lambda tensor: tensor / 0,
+            "numbers that are not finite, in blocks.1.0.conv2.weight",
+        ),
+        ("head.bias", lambda tensor: (tensor * float("nan")).to(torch.float8_e4m3fn), "not finite, in head.bias"),
+        ("norm.weight", lambda tensor: tensor.to(torch.int8), "norm.weight holds torch.int8"),
+    ],
+)
+def test_info_says_what_is_wrong_with_the_numbers(
+    run: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    damaged: Callable[[torch.Tensor], torch.Tensor],
+    message: str,
+) -> None:
+    """Not only what the header says of them."""
+    file = run / "model.safetensors"
+    header, tensors = stored(file)
+    safetensors.torch.save_file(tensors | {name: damaged(tensors[name])}, file, header)
+    assert cli.main(["info", str(run)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_numbers_of_eight_bits_are_read(run: Path) -> None:
+    file = run / "model.safetensors"
+    header, tensors = stored(file)
+    small = tensors["head.weight"].to(torch.float8_e5m2)
+    safetensors.torch.save_file(tensors | {"head.weight": small}, file, header)
+    assert torch.equal(weights.load(run).state_dict()["head.weight"], small.float())

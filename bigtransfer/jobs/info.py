@@ -28,7 +28,7 @@ def run(config: InfoConfig) -> None:
     else:
         from bigtransfer import weights  # loads torch, which takes seconds and only reading files needs
 
-        card = weights.describe(config.model)
+        card = weights.describe(config.model, whole=True)
     if config.json:
         record = json.loads(card.to_json()) | {"num_parameters": card.num_parameters}
         print(json_line(record, sys.stdout, indent=1))

@@ -179,13 +179,17 @@ def activation_bytes(model: Network | Detector, size: int, dtype: torch.dtype) -
     return int(1.2 * model.activations(size) * dtype.itemsize)
 
 
+PIXELS = 2**22
+"""Of images that a CPU computes at a time."""
+
+
 def fitting_micro_batch(
     model: Network | Detector, size: int, dtype: torch.dtype, device: torch.device, batch_size: int
 ) -> int:
     """The whole batch if its activations fit in memory, else the largest power of two of images that do.
 
-    At most 128 on a CPU, where more is not faster. Left free are room for gradients and momentum, and on a CPU what the loader may
-    take for its cache (`feed.cache.CACHE_SHARE`).
+    On a CPU at most 128, and at most `PIXELS` of them: more is not faster there and takes memory from others. Left free are room for
+    gradients and momentum, and on a CPU what the loader may take for its cache (`feed.cache.CACHE_SHARE`).
     """
     if device.type == "cuda":
         free, share = torch.cuda.mem_get_info(device)[0], 0.7
@@ -194,7 +198,7 @@ def fitting_micro_batch(
     free -= 2 * sum(parameter.nbytes for parameter in model.parameters())
     fits = max(1, int(share * free / activation_bytes(model, size, dtype)))
     if device.type == "cpu":
-        fits = min(fits, 128)
+        fits = min(fits, 128, max(1, PIXELS // size**2))
     return batch_size if fits >= batch_size else 2 ** int(math.log2(fits))
 
 

@@ -101,10 +101,11 @@ def load(
     return network.eval()
 
 
-def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
-    """The card of the network that `load` would give, without reading a tensor or downloading anything (raises like `load`)."""
+def describe(name_or_file: str | os.PathLike[str], *, whole: bool = False) -> ModelCard:
+    """The card of the network that `load` would give, without downloading anything (raises like `load`). whole: read the tensors of a file
+    as well, though not those of a published name, so that what is wrong with them is said."""
     if pair := _pair(name_or_file):
-        first, second = map(describe, pair)
+        first, second = (describe(one, whole=whole) for one in pair)
         return first.side_by_side(second)
     if (record := catalog.meant(name_or_file)) is not None and fetch.local(record) is None:
         return record.full_card()
@@ -114,8 +115,12 @@ def describe(name_or_file: str | os.PathLike[str]) -> ModelCard:
     if library is None and record is None:
         with formats.open_weights(_find(_path(name_or_file), offline=True)) as contents:
             if contents.card is not None and contents.card.detector is not None:
+                for name in contents.shapes if whole else ():
+                    _finite(contents.read(name), name, contents.path)
                 return contents.card
-    with _opened(name_or_file, offline=True) as (_, _, card):
+    with _opened(name_or_file, offline=True) as (contents, translation, card):
+        for name in translation.names if whole and record is None else ():
+            _finite(translation.tensor(name, contents.read), name, contents.path)
         return card
 
 
@@ -305,7 +310,10 @@ def _adapted(card: ModelCard, num_classes: int | None, in_chans: int | None) -> 
 
 def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
     """The tensor; WeightsError if one of its numbers is not finite."""
-    if tensor.is_floating_point() and tensor.numel() and not torch.stack(tensor.aminmax()).isfinite().all():
+    if not tensor.is_floating_point() or not tensor.numel():
+        return tensor
+    numbers = tensor.float() if tensor.element_size() == 1 else tensor  # those of 8 bits know few operations
+    if not torch.stack(numbers.aminmax()).isfinite().all():
         raise WeightsError(
             f"{path} holds numbers that are not finite, in {name}: it is damaged, or its training diverged. Take another copy."
         )
