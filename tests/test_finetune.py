@@ -1170,16 +1170,19 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
         )
 
     every, wide = ("the last map at 32 px", "all blocks at 32 px"), passes(32, 64)
-    # 400 s are left, of which a quarter may be taken, as 30 steps of 96 images, two passes each, would fit; the clock decides how many
+    # 400 s are left, of which a quarter may be taken, as 50 steps of 96 images, two passes each, would fit; the clock decides how many
     # images that is.
-    for share in (1.01, 0.7, 0.67):
+    for share in (1.01, 0.98):
         count, choice = seen(1000, left=400.0, look=100 / (share * 1000 * wide))
         assert count == 1000 and len(choice) == 4 and rooms[-1] == 100
-    assert seen(1000, left=400.0, look=100 / (660 * wide)) == (1000, every)
+    for share in (0.7, 0.67):
+        count, choice = seen(1000, left=400.0, look=100 / (share * 1000 * wide), steps=9)
+        assert count == 1000 and len(choice) == 4 and rooms[-1] == 100
+    assert seen(1000, left=400.0, look=100 / (660 * wide), steps=9) == (1000, every)
     # With the mirror images first, which is twice as much, then without.
     both = "all blocks at 32 and 64 px"
-    assert seen(1000, left=400.0, look=100 / (700 * 2 * wide), flip=True)[1][-1] == f"{both}, mirrored too"
-    assert seen(1000, left=400.0, look=100 / (660 * 2 * wide), flip=True)[1][-1] == both
+    assert seen(1000, left=400.0, look=100 / (700 * 2 * wide), flip=True, steps=9)[1][-1] == f"{both}, mirrored too"
+    assert seen(1000, left=400.0, look=100 / (660 * 2 * wide), flip=True, steps=9)[1][-1] == both
     three = passes(24, 48, 96)
     assert len(seen(1000, left=400.0, look=100 / (700 * three), pyramid=(24, 48, 96), steps=9)[1]) == 5
     assert len(seen(1000, left=400.0, look=100 / (660 * three), pyramid=(24, 48, 96), steps=9)[1]) == 4
@@ -1194,15 +1197,17 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert len(seen(240, **few)[1]) == 4 and len(seen(240, **few, steps=9)[1]) == 5
     assert len(seen(95, **few)[1]) == 5, "so few images are not fine-tuned on"
     # The images held out are looked at as well.
-    assert len(seen(1000, left=400.0, look=100 / (840 * wide), held_out=250)[1]) == 4
-    assert seen(1000, left=400.0, look=100 / (830 * wide), held_out=250) == (1000, every)
+    assert len(seen(1000, left=400.0, look=100 / (840 * wide), held_out=250, steps=9)[1]) == 4
+    assert seen(1000, left=400.0, look=100 / (830 * wide), held_out=250, steps=9) == (1000, every)
     # Steps cannot follow: half of all of the time but that for the test images may be taken.
-    look = 400 / (2 * 1500 + 30 * 192)  # for images at 32 px, twice, and the steps
-    assert seen(1500, left=400.0, look=1.01 * look)[0] == 1500 and rooms[-1] == pytest.approx(200)
-    for more, room in (({}, 100), ({"crop": 40}, 200), ({"batch_size": 128}, 200), ({"test": 60}, 200)):
-        seen(1500, left=400.0, look=0.99 * look, **more)  # type: ignore[arg-type]
+    look = 400 / (2 * 2200 + 50 * 192)  # for images at 32 px, twice, and the steps
+    assert seen(2000, held_out=200, left=400.0, look=1.01 * look)[0] == 2000 and rooms[-1] == pytest.approx(200)
+    for more, room in (({}, 100), ({"crop": 40}, 200), ({"batch_size": 128}, 200), ({"test": 100}, 200)):
+        seen(2000, held_out=200, left=400.0, look=0.99 * look, **more)  # type: ignore[arg-type]
         assert rooms[-1] == pytest.approx(room, abs=3)
-    assert seen(1500, left=400.0, look=1.01 * look, steps=9) and rooms[-1] == 100, "whoever sets the steps gets them"
+    assert seen(2000, held_out=200, left=400.0, look=1.01 * look, steps=9) and rooms[-1] == 100, (
+        "whoever sets the steps gets them"
+    )
     assert seen(1000, left=400.0, look=0.4, test=200) == (1000, every) and rooms[-1] == pytest.approx(0.5 * 320)
     assert seen(1000, left=400.0, look=0.4, test=10**6) and rooms[-1] == pytest.approx(0.5 * 300), "a quarter at most"
     assert seen(1000, left=-1.0, look=0.001) == (1000, every) and rooms[-1] == 0

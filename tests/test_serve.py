@@ -727,6 +727,16 @@ def listening(predictor: Any, *, connections: int = 20, timeout: str = "1.2s") -
         assert not thread.is_alive()
 
 
+def test_no_answer_waits_for_an_acknowledgement() -> None:
+    """Nagle's algorithm and delayed acknowledgements together make every answer on a connection that stays open 40 ms later."""
+    with contextlib.closing(server.listen("127.0.0.1", 0)) as bound:
+        bound.setblocking(True)
+        with contextlib.closing(socket.create_connection(bound.getsockname())):
+            connection, _ = bound.accept()
+            with contextlib.closing(connection):
+                assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def received(connection: socket.socket) -> bytes:
     """All that comes until the server closes the connection: the head of an answer and its body may come apart."""
     pieces: list[bytes] = []

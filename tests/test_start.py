@@ -12,14 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from bigtransfer import data, model, weights
+from bigtransfer import data, hyperrule, model, weights
 from bigtransfer.catalog import Architecture, Readout
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.config.finetune import AUTO, BUNDLED
 from bigtransfer.data import Splits
 from bigtransfer.evals.candidates import View
 from bigtransfer.jobs import finetune
-from bigtransfer.jobs.finetune import baseline, closed, start
+from bigtransfer.jobs.finetune import baseline, closed, decision, start
 from bigtransfer.model import Joined
 
 from .data_makers import class_folders
@@ -116,7 +116,7 @@ def test_without_the_time_for_both_the_surer_one_is_taken_and_the_first_where_no
     judge = Judge(**losses)
     judge.seconds = 6.0  # of each: half a second an image for both
     monkeypatch.setattr(start, "_judged", judge)
-    monkeypatch.setattr(start.hyperrule, "enough_to_tune", lambda images: steps if images == 24 else None)
+    monkeypatch.setattr(start, "_followed_by_steps", lambda *_: steps)
     enough = 0.5 * len(parts.train) / share
     found = chosen(CONFIG, parts, SimpleNamespace(left=enough - 0.1))
     assert found.model == taken and found.why.startswith(f"{tried(losses)}By the loss {taken} was taken; with more")
@@ -126,12 +126,34 @@ def test_without_the_time_for_both_the_surer_one_is_taken_and_the_first_where_no
     assert chosen(CONFIG, every, SimpleNamespace(left=2 * enough + 0.1)).model == "a+b"
 
 
+def test_whether_steps_follow(parts: Splits, networks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fewest that are worth it, of the first network at the smallest size, in a quarter of the time; or as many as are asked for."""
+    first = weights.load(networks[0], num_classes=2)
+    config = FinetuneConfig(data="x", budget="3m")
+    solved = start._judged(config, parts, parts.train, first, CPU, None)
+    solved = dataclasses.replace(solved, look=0.25)
+    facts = decision.find_facts(config, first, first.card, parts, CPU)
+    smallest = min(map(min, facts.looks))
+    step = 2 * 0.25 * 24 * (smallest / facts.trained_at) ** 2
+    enough = step * decision.WORTH * hyperrule.FEWEST_STEPS / start.STEPS
+
+    def followed(left: float, **changes: Any) -> bool:
+        return start._followed_by_steps(dataclasses.replace(config, **changes), parts, first, solved, CPU, left)
+
+    monkeypatch.setattr(hyperrule, "enough_to_tune", lambda images: images == 24)
+    assert followed(1.01 * enough) and not followed(0.99 * enough)
+    assert followed(0.1, steps=3)
+    monkeypatch.setattr(hyperrule, "enough_to_tune", lambda images: images != 24)
+    assert not followed(1e9)
+
+
 def test_all_are_judged_by_the_images_that_the_first_had_time_for(
     parts: Splits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     judge = Judge(a=0.5, b=0.4)
     judge.in_time = 10
     monkeypatch.setattr(start, "_judged", judge)
+    monkeypatch.setattr(start, "_followed_by_steps", lambda *_: False)
     assert chosen(CONFIG, parts, SimpleNamespace(left=60.0)).why.startswith("10 images, each")
     assert judge.asked == [("a", 24, 6.0), ("b", 10, None)]
     judge.in_time = 2 * start.FEWEST - 1

@@ -32,6 +32,9 @@ def listen(host: str, port: int) -> socket.socket:
         )
         raise ConfigError(f"Cannot listen at {host}, port {port}: {error.strerror or error}. {advice}") from error
     bound.setblocking(False)
+    # Connections inherit it, which asyncio sets only for sockets that it has made itself: an answer's second segment would otherwise wait
+    # for the acknowledgement of its first, which clients delay by 40 ms on a connection that stays open.
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return bound
 
 

@@ -43,6 +43,10 @@ WATCHED = 2_000
 HOPE = 1.5
 """Times the fewest steps that must seem to fit for their speed to be measured, which takes some of the time itself."""
 
+WORTH = 2.5
+"""Times the fewest steps that there should be time for, as it seems before the closed form, if that is to go without larger sizes or mirror
+images for them: as it takes longer than it seems, what seemed enough for the fewest was often too little in the end, and was given back."""
+
 TIMED = 0.05
 """Share of a budget that may go into measuring the machine's speed, which is done at most twice."""
 
@@ -345,11 +349,11 @@ def quickest(config: FinetuneConfig, facts: Facts, look: float, crop: int | None
 
 def hopes(config: FinetuneConfig, facts: Facts, look: float, view: View) -> tuple[float, float, float]:
     """Seconds that such a training should have beside a closed form with this view: for enough steps at the larger of its sizes (infinity
-    where it has one only), for enough at the smaller, for the fewest."""
+    where it has one only), for enough at the smaller, for the fewest that are worth going without something else."""
     enough = hyperrule.enough_tuning_steps(facts.images, _batch(config, facts))
     larger, step = _larger(config, facts, view), quickest(config, facts, look)
     most = math.inf if larger is None else quickest(config, facts, look, larger) * enough
-    return most, step * enough, step * HOPE * hyperrule.FEWEST_STEPS
+    return most, step * enough, step * WORTH * hyperrule.FEWEST_STEPS
 
 
 def _batch(config: FinetuneConfig, facts: Facts) -> int:

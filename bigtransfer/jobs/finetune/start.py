@@ -31,9 +31,12 @@ ALONE = 0.6
 apart better than either (benchmarks/results/pair_cpu_2026-11-27.md)."""
 
 TOGETHER, TOGETHER_ALONE = 0.25, 0.45
-"""Share of the time left that looking with both at all images that are learnt from may take, at two sizes of each, and where no steps can
+"""Share of the time left that looking with both at all images that are learnt from may take, at two sizes of each, and where no steps
 follow; else the better one is taken alone, for which there is time at larger sizes: with 3 minutes for 175 paintings it got 2.5 points more
 than both at smaller ones (docs/lab-notes.md). Test images take what is left in the end, and may be fewer."""
+
+STEPS = 0.25
+"""Share of the time left that the fewest steps may seem to take, where some are to follow: what looking twice and testing leave of it."""
 
 IMAGES, MOST = 200, 1_000
 """By which they are judged, if that is enough of each class; where it is not, by more."""
@@ -108,8 +111,11 @@ def choose(
         return Start(
             model=best, why=f"{tried} {best} is much surer of what is right, and was taken alone. --model names one."
         )
-    share = TOGETHER if hyperrule.enough_to_tune(len(parts.train)) else TOGETHER_ALONE
-    if clock is not None and needed > share * clock.left:
+    if clock is not None and needed > clock.left * (
+        TOGETHER
+        if _followed_by_steps(config, parts, networks[first], found[first], device, clock.left)
+        else TOGETHER_ALONE
+    ):
         return Start(
             model=best,
             why=f"{tried} By the loss {best} was taken; with more time both would stand side by side. --model names one.",
@@ -146,6 +152,17 @@ def _judged(
         at_least=min(len(images), FEWEST * facts.classes),
         progress=True,
     )
+
+
+def _followed_by_steps(
+    config: FinetuneConfig, parts: Splits, first: Network, solved: Solved, device: torch.device, left: float
+) -> bool:
+    """Whether the first network is likely to be trained in the seconds left, which both may take together."""
+    if config.steps is not None:
+        return True
+    facts = decision.find_facts(config, first, first.card, parts, device)
+    fewest = decision.hopes(config, facts, solved.look, solved.view)[-1]
+    return hyperrule.enough_to_tune(len(parts.train)) and fewest < STEPS * left
 
 
 def _loss(solved: Solved) -> float:
