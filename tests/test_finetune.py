@@ -27,7 +27,7 @@ import torch
 from PIL import Image
 
 import bigtransfer
-from bigtransfer import cli, evals, machine, outputs, weights
+from bigtransfer import cli, evals, hyperrule, machine, outputs, weights
 from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard, Readout
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.data import open_dataset, splits
@@ -735,6 +735,7 @@ def test_a_budget_that_is_used_up_says_what_was_not_done(
     monkeypatch.setattr(working, "clock", lambda _, folder, *, since, **__: Clock(folder, 60.0, since=since - 3600))
     monkeypatch.setattr(evaluate, "_BETWEEN", 5)
     monkeypatch.setattr(Clock, "slight", 0.0)
+    monkeypatch.setattr(hyperrule, "enough_to_tune", lambda _: True)  # so that some are held out
     short[1] = str(enough)
     asked = [one for one in short if one not in ("--batch-size", "6", "--crop", "32")]
     assert in_process([*asked, "--budget", "60s"]) == 0
@@ -783,6 +784,7 @@ def test_what_takes_a_moment_is_done_though_the_time_is_up(
     monkeypatch.setattr(Clock, "slight", 600.0)
     monkeypatch.setattr(evaluate, "_BETWEEN", 5)
     monkeypatch.setattr(finetune.baseline.closed, "_PIECE", 5)
+    monkeypatch.setattr(hyperrule, "enough_to_tune", lambda _: True)  # so that some are held out
     short[1] = str(enough)
     assert (
         in_process([*(one for one in short if one not in ("--batch-size", "6", "--crop", "32")), "--budget", "60s"])
@@ -1131,6 +1133,15 @@ def test_too_few_images_to_choose_by(short: list[str], tmp_path: Path, capsys: p
     assert config["recipe"]["steps"] == 0 and config["data"]["val"] == 0
     assert "too few to hold some out" in capsys.readouterr().out
     assert card.recipe is not None and "too few" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_no_image_is_held_out_where_no_training_is_to_be_judged(short: list[str], enough: Path, tmp_path: Path) -> None:
+    """36 images are enough to hold some out, and too few to be fine-tuned on: the closed form learns from all of them."""
+    short[1] = str(enough)
+    short = [one for one in short if one not in ("--batch-size", "6")]
+    assert in_process([*short, "--budget", "60s"]) == 0
+    _, config = card_and_config(tmp_path / "run")
+    assert config["recipe"]["steps"] == 0 and (config["data"]["train"], config["data"]["val"]) == (36, 0)
 
 
 def test_what_the_closed_form_costs(tiny: Path) -> None:

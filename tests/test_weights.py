@@ -1007,6 +1007,20 @@ def test_what_is_no_weight_file(tmp_path: Path, content: bytes, message: str) ->
         assert name in str(caught.value)
 
 
+def test_a_header_as_long_as_a_web_page_begins(tmp_path: Path) -> None:
+    """safetensors begins with the header's length, whose bytes may be those of "<" and white space before it."""
+    file = tmp_path / "m.safetensors"
+    weights.save(file, ours())
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    for wanted in (0x3C, 0x3C20):
+        padding = (wanted - length) % (1 << (8 if wanted < 256 else 16))
+        header = content[8 : 8 + length] + b" " * padding
+        file.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+        assert file.read_bytes().lstrip(b" ")[:1] == b"<"
+        assert_same_weights(weights.load(file), ours())
+
+
 class Evil:
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return eval, ("open('owned', 'w')",)

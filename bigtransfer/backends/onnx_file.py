@@ -77,6 +77,8 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
 
 def parse(content: bytes, where: str) -> OnnxFile:
     """The same of a file's bytes; errors begin with `where`."""
+    if not content:
+        raise WeightsError(f"{where} is empty. Write or download it again.")
     found = _Found()
     try:
         _walk(memoryview(content), "model", found)

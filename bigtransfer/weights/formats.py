@@ -138,6 +138,10 @@ def _kind(path: Path) -> Callable[[Path, contextlib.ExitStack], _Opened]:
         raise WeightsError(f"{path} is empty. Download or save it again.")
     if start.startswith(b"version https://git-lfs.github.com"):
         raise WeightsError(f"{path} is only a Git LFS pointer; `git lfs pull` in its repository gets the weights.")
+    # safetensors begins with the length of its header, any bytes.
+    length = int.from_bytes(start[:8], "little")
+    if start[8:9] == b"{" and length < 100_000_000:
+        return _open_safetensors
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise WeightsError(f"{path} is a web page, not weights: its download went wrong. Download it again.")
     if start.startswith(b"\x89HDF"):
@@ -147,9 +151,6 @@ def _kind(path: Path) -> Callable[[Path, contextlib.ExitStack], _Opened]:
             entries = archive.namelist()
             _check_extent(path, sum(entry.file_size for entry in archive.infolist()))
         return _open_torch if any(entry.endswith("data.pkl") for entry in entries) else _open_npz
-    length = int.from_bytes(start[:8], "little")
-    if start[8:9] == b"{" and length < 100_000_000:
-        return _open_safetensors
     if start[:1] == b"\x80":  # a bare pickle: torch.save before version 1.6
         return _open_torch
     raise WeightsError(f"{path} is no weight file that is known here (safetensors, .npz, PyTorch).")
