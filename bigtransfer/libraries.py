@@ -198,12 +198,8 @@ def _before_norms(body: Body, backbone: Backbone) -> list[tuple[str, str]]:
         with Following():
             image = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
             body.run(body.network, image, range(catalog.MOST_STAGES))
-    except (
-        AssertionError,
-        IndexError,
-        KeyError,
-    ):  # a card that names stages that are not there: who looks at them says so
-        return []
+    except (AssertionError, IndexError, KeyError):
+        return []  # a card that names stages that are not there: who looks at them says so
     finally:
         for hook in hooks:
             hook.remove()

@@ -468,12 +468,21 @@ def test_what_bit_convert_did_not_write_is_not_run(
         backends.opened(file)
 
 
+def test_a_card_of_stages_that_are_not_there() -> None:
+    network = weights.load("efficientnet-lite0", num_classes=0)
+    assert network.architecture.backbone is not None
+    backbone = dataclasses.replace(network.architecture.backbone, taps=("0", "1", "2", "3", "9"))
+    network.architecture = dataclasses.replace(network.architecture, backbone=backbone)
+    with pytest.raises(WeightsError, match="cannot be looked at as the model says"):
+        graph.onnx_model(network)
+
+
 def test_damaged_files(exported: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     content, file = exported[1].read_bytes(), tmp_path / "damaged.onnx"
     rng = np.random.default_rng(0)
     for kept in (0, 1, 7, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:kept])
-        with pytest.raises(WeightsError):
+        with pytest.raises(WeightsError, match=r"damaged\.onnx is empty" if kept == 0 else ""):
             backends.opened(file)
     for _ in range(30):  # anything but a crash
         noisy = bytearray(content)

@@ -291,7 +291,12 @@ def _lite_maps(
     body: Any = network.body
     backbone = network.architecture.backbone
     assert backbone is not None
-    ends = [body.stage_ends[int(tap)] for tap in backbone.taps]
+    try:
+        ends = [body.stage_ends[int(tap)] for tap in backbone.taps]
+    except IndexError as error:
+        raise WeightsError(
+            f"{network.architecture.name} cannot be looked at as the model says: it has {len(body.stage_ends)} stages here."
+        ) from error
 
     def layer(x: str, conv: Any, norm: Any, name: str) -> str:
         nonlocal side

@@ -6,6 +6,7 @@ Which features, of which blocks and at which sizes, is chosen by leave-one-out (
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -158,14 +159,16 @@ def solve(
     started = time.perf_counter()
     classes = len(images.class_names)
     looking, passed, seen_so_far = 0.0, 0.0, 0
-    ready: dict[View, Network] = {}
+
+    @functools.cache
+    def looking_with(view: View) -> Network:
+        return looking_at(network, view, device, dtype)
 
     def features_of(some: ImageSet, view: View) -> tuple[Tensor, Tensor]:
         nonlocal looking, passed, seen_so_far
         began, total = time.perf_counter(), max(len(images), seen_so_far + len(some))
         hidden = None if progress else True
-        if view not in ready:
-            ready[view] = looking_at(network, view, device, dtype)
+        at_hand = looking_with(view)
         with tqdm(total=total, initial=seen_so_far, desc="looking", unit="img", disable=hidden, leave=False) as bar:
             found = features(
                 network,
@@ -176,7 +179,7 @@ def solve(
                 dtype=dtype,
                 batch_size=batch_size,
                 bar=bar,
-                at_hand=ready[view],
+                at_hand=at_hand,
             )
         seen_so_far += len(some)
         looking += time.perf_counter() - began

@@ -143,15 +143,15 @@ def usable(
     if split_file is None:
         fraction = 0.0 if as_it_is and config.val_fraction is None else config.val_fraction
         if fraction is None:
-            judges = min(MOST_JUDGES, max(OWN_VALIDATION, JUDGES / max(1, len(train))))
+            share = min(MOST_JUDGES, max(OWN_VALIDATION, JUDGES / max(1, len(train))))
             # Images that judge a training are taken from it; of fewer than it needs there is none to be judged.
-            trained = config.steps is not None or hyperrule.enough_to_tune(int((1 - judges) * len(train)))
-            judged = config.budget is not None and config.pretrained and trained
-            judged = judged and len(train) >= JUDGING * len(train.class_names)
+            trained = config.steps is not None or hyperrule.enough_to_tune(int((1 - share) * len(train)))
+            several = len(train) >= JUDGING * len(train.class_names)
+            judged = config.budget is not None and config.pretrained and trained and several
             wanted = val is None and (test is None or train.several or judged)
             fraction = OWN_VALIDATION if wanted and train.class_counts().max() > 1 else 0.0
             if fraction and judged:
-                fraction = judges
+                fraction = share
         elif fraction > 0 and val is not None:
             raise ConfigError("--val-fraction has no effect: the data set has a validation part of its own.")
         if fraction > 0:

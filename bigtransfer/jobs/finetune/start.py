@@ -111,15 +111,13 @@ def choose(
         return Start(
             model=best, why=f"{tried} {best} is much surer of what is right, and was taken alone. --model names one."
         )
-    if clock is not None and needed > clock.left * (
-        TOGETHER
-        if _followed_by_steps(config, parts, networks[first], found[first], device, clock.left)
-        else TOGETHER_ALONE
-    ):
-        return Start(
-            model=best,
-            why=f"{tried} By the loss {best} was taken; with more time both would stand side by side. --model names one.",
-        )
+    if clock is not None:
+        followed = _followed_by_steps(config, parts, networks[first], found[first], device, clock.left)
+        if needed > clock.left * (TOGETHER if followed else TOGETHER_ALONE):
+            return Start(
+                model=best,
+                why=f"{tried} By the loss {best} was taken; with more time both would stand side by side. --model names one.",
+            )
     return Start(
         model=both,
         why=f"{tried} They stand side by side: one classifier sees what both make of an image. --model names one.",
