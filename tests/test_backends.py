@@ -482,7 +482,7 @@ def test_damaged_files(exported: tuple[Path, Path, Path], tmp_path: Path, monkey
     rng = np.random.default_rng(0)
     for kept in (0, 1, 7, len(content) // 2, len(content) - 1):
         file.write_bytes(content[:kept])
-        with pytest.raises(WeightsError, match=r"damaged\.onnx is empty" if kept == 0 else ""):
+        with pytest.raises(WeightsError, match=r"damaged\.onnx is empty" if kept == 0 else None):
             backends.opened(file)
     for _ in range(30):  # anything but a crash
         noisy = bytearray(content)
