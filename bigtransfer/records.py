@@ -85,13 +85,28 @@ def parse(content: str | bytes, where: str, error: type[BitError]) -> Any:
         )
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_once)
     except UnicodeDecodeError as failed:
         raise error(f"{where} is not UTF-8 text ({failed.reason} at byte {failed.start}).") from failed
     except RecursionError as failed:
         raise error(f"{where} is nested too deeply.") from failed
+    except _Twice as failed:
+        raise error(f"{where} has {failed} twice in one object, and which of the two is meant is unknown.") from failed
     except ValueError as failed:
         raise error(f"{where} is not JSON: {failed}.") from failed
+
+
+class _Twice(ValueError):
+    """A key that stands in one JSON object more than once, of which some programs read the first and some the last."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise _Twice(repr(key)[:100])
+        found[key] = value
+    return found
 
 
 def convert(value: Any, form: type[T], where: str, error: type[BitError]) -> T:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import bigtransfer
-from bigtransfer import catalog, libraries, model, weights
+from bigtransfer import catalog, cli, libraries, model, weights
 from bigtransfer.catalog import Architecture, Backbone, ModelCard, Readout
 from bigtransfer.errors import BitError, ConfigError, DownloadError, WeightsError
 from bigtransfer.predictor import Predictor
@@ -48,6 +48,19 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in TINY:
         safetensors.torch.save_file(theirs(name).state_dict(), folder / f"{name}.safetensors")
     return {name: folder / f"{name}.safetensors" for name in TINY}
+
+
+def test_negative_variances_are_refused(
+    files: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of which the answers would be no numbers, or, where they are small, numbers like any others."""
+    network = weights.load(f"timm:test_resnet@{files['test_resnet']}")
+    name = next(name for name in network.state_dict() if name.endswith("running_var"))
+    network.state_dict()[name][0] = -1e-6
+    weights.save(file := tmp_path / "m.safetensors", network)
+    for command in (["info", str(file)], ["convert", str(file), str(tmp_path / "other.onnx"), "--to", "onnx"]):
+        assert cli.main(command) == 2
+        assert f"{file} holds negative variances, in {name}: it is damaged." in capsys.readouterr().err
 
 
 def normalized(pixels: Tensor, name: str) -> Tensor:

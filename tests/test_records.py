@@ -56,6 +56,7 @@ def test_a_record_of_the_form_is_read() -> None:
         ("", "f.json is not JSON"),
         ("[" * 100_000, "f.json is nested too deeply"),
         ("9" * 5000, "f.json is not JSON"),
+        ('{"inner": {"size": 1, "mode": "a", "size": 2}}', "f.json has 'size' twice in one object"),
     ],
 )
 def test_another_form_is_refused_with_file_and_field(text: str, said: str, tmp_path: Path) -> None:

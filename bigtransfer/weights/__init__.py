@@ -309,14 +309,17 @@ def _adapted(card: ModelCard, num_classes: int | None, in_chans: int | None) -> 
 
 
 def _finite(tensor: Tensor, name: str, path: Path) -> Tensor:
-    """The tensor; WeightsError if one of its numbers is not finite."""
+    """The tensor; WeightsError if one of its numbers is not finite, or a variance is negative, of which the root would be no number."""
     if not tensor.is_floating_point() or not tensor.numel():
         return tensor
     numbers = tensor.float() if tensor.element_size() == 1 else tensor  # those of 8 bits know few operations
-    if not torch.stack(numbers.aminmax()).isfinite().all():
+    least, most = numbers.aminmax()
+    if not (least.isfinite() and most.isfinite()):
         raise WeightsError(
             f"{path} holds numbers that are not finite, in {name}: it is damaged, or its training diverged. Take another copy."
         )
+    if name.endswith("running_var") and least < 0:
+        raise WeightsError(f"{path} holds negative variances, in {name}: it is damaged. Take another copy.")
     return tensor
 
 

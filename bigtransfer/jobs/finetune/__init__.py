@@ -88,6 +88,8 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         if undecided:
             work.enter("to choose the network")
         begin = start.choose(config, parts, networks, device, clock)
+        if begin.why:
+            print(f"        {begin.why}", flush=True)
         model = networks[begin.model] if begin.model in networks else side_by_side(*networks.values())
         networks.clear()
         config, card = dataclasses.replace(config, model=begin.model), model.card
@@ -115,7 +117,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             found = baseline.recall(run)
             if dataset.changed(opened, begun.data):
                 print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
-        _tell_plan(config, card, parts, plan, found)
+        _tell_plan(config, card, parts, plan, found, told=begin.why)
         work.enter("to fine-tune" if plan.recipe.steps else "to measure it")
         work.track()
         taken, made, steps = plan.recipe, None, 0
@@ -246,10 +248,11 @@ def _tell_data(config: FinetuneConfig, parts: Splits) -> None:
 
 
 def _tell_plan(
-    config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan, found: Closed | None
+    config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan, found: Closed | None, told: str
 ) -> None:
-    """Print what will be done and why."""
+    """Print what will be done and why. told: the one of its notes that stands there already."""
     recipe, uneven = plan.recipe, splits.imbalance(parts.train)
+    notes = [note for note in recipe.notes if note != told]
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
     if found is not None:
         of = f"{found.images:,}"
@@ -268,7 +271,7 @@ def _tell_plan(
         if note := found.chance_note(parts.train.class_names):
             print(f"warning: {note}", file=sys.stderr)
     if not recipe.steps:
-        for note in recipe.notes:
+        for note in notes:
             print(f"        {note}")
         return
     print(
@@ -276,6 +279,6 @@ def _tell_plan(
         f"{recipe.base_learning_rate:.3g}, {'MixUp ' + str(recipe.mixup_alpha) if recipe.mixup_alpha else 'no MixUp'}, "
         f"{plan.dtype} on {plan.device}"
     )
-    for note in recipe.notes:
+    for note in notes:
         print(f"        {note}")
     sys.stdout.flush()

@@ -109,14 +109,16 @@ def choose(
     needed = sum(one.seconds / one.images for one in found.values()) * learnt
     if min(losses.values()) < ALONE * max(losses.values()):
         return Start(
-            model=best, why=f"{tried} {best} is much surer of what is right, and was taken alone. --model names one."
+            model=best, why=f"{tried} By the loss {best} is far ahead, and was taken alone. --model names one."
         )
     if clock is not None:
         followed = _followed_by_steps(config, parts, networks[first], found[first], device, clock.left)
         if needed > clock.left * (TOGETHER if followed else TOGETHER_ALONE):
+            minutes = math.ceil((clock.seconds - clock.left + needed / TOGETHER) / 60)
             return Start(
                 model=best,
-                why=f"{tried} By the loss {best} was taken; with more time both would stand side by side. --model names one.",
+                why=f"{tried} By the loss {best} was taken; within about --budget {minutes}m there would be time for both side by side. "
+                "--model names one.",
             )
     return Start(
         model=both,
