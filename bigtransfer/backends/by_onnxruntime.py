@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,15 +14,12 @@ from bigtransfer.backends.exported import (
     Session,
     opening,
     refuse_precision,
-    results_of,
 )
 from bigtransfer.backends.onnx_file import OnnxFile
-from bigtransfer.catalog import ModelCard
 from bigtransfer.errors import ConfigError
 from bigtransfer.machine import threads
 
 _PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-_TYPES = {"tensor(uint8)": np.uint8, "tensor(float)": np.float32}
 
 
 class _Session(Session):
@@ -33,17 +31,16 @@ class _Session(Session):
         if file.quantized:
             refuse_precision(precision, where)
         runtime = extra("onnxruntime", "onnx")
-        self.card, self.device, self.precision = file.card, device or "cpu", "int8" if file.quantized else "fp32"
-        self._where = where
+        self._file, self._where, self.card = file, where, file.card
+        self.device, self.precision = device or "cpu", "int8" if file.quantized else "fp32"
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads()
         options.log_severity_level = 4  # what is wrong is raised as well
         with opening(where):
             self._session = runtime.InferenceSession(file.content, options, providers=[_provider(runtime, self.device)])
-            self._type, self._results = _checked(self._session, file.card)
 
-    def _computed(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
-        return dict(zip(names, self._session.run(names, {"image": images}), strict=True))
+    def _computed(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
+        return dict(zip(names, self._session.run([*names], {"image": images}), strict=True))
 
 
 class OnnxRuntime(_Session, ExportedClassifier):
@@ -60,11 +57,3 @@ def _provider(runtime: Any, device: str) -> Any:
     if name is None or (number and not number.isdecimal()) or name not in runtime.get_available_providers():
         raise ConfigError(f"onnxruntime has no device {device!r} here; take --device cpu.")
     return (name, {"device_id": int(number or 0)}) if kind == "cuda" else name
-
-
-def _checked(session: Any, card: ModelCard) -> tuple[Any, list[str]]:
-    """What the graph takes, np.uint8 or np.float32, and the names of its results that are asked for."""
-    (image,) = session.get_inputs()
-    shape = [0 if isinstance(length, str) else length for length in image.shape]
-    given = {one.name: one.shape[1:] for one in session.get_outputs() if one.type == "tensor(float)"}
-    return _TYPES[image.type], results_of(card, image.name, shape, given)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from threading import Lock
 from typing import ClassVar
 
@@ -18,14 +18,12 @@ from bigtransfer.backends.exported import (
     Session,
     opening,
     refuse_precision,
-    results_of,
 )
 from bigtransfer.backends.onnx_file import OnnxFile
 from bigtransfer.errors import ConfigError
 from bigtransfer.machine import threads
 
 _HINTS = {"fp32": "f32", "bf16": "bf16"}
-_TYPES = {"u8": np.uint8, "f32": np.float32}
 
 
 class _SignalStack(ctypes.Structure):
@@ -67,7 +65,7 @@ class _Session(Session):
             raise ConfigError(f"openvino computes on the CPU here, not on {device!r}; take --device cpu.")
         if file.quantized:
             refuse_precision(precision, where)
-        self.card, self.device, self._where = file.card, "cpu", where
+        self._file, self._where, self.card, self.device = file, where, file.card, "cpu"
         with signal_stack_kept():
             core = openvino.Core()
             native = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
@@ -88,18 +86,11 @@ class _Session(Session):
         with opening(where):
             with signal_stack_kept():
                 model = core.read_model(file.content)
-            (image,) = model.inputs
-            shape = [length.get_length() if length.is_static else 0 for length in image.partial_shape]
-            given = {
-                one.any_name: [length.get_length() for length in list(one.partial_shape)[1:]] for one in model.outputs
-            }
-            self._results = results_of(file.card, image.any_name, shape, given)
-            self._type = _TYPES[image.element_type.get_type_name()]
             with signal_stack_kept():
                 self._request = core.compile_model(model, "CPU", options).create_infer_request()
         self._one_at_a_time = Lock()
 
-    def _computed(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    def _computed(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         with self._one_at_a_time:
             found = self._request.infer({"image": images})
             return {name: np.array(found[name]) for name in names}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +14,7 @@ from bigtransfer.backends import Backend, DetectorBackend, Name, Precision, not_
 from bigtransfer.backends.onnx_file import OnnxFile
 from bigtransfer.catalog import ANCHORS, ModelCard
 from bigtransfer.errors import ConfigError, WeightsError
-from bigtransfer.objects import Objects, anchors, chosen, places
+from bigtransfer.objects import Objects, anchors, chosen
 
 
 class Session(ABC):
@@ -27,18 +27,15 @@ class Session(ABC):
     precision: str
     _where: str
     """What errors call the file."""
-    _results: list[str]
-    """Names, of `results_of`."""
-    _type: Any
-    """Of the graph's input, np.uint8 or np.float32."""
+    _file: OnnxFile
 
     @abstractmethod
     def __init__(self, file: OnnxFile, where: str, device: str | None, precision: Precision) -> None:
         """where: what errors call the file. device: None is the CPU."""
 
-    def outputs(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    def outputs(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The graph's results of those names on uint8 `(n, channels, size, size)`."""
-        if self._type is np.float32:
+        if self._file.takes == "float32":
             images = scaled(images)
         try:
             return self._computed(np.ascontiguousarray(images), names)
@@ -46,13 +43,13 @@ class Session(ABC):
             raise WeightsError(f"{self._where}: {self.library} cannot compute it ({short(error)}).") from error
 
     @abstractmethod
-    def _computed(self, images: np.ndarray, names: list[str]) -> dict[str, np.ndarray]:
+    def _computed(self, images: np.ndarray, names: Sequence[str]) -> dict[str, np.ndarray]:
         """The same of what the graph takes."""
 
 
 class ExportedClassifier(Session, Backend):
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = self.outputs(images, self._results)
+        found = self.outputs(images, self._file.results)
         return answers([*found.values()], len(images), self.card, self._where)
 
 
@@ -72,7 +69,7 @@ class ExportedDetector(Session, DetectorBackend):
 
     def computed(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """float32 (n, anchors, classes) and (n, anchors, 4), as `detector.Outputs` has them."""
-        found = self.outputs(images, self._results)
+        found = self.outputs(images, self._file.results)
         count = sum(map(len, self._anchors)) // ANCHORS
         made = []
         for name, width in (("logits", self.card.num_classes), ("offsets", 4)):
@@ -118,25 +115,6 @@ def answers(results: list[Any], count: int, card: ModelCard, where: str) -> tupl
             f"{where} gives {[array.shape for array in found]} for {count} images, which is not what its card says."
         )
     return found[0], found[-1]
-
-
-def results_of(card: ModelCard, name: str, shape: list[int], given: Mapping[str, list[Any]]) -> list[str]:
-    """The names of a graph's results that are asked for. name, shape: of its input; lengths that are free are 0. given: its results, with
-    their lengths but the batch's. ValueError where they are not those of a network of that card."""
-    batch, channels, *sides = shape
-    side = card.input.size
-    if (name, batch, channels) != ("image", 0, card.architecture.in_chans) or sides not in ([0, 0], [side, side]):
-        raise ValueError(f"its input is {name} {shape}")
-    wanted = {"features": [card.architecture.num_features]}
-    if card.detector is not None:
-        count = sum(one**2 for one in places(side))
-        wanted = {"logits": [ANCHORS * card.num_classes, count], "offsets": [ANCHORS * 4, count]}
-    elif card.num_classes:
-        wanted["logits"] = [card.num_classes]
-    for result, width in wanted.items():
-        if given.get(result) != width:
-            raise ValueError(f"its result {result} has the shape {given.get(result)} an image, not {width}")
-    return list(wanted)
 
 
 def short(error: Exception) -> str:

@@ -9,14 +9,16 @@ those of people you trust.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
 from bigtransfer import files
-from bigtransfer.catalog import ModelCard
+from bigtransfer.catalog import ANCHORS, ModelCard
 from bigtransfer.errors import WeightsError
+from bigtransfer.objects import places
 
 CARD_KEY = "bigtransfer"
 """Key of the model card among the file's metadata."""
@@ -59,6 +61,10 @@ class OnnxFile:
 
     content: bytes
     card: ModelCard
+    takes: Literal["uint8", "float32"]
+    """Type of the graph's input `image`, (batch, channels, height, width): pixels from 0 to 255, or from -1 to 1."""
+    results: tuple[str, ...]
+    """Names of what the graph gives that is asked for: features and logits, of a detector logits and offsets."""
     quantized: bool = False
     """Whether its convolutions compute in int8 (`int8.quantized`)."""
 
@@ -103,14 +109,60 @@ def parse(content: bytes, where: str) -> OnnxFile:
         text = texts[0].decode("utf-8")
     except UnicodeDecodeError as error:
         raise WeightsError(f"{where}: its card is not UTF-8 text.") from error
-    return OnnxFile(content, ModelCard.from_json(text, f"{where}: its card"), "QuantizeLinear" in found.operations)
+    card = ModelCard.from_json(text, f"{where}: its card")
+    try:
+        takes, results = _taken(found.inputs, card), _results(found.outputs, card)
+    except _Unlike as error:
+        raise WeightsError(f"{where} is damaged, or not what its card says ({error}).") from error
+    return OnnxFile(content, card, takes, results, "QuantizeLinear" in found.operations)
+
+
+@dataclass(frozen=True)
+class _Declared:
+    """What a graph says of one of its inputs or outputs."""
+
+    name: str
+    type: int
+    """TensorProto.DataType."""
+    lengths: list[int]
+    """0: free, or not stated."""
+
+
+class _Unlike(Exception):
+    """A graph that is not of a network of its card."""
+
+
+def _taken(inputs: list[_Declared], card: ModelCard) -> Literal["uint8", "float32"]:
+    side = card.input.size
+    free, fixed = ([0, card.architecture.in_chans, *sides] for sides in ([0, 0], [side, side]))
+    told = ", ".join(f"{one.name} {one.lengths}" for one in inputs)[:200]
+    if len(inputs) != 1 or inputs[0].name != "image" or inputs[0].lengths not in (free, fixed):
+        raise _Unlike(f"its input is {told}")
+    types: Mapping[int, Literal["uint8", "float32"]] = {_UINT8: "uint8", _FLOAT32: "float32"}
+    if inputs[0].type not in types:
+        raise _Unlike(f"its input is {told} of type {inputs[0].type}")
+    return types[inputs[0].type]
+
+
+def _results(outputs: list[_Declared], card: ModelCard) -> tuple[str, ...]:
+    wanted = {"features": [card.architecture.num_features]}
+    if card.detector is not None:
+        count = sum(one**2 for one in places(card.input.size))
+        wanted = {"logits": [ANCHORS * card.num_classes, count], "offsets": [ANCHORS * 4, count]}
+    elif card.num_classes:
+        wanted["logits"] = [card.num_classes]
+    given = {one.name: one.lengths[1:] for one in outputs if one.type == _FLOAT32}
+    for name, lengths in wanted.items():
+        if given.get(name) != lengths:
+            raise _Unlike(f"its result {name} has the shape {given.get(name)} an image, not {lengths}")
+    return tuple(wanted)
 
 
 # --- Protocol Buffers
 
 _MESSAGES: dict[str, dict[int, str]] = {
     "model": {7: "graph", 8: "opset", 14: "entry", 20: "training", 25: "function"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "graph": {1: "node", 5: "tensor", 11: "input", 12: "output", 15: "sparse"},
     "node": {4: "operator", 5: "attribute", 7: "domain"},
     "attribute": {5: "tensor", 6: "subgraph", 10: "tensor", 11: "subgraph", 22: "sparse", 23: "sparse"},
     "tensor": {2: "type", 4: "floats", 5: "whole", 9: "bytes", 13: "external", 14: "location"},
@@ -129,7 +181,8 @@ _REFUSED = {
     "not finite": "has weights that are not finite numbers",
 }
 _LENGTH, _VARINT, _SINGLE, _FIXED = 2, 0, 5, {1: 8, 5: 4}
-_NUMBERS: dict[int, str] = {1: "<f4", 2: "", 3: "", 6: "", 7: "", 10: "<f2"}
+_FLOAT32, _UINT8 = 1, 2
+_NUMBERS: dict[int, str] = {_FLOAT32: "<f4", _UINT8: "", 3: "", 6: "", 7: "", 10: "<f2"}
 """TensorProto.DataType: float32, uint8, int8, int32, int64, float16; of those that may be infinite how they lie in the file."""
 
 
@@ -140,6 +193,8 @@ class _Malformed(Exception):
 @dataclass
 class _Found:
     operations: list[str] = field(default_factory=list)
+    inputs: list[_Declared] = field(default_factory=list)
+    outputs: list[_Declared] = field(default_factory=list)
     metadata: list[tuple[bytes, bytes]] = field(default_factory=list)
     refused: str = ""
 
@@ -175,6 +230,10 @@ def _walk(message: memoryview, kind: str, found: _Found) -> None:
             found.refused = _REFUSED[what]
         elif what in entry:
             entry[what] = bytes(value)
+        elif what == "input":
+            found.inputs.append(_declared(value))
+        elif what == "output":
+            found.outputs.append(_declared(value))
         elif what == "operator":
             found.operations.append(bytes(value).decode("utf-8", "replace"))
         elif what == "domain":
@@ -189,6 +248,24 @@ def _walk(message: memoryview, kind: str, found: _Found) -> None:
         found.refused = _REFUSED["not finite"]
     if kind == "entry":
         found.metadata.append((entry["key"], entry["value"]))
+
+
+def _declared(message: memoryview) -> _Declared:
+    """Of a ValueInfoProto: name 1, type 2; in that tensor_type 1; in that elem_type 1, shape 2; in that dim 1; in that dim_value 1."""
+    tensors = [tensor for kind in _parts(message, 2) for tensor in _parts(kind, 1)]
+    dims = [dim for tensor in tensors for shape in _parts(tensor, 2) for dim in _parts(shape, 1)]
+    name = b"".join(map(bytes, _parts(message, 1))).decode("utf-8", "replace")
+    types = [value for tensor in tensors for value in _numbers(tensor, 1)]
+    return _Declared(name, types[-1] if types else 0, [sum(_numbers(dim, 1)) for dim in dims])
+
+
+def _parts(message: memoryview, wanted: int) -> list[memoryview]:
+    """The fields of that number that hold messages or text."""
+    return [value for number, _, value in _fields(message) if number == wanted and isinstance(value, memoryview)]
+
+
+def _numbers(message: memoryview, wanted: int) -> list[int]:
+    return [value for number, _, value in _fields(message) if number == wanted and isinstance(value, int)]
 
 
 def _finite(content: memoryview, kind: str) -> bool:
