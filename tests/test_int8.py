@@ -67,6 +67,15 @@ def test_what_it_costs_is_measured_and_stored(
     assert {"QuantizeLinear", "DequantizeLinear"} < kinds
 
 
+def test_no_sum_of_two_products_is_cut_off(made: tuple[Path, Path, Path]) -> None:
+    """Processors without VNNI add pairs of products, of at most 255 and a weight, in 16 bits: 2 * 255 * 127 does not fit."""
+    stored = [onnx.numpy_helper.to_array(one) for one in onnx.load(made[2]).graph.initializer]
+    kernels = [one for one in stored if one.dtype == np.int8 and one.ndim == 4]
+    assert len(kernels) >= 5
+    largest = max(int(np.abs(one.astype(int)).max()) for one in kernels)
+    assert 60 <= largest and 2 * 255 * largest < 2**15
+
+
 @pytest.mark.parametrize("by", ["onnxruntime", "openvino"])
 def test_both_backends_compute_it(made: tuple[Path, Path, Path], by: Any) -> None:
     model, data, file = made
