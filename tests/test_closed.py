@@ -302,7 +302,12 @@ def test_each_of_two_networks_has_its_own_scatter(known: tuple[bool, bool]) -> N
 def test_a_classifier_of_two_networks_is_that_of_what_both_make_of_the_images(
     pictures: data.ImageSet, tmp_path: Path
 ) -> None:
+    """The mean of those of both together and of either alone, each with what is known of its scatter."""
     both = pair()
+    assert isinstance(both, model.Joined) and both.beside is not None
+    generator = torch.Generator().manual_seed(0)
+    for network, arch in ((both, SMALL), (both.beside, Architecture(units=(1, 1)))):
+        network.scatter = torch.randn(3, 2 * sum(arch.stages), generator=generator)
     choices = closed.views(both, (16, 24), beside=(24, 32))
     found = solved(pictures, choices, both, held_out=pictures)
     labels = torch.from_numpy(np.asarray(pictures.labels))
@@ -310,7 +315,15 @@ def test_a_classifier_of_two_networks_is_that_of_what_both_make_of_the_images(
     images = images.permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
         seen = model.reading(both, found.view.on(both.architecture)).features(images)
-        expected = linear.fit(seen, labels, 3, discriminant=True)
+        own, theirs = found.view.apart()
+        columns = torch.arange(seen.shape[1]).split(
+            [own.on(SMALL).num_features, theirs.on(Architecture(units=(1, 1))).num_features]
+        )
+        alone = [closed.scatter(both.beside, theirs), closed.scatter(both, found.view)]
+        assert alone[0] is not None and alone[1] is not None
+        first = alone[1][: -len(alone[0]), : len(columns[0])]
+        parts = [linear.Part(columns[0], first), linear.Part(columns[1], alone[0])]
+        expected = linear.fit(seen, labels, 3, discriminant=True, scatter=alone[1], parts=parts)
         torch.testing.assert_close(found.model(images), expected.head(seen), rtol=1e-3, atol=1e-3)
         weights.save(tmp_path / "both.safetensors", found.model)
         again = weights.load(tmp_path / "both.safetensors")
@@ -539,6 +552,7 @@ def test_every_image_counts_whichever_view_is_chosen(pictures: data.ImageSet, mo
             balanced: bool,
             discriminant: bool,
             scatter: Tensor | None,
+            parts: list[linear.Part],
             fits=fits,
             losses=losses,
         ) -> linear.Probe:

@@ -73,7 +73,7 @@ def test_no_sum_of_two_products_is_cut_off(made: tuple[Path, Path, Path]) -> Non
     kernels = [one for one in stored if one.dtype == np.int8 and one.ndim == 4]
     assert len(kernels) >= 5
     largest = max(int(np.abs(one.astype(int)).max()) for one in kernels)
-    assert 60 <= largest and 2 * 255 * largest < 2**15
+    assert largest >= 60 and 2 * 255 * largest < 2**15
 
 
 @pytest.mark.parametrize("by", ["onnxruntime", "openvino"])

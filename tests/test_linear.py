@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -184,6 +185,46 @@ def test_the_mean_of_regression_and_discriminant_is_what_both_give_when_solved_p
     expected = (one / first + other / second + prior) / 2 / third
     found = probe.head(features).detach().double().numpy()
     np.testing.assert_allclose(softened(found), softened(expected), rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("balanced", [False, True])
+def test_with_parts_it_is_the_mean_of_the_classifiers_of_all_features_and_of_each_part(balanced: bool) -> None:
+    """Of their logits, also of those without each image, divided by one more temperature; each part with what is known of its scatter."""
+    features, labels = lopsided(12)
+    labels = labels.clamp_max(2)
+    generator = torch.Generator().manual_seed(2)
+    known = torch.randn(2, 5, generator=generator)
+    scatter = torch.block_diag(known, torch.zeros(0, 7))
+    parts = (linear.Part(torch.arange(5), known), linear.Part(torch.arange(5, 12)))
+    how: dict[str, Any] = {"balanced": balanced, "discriminant": True}
+    found = linear.fit(features, labels, 3, scatter=scatter, parts=parts, **how)
+    alone = [
+        linear.fit(features, labels, 3, scatter=scatter, **how),
+        linear.fit(features[:, :5], labels, 3, scatter=known, **how),
+        linear.fit(features[:, 5:], labels, 3, **how),
+    ]
+    seen = (features, features[:, :5], features[:, 5:])
+    counted = (len(labels) / (3 * torch.bincount(labels).double()))[labels] if balanced else None
+    answers = sum(one.answers for one in alone) / 3
+    temperature, loss = linear.best_temperature(answers, labels, counted)
+    assert temperature != pytest.approx(1, abs=0.01)
+    torch.testing.assert_close(found.answers, answers / temperature)
+    assert found.leave_one_out_loss == pytest.approx(loss)
+    assert found.leave_one_out_top1 == pytest.approx(float((answers.argmax(1) == labels).double().mean()))
+    logits = sum(one.head(x) for one, x in zip(alone, seen, strict=True)) / (3 * temperature)
+    torch.testing.assert_close(found.head(features), logits, rtol=1e-4, atol=1e-4)
+    assert (found.penalty, found.temperature) == (alone[0].penalty, alone[0].temperature), "those of all features"
+
+
+def test_parts_of_one_image_of_each_class() -> None:
+    """Of which none can be judged."""
+    features, labels = torch.randn(3, 6, generator=torch.Generator().manual_seed(0)), torch.arange(3)
+    halves = torch.arange(6).split(3)
+    found = linear.fit(features, labels, 3, parts=[linear.Part(half) for half in halves])
+    alone = [linear.fit(features, labels, 3).head(features)]
+    alone += [linear.fit(features[:, half], labels, 3).head(features[:, half]) for half in halves]
+    torch.testing.assert_close(found.head(features), sum(alone) / 3, rtol=1e-4, atol=1e-4)
+    assert math.isnan(found.leave_one_out_loss)
 
 
 def test_a_discriminant_stays_away_where_it_cannot_be_had_or_harms(monkeypatch: pytest.MonkeyPatch) -> None:

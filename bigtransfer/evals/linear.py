@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,6 +46,16 @@ _WORSE = 1.1
 
 _ONE_SHOT_TEMPERATURE = 0.1
 """Where the data cannot tell, because no class has two images: a score difference of 1 becomes 10 nats. A convention."""
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Some of the features, of which a classifier is made for itself."""
+
+    columns: Tensor
+    """Their numbers, int64 `(p,)`."""
+    scatter: Tensor | None = None
+    """As `fit` has it, `(r, p)`."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +132,7 @@ def fit(
     balanced: bool = False,
     discriminant: bool = False,
     scatter: Tensor | None = None,
+    parts: Sequence[Part] = (),
 ) -> Probe:
     """Ridge regression of one-hot targets on standardized features, with a free intercept; all sums in float64.
 
@@ -152,6 +163,10 @@ def fit(
     scatter float `(r, d)`: how images of one class differ elsewhere, in directions S of standardized features, which a classifier is to
     heed the less: the penalty is on |w|^2 + |S w|^2, of the discriminant likewise. It is as if images had been seen before that differ so
     and are of one class (the within-class covariance of probabilistic linear discriminants, Ioffe 2006). None: nothing is known.
+
+    parts: features that are of one kind, as those of one network of two. The classifier is the mean, as linear as they are, of the one on
+    all features, which `penalty` and the like speak of, and of those on each part alone: of their logits, divided by one more temperature.
+    Where all features together are not the best, one of the parts is (benchmarks/results/pair-mean_cpu_2026-11-28.md).
     """
     n, d = features.shape
     _check(labels, num_classes)
@@ -218,6 +233,10 @@ def fit(
     head = nn.Linear(d, num_classes, device=features.device, dtype=torch.float32)
     head.weight.copy_(weight.T)
     head.bias.copy_(bias - rows.mean @ weight)
+    if parts:
+        answers, best = _mean_with(
+            parts, head, answers, best, features, labels, num_classes, balanced, discriminant, counted
+        )
     hits = answers.argmax(1) == labels[judged]
     return Probe(
         head,
@@ -232,6 +251,45 @@ def fit(
         answered=labels[judged].cpu(),
         scatter=scatter,
     )
+
+
+def _mean_with(
+    parts: Sequence[Part],
+    head: nn.Linear,
+    answers: Tensor,
+    loss: float,
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    balanced: bool,
+    discriminant: bool,
+    counted: Tensor | None,
+) -> tuple[Tensor, float]:
+    """Make of `head` its mean with the classifiers of the parts; its answers to the judged images, and their loss. answers, loss: its own
+    before; counted: weights of the judged images."""
+    probes = [
+        fit(
+            features[:, part.columns],
+            labels,
+            num_classes,
+            balanced=balanced,
+            discriminant=discriminant,
+            scatter=part.scatter,
+        )
+        for part in parts
+    ]
+    count, temperature = 1 + len(parts), 1.0
+    if len(answers):
+        mean = torch.stack([answers, *(one.answers.to(answers.device) for one in probes)]).mean(0)
+        together = _Judged.of(0.0, mean, probes[0].answered.to(answers.device), counted)
+        temperature, answers, loss = together.temperature, together.answers, together.loss
+    weight, bias = head.weight.double(), head.bias.double()
+    for part, one in zip(parts, probes, strict=True):
+        weight[:, part.columns] += one.head.weight.double()
+        bias += one.head.bias.double()
+    head.weight.copy_(weight / (count * temperature))
+    head.bias.copy_(bias / (count * temperature))
+    return answers, loss
 
 
 class _Shrunk:

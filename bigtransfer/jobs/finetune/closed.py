@@ -232,9 +232,8 @@ def solve(
     more = in_time(rest, view)
     seen, labels = _joined([*parts, *more])
     began = time.perf_counter()
-    known = scatter(network, view)
     if probe is None or more:  # else it is the one that was judged
-        probe = linear.fit(seen, labels, classes, balanced=balanced, discriminant=True, scatter=known)
+        probe = fit(network, view, seen, labels, classes, balanced=balanced)
     suspected = whole = answers = None
     spent = time.perf_counter() - began
     if not late(spent) and len(seen) <= SUSPECTED:
@@ -243,14 +242,8 @@ def solve(
         more, their_labels = features_of(held_out, view)
         with torch.no_grad():
             answers = probe.head(more)
-        whole = linear.fit(
-            torch.cat([seen, more]),
-            torch.cat([labels, their_labels]),
-            classes,
-            balanced=balanced,
-            discriminant=True,
-            scatter=known,
-        )
+        everything, every_label = torch.cat([seen, more]), torch.cat([labels, their_labels])
+        whole = fit(network, view, everything, every_label, classes, balanced=balanced)
     return Solved(
         model=classifier(network, view, probe.head),
         view=view,
@@ -432,16 +425,47 @@ def judge(
     """The classifier on each view, which knows how good it is by leave-one-out. features `(n, d)`: those of the last view, which has all of
     them; labels `(n,)`. balanced, discriminant: as of `linear.fit`."""
     return {
-        one: linear.fit(
+        one: fit(
+            network,
+            one,
             features[:, columns(choice[-1], one, network.architecture)],
             labels,
             classes,
             balanced=balanced,
             discriminant=discriminant,
-            scatter=scatter(network, one),
         )
         for one in choice
     }
+
+
+def fit(
+    network: Network,
+    view: View,
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    *,
+    balanced: bool = False,
+    discriminant: bool = True,
+) -> Probe:
+    """The classifier on what this view shows of the network `(n, d)`, by all that is known of it: `linear.fit` with its scatter, of two
+    networks side by side as the mean with the classifiers of either alone."""
+    parts: list[linear.Part] = []
+    if isinstance(network, Joined) and network.beside is not None:
+        first = 0
+        for one, seen in zip((network, network.beside), view.apart(), strict=True):
+            wide = seen.on(dataclasses.replace(one.architecture, beside=None)).num_features
+            parts.append(linear.Part(torch.arange(first, first + wide), _scatter(one, seen)))
+            first += wide
+    return linear.fit(
+        features,
+        labels,
+        classes,
+        balanced=balanced,
+        discriminant=discriminant,
+        scatter=scatter(network, view),
+        parts=parts,
+    )
 
 
 def verdicts(probes: Mapping[View, Probe]) -> tuple[Judged, ...]:
