@@ -281,7 +281,8 @@ def test_two_networks_are_seen_side_by_side() -> None:
 
 
 @pytest.mark.parametrize("known", [(True, True), (True, False), (False, True), (False, False)])
-def test_each_of_two_networks_has_its_own_scatter(known: tuple[bool, bool]) -> None:
+def test_each_of_two_networks_has_its_own_scatter(known: tuple[bool, bool], monkeypatch: pytest.MonkeyPatch) -> None:
+    """In the classifier of both, and in that of either alone."""
     both = pair()
     assert isinstance(both, model.Joined) and both.beside is not None
     view = closed.views(both, (16, 24), beside=(24, 32))[-1]
@@ -297,6 +298,14 @@ def test_each_of_two_networks_has_its_own_scatter(known: tuple[bool, bool]) -> N
     else:
         assert scatter is not None
         torch.testing.assert_close(scatter, torch.block_diag(*found))
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(closed.linear, "fit", lambda *_, **given: asked.update(given))
+    closed.fit(both, view, torch.zeros(0), torch.zeros(0), 3)
+    assert asked["scatter"] is None or torch.equal(asked["scatter"], torch.block_diag(*found))
+    first = 0
+    for part, expected, width, given in zip(asked["parts"], found, widths, known, strict=True):
+        assert part.columns.tolist() == list(range(first, first := first + 2 * width))
+        assert torch.equal(part.scatter, expected) if given else part.scatter is None
 
 
 def test_a_classifier_of_two_networks_is_that_of_what_both_make_of_the_images(

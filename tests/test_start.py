@@ -119,13 +119,13 @@ def test_without_the_time_for_both_the_surer_one_is_taken_and_the_first_where_no
     monkeypatch.setattr(start, "_judged", judge)
     monkeypatch.setattr(start, "_followed_by_steps", lambda *_: steps)
     enough = 0.5 * len(parts.train) / share
-    found = chosen(CONFIG, parts, SimpleNamespace(left=enough - 0.1, seconds=enough + 300))
-    minutes = math.ceil(5 + (0.1 + 0.5 * len(parts.train) / start.TOGETHER) / 60)  # for steps may follow in so many
+    found = chosen(CONFIG, parts, SimpleNamespace(left=enough - 0.1, seconds=enough + 330))
+    minutes = math.ceil(5.5 + (0.1 + 0.5 * len(parts.train) / start.TOGETHER) / 60)  # for steps may follow in so many
     words = (
         f"By the loss {taken} was taken; within about --budget {minutes}m there would be time for both side by side. "
     )
     assert found.model == taken and found.why.startswith(tried(losses) + words)
-    assert chosen(CONFIG, parts, SimpleNamespace(left=enough + 0.1, seconds=enough + 300)).model == "a+b"
+    assert chosen(CONFIG, parts, SimpleNamespace(left=enough + 0.1, seconds=enough + 330)).model == "a+b"
     every = Splits(train=parts.train, val=parts.train, test=parts.train)  # the last is measured as far as the time goes
     assert chosen(CONFIG, every, SimpleNamespace(left=2 * enough - 0.1, seconds=2 * enough)).model == taken
     assert chosen(CONFIG, every, SimpleNamespace(left=2 * enough + 0.1, seconds=2 * enough + 1)).model == "a+b"
