@@ -273,6 +273,28 @@ def test_it_helps_to_know_how_images_of_one_class_differ(d: int, apart: float) -
     assert right[1] > right[0] + 0.05 and found[1].leave_one_out_loss < found[0].leave_one_out_loss, right
 
 
+def test_a_scatter_in_blocks_is_that_of_the_same_directions_in_other_words() -> None:
+    """Turned rows say the same (S^T S is), and show no block; columns of which nothing is known may lie between blocks."""
+    generator = torch.Generator().manual_seed(3)
+    features, labels = sample(40, 17)
+    scatter = torch.zeros(8, 17)
+    scatter[:3, 1:6], scatter[3:5, 7:11], scatter[6:, 11:17] = (
+        4 * torch.randn(*shape, generator=generator) for shape in ((3, 5), (2, 4), (2, 6))
+    )
+    scatter[6, 11] = scatter[4, 10] = 0.0
+    order = torch.randperm(8, generator=generator)
+    found = [(columns.start, columns.stop, len(block)) for columns, block in linear._blocks(scatter[order].double())]
+    assert found == [(1, 6, 3), (7, 11, 2), (11, 17, 2)]
+    turn = torch.linalg.qr(torch.randn(8, 8, generator=generator)).Q
+    assert [len(block) for _, block in linear._blocks(turn @ scatter)] == [8]
+    probes = [
+        linear.fit(features, labels, 3, discriminant=True, scatter=one) for one in (scatter[order], turn @ scatter)
+    ]
+    plain = linear.fit(features, labels, 3, discriminant=True)
+    torch.testing.assert_close(probes[0].answers, probes[1].answers, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(probes[0].answers, plain.answers, rtol=1e-2)
+
+
 def test_large_problems_know_the_scatter_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the penalty is chosen by a part of the images."""
     features, labels = sample(60, 40)

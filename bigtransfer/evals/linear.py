@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -294,21 +294,43 @@ def _mean_with(
 
 class _Shrunk:
     """M^(1/2), for M = (I + S^T S)^-1 of a scatter S `(r, d)`: a plain penalty on v, where w = M^(1/2) v, is one on |w|^2 + |S w|^2, and
-    X w = X M^(1/2) v. It is I less a matrix of rank r at most."""
+    X w = X M^(1/2) v. It is I less a matrix of rank r at most, block by block where S is block-diagonal, as that of several sizes and
+    networks is."""
 
     def __init__(self, scatter: Tensor | None, like: Tensor) -> None:
-        self._turn: Tensor | None = None
-        if scatter is not None:
-            scatter = scatter.to(like.device, torch.float64)
-            squares, v = torch.linalg.eigh(scatter @ scatter.T)
+        self._blocks: list[tuple[slice, Tensor, Tensor]] = []
+        for columns, block in () if scatter is None else _blocks(scatter.to(like.device, torch.float64)):
+            squares, v = torch.linalg.eigh(block @ block.T)
             kept = squares > _RANK * squares.max()
             squares, v = squares[kept], v[:, kept]
-            self._turn = scatter.T @ (v / squares.sqrt())
-            self._less = 1 - (1 + squares).rsqrt()
+            self._blocks.append((columns, block.T @ (v / squares.sqrt()), 1 - (1 + squares).rsqrt()))
 
     def __call__(self, rows: Tensor) -> Tensor:
         """Of rows float64 `(n, d)`."""
-        return rows if self._turn is None else rows - ((rows @ self._turn) * self._less) @ self._turn.T
+        if not self._blocks:
+            return rows
+        found = rows.clone()
+        for columns, turn, less in self._blocks:
+            part = rows[:, columns]
+            found[:, columns] -= ((part @ turn) * less) @ turn.T
+        return found
+
+
+def _blocks(matrix: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Columns and contents of each block of a block-diagonal matrix, as many and as small as there are; rows of zeros are left out."""
+    there = (matrix != 0).byte()
+    rows = there.any(1).nonzero()[:, 0]
+    first, last = there[rows].argmax(1), matrix.shape[1] - there[rows].flip(1).argmax(1)
+    block: list[int] = []
+    begin = end = 0
+    for start, stop, row in sorted(zip(first.tolist(), last.tolist(), rows.tolist(), strict=True)):
+        if block and start >= end:
+            yield slice(begin, end), matrix[block, begin:end]
+            block = []
+        begin, end = (begin, max(end, stop)) if block else (start, stop)
+        block.append(row)
+    if block:
+        yield slice(begin, end), matrix[block, begin:end]
 
 
 class _Rows:
