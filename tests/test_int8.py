@@ -132,6 +132,35 @@ def test_too_dear_is_refused(
     assert not (tmp_path / "x.onnx").exists()
 
 
+@pytest.mark.parametrize(("lost", "code"), [(1, 0), (6, 2)])
+def test_one_image_of_few_is_no_loss(
+    made: tuple[Path, Path, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    lost: int,
+    code: int,
+) -> None:
+    """Of the dozen here it would be 8 %, and is a matter of chance."""
+    model, data, _ = made
+    runtimes: list[Any] = []
+
+    class Worse(int8.OnnxRuntime):
+        def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            features, logits = super().run(images)
+            if self not in runtimes:
+                runtimes.append(self)
+                if len(runtimes) == 2:  # that in int8; its first batch
+                    logits[:lost] = -logits[:lost]
+            return features, logits
+
+    monkeypatch.setattr(int8, "OnnxRuntime", Worse)
+    assert cli.main(to_int8(model, tmp_path / "x.onnx", data)) == code
+    told = capsys.readouterr()
+    assert ("int8 loses too much" in told.err) == bool(code) and (tmp_path / "x.onnx").exists() == (not code)
+    assert "too few to see a loss of 2%" in told.out + told.err
+
+
 def test_the_split_is_that_of_the_run(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
     model, data, _ = made
     run = tmp_path / "run"
