@@ -234,9 +234,18 @@ def fit(
     head.weight.copy_(weight.T)
     head.bias.copy_(bias - rows.mean @ weight)
     if parts:
-        answers, best = _mean_with(
-            parts, head, answers, best, features, labels, num_classes, balanced, discriminant, counted
-        )
+        alone = [
+            fit(
+                features[:, part.columns],
+                labels,
+                num_classes,
+                balanced=balanced,
+                discriminant=discriminant,
+                scatter=part.scatter,
+            )
+            for part in parts
+        ]
+        answers, best = _average(head, answers, best, parts, alone, labels[judged], counted)
     hits = answers.argmax(1) == labels[judged]
     return Probe(
         head,
@@ -253,40 +262,25 @@ def fit(
     )
 
 
-def _mean_with(
-    parts: Sequence[Part],
+def _average(
     head: nn.Linear,
     answers: Tensor,
     loss: float,
-    features: Tensor,
+    parts: Sequence[Part],
+    probes: Sequence[Probe],
     labels: Tensor,
-    num_classes: int,
-    balanced: bool,
-    discriminant: bool,
     counted: Tensor | None,
 ) -> tuple[Tensor, float]:
-    """Make of `head` its mean with the classifiers of the parts; its answers to the judged images, and their loss. answers, loss: its own
-    before; counted: weights of the judged images."""
-    probes = [
-        fit(
-            features[:, part.columns],
-            labels,
-            num_classes,
-            balanced=balanced,
-            discriminant=discriminant,
-            scatter=part.scatter,
-        )
-        for part in parts
-    ]
-    count, temperature = 1 + len(parts), 1.0
+    """Make of `head` its mean with the classifiers of parts of the features; the answers to the judged images, and their loss, of that.
+    answers, loss: its own; labels, counted: of the judged images, and their weights."""
+    weight, bias, count, temperature = head.weight.double(), head.bias.double(), 1 + len(parts), 1.0
+    for part, probe in zip(parts, probes, strict=True):
+        weight[:, part.columns] += probe.head.weight.double()
+        bias += probe.head.bias.double()
+        answers = answers + probe.answers.to(answers.device)
     if len(answers):
-        mean = torch.stack([answers, *(one.answers.to(answers.device) for one in probes)]).mean(0)
-        together = _Judged.of(0.0, mean, probes[0].answered.to(answers.device), counted)
-        temperature, answers, loss = together.temperature, together.answers, together.loss
-    weight, bias = head.weight.double(), head.bias.double()
-    for part, one in zip(parts, probes, strict=True):
-        weight[:, part.columns] += one.head.weight.double()
-        bias += one.head.bias.double()
+        mean = _Judged.of(0.0, answers / count, labels, counted)
+        temperature, answers, loss = mean.temperature, mean.answers, mean.loss
     head.weight.copy_(weight / (count * temperature))
     head.bias.copy_(bias / (count * temperature))
     return answers, loss
