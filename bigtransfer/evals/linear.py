@@ -166,7 +166,8 @@ def fit(
 
     parts: features that are of one kind, as those of one network of two. The classifier is the mean, as linear as they are, of the one on
     all features, which `penalty` and the like speak of, and of those on each part alone: of their logits, divided by one more temperature.
-    Where all features together are not the best, one of the parts is (benchmarks/results/pair-mean_cpu_2026-11-28.md).
+    On some tasks one part alone is better than all features are, and there is no telling on which
+    (benchmarks/results/pair-mean_cpu_2026-11-28.md).
     """
     n, d = features.shape
     _check(labels, num_classes)

@@ -450,21 +450,15 @@ def fit(
 ) -> Probe:
     """The classifier on what this view shows of the network `(n, d)`, by all that is known of it: `linear.fit` with its scatter, of two
     networks side by side as the mean with the classifiers of either alone."""
-    parts: list[linear.Part] = []
-    if isinstance(network, Joined) and network.beside is not None:
-        first = 0
-        for one, seen in zip((network, network.beside), view.apart(), strict=True):
-            wide = seen.on(dataclasses.replace(one.architecture, beside=None)).num_features
-            parts.append(linear.Part(torch.arange(first, first + wide), _scatter(one, seen)))
-            first += wide
+    parts = _parts(network, view)
     return linear.fit(
         features,
         labels,
         classes,
         balanced=balanced,
         discriminant=discriminant,
-        scatter=scatter(network, view),
-        parts=parts,
+        scatter=_side_by_side(parts),
+        parts=parts if len(parts) > 1 else (),
     )
 
 
@@ -504,15 +498,31 @@ def columns(seen: View, wanted: View, arch: Architecture) -> Tensor:
 def scatter(network: Network, view: View) -> Tensor | None:
     """What the network knows of how images of one class differ, float32 `(r, d)` for `linear.fit` on what this view shows: at each size the
     same, as features of one image at two sizes differ alike. None where it knows nothing."""
+    return _side_by_side(_parts(network, view))
+
+
+def _parts(network: Network, view: View) -> list[linear.Part]:
+    """What this view shows of the network, or of each of two, with what that one knows."""
     if isinstance(network, Joined) and network.beside is not None:
         both = list(zip((network, network.beside), view.apart(), strict=True))
-        found = [_scatter(one, seen) for one, seen in both]
-        if all(one is None for one in found):
-            return None
-        alone = [seen.on(dataclasses.replace(one.architecture, beside=None)) for one, seen in both]
-        blank = [torch.zeros(0, arch.num_features) for arch in alone]
-        return torch.block_diag(*(none if one is None else one for one, none in zip(found, blank, strict=True)))
-    return _scatter(network, view)
+    else:
+        both = [(network, view)]
+    found, first = [], 0
+    for one, seen in both:
+        wide = seen.on(dataclasses.replace(one.architecture, beside=None)).num_features
+        found.append(linear.Part(torch.arange(first, first + wide), _scatter(one, seen)))
+        first += wide
+    return found
+
+
+def _side_by_side(parts: Sequence[linear.Part]) -> Tensor | None:
+    """What is known of all of them, as of one; None where nothing is known of any."""
+    if all(part.scatter is None for part in parts):
+        return None
+    blank = [torch.zeros(0, len(part.columns)) for part in parts]
+    return torch.block_diag(
+        *(none if part.scatter is None else part.scatter for part, none in zip(parts, blank, strict=True))
+    )
 
 
 def _scatter(network: Network, view: View) -> Tensor | None:

@@ -132,12 +132,10 @@ def _solved_on_the_way(
     """For a training for the closed form: a function that solves it on the network as it is now, at the size of the training, and measures
     it on validation images, and of how many images that takes a look. The choice after it looks at more, in more ways."""
 
-    known = closed.scatter(model, View.of(model.architecture, plan.input.size))
+    view = View.of(model.architecture, plan.input.size)
 
     def measure() -> dict[str, float]:
-        head = linear.fit(
-            *learnt.features(model), plan.classes, balanced=plan.balance, discriminant=True, scatter=known
-        ).head
+        head = closed.fit(model, view, *learnt.features(model), plan.classes, balanced=plan.balance).head
         seen, truth = held_out.features(model)
         return evals.evaluate(head, [(seen, truth, torch.arange(len(truth)))], plan.classes).named("val")
 
