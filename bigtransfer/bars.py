@@ -7,6 +7,9 @@ from typing import Any
 
 import tqdm as library
 
+EVERY = 30.0
+"""Seconds between the lines that stand for a bar in a log file: hours of work should show there too, but not every state of them."""
+
 
 def watched() -> bool:
     """Whether what standard error is given is seen at once, and may be written over; not so in a log file."""
@@ -18,7 +21,26 @@ def watched() -> bool:
 
 
 class tqdm(library.tqdm):
-    """tqdm's own; disable=None: where nobody looks on."""
+    """tqdm's own; disable=None: where nobody looks on a line now and then, beginning with the first `EVERY` seconds' end."""
+
+    _lines = False
 
     def __init__(self, *arguments: Any, disable: bool | None = False, **options: Any) -> None:
-        super().__init__(*arguments, disable=not watched() if disable is None else disable, **options)
+        if disable is None and not watched():
+            self._lines = True
+            options |= {"mininterval": EVERY, "maxinterval": EVERY, "miniters": 1, "delay": EVERY, "leave": False}
+            disable = sys.stderr is None
+        super().__init__(*arguments, disable=bool(disable), **options)
+
+    def display(self, msg: str | None = None, pos: int | None = None) -> bool:
+        if not self._lines:
+            return super().display(msg, pos)
+        if msg is not None:  # the bar is to be wiped out
+            return False
+        rate, left = self.format_dict["rate"], ""
+        if self.total and rate:
+            left = f" of {self.total:,} {self.unit}, {self.format_interval((self.total - self.n) / rate)} left"
+        # As a bar begins, by which those who asked for none are spared it (`terminal.guarded`).
+        self.fp.write(f"\r{self.desc or 'done'}: {self.n:,}{left or f' {self.unit}'}\n")
+        self.fp.flush()
+        return True

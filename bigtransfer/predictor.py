@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from bigtransfer import backends, settings, terminal, web
-from bigtransfer.backends import Backend, Choice, Precision
+from bigtransfer.backends import Backend, Choice, Precision, probable
 from bigtransfer.catalog import DEFAULT_THRESHOLD, Decoder, InputSpec
 from bigtransfer.data import images as image_ops
 from bigtransfer.data.forms import open_images
@@ -478,14 +478,6 @@ def told_apart(class_names: tuple[str, ...]) -> list[str]:
     """The class names with their numbers where two are equal (ImageNet has two cranes)."""
     count = Counter(class_names)
     return [f"{name} #{i}" if count[name] > 1 else name for i, name in enumerate(class_names)]
-
-
-def probable(logits: np.ndarray, *, several: bool) -> np.ndarray:
-    """float32 `(n, classes)`: softmax, or with `several` the sigmoid of each."""
-    if several:
-        return np.exp(-np.logaddexp(np.float32(0), -logits))
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def _is_tensor(value: Any) -> TypeGuard[Any]:

@@ -435,6 +435,10 @@ def other_input(model: onnx.ModelProto) -> None:
     model.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
 
 
+def no_probabilities(model: onnx.ModelProto) -> None:
+    model.graph.output[1].name = "logits"
+
+
 def another_input(model: onnx.ModelProto) -> None:
     model.graph.input.add().CopyFrom(model.graph.input[0])
     model.graph.input[1].name = "mask"
@@ -464,6 +468,7 @@ def wrong_constant(model: onnx.ModelProto) -> None:
         (other_size, "not what its card says"),
         (fixed_batch, "not what its card says"),
         (other_result, "not what its card says .its result logits has the shape None"),
+        (no_probabilities, "not what its card says .its result probabilities has the shape None"),
         (other_input, "not what its card says .its input is image .*of type 10"),
         (another_input, "not what its card says .its input is image .*, mask"),
         (wrong_constant, "damaged"),
@@ -485,6 +490,31 @@ def test_what_bit_convert_did_not_write_is_not_run(
     if change is not wrong_constant:  # `bit info` says so too, and anybody who does not compute with it
         with pytest.raises(WeightsError, match=message):
             backends.describe(file)
+
+
+def mixed_up(model: onnx.ModelProto) -> None:
+    other = {"logits": "probabilities", "probabilities": "logits"}
+    for node in model.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [other.get(name, name) for name in names]
+
+
+def of_several(model: onnx.ModelProto) -> None:
+    card = json.loads(model.metadata_props[0].value) | {"multi_label": True}
+    model.metadata_props[0].value = json.dumps(card)
+
+
+@pytest.mark.parametrize("change", [mixed_up, of_several])
+@pytest.mark.parametrize("library", ["onnxruntime", "openvino"])
+def test_results_that_are_not_those_of_one_another(
+    exported: tuple[Path, Path, Path], tmp_path: Path, change: Any, library: Any
+) -> None:
+    file, pixels = tmp_path / "changed.onnx", pictures()
+    file.write_bytes(exported[1].read_bytes())
+    backends.opened(file, backend=library).run(pixels)
+    file.write_bytes(altered(file.read_bytes(), change))
+    with pytest.raises(WeightsError, match=r"changed.onnx is damaged.* probabilities are not those of its logits"):
+        backends.opened(file, backend=library).run(pixels)
 
 
 def test_a_card_of_stages_that_are_not_there() -> None:

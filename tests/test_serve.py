@@ -783,6 +783,38 @@ def test_slow_and_broken_clients_are_let_go_and_the_others_are_answered(predicto
         assert b" 400 " in answers[name] or answers[name] == b"", name  # a reset may overtake the answer
 
 
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"\x16\x03\x01\x02\x00\r\n\r\n",
+        HEAD + b"Content-Length: 3\r\nContent-Length: 4\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\nno length\r\n",
+    ],
+    ids=["no request", "two lengths", "no chunk"],
+)
+def test_what_is_no_http_is_refused_as_everything_else(predictor: Predictor, sent: bytes) -> None:
+    with listening(predictor) as place:
+        head, _, body = exchange(place, sent).partition(b"\r\n\r\n")
+        problem = json.loads(body)
+        assert b" 400 " in head and b"application/json" in head and b"Content-Length: %d\r\n" % len(body) in head
+        assert sorted(problem) == ["code", "error", "request_id"] and problem["code"] == "http"
+        assert problem["request_id"].encode() in head
+        assert b" 200 OK" in exchange(place, whole(png(1), b"Connection: close"))
+
+
+def test_a_body_that_breaks_off_is_answered_once(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:
+    with listening(predictor) as place:
+        for name in (b"localhost", b"elsewhere.example"):  # the second is refused before its body has come
+            begun = HEAD.replace(b"localhost", name) + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+            with socket.create_connection(place, timeout=20) as connection:
+                connection.sendall(begun)
+                time.sleep(0.1)
+                connection.sendall(b"no length\r\n")
+                assert received(connection).count(b"HTTP/1.1 4") == 1
+        assert b" 200 OK" in exchange(place, whole(png(1), b"Connection: close"))
+    assert not [record for record in caplog.records if record.exc_info]
+
+
 def test_more_connections_than_allowed_are_closed(predictor: Predictor) -> None:
     with listening(predictor, connections=2) as place:
         with socket.create_connection(place), socket.create_connection(place):

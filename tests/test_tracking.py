@@ -186,3 +186,19 @@ def test_bars_are_shown_in_notebooks(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bars.watched() is shown() is expected
     monkeypatch.setattr(sys, "stderr", None)
     assert not bars.watched()
+
+
+def test_a_log_file_is_told_now_and_then_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def told(every: float, **options: object) -> list[str]:
+        monkeypatch.setattr(bars, "EVERY", every)
+        stream = io.StringIO()
+        with bars.tqdm(total=1_200, disable=None, unit="img", file=stream, **options) as bar:
+            bar.update(1_100)
+        return stream.getvalue().splitlines()
+
+    assert told(1e9) == [], "what is done at once"
+    (nothing, line) = told(0.0, desc="looking")[-2:]
+    assert not nothing and re.fullmatch(r"looking: 1,100 of 1,200 img, \d\d:\d\d left", line), (
+        "--quiet knows it by the return"
+    )
+    assert told(0.0, leave=True)[-1].startswith("done: 1,100 of")

@@ -56,6 +56,14 @@ class DetectorBackend(ABC):
         and width of the part of the input that the image covers. WeightsError if what is computed is not finite."""
 
 
+def probable(logits: np.ndarray, *, several: bool) -> np.ndarray:
+    """float32 `(n, classes)`: softmax, or with `several` the sigmoid of each."""
+    if several:
+        return np.exp(-np.logaddexp(np.float32(0), -logits))
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
 def not_finite(card: ModelCard) -> WeightsError:
     """The error of a model whose answers are no numbers."""
     return WeightsError(

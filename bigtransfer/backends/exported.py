@@ -6,15 +6,18 @@ import contextlib
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from bigtransfer.backends import Backend, DetectorBackend, Name, Precision, not_finite
+from bigtransfer.backends import Backend, DetectorBackend, Name, Precision, not_finite, probable
 from bigtransfer.backends.onnx_file import OnnxFile
 from bigtransfer.catalog import ANCHORS, ModelCard
 from bigtransfer.errors import ConfigError, WeightsError
 from bigtransfer.objects import Objects, anchors, chosen
+
+_ROUNDING = 0.02
+"""By which a probability may differ from that of its logits: some compute it in bf16."""
 
 
 class Session(ABC):
@@ -49,8 +52,23 @@ class Session(ABC):
 
 class ExportedClassifier(Session, Backend):
     def run(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        found = self.outputs(images, self._file.results)
-        return answers([*found.values()], len(images), self.card, self._where)
+        found = {}
+        for name, result in self.outputs(images, self._file.results).items():
+            width = self.card.architecture.num_features if name == "features" else self.card.num_classes
+            found[name] = np.ascontiguousarray(result, np.float32)
+            if found[name].shape != (len(images), width):
+                raise WeightsError(
+                    f"{self._where} gives {found[name].shape} for {len(images)} images, which is not what its card says."
+                )
+        if not self.card.num_classes:
+            return found["features"], found["features"]
+        # A file whose results were mixed up, or whose card says otherwise, would answer like any other.
+        apart = np.abs(probable(found["logits"], several=self.card.multi_label) - found["probabilities"])
+        if (apart > _ROUNDING).any():  # NaN is not, and is told by who asked
+            raise WeightsError(
+                f"{self._where} is damaged, or not what its card says: its probabilities are not those of its logits. Export it again."
+            )
+        return found["features"], found["logits"]
 
 
 class ExportedDetector(Session, DetectorBackend):
@@ -104,17 +122,6 @@ def refuse_precision(precision: Precision, where: str) -> None:
 def scaled(images: np.ndarray) -> np.ndarray:
     """uint8 0 to 255 -> float32 in [-1, 1]: `feed.augment.normalize` without torch."""
     return (images.astype(np.float32) - np.float32(127.5)) / np.float32(127.5)
-
-
-def answers(results: list[Any], count: int, card: ModelCard, where: str) -> tuple[np.ndarray, np.ndarray]:
-    """Features and, if there are any, logits, as arrays that a graph of that card gives; WeightsError if they are not."""
-    widths = [card.architecture.num_features, *([card.num_classes] if card.num_classes else ())]
-    found = [np.ascontiguousarray(result, np.float32) for result in results]
-    if [array.shape for array in found] != [(count, width) for width in widths]:
-        raise WeightsError(
-            f"{where} gives {[array.shape for array in found]} for {count} images, which is not what its card says."
-        )
-    return found[0], found[-1]
 
 
 def short(error: Exception) -> str:

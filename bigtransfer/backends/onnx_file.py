@@ -64,7 +64,8 @@ class OnnxFile:
     takes: Literal["uint8", "float32"]
     """Type of the graph's input `image`, (batch, channels, height, width): pixels from 0 to 255, or from -1 to 1."""
     results: tuple[str, ...]
-    """Names of what the graph gives that is asked for: features and logits, of a detector logits and offsets."""
+    """Names of what the graph gives that is asked for: features and, with classes, logits and probabilities; of a detector logits and
+    offsets."""
     quantized: bool = False
     """Whether its convolutions compute in int8 (`int8.quantized`)."""
 
@@ -150,7 +151,7 @@ def _results(outputs: list[_Declared], card: ModelCard) -> tuple[str, ...]:
         count = sum(one**2 for one in places(card.input.size))
         wanted = {"logits": [ANCHORS * card.num_classes, count], "offsets": [ANCHORS * 4, count]}
     elif card.num_classes:
-        wanted["logits"] = [card.num_classes]
+        wanted |= {"logits": [card.num_classes], "probabilities": [card.num_classes]}
     given = {one.name: one.lengths[1:] for one in outputs if one.type == _FLOAT32}
     for name, lengths in wanted.items():
         if given.get(name) != lengths:

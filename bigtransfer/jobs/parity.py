@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bigtransfer import runs
-from bigtransfer.backends import Precision, onnx_file
+from bigtransfer.backends import Precision, onnx_file, probable
 from bigtransfer.backends.by_onnxruntime import OnnxDetector, OnnxRuntime
 from bigtransfer.backends.by_torch import Torch, TorchDetector
 from bigtransfer.backends.exported import ExportedDetector
@@ -21,7 +21,6 @@ from bigtransfer.errors import BitError, DataError, RunError, WeightsError
 from bigtransfer.evals import detection
 from bigtransfer.model import Network
 from bigtransfer.objects import DEFAULT_THRESHOLD, Objects
-from bigtransfer.predictor import probable
 
 if TYPE_CHECKING:  # it loads torchvision's networks, which takes seconds
     from bigtransfer.detector import Detector

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bigtransfer import data, runs
-from bigtransfer.bars import tqdm, watched
+from bigtransfer.bars import tqdm
 from bigtransfer.catalog import InputSpec
 from bigtransfer.config import ShardConfig
 from bigtransfer.data import index, writer
@@ -89,9 +89,7 @@ def _verify(folder: Path, threads: int | None) -> int:
 
 
 def _bar(total: int, title: str, unit: str = "img") -> Any:
-    # Hours of work should show in a log file too, but not every second of it.
-    interval = 0.1 if watched() else 60
-    return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, mininterval=interval, leave=False)
+    return tqdm(total=total, desc=title, unit=unit, dynamic_ncols=True, disable=None, leave=False)
 
 
 def _counted(count: int, what: str) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import json
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -13,10 +15,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
+import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bigtransfer.errors import ConfigError
+from bigtransfer.serve import log
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -121,6 +125,28 @@ class _Protocol(H11Protocol):
             transport.abort()
             return
         self._check()
+
+    def send_400_response(self, msg: str) -> None:
+        """As every other refusal is told, though no request is there that the application could refuse."""
+        if self.cycle is not None:  # a body that breaks off: nothing that the application still says can be sent
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun, and cannot be taken back
+            self.transport.abort()
+            return
+        request_id = secrets.token_hex(8)
+        log.event("request", request_id=request_id, status=400, refused="http")
+        problem = {"error": f"This is no request of HTTP/1.1: {msg}", "code": "http", "request_id": request_id}
+        body = json.dumps(problem).encode()
+        headers = [
+            ("Content-Type", "application/json"),
+            ("Content-Length", str(len(body))),
+            ("X-Request-ID", request_id),
+            ("Connection", "close"),
+        ]
+        for event in (h11.Response(status_code=400, headers=headers), h11.Data(data=body), h11.EndOfMessage()):
+            self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         self._since, self._working = self.loop.time(), False
