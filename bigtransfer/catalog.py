@@ -503,6 +503,10 @@ class ModelCard:
         for arch in filter(None, (card.architecture, card.architecture.beside)):
             for size in () if arch.readout is None else arch.readout.sizes:
                 InputSpec(size=size).within_limits(f"{where}: its readout", WeightsError)
+                if size > card.input.size:  # whose features were never computed of images with fewer pixels than that
+                    raise WeightsError(
+                        f"{where}: its readout looks at {size} px, and its input has {card.input.size} only."
+                    )
         return card
 
 

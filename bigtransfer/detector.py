@@ -239,7 +239,10 @@ def build(card: ModelCard) -> Detector:
 
 def restored(card: ModelCard, tensors: Mapping[str, Tensor], where: str) -> Detector:
     """The detector of that card with those tensors; WeightsError, which names the first odd one, if they are not the card's."""
-    made = build(card)
+    try:
+        made = build(card)
+    except ConfigError as error:
+        raise WeightsError(f"{where} is not what its card says: {error}") from error
     wanted = made.state_dict()
     for name in (*wanted, *tensors):
         if name not in tensors or name not in wanted or tensors[name].shape != wanted[name].shape:

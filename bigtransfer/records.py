@@ -85,15 +85,27 @@ def parse(content: str | bytes, where: str, error: type[BitError]) -> Any:
         )
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
-        return json.loads(text, object_pairs_hook=_once)
+        return json.loads(text, object_pairs_hook=_once, parse_int=_number)
     except UnicodeDecodeError as failed:
         raise error(f"{where} is not UTF-8 text ({failed.reason} at byte {failed.start}).") from failed
     except RecursionError as failed:
         raise error(f"{where} is nested too deeply.") from failed
     except _Twice as failed:
         raise error(f"{where} has {failed} twice in one object, and which of the two is meant is unknown.") from failed
+    except _Long as failed:
+        raise error(f"{where} has a number of {failed} digits.") from failed
     except ValueError as failed:
         raise error(f"{where} is not JSON: {failed}.") from failed
+
+
+class _Long(ValueError):
+    """A whole number with more digits than any that is meant has."""
+
+
+def _number(text: str) -> int:
+    if len(text) > 400:  # the largest float has 309
+        raise _Long(f"{len(text):,}")
+    return int(text)
 
 
 class _Twice(ValueError):

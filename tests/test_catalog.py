@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from bigtransfer import catalog, model, weights
-from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
+from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.errors import UnknownModel, WeightsError
 from bigtransfer.weights import names
 
@@ -270,6 +270,21 @@ def test_a_card_of_another_form_is_refused_with_its_field(place: tuple[str, ...]
     said = str(caught.value)
     assert said.startswith("file.safetensors: its card") and len(said) < 300
     assert place[-1] in said
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_readout_of_more_pixels_than_there_are_is_refused(beside: bool) -> None:
+    """Of an image of 64 px it would look at what had been made of these, and answer like any other."""
+    own = PUBLISHED["bit-t-r26x1"].card
+    seen = [own.architecture.seen(Readout(blocks=(0, 3), sizes=(32, side))) for side in (64, 128)]
+    for arch, fits in zip(seen, (True, False), strict=True):
+        arch = dataclasses.replace(seen[0], beside=arch) if beside else arch
+        card = dataclasses.replace(own, architecture=arch, input=dataclasses.replace(own.input, size=64))
+        if fits:
+            assert ModelCard.from_json(card.to_json()) == card
+        else:
+            with pytest.raises(WeightsError, match="looks at 128 px, and its input has 64 only"):
+                ModelCard.from_json(card.to_json())
 
 
 def test_what_a_card_may_hold() -> None:

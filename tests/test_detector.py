@@ -27,7 +27,7 @@ from bigtransfer.backends import graph, onnx_file
 from bigtransfer.backends.by_onnxruntime import OnnxDetector
 from bigtransfer.backends.by_openvino import OpenVinoDetector
 from bigtransfer.backends.by_torch import TorchDetector
-from bigtransfer.catalog import Architecture, InputSpec, ModelCard
+from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.data.boxes import BoxSet, open_boxes
 from bigtransfer.detections import ObjectFinder
 from bigtransfer.detector import BoxGoal, Detector
@@ -230,6 +230,15 @@ def test_what_is_no_detector_or_not_what_it_says(tmp_path: Path) -> None:
         save_file(tensors, path, {"bigtransfer": json.dumps(record | {"detector": change})})
         with pytest.raises(WeightsError, match="detector"):
             weights.load_detector(path)
+    # A classifier's tensors under a detector's card, and a network of which there are none.
+    weights.save(path, model.build(card.architecture, 2))
+    save_file(load_file(path), path, {"bigtransfer": card.to_json()})
+    with pytest.raises(WeightsError, match=r"model.safetensors is not what its card says"):
+        weights.describe(path, whole=True)
+    seen = dataclasses.replace(card, architecture=card.architecture.seen(Readout(blocks=(0, 3))))
+    save_file(tensors, path, {"bigtransfer": seen.to_json()})
+    with pytest.raises(WeightsError, match=r"model.safetensors is not what its card says.* are made of BiT's"):
+        weights.load_detector(path)
 
 
 def test_earlier_cards_are_read_as_classifiers() -> None:

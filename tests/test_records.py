@@ -55,7 +55,7 @@ def test_a_record_of_the_form_is_read() -> None:
         ("{", "f.json is not JSON"),
         ("", "f.json is not JSON"),
         ("[" * 100_000, "f.json is nested too deeply"),
-        ("9" * 5000, "f.json is not JSON"),
+        ('{"inner": {"size": %s}}' % ("9" * 5000), "f.json has a number of 5,000 digits"),
         ('{"inner": {"size": 1, "mode": "a", "size": 2}}', "f.json has 'size' twice in one object"),
     ],
 )

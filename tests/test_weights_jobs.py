@@ -249,6 +249,18 @@ def test_info_says_what_is_wrong_with_the_numbers(
     assert message in capsys.readouterr().err
 
 
+def test_a_head_on_its_side_is_told_by_the_shape_it_should_have(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = run / "model.safetensors"
+    header, tensors = stored(file)
+    safetensors.torch.save_file(tensors | {"head.weight": tensors["head.weight"].T.contiguous()}, file, header)
+    wide = tensors["head.weight"].shape[1]
+    assert cli.main(["info", str(run)]) == 2
+    assert (
+        f"1 tensor of another shape than the network's: head.weight is ({wide}, 5) and should be (5, {wide})"
+        in capsys.readouterr().err
+    )
+
+
 def test_numbers_of_eight_bits_are_read(run: Path) -> None:
     file = run / "model.safetensors"
     header, tensors = stored(file)

@@ -115,9 +115,7 @@ def describe(name_or_file: str | os.PathLike[str], *, whole: bool = False) -> Mo
     if library is None and record is None:
         with formats.open_weights(_find(_path(name_or_file), offline=True)) as contents:
             if contents.card is not None and contents.card.detector is not None:
-                for name in contents.shapes if whole else ():
-                    _finite(contents.read(name), name, contents.path)
-                return contents.card
+                return load_detector(name_or_file).card if whole else contents.card
     with _opened(name_or_file, offline=True) as (contents, translation, card):
         for name in translation.names if whole and record is None else ():
             _finite(translation.tensor(name, contents.read), name, contents.path)

@@ -278,9 +278,8 @@ def translate(
     }
     if architecture is None:
         architecture = _infer(layout, spelled, our_shape, where)
-    num_classes = our_shape["head.weight"][0] if our_shape.get("head.weight") else 0
-    if not num_classes and "head.bias" in our_shape:
-        num_classes = our_shape["head.bias"][0]  # half a head: the other half is reported as missing
+    # By either half of the head, as the other may be missing, which is reported; by its bias first, which cannot lie on its side.
+    num_classes = next((shape[0] for name in ("head.bias", "head.weight") if (shape := our_shape.get(name))), 0)
 
     expected = {
         theirs: (ours, shape if len(every) == 1 else (shape[0] // len(every), *shape[1:]))
