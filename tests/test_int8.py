@@ -161,7 +161,9 @@ def test_one_image_of_few_is_no_loss(
     assert "too few to see a loss of 2%" in told.out + told.err
 
 
-def test_the_split_is_that_of_the_run(made: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_the_split_is_that_of_the_run(
+    made: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, data, _ = made
     run = tmp_path / "run"
     run.mkdir()
@@ -172,6 +174,13 @@ def test_the_split_is_that_of_the_run(made: tuple[Path, Path, Path], tmp_path: P
     parts, where = int8._parts(str(run), None, backends.opened(made[2]).card)
     assert where == str(data) and parts.test is None and parts.val is not None
     assert sorted(parts.val.name(i) for i in range(len(parts.val))) == sorted(names[20:])
+    command = ["convert", str(run), str(tmp_path / "x.onnx"), "--to", "onnx", "--dtype", "int8"]
+    assert cli.main(command) == 0  # the model may have been solved again with the images held out
+    assert (
+        f"on {len(names) - 20} val images" in (told := capsys.readouterr().out) and "may have learnt from them" in told
+    )
+    assert cli.main(to_int8(model, tmp_path / "y.onnx", data)) == 0
+    assert "may have learnt" not in capsys.readouterr().out
 
 
 def test_what_is_refused(made: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
