@@ -126,6 +126,17 @@ def test_a_peak_that_was_measured_too_low_is_said(network: ResNetV2) -> None:
     assert "More than 100%" not in benchmark.table(network, made(peaks={"fp32": 40e9}), CPU)
 
 
+def test_what_the_machine_can_do_is_the_best_that_it_did(network: ResNetV2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Less is what it did beside others."""
+    found = iter([3e9, 9e9, 5e9])
+    monkeypatch.setattr(benchmark, "matmul_flops", lambda *_: next(found))
+    config = BenchmarkConfig(
+        model="tiny", batch_sizes=(2,), peers="none", backends=("torch",), precisions=("fp32",), rounds=3, seconds=0.01
+    )
+    measured = benchmark.measure(config, network, CPU)
+    assert measured.peaks == {"fp32": 9e9} and [len(row.rates) for row in measured.rows] == [3, 3]
+
+
 def test_the_soonest_flags_are_told() -> None:
     rows = [
         Row("torch", "fp32", 1, False, int, rates=[10.0, 12.0, 14.0]),

@@ -69,6 +69,24 @@ def by_torchvision(ours: Detector) -> RetinaNet:
     return theirs.eval()
 
 
+def test_what_a_training_keeps_is_counted() -> None:
+    """By what the modules put out: the budget's micro-batches and the memory of a device are planned with it."""
+    ours, kept = tiny(2), 0
+
+    def count(_module: nn.Module, _given: object, found: torch.Tensor) -> None:
+        nonlocal kept
+        kept += found[0].numel()
+
+    for module in (*ours.head.modules(), *ours.backbone.fpn.modules()):
+        if not [*module.children()]:
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        found = ours(torch.zeros(1, 3, 256, 256))
+    again = 3 * (found.logits.numel() + found.offsets.numel())  # of what comes out the losses make as much thrice more
+    own = ours.activations(256) - ours.body.architecture.activations(256)
+    assert own == pytest.approx(kept + again, rel=0.01)
+
+
 def pictures(count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 

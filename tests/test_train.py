@@ -177,7 +177,7 @@ def test_what_a_step_reports() -> None:
     _, steps = take(network())
     assert [step.number for step in steps] == [0, 1, 2]
     assert [step.learning_rate for step in steps] == [RECIPE.learning_rate(step) for step in range(3)] == [0, 0.05, 0.1]
-    assert all(step.images == COUNT and 0 <= step.data_seconds <= step.seconds for step in steps)
+    assert all(step.images == COUNT and step.side == 32 and 0 <= step.data_seconds <= step.seconds for step in steps)
 
 
 def test_every_learning_rate_of_a_recipe_is_used() -> None:
