@@ -188,8 +188,9 @@ def test_the_mean_of_regression_and_discriminant_is_what_both_give_when_solved_p
 
 
 @pytest.mark.parametrize("balanced", [False, True])
-def test_with_parts_it_is_the_mean_of_the_classifiers_of_all_features_and_of_each_part(balanced: bool) -> None:
-    """Of their logits, also of those without each image, divided by one more temperature; each part with what is known of its scatter."""
+def test_with_parts_it_is_a_mean_of_the_classifiers_of_all_features_and_of_each_part(balanced: bool) -> None:
+    """Of their logits, also of those without each image, divided by one more temperature; each part with what is known of its scatter.
+    Their shares are as what leave-one-out says for them."""
     features, labels = lopsided(12)
     labels = labels.clamp_max(2)
     generator = torch.Generator().manual_seed(2)
@@ -205,14 +206,19 @@ def test_with_parts_it_is_the_mean_of_the_classifiers_of_all_features_and_of_eac
     ]
     seen = (features, features[:, :5], features[:, 5:])
     counted = (len(labels) / (3 * torch.bincount(labels).double()))[labels] if balanced else None
-    answers = sum(one.answers for one in alone) / 3
+    likely = np.array([math.exp(-0.1 * len(labels) * one.leave_one_out_loss) for one in alone])
+    shares = likely / likely.sum()
+    assert shares.max() > 1.5 * shares.min(), "worth the test"
+    answers = torch.stack([share * one.answers for share, one in zip(shares, alone, strict=True)]).sum(0)
     temperature, loss = linear.best_temperature(answers, labels, counted)
     assert temperature != pytest.approx(1, abs=0.01)
     torch.testing.assert_close(found.answers, answers / temperature)
     assert found.leave_one_out_loss == pytest.approx(loss)
     assert found.leave_one_out_top1 == pytest.approx(float((answers.argmax(1) == labels).double().mean()))
-    logits = sum(one.head(x) for one, x in zip(alone, seen, strict=True)) / (3 * temperature)
-    torch.testing.assert_close(found.head(features), logits, rtol=1e-4, atol=1e-4)
+    logits = [share * one.head(x).double() for share, one, x in zip(shares, alone, seen, strict=True)]
+    torch.testing.assert_close(
+        found.head(features).double(), torch.stack(logits).sum(0) / temperature, rtol=1e-4, atol=1e-4
+    )
     assert (found.penalty, found.temperature) == (alone[0].penalty, alone[0].temperature), "those of all features"
 
 

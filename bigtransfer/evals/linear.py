@@ -44,6 +44,11 @@ _FEWSHOT_INTERCEPT = 100.0
 _WORSE = 1.1
 """What the loss of leave-one-out may be multiplied by where the regression is averaged with the discriminant, before it stays alone."""
 
+EVIDENCE = 0.1
+"""What an image judged by the others counts for in the mean of several classifiers: their shares are as exp(EVIDENCE * the sum of their
+log-likelihoods), pseudo-BMA (Geisser and Eddy 1979; Yao et al., arXiv 1704.02030) with a tenth of its trust, as in 20 images of a class
+the classifier that is behind may still be the better one (benchmarks/results/side-by-side_cpu_2026-11-28.md)."""
+
 _ONE_SHOT_TEMPERATURE = 0.1
 """Where the data cannot tell, because no class has two images: a score difference of 1 becomes 10 nats. A convention."""
 
@@ -164,10 +169,9 @@ def fit(
     heed the less: the penalty is on |w|^2 + |S w|^2, of the discriminant likewise. It is as if images had been seen before that differ so
     and are of one class (the within-class covariance of probabilistic linear discriminants, Ioffe 2006). None: nothing is known.
 
-    parts: features that are of one kind, as those of one network of two. The classifier is the mean, as linear as they are, of the one on
+    parts: features that are of one kind, as those of one network of two. The classifier is a mean, as linear as they are, of the one on
     all features, which `penalty` and the like speak of, and of those on each part alone: of their logits, divided by one more temperature.
-    On some tasks one part alone is better than all features are, and there is no telling on which
-    (benchmarks/results/pair-mean_cpu_2026-11-28.md).
+    On some tasks one part alone is better than all features are; each counts the less, the more leave-one-out says against it (`EVIDENCE`).
     """
     n, d = features.shape
     _check(labels, num_classes)
@@ -274,16 +278,20 @@ def _average(
 ) -> tuple[Tensor, float]:
     """Make of `head` its mean with the classifiers of parts of the features; the answers to the judged images, and their loss, of that.
     answers, loss: its own; labels, counted: of the judged images, and their weights."""
-    weight, bias, count, temperature = head.weight.double(), head.bias.double(), 1 + len(parts), 1.0
-    for part, probe in zip(parts, probes, strict=True):
-        weight[:, part.columns] += probe.head.weight.double()
-        bias += probe.head.bias.double()
-        answers = answers + probe.answers.to(answers.device)
+    losses = torch.tensor([loss, *(probe.leave_one_out_loss for probe in probes)], dtype=torch.float64)
+    own, *shares = (
+        (-EVIDENCE * len(answers) * losses.nan_to_num()).softmax(0).tolist()
+    )  # alike where nothing can be judged
+    weight, bias, answers, temperature = own * head.weight.double(), own * head.bias.double(), own * answers, 1.0
+    for part, probe, share in zip(parts, probes, shares, strict=True):
+        weight[:, part.columns] += share * probe.head.weight.double()
+        bias += share * probe.head.bias.double()
+        answers += share * probe.answers.to(answers.device)
     if len(answers):
-        mean = _Judged.of(0.0, answers / count, labels, counted)
+        mean = _Judged.of(0.0, answers, labels, counted)
         temperature, answers, loss = mean.temperature, mean.answers, mean.loss
-    head.weight.copy_(weight / (count * temperature))
-    head.bias.copy_(bias / (count * temperature))
+    head.weight.copy_(weight / temperature)
+    head.bias.copy_(bias / temperature)
     return answers, loss
 
 
