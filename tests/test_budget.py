@@ -9,9 +9,10 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from bigtransfer.feed.loader import FeatureLoader
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import best, clock, training
 from bigtransfer.jobs.clock import Ahead, Clock
+from bigtransfer.jobs.finetune import tuning
 from bigtransfer.jobs.plan import Plan
 from bigtransfer.train import checkpoint, loop
 
@@ -491,6 +493,18 @@ def test_it_ends_where_the_mean_per_class_does_not_improve(tmp_path: Path, kill_
                 alike=lambda step, falling=falling: 0.5 if falling else step / 100,
             )  # fmt: skip
         assert state.step == steps
+
+
+def test_what_a_training_leaves_room_for_is_what_was_measured(tmp_path: Path) -> None:
+    """By the plan, and by the images that will be looked at: those of the test, where there are none the ones held out."""
+    held = [types.SimpleNamespace(test=test, val=range(7)) for test in (range(40), None)]
+    recipe = types.SimpleNamespace(steps=30, batch_size=8)
+    plan: Any = types.SimpleNamespace(choose=True, images=100, recipe=recipe, tail=2.5, again=1.5)
+    found = [tuning._ahead(cast(Any, parts), plan, None, 5, Architecture(units=(1, 1)), "code") for parts in held]
+    assert found[0].most > 30
+    assert found == [
+        Ahead(most=found[0].most, watched=5, afterwards=count, passes=1.0, tail=2.5, again=1.5) for count in (40, 7)
+    ]
 
 
 def test_as_long_as_there_is_something_to_learn_it_goes_on(tmp_path: Path) -> None:

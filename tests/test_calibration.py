@@ -264,6 +264,25 @@ def test_a_trained_network_gets_its_temperature_and_every_form_has_it(held_out: 
     assert record.uncalibrated.nll == result.uncalibrated.nll and record.nll == result.nll
 
 
+@pytest.mark.parametrize("balance", [False, True])
+def test_classes_count_alike_where_they_are_to(held_out: Splits, balance: bool) -> None:
+    network = overconfident()
+    calibration.divide(network.head, 20.0)  # else the largest temperature would be either's
+    config = FinetuneConfig(data="x", device="cpu", precision="fp32", balance=balance)
+    images = held_out.val.subset(np.r_[:12, 12:20])
+    labels = torch.from_numpy(images.labels)
+    logits = Predictor(network, device="cpu", precision="fp32").logits(
+        torch.from_numpy(np.stack([images.read(i) for i in range(20)])).permute(0, 3, 1, 2)
+    )
+    plain, alike = (
+        calibration.fit(logits, labels, weights=weights)
+        for weights in (None, 1 / torch.bincount(labels)[labels].double())
+    )
+    assert plain.temperature != pytest.approx(alike.temperature, rel=0.01)
+    assert measuring.finish(config, network, dataclasses.replace(held_out, val=images)) == ""
+    assert network.card.calibrated.temperature == pytest.approx((alike if balance else plain).temperature, rel=1e-4)
+
+
 def test_several_labels_are_given_as_without_it(held_out: Splits) -> None:
     val = dataclasses.replace(held_out.val, labels=np.array([[0, -1], [1, -1], [0, 1], [-1, -1]] * 6))
     parts, config = dataclasses.replace(held_out, val=val), FinetuneConfig(data="x", device="cpu", precision="fp32")

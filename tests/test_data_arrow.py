@@ -471,7 +471,11 @@ def test_paths_inside_an_image_column(parquet_of, tmp_path: Path) -> None:
     rows = [{"bytes": None, "path": path} for path in ("0.png", "0\0.png", "no.png", "pipe.png")]
     train = parquet_of({"image": rows, "label": list("abab")}).train
     np.testing.assert_array_equal(train.read(0), pattern(12, 16, seed=3))
-    for row, reason in ((1, r"'0\\x00\.png' cannot be read"), (2, "'no.png' cannot be read"), (3, "it is a pipe")):
+    for row, reason in (
+        (1, r"'0\\x00\.png' cannot be read"),
+        (2, r"'no.png' cannot be read \(No such file"),
+        (3, "it is a pipe"),
+    ):
         with pytest.raises(ImageError, match=reason):
             train.read(row)
 

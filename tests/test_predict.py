@@ -186,6 +186,19 @@ def test_features_file_needs_no_pickle(model, photos, expected, tmp_path):
         np.testing.assert_allclose(stored["features"], features, rtol=1e-3, atol=1e-5)
 
 
+def test_of_several_labels_a_table_in_a_file_has_every_image(model, photos, tmp_path, capsys):
+    network = weights.load(model)
+    network.card = dataclasses.replace(network.card, multi_label=True, thresholds=(0.0,) + (1.0,) * (len(NAMES) - 1))
+    weights.save(tmp_path / "several.safetensors", network)
+    (tmp_path / "bad.png").write_bytes(b"")
+    command = [tmp_path / "several.safetensors", tmp_path / "bad.png", photos / "a.png", "--out", tmp_path / "x.txt"]
+    assert bit(*command, "--format", "table") == 1
+    assert "bad.png" not in capsys.readouterr().out
+    title, bad, good = (tmp_path / "x.txt").read_text().splitlines()
+    assert title.split() == ["image", "classes", "probabilities"]
+    assert "bad.png" in bad and "the file is empty" in bad and f"  {NAMES[0]}  " in good
+
+
 @pytest.mark.parametrize("form", ["table", "csv", "jsonl"])
 def test_an_unreadable_image_is_reported_and_the_others_go_on(model, photos, tmp_path, capsys, form):
     (tmp_path / "bad.png").write_bytes(b"")

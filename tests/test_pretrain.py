@@ -107,6 +107,22 @@ def test_a_run_and_its_resumption(data: Path, tmp_path: Path, capsys: pytest.Cap
     assert "holds another run (--min-area was 0.05, is now 0.5)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("more", "last"), [((), [2, 3]), (("--keep-checkpoints", 3), [1, 2, 3])])
+def test_as_many_checkpoints_are_kept_as_were_asked_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: tuple[object, ...], last: list[int]
+) -> None:
+    there, save = [], training.checkpoint.save
+
+    def watched(folder: Path, *given: Any, **options: Any) -> Path:
+        path = save(folder, *given, **options)
+        there.append(training.checkpoint.steps(folder))
+        return path
+
+    monkeypatch.setattr(training.checkpoint, "save", watched)
+    assert bit(flags(data, tmp_path / "run", *more)) == 0
+    assert there == [[1], [1, 2], last]
+
+
 def test_a_run_whose_images_have_changed_does_not_go_on(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
