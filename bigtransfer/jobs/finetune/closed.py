@@ -449,7 +449,7 @@ def fit(
     discriminant: bool = True,
 ) -> Probe:
     """The classifier on what this view shows of the network `(n, d)`, by all that is known of it: `linear.fit` with its scatter, of two
-    networks side by side as the mean with the classifiers of either alone."""
+    networks side by side as a mean with the classifiers of either alone."""
     parts = _parts(network, view)
     return linear.fit(
         features,
