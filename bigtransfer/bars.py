@@ -21,7 +21,7 @@ def watched() -> bool:
 
 
 class tqdm(library.tqdm):
-    """tqdm's own; disable=None: where nobody looks on a line now and then, beginning with the first `EVERY` seconds' end."""
+    """tqdm's own; disable=None: where nobody looks on, a line every `EVERY` seconds in the bar's place."""
 
     _lines = False
 

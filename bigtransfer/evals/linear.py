@@ -279,9 +279,8 @@ def _average(
     """Make of `head` its mean with the classifiers of parts of the features; the answers to the judged images, and their loss, of that.
     answers, loss: its own; labels, counted: of the judged images, and their weights."""
     losses = torch.tensor([loss, *(probe.leave_one_out_loss for probe in probes)], dtype=torch.float64)
-    own, *shares = (
-        (-EVIDENCE * len(answers) * losses.nan_to_num()).softmax(0).tolist()
-    )  # alike where nothing can be judged
+    evidence = -EVIDENCE * len(answers) * losses.nan_to_num()  # NaN where nothing can be judged
+    own, *shares = evidence.softmax(0).tolist()
     weight, bias, answers, temperature = own * head.weight.double(), own * head.bias.double(), own * answers, 1.0
     for part, probe, share in zip(parts, probes, shares, strict=True):
         weight[:, part.columns] += share * probe.head.weight.double()

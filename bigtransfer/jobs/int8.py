@@ -53,9 +53,8 @@ def quantized(content: bytes, card: ModelCard, source: str, asked: str | None) -
         f"calibrated on {min(len(parts.train), _CALIBRATED)} training images; top-1 on {count} {name} images of {where}: "
         f"{right[0] / count:.1%} in float32, {right[1] / count:.1%} in int8; the same class for {agreed}"
     )
-    if (
-        asked is None and name == "val"
-    ):  # which a closed form may have been solved with again, once nothing was left to choose
+    if asked is None and name == "val":
+        # The closed form is solved with them again once nothing is to be chosen by them.
         told += "; the model may have learnt from them in the end, and new images may lose more"
     if count * MOST_LOST < 1:
         told += f" (too few to see a loss of {MOST_LOST:.0%})"
