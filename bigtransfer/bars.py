@@ -34,7 +34,7 @@ class tqdm(library.tqdm):
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:
         if not self._lines:
-            return super().display(msg, pos)
+            return bool(super().display(msg, pos))
         if msg is not None:  # the bar is to be wiped out
             return False
         rate, left = self.format_dict["rate"], ""

@@ -21,6 +21,7 @@ Paths in these files are relative to the data set.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -79,6 +80,15 @@ class Origin:
 def origin(folder: Path) -> Origin:
     """What the run in `folder` was. FileNotFoundError if there is no config.json; RunError, naming the field, if it is none of ours."""
     return records.read(folder / "config.json", Origin, RunError)
+
+
+def sha256(path: Path) -> str:
+    """Digest of a file's bytes, in hexadecimal digits. RunError if it cannot be read."""
+    try:
+        with files.opened(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()  # pyright: ignore[reportArgumentType] (it has readinto)
+    except OSError as error:
+        raise RunError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def folder_of(model: str) -> Path:

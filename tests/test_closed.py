@@ -13,7 +13,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import data, model, runs, weights
+from bigtransfer import data, model, records, runs, weights
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.data import splits
 from bigtransfer.errors import BitError, ConfigError, RunError, WeightsError
@@ -586,6 +586,16 @@ def test_one_image_of_each_class(pictures: data.ImageSet) -> None:
     found = solved(one, closed.views(random_network(), (16, 32)))
     assert found.view.readout == Readout(blocks=(0, 1, 2, 3), sizes=(16, 32))
     assert [(judged.top1, judged.loss) for judged in found.judged] == [(None, None)] * 4
+
+
+def test_more_right_than_counted_is_no_record(tmp_path: Path) -> None:
+    found = Closed(
+        view=View(size=16, readout=None), judged=(), images=9, seconds=1.0, top1=0.5, right=(4,), counted=(5,)
+    )
+    record = dataclasses.asdict(found)
+    assert records.convert(record, Closed, "closed.json", RunError) == found
+    with pytest.raises(RunError, match=r"closed\.json: of a class more images are right than were counted"):
+        records.convert(record | {"right": [6]}, Closed, "closed.json", RunError)
 
 
 def test_as_many_of_each_class_as_there_are(pictures: data.ImageSet) -> None:

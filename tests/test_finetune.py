@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
@@ -1041,6 +1042,48 @@ def test_images_that_are_to_stay_unseen_do(
     record = json.loads((tmp_path / "run" / "closed.json").read_text())
     assert record["whole"] is None and config_of(tmp_path / "run")["data"]["val"] > 0
     assert "Measured before" not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_what_an_interrupted_run_goes_on_from_is_as_it_left_it(
+    short: list[str], enough: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A head whose classes have moved by one, or other images held out, would be delivered, and measured, like any other."""
+    short[1], run = str(enough / "train"), tmp_path / "run"
+    same = [one for one in [*short, "--linear", "closed"] if one not in ("--batch-size", "6")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(finetune.measuring, "measure", lambda *_a, **_k: (_ for _ in ()).throw(SystemExit(9)))
+        with pytest.raises(SystemExit):
+            in_process(same)
+    head = safetensors.torch.load_file(run / "closed-whole.safetensors")
+    moved = {name: tensor.roll(1, 0) for name, tensor in head.items()}
+    split = json.loads((run / "split.json").read_text())
+    solved = json.loads((run / "closed.json").read_text())
+    others = {
+        "closed-whole.safetensors": safetensors.torch.save(moved),
+        "split.json": json.dumps(
+            split | {"train": split["train"][:-1], "val": [*split["val"], split["train"][-1]]}
+        ).encode(),
+        "closed.json": json.dumps(solved | {"whole": None}).encode(),
+        "closed.safetensors": None,
+        "closed-answers.safetensors": b"",
+    }
+    for name, content in others.items():
+        kept = (run / name).read_bytes()
+        (run / name).unlink()
+        if content is not None:
+            (run / name).write_bytes(content)
+        capsys.readouterr()
+        assert in_process(same) == 2
+        became = "is gone" if content is None else "is not as this run left it"
+        assert (
+            f"{run / name} {became}, and the run goes on from it. Put it back, or remove {run}"
+            in capsys.readouterr().err
+        )
+        (run / name).write_bytes(kept)
+    assert in_process(same) == 0 and in_process(same) == 0
+    (run / "evaluation.json").unlink()  # of what went on, what it went on from is gone
+    assert in_process(same) == 2
+    assert "is gone, and the run goes on from it" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("last_map")

@@ -64,7 +64,8 @@ class ExportedClassifier(Session, Backend):
         if not self.card.num_classes:
             return found["features"], found["features"]
         # A file whose results were mixed up, or whose card says otherwise, would answer like any other.
-        apart = np.abs(probable(found["logits"], several=self.card.multi_label) - found["probabilities"])
+        with np.errstate(invalid="ignore", over="ignore"):
+            apart = np.abs(probable(found["logits"], several=self.card.multi_label) - found["probabilities"])
         if (apart > _ROUNDING).any():  # NaN is not, and is told by who asked
             raise WeightsError(
                 f"{self._where} is damaged, or not what its card says: its probabilities are not those of its logits. Export it again."

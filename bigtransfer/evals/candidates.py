@@ -115,6 +115,10 @@ class Closed:
     whole: Whole | None = None
     """What takes its place in the model that is delivered; None if no images were held out, or they were to stay unseen."""
 
+    def __post_init__(self) -> None:
+        if any(right > counted for right, counted in zip(self.right, self.counted, strict=False)):
+            raise ValueError("of a class more images are right than were counted")
+
     def chance_note(self, class_names: Sequence[str] | None) -> str | None:
         """A sentence if that is not shown to be better than chance. class_names: None if they are not known."""
         if len(self.right) != len(self.counted) or (class_names is not None and len(class_names) != len(self.counted)):

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from bigtransfer import backends, outputs, records, weights
+from bigtransfer import backends, outputs, records, runs, weights
 from bigtransfer.backends.by_torch import choose_device
 from bigtransfer.config import EvaluateConfig, PredictConfig
 from bigtransfer.data.forms import ANSWERS
@@ -192,7 +192,7 @@ class Parts:
     def _damaged(self, part: int) -> list[int]:
         """The part, if it is to be made: it is not there, or a byte of it is not what was written."""
         found = self.finished(part)
-        if found is None or any(_sha256(self.folder / file.name) != file.sha256 for file in found.files):
+        if found is None or any(runs.sha256(self.folder / file.name) != file.sha256 for file in found.files):
             return [part]
         return []
 
@@ -220,7 +220,7 @@ class Parts:
         for path, writer in zip(self.files_of(part), writers, strict=True):
             with outputs.atomic_write(path) as temporary:
                 writer(temporary)
-                stated.append(File(name=path.name, bytes=temporary.stat().st_size, sha256=_sha256(temporary)))
+                stated.append(File(name=path.name, bytes=temporary.stat().st_size, sha256=runs.sha256(temporary)))
         images = self.range_of(part)
         line = Part(first=images.start, images=len(images), unreadable=unreadable, files=tuple(stated))
         outputs.write_json(self._line(part), dataclasses.asdict(line))
@@ -245,14 +245,6 @@ class Parts:
 
     def _line(self, part: int) -> Path:
         return self.folder / _LINES / f"{part:06d}.json"
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise RunError(f"Cannot read {path}: {error.strerror}.") from error
 
 
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

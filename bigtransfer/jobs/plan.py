@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
@@ -124,6 +124,18 @@ class Begun(Generic[P]):
     data: Mapping[str, Any]
     """What was found in the data set then: the names of `record`'s `data`."""
     threads: int | None
+    files: Mapping[str, str]
+    """SHA-256 of files of its folder that it goes on from, by name; none of runs of earlier versions."""
+
+    def check(self, folder: Path, names: Iterable[str]) -> None:
+        """RunError if one of these files of its folder is not as the run left it: what it holds would be delivered, or said, of others."""
+        for name in filter(self.files.__contains__, names):
+            path = folder / name
+            if not path.is_file() or runs.sha256(path) != self.files[name]:
+                became = "is not as this run left it" if path.is_file() else "is gone"
+                raise RunError(
+                    f"{path} {became}, and the run goes on from it. Put it back, or remove {folder} to start anew."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +152,16 @@ class _Record:
     resolved: dict[str, Any]
     recipe: dict[str, Any]
     data: dict[str, Any] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
     environment: _Environment = field(default_factory=_Environment)
 
 
-def record(run: runs.Run, command: str, config: Config, plan: Plan, data: Mapping[str, Any]) -> None:
+def record(
+    run: runs.Run, command: str, config: Config, plan: Plan, data: Mapping[str, Any], files: Iterable[str] = ()
+) -> None:
     """Write config.json: what was asked, what was decided, on which machine, from which data. It comes last of what a run writes before
-    its first step: where it is, a resume finds the rest too."""
+    its first step: where it is, a resume finds the rest too, `files` of its folder as they are now (`Begun.check`)."""
+    digests = {name: runs.sha256(run.folder / name) for name in files if (run.folder / name).is_file()}
     resolved = dataclasses.asdict(plan)
     runs.write_json(
         run.folder / "config.json",
@@ -156,6 +172,7 @@ def record(run: runs.Run, command: str, config: Config, plan: Plan, data: Mappin
             "resolved": resolved,
             "environment": environment(plan.torch_device),
             "data": dict(data),
+            "files": digests,
         },
     )
 
@@ -183,7 +200,7 @@ def recall(folder: Path, command: str, config: Config, kind: type[P]) -> Begun[P
         plan = records.convert({**found.resolved, "recipe": found.recipe}, kind, str(path), RunError)
     except RunError as error:
         raise RunError(f"{error} Choose another folder with --out; perhaps an earlier version wrote it.") from error
-    return Begun(plan=plan, data=found.data, threads=found.environment.threads)
+    return Begun(plan=plan, data=found.data, threads=found.environment.threads, files=found.files)
 
 
 _NO_EFFECT = (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -121,11 +121,12 @@ class Work:
         if self.clock is not None:
             self.clock.enter(stage)
 
-    def decided(self, plan: Plan, data: Mapping[str, Any]) -> None:
-        """All that comes before the first step is in the folder: write down what was asked and decided, and what was found in the data."""
+    def decided(self, plan: Plan, data: Mapping[str, Any], files: Iterable[str] = ()) -> None:
+        """All that comes before the first step is in the folder: write down what was asked and decided, what was found in the data, and
+        which `files` of the folder a resume goes on from."""
         if self.kept is not None:
             self.kept.note()
-        record(self.run, self.command, self.config, plan, data)
+        record(self.run, self.command, self.config, plan, data, files)
 
     def track(self) -> None:
         """The steps come: the program of --log hears of the numbers from now on."""

@@ -54,6 +54,10 @@ def _folder(config: FinetuneConfig) -> Path:
     return run_folder(config.out, config.data, "" if config.model == AUTO else config.model)
 
 
+_FILES = ("split.json", "unreadable.json", "copies.json", *baseline.FILES)
+"""Of its folder, from which a run goes on after an interruption."""
+
+
 def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: float | None = None) -> Finetuned:
     """Adapt a model to a data set as `config` asks, in its run folder; resumes an interrupted run, returns a finished one's result.
 
@@ -68,6 +72,8 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     begun = recall(folder, COMMAND, config, FinetunePlan)
     if begun is not None and working.is_finished(folder):
         return _finished(config, folder, begun, images)
+    if begun is not None:
+        begun.check(folder, _FILES)
     device = choose_device(config.device)
     asked, undecided = config, begun is None and start.left_to_the_images(config)
     config = (
@@ -111,7 +117,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
                 counted["given_away"] = told
             if config.exclude is not None:
                 counted["excluded"] = sum(excluded.values())
-            work.decided(plan, counted)
+            work.decided(plan, counted, _FILES)
         else:
             plan = dataclasses.replace(begun.plan, device=str(device))
             found = baseline.recall(run)

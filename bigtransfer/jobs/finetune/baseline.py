@@ -50,6 +50,11 @@ WHOLE = "closed-whole.safetensors"
 ANSWERS = "closed-answers.safetensors"
 """What it says of those images."""
 
+RECORD = "closed.json"
+"""What is known of it, which stays."""
+
+FILES = (RECORD, MODEL, WHOLE, ANSWERS)
+
 
 def solve(
     config: FinetuneConfig,
@@ -112,7 +117,7 @@ def solve(
     if solved.suspects is not None:
         runs.write_json(run.folder / "suspects.json", [dataclasses.asdict(one) for one in solved.suspects])
     found = solved.record()
-    runs.write_json(run.folder / "closed.json", dataclasses.asdict(found))
+    runs.write_json(run.folder / RECORD, dataclasses.asdict(found))
     return found, 0.0 if clock is None else solved.look  # of all images a better estimate than of the first ones
 
 
@@ -230,6 +235,6 @@ def remove(folder: Path) -> None:
 def recall(run: runs.Run) -> Closed | None:
     """The closed form on record."""
     try:
-        return records.read(run.folder / "closed.json", Closed, RunError)
+        return records.read(run.folder / RECORD, Closed, RunError)
     except FileNotFoundError:
         return None
