@@ -59,7 +59,7 @@ FORMS = {
     "several blocks, two sizes, both views": (network, {"arch": Architecture(units=(1, 1), readout=READOUT)}),
     "a size of its own": (
         network,
-        {"arch": Architecture(units=(1, 1), readout=Readout(blocks=(1,), sizes=(56,), maxima=False))},
+        {"arch": Architecture(units=(1, 1), readout=Readout(blocks=(1,), sizes=(28,), maxima=False))},
     ),
     "beside": (
         network,
@@ -369,7 +369,7 @@ def more_classes(model: onnx.ModelProto) -> None:
 
 def other_size(model: onnx.ModelProto) -> None:
     card = json.loads(model.metadata_props[0].value)
-    card["input"]["size"] = 24
+    card["input"]["size"] = 48
     model.metadata_props[0].value = json.dumps(card)
 
 
