@@ -252,8 +252,8 @@ def test_two_networks_are_seen_side_by_side() -> None:
     both, other = pair(), Architecture(units=(1, 1))
     choices = closed.views(both, (16, 24), mirrored=True, beside=(24, 32))
     assert [str(view) for view in choices] == [
-        "all blocks of both networks at 16, of the second at 24 px, mirrored too",
-        "all blocks of both networks at 16 and 24, of the second at 24 and 32 px, mirrored too",
+        "all blocks of both networks, the first at 16, the second at 24 px, mirrored too",
+        "all blocks of both networks, the first at 16 and 24, the second at 24 and 32 px, mirrored too",
     ]
     assert {view.size for view in choices} == {32}
     longer = closed.views(both, (16, 24, 32), beside=(24,))

@@ -300,7 +300,7 @@ def test_a_run_starts_from_both_and_goes_on_from_both(
     )
     assert "each judged by the others, were tried with two networks" in said[3] and len(said[4:]) > 1
     assert not any("were tried with two networks" in line for line in said[4:]), "said twice"
-    assert said[4].startswith("looks:  at ") and "all blocks of both networks at 16" in said[4]
+    assert said[4].startswith("looks:  at ") and "all blocks of both networks, the first at 16" in said[4]
     done = finetune.finetune(config)
     record = json.loads((done.folder / "config.json").read_text())
     assert record["resolved"]["start"] == "+".join(networks)

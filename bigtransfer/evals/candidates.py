@@ -58,11 +58,11 @@ class View:
         if self.readout is None:
             return f"the last map at {self.size} px"
         what = "the last map" if len(self.readout.blocks) == 1 else "all blocks"
-        sizes = _listed(self.sizes)
+        seen = f"at {_listed(self.sizes)}"
         if self.beside is not None:
-            what = f"{what} of both networks"
-            sizes = f"{sizes}, of the second at {_listed(self.beside.sizes or (self.size,))}"
-        return f"{what} at {sizes} px{', mirrored too' if self.readout.mirrored else ''}"
+            what += " of both networks,"
+            seen = f"the first {seen}, the second at {_listed(self.beside.sizes or (self.size,))}"
+        return f"{what} {seen} px{', mirrored too' if self.readout.mirrored else ''}"
 
 
 def _listed(sizes: tuple[int, ...]) -> str:
