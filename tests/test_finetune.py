@@ -1008,7 +1008,10 @@ def test_the_closed_form_learns_from_the_images_that_measured_it(
             for one in (head_of(tiny, parts.train)[1], head)
         )
     assert evaluation["nll"] == pytest.approx(before, rel=1e-2) != pytest.approx(after, rel=2e-2)
-    assert evaluation["notes"][0].startswith("Measured before these images") and "15 images" in evaluation["notes"][0]
+    assert (
+        evaluation["notes"][0].startswith("Measured on validation images before")
+        and "15 images" in evaluation["notes"][0]
+    )
     assert evaluation["notes"][0] in capsys.readouterr().err
     assert "solved once more, on all <b>15</b> images" in (run / "report.html").read_text()
     assert not list(run.glob("closed*.safetensors"))

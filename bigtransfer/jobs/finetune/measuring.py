@@ -137,8 +137,8 @@ def evaluate(
         notes = (*partly, *_remarks(config, parts, split, images, result, expected))
         if surpassed and images is parts.val:
             notes = (
-                f"Measured before these images, held out for that, were learnt from as well: the model that is delivered is solved on all "
-                f"{len(parts.train) + len(images):,} images, and is likely to be a little better than this.",
+                f"Measured on validation images before they were learnt from as well: the model that is delivered is solved on all "
+                f"{len(parts.train) + len(images):,} images, which rarely makes it worse.",
                 *notes,
             )
         evaluation, numbers = evals.as_record(result, images, notes=notes, **about), result.named(split)
