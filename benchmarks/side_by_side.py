@@ -80,7 +80,7 @@ def looked_at(folder: Path, work: Path) -> tuple[Seen, dict[str, Side]]:
     both = made["both"]
     assert isinstance(both.network, Joined)
     digest = hashlib.sha256(
-        f"{both.view}{[images.name(i) for images in (train, test) for i in range(len(images))]}".encode()
+        f"{both.view!r}{[images.name(i) for images in (train, test) for i in range(len(images))]}".encode()
     )
     for tensor in both.network.state_dict().values():
         digest.update(tensor.contiguous().numpy().tobytes())

@@ -446,7 +446,7 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 def _problem(request: Request, refusal: Refusal, content: dict[str, Any] | None = None) -> JSONResponse:
     request.state.noted["refused"] = refusal.code
-    problem = {"error": refusal.message, "code": refusal.code, "request_id": request.state.request_id}
+    problem = refusal.problem(request.state.request_id)
     return JSONResponse(problem | (content or {}), refusal.status, refusal.headers)
 
 

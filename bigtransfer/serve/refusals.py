@@ -29,3 +29,7 @@ class Refusal(Exception):
             self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
         if status == 401:
             self.headers["WWW-Authenticate"] = "Bearer"
+
+    def problem(self, request_id: str) -> dict[str, str]:
+        """What the client is told (`app.Problem`)."""
+        return {"error": self.message, "code": self.code, "request_id": request_id}

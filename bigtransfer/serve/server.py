@@ -21,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bigtransfer.errors import ConfigError
 from bigtransfer.serve import log
+from bigtransfer.serve.refusals import Refusal
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -134,10 +135,9 @@ class _Protocol(H11Protocol):
         if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):  # an answer has begun, and cannot be taken back
             self.transport.abort()
             return
-        request_id = secrets.token_hex(8)
-        log.event("request", request_id=request_id, status=400, refused="http")
-        problem = {"error": f"This is no request of HTTP/1.1: {msg}", "code": "http", "request_id": request_id}
-        body = json.dumps(problem).encode()
+        refusal, request_id = Refusal(400, "http", f"This is no request of HTTP/1.1: {msg}"), secrets.token_hex(8)
+        log.event("request", request_id=request_id, status=refusal.status, refused=refusal.code)
+        body = json.dumps(refusal.problem(request_id)).encode()
         headers = [
             ("Content-Type", "application/json"),
             ("Content-Length", str(len(body))),
@@ -145,7 +145,7 @@ class _Protocol(H11Protocol):
             ("Connection", "close"),
         ]
         for event in (
-            h11.Response(status_code=400, headers=headers, reason=b"Bad Request"),
+            h11.Response(status_code=refusal.status, headers=headers, reason=b"Bad Request"),
             h11.Data(data=body),
             h11.EndOfMessage(),
         ):
