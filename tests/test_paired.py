@@ -15,7 +15,7 @@ from bigtransfer.evals.metrics import wilson
 from bigtransfer.evals.paired import Paired
 from bigtransfer.report import runs
 from tests.html_pages import parse
-from tests.test_report_sections import EVALUATION, LABELS, write
+from tests.test_report_sections import EVALUATION, LABELS, counted, write
 
 
 def test_the_numbers_of_a_pair() -> None:
@@ -51,7 +51,8 @@ def test_the_interval_keeps_its_promise_and_equal_runs_are_not_told_apart() -> N
 
 
 def changed(**values: Any) -> dict[str, Any]:
-    return EVALUATION | values
+    record = EVALUATION | values
+    return counted(record) if "predictions" in values else record
 
 
 def answered(row: dict[str, Any], right: bool) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def test_what_cannot_be_compared_is_refused(
     assert "several labels" in refused(before, after)
     (after / "evaluation.json").write_text("{}")
     assert "holds no evaluation" in refused(before, after)
-    write(after, "evaluation.json", changed(predictions=[]))
+    write(after, "evaluation.json", changed(predictions=[], confused=[]))
     assert "holds no evaluation" in refused(before, after)
     assert "no run folder" in refused(before, tmp_path / "none")
     (after / "evaluation.json").unlink()

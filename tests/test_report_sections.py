@@ -172,9 +172,23 @@ def write(folder: Path, name: str, record: Any) -> None:
     (folder / name).write_text(json.dumps(record))
 
 
+def counted(record: dict[str, Any]) -> dict[str, Any]:
+    """An evaluation whose numbers of images are those of its predictions."""
+    rows = record["predictions"]
+    several = "map" in record
+    right = sum(row["given"] == row["true"] if several else row["rank"] == 0 for row in rows)
+    true = [c for row in rows for c in (row["true"] if several else [row["true"]])]
+    return record | {
+        "images": len(rows),
+        "exact" if several else "top1": right / len(rows) if rows else None,
+        "per_class": [row | {"support": true.count(c)} for c, row in enumerate(record["per_class"])],
+    }
+
+
 def changed(folder: Path, name: str = "evaluation.json", **values: Any) -> None:
-    """Change values of one of the records."""
-    write(folder, name, json.loads((folder / name).read_text()) | values)
+    """Change values of one of the records; an evaluation's numbers of images follow its predictions."""
+    record = json.loads((folder / name).read_text()) | values
+    write(folder, name, counted(record) if "predictions" in values else record)
 
 
 def computed(folder: Path, section: str) -> Any:
@@ -353,17 +367,38 @@ def test_top_5_is_shown_from_six_classes_on(folder: Path, classes: int, tile: bo
 @pytest.mark.parametrize(
     ("split", "images", "said"),
     [
-        ("train", 8, "8 training images of 3 of the 4 classes are"),
-        ("val", 2000, "2,000 validation images of 3 of the 4 classes are"),
-        ("all images", 8, "8 images of 3 of the 4 classes are"),
-        ("test", 1, "1 test image of 3 of the 4 classes is"),
+        ("train", 8, "50.0% of 8 training images of 3 of the 4 classes are"),
+        ("val", 2000, "50.0% of 2,000 validation images of 3 of the 4 classes are"),
+        ("all images", 8, "50.0% of 8 images of 3 of the 4 classes are"),
+        ("test", 1, "100.0% of 1 test image of 1 of the 4 classes is"),
     ],
 )
 def test_what_was_measured_on(folder: Path, split: str, images: int, said: str) -> None:
-    changed(folder, split=split, images=images)
+    changed(folder, split=split, predictions=(EVALUATION["predictions"] * 250)[:images], confused=[])
     text = shown(folder).text
-    assert f"50.0% of {said} recognized correctly" in text
+    assert f"{said} recognized correctly" in text
     assert ("among the training images" in text) == (split == "test")  # where the copies are
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"images": 7}, "predictions has 8 entries, images is 7"),
+        ({"top1": 0.625}, "top1 is 0.625, and predictions has 4 right of 8"),
+        (
+            {
+                "per_class": [row | {"support": row["support"] + 1} for row in EVALUATION["per_class"][:1]]
+                + EVALUATION["per_class"][1:]
+            },
+            "per_class[0] has a support of 5, and predictions has 4 of the class",
+        ),
+    ],
+)
+def test_an_evaluation_that_contradicts_its_rows_is_named(folder: Path, values: dict[str, Any], said: str) -> None:
+    changed(folder, **values)
+    with pytest.raises(RunError) as caught:
+        report.write(folder)
+    assert str(caught.value).startswith(f"{folder / 'evaluation.json'}: {said}")
 
 
 def test_notes_of_an_evaluation_stand_below_the_number(folder: Path) -> None:
@@ -808,7 +843,9 @@ def test_many_pairs_are_listed_where_there_is_no_matrix(folder: Path) -> None:
     pairs = [[i, i + 1, 1] for i in range(40)]
     for classes, drawn, listed in ((51, False, 25), (50, True, 8)):
         counts = [[0] * classes for _ in range(classes)]
-        changed(folder, class_names=names[:classes], per_class=table[:classes], confused=pairs, confusion=counts)
+        rows = [EVALUATION["predictions"][0] | {"true": c, "predicted": c} for c in range(classes)]
+        numbers = {"class_names": names[:classes], "per_class": table[:classes], "predictions": rows}
+        changed(folder, **numbers, confused=pairs, confusion=counts)
         found = computed(folder, "confusion")
         assert (found.chart is not None) == drawn and len(found.pairs) == listed
         assert [pair.true for pair in found.pairs] == names[:listed]
@@ -830,7 +867,7 @@ def test_the_headline_of_an_evaluation_with_several_labels(coast: Path) -> None:
     assert "2 of them are among the training images too" in text
     tiles = [(tile.all("b")[0].text, tile.all("span")[0].text) for tile in head.all("div", "tiles")[0].all("div")]
     assert tiles[:2] == [("62.5%", "F1 of all labels together"), ("20.0%", "images with all labels right")]
-    changed(coast, split="val", images=1, notes=["a note"])
+    changed(coast, split="val", predictions=LABELS["predictions"][:1], notes=["a note"])
     text = " ".join(shown(coast).all("header")[0].text.split())
     assert "on 1 validation image, of which" in text and "a note" in text and "among the training images" not in text
 
@@ -871,6 +908,12 @@ def test_a_label_that_is_never_found_comes_first(coast: Path) -> None:
         (
             {"predictions": [LABELS["predictions"][1] | {"probabilities": [0.5]}]},
             "predictions[0] has 1 probabilities of 2",
+        ),
+        ({"images": 6}, "predictions has 5 entries, images is 6"),
+        ({"exact": 0.4}, "exact is 0.4, and predictions has 1 right of 5"),
+        (
+            {"per_class": [row | {"support": 2} for row in LABELS["per_class"]]},
+            "per_class[0] has a support of 2, and predictions has 3 of the class",
         ),
         ({"multi_label": "yes"}, "multi_label: "),
         ({"chosen_here": None}, "chosen_here: expected bool, got null"),
@@ -982,7 +1025,8 @@ def test_only_so_many_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     ],
 )
 def test_the_verdict_on_the_probabilities(folder: Path, top1: float, verdict: str) -> None:
-    changed(folder, top1=top1)
+    right, wrong = (EVALUATION["predictions"][i] | {"probability": 0.675} for i in (0, 1))
+    changed(folder, predictions=[right if i < 1000 * top1 else wrong for i in range(1000)], confused=[])
     found = section(folder, "Can the probabilities be trusted?")
     text = found.text
     assert f"a probability of 67.5% on average and is right in {top1:.1%}: {verdict}." in text
@@ -1018,7 +1062,7 @@ def test_a_bin_of_few_images_can_be_seen(folder: Path) -> None:
 
 
 def test_an_evaluation_of_no_image_has_no_diagram(folder: Path) -> None:
-    changed(folder, top1=None, ece=None, mean_per_class=None, images=0, predictions=[])
+    changed(folder, ece=None, mean_per_class=None, predictions=[], confused=[])
     assert computed(folder, "calibration") is None and computed(folder, "uncertain") is None
     assert "– of 0 test images" in shown(folder).text
 
@@ -1156,8 +1200,12 @@ def test_a_page_of_very_many_images_classes_and_files_stays_light(tmp_path: Path
     names = [f"a class with a rather long name, number {c}" for c in range(classes)]
     record = EVALUATION | {
         "images": images,
+        "top1": 0.0,
         "class_names": names,
-        "per_class": [{"class": name, "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 3} for name in names],
+        "per_class": [
+            {"class": name, "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 2 + (c < images - 2 * classes)}
+            for c, name in enumerate(names)
+        ],
         "confused": [[c, (c + 1) % classes, 2] for c in range(classes)],
         "confusion": None,
         "unreadable": [{"name": f"{i}.jpg", "reason": "it is cut off"} for i in range(30_000)],

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -199,6 +200,8 @@ class Evaluation(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(
                     f"predictions[{i}] has rank {row.rank} for class {row.true}, and predicts {row.predicted}"
                 )
+        right = [row.rank == 0 for row in self.predictions]
+        _agreeing(self.images, "top1", self.top1, right, self.per_class, [[row.true] for row in self.predictions])
 
 
 class LabelRow(msgspec.Struct, frozen=True, kw_only=True, rename={"name": "class"}):
@@ -268,6 +271,30 @@ class LabelsEvaluation(msgspec.Struct, frozen=True, kw_only=True):
                 raise ValueError(
                     f"predictions[{i}] has {len(row.probabilities)} probabilities of {len(numbers)} classes"
                 )
+        right = [{*row.true} == {*row.given} for row in self.predictions]
+        _agreeing(self.images, "exact", self.exact, right, self.per_class, [row.true for row in self.predictions])
+
+
+def _agreeing(
+    images: int,
+    name: str,
+    share: float | None,
+    right: Sequence[bool],
+    per_class: Sequence[ClassRow | LabelRow],
+    true: Sequence[Sequence[int]],
+) -> None:
+    """Raises ValueError where what is said of all images is not what the rows of the single images say: how many there are, the share
+    called `name` of those told right, and how many there are of each class (`true`: each image's)."""
+    if len(right) != images:
+        raise ValueError(f"predictions has {len(right)} entries, images is {images}")
+    if share is not None and abs(share * images - sum(right)) > 0.01:
+        raise ValueError(f"{name} is {share}, and predictions has {sum(right)} right of {images}")
+    found = collections.Counter(number for numbers in true for number in {*numbers})
+    for c, row in enumerate(per_class):
+        if row.support != found[c]:
+            raise ValueError(
+                f"per_class[{c}] has a support of {row.support}, and predictions has {found[c]} of the class"
+            )
 
 
 def labels_record(
