@@ -1,4 +1,4 @@
-"""How processor time and memory grow with images, pixels and classes: one log-log figure each.
+"""How processor time and memory grow with images, pixels, classes, parameters and processes: one log-log figure each.
 
     python -m benchmarks.scaling WORK [AXIS...]     # writes benchmarks/results/scaling_cpu_<date>.md and scaling-AXIS_cpu_<date>.svg
 
@@ -20,20 +20,23 @@ import itertools
 import json
 import math
 import multiprocessing
+import os
+import socket
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 
 from benchmarks import cells
-from bigtransfer import evals, model, weights
+from bigtransfer import dist, evals, model, weights
 from bigtransfer.backends.by_torch import Torch
-from bigtransfer.catalog import ARCHITECTURES, InputSpec, ModelCard
+from bigtransfer.catalog import ARCHITECTURES, Architecture, InputSpec, ModelCard
 from bigtransfer.data import images, open_dataset, splits
 from bigtransfer.data.index import Index, IndexedSplit, Shard, Stated
 from bigtransfer.evals import linear
@@ -41,7 +44,7 @@ from bigtransfer.feed.loader import Batch
 from bigtransfer.feed.order import FullShuffle, order_of
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs.benchmark import Others, _memory_of
-from bigtransfer.train import loop
+from bigtransfer.train import loop, parallel
 
 CPU = torch.device("cpu")
 SMALL = ARCHITECTURES["r26x1"]
@@ -143,7 +146,7 @@ def _simulated(work: Path, count: int, content: bytes, labels: np.ndarray, real:
 
 
 def of_pixels(side: int, work: Path) -> Iterator[Figure]:
-    """R26x1 in bf16, four images of side x side px; a photograph of 1,024 px."""
+    """R26x1, four images of side x side px; a photograph of 1,024 px."""
     network = model.build(SMALL, 1000)
     pixels = torch.randint(0, 256, (4, side, side, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
     network.card = ModelCard.bare(SMALL, 1000)
@@ -159,7 +162,7 @@ def of_pixels(side: int, work: Path) -> Iterator[Figure]:
 
 
 def answering(network: model.Network, pixels: torch.Tensor, name: str) -> Figure:
-    backend = Torch(network, "cpu", "bf16")
+    backend = Torch(network, "cpu", "auto")
     return timed(name, lambda: backend.run(pixels.numpy()))
 
 
@@ -169,7 +172,7 @@ def stepping(network: model.Network, pixels: torch.Tensor, name: str) -> Figure:
     recipe = Recipe(steps=1000, batch_size=len(pixels), resize=pixels.shape[-1], crop=pixels.shape[-1])
     state = loop.new_state(network, recipe, micro_batch=len(pixels))
     batches = (Batch(step, pixels, labels) for step in range(recipe.steps))
-    taken = loop.steps(state, batches, recipe, seed=0, device=CPU, dtype=torch.bfloat16)
+    taken = loop.steps(state, batches, recipe, seed=0, device=CPU, dtype=loop.compute_dtype("auto", CPU))
     return timed(name, lambda: next(taken))
 
 
@@ -197,6 +200,89 @@ def of_classes(classes: int, work: Path) -> Iterator[Figure]:
     yield timed("evaluation of 512 answers", evaluate)
 
 
+NETWORKS = ("r26x1", "r50x1", "r101x1", "r50x3", "r101x3", "r152x4")
+LARGEST = 4e8
+"""Parameters of the largest network that takes a training step: with gradient and momentum it has three times as many numbers."""
+
+
+def of_parameters(number: int, work: Path) -> Iterator[Figure]:
+    """R26x1, R50x1, R101x1, R50x3, R101x3, R152x4, each for 1,000 classes; images of 64 px."""
+    architecture = ARCHITECTURES[NETWORKS[number]]
+    network = model.build(architecture, 1000)
+    network.card = ModelCard.bare(architecture, 1000)
+    file = work / f"{architecture.name}.safetensors"
+    yield timed("save the model", lambda: weights.save(file, network))
+    yield timed("load the model", lambda: weights.load(str(file)))
+    file.unlink()
+    pixels = torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    yield answering(network, pixels, "answer 4 images")
+    if parameters(architecture) < LARGEST:
+        yield stepping(network, pixels, "training step of 4")
+
+
+def parameters(architecture: Architecture) -> int:
+    return sum(one.numel() for one in model.build(architecture, 1000, device="meta").parameters())
+
+
+BATCH, STEPS = 64, 6
+
+
+def of_processes(count: int, work: Path) -> Iterator[Figure]:
+    """R26x1, 100 classes: a step of 64 images of 64 px, divided among so many processes of one thread each (gloo): the seconds and the
+    memory of all of them together, which would stay as they are if the processes had nothing to tell one another."""
+    yield together(count, "ddp", work)
+    if count > 1:
+        yield together(count, "fsdp", work)
+
+
+def together(count: int, strategy: Literal["ddp", "fsdp"], work: Path) -> Figure:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = multiprocessing.get_context("spawn")
+    members = [processes.Process(target=member, args=(rank, count, port, strategy, work)) for rank in range(count)]
+    for one in members:
+        one.start()
+    for one in members:
+        one.join()
+    if any(one.exitcode for one in members):
+        raise RuntimeError(f"{strategy}: one of {count} processes ended with an error")
+    found = [json.loads((work / f"{strategy}-{rank}.json").read_text(encoding="utf-8")) for rank in range(count)]
+    seconds = min(map(sum, zip(*(one["seconds"] for one in found), strict=True)))
+    return Figure(f"step, {strategy}, all processes", seconds, sum(one["memory"] for one in found))
+
+
+def member(rank: int, count: int, port: int, strategy: Literal["ddp", "fsdp"], work: Path) -> None:
+    """One of the processes. Memory: the largest at any time beyond what the process had once everything was imported."""
+    torch.set_num_threads(1)
+    place = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", **{name: str(value) for name, value in place.items()}}
+    torch.manual_seed(0)
+    share = BATCH // count
+    pixels = torch.randint(0, 256, (share, 3, 64, 64), dtype=torch.uint8)
+    recipe = Recipe(steps=STEPS, batch_size=BATCH, resize=64, crop=64)
+    times: list[float] = []
+
+    def train() -> int:
+        with dist.join(CPU) as (world, _):
+            network = model.build(SMALL, CLASSES).to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+            forward, sync = parallel.distribute(network, world, strategy)
+            state = loop.new_state(network, recipe, micro_batch=share)
+            batches = (Batch(step, pixels, torch.arange(share) % CLASSES) for step in range(STEPS))
+            dtype = loop.compute_dtype("auto", CPU)
+            place = {"device": CPU, "dtype": dtype, "forward": forward, "world": world, "sync": sync}
+            begun = time.process_time()
+            for _ in loop.steps(state, batches, recipe, seed=0, **place):
+                now = time.process_time()
+                times.append(now - begun)
+                begun = now
+        return 0
+
+    memory = _memory_of(train, CPU)
+    record = {"seconds": times[1:], "memory": memory}
+    (work / f"{strategy}-{rank}.json").write_text(json.dumps(record), encoding="utf-8")
+
+
 @dataclass(frozen=True)
 class Axis:
     """What grows, and how much of it there is at each point."""
@@ -211,6 +297,8 @@ AXES = {
     "images": Axis((1_000, 10_000, 100_000, 1_000_000), of_images),
     "pixels": Axis((64, 96, 128, 192, 256, 384, 512), of_pixels, lambda side: side**2),
     "classes": Axis((2, 10, 100, 1_000, 10_000, 21_843), of_classes),
+    "parameters": Axis(range(len(NETWORKS)), of_parameters, lambda number: parameters(ARCHITECTURES[NETWORKS[number]])),
+    "processes": Axis((1, 2, 4, 8), of_processes),
 }
 
 

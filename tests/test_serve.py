@@ -714,7 +714,10 @@ def listening(predictor: Any, *, connections: int = 20, timeout: str = "1.2s") -
     served = service.Service(ServeConfig(models=("tiny",), timeout=timeout), [service.Model("tiny", lambda: predictor)])
     bound = server.listen("127.0.0.1", 0)
     running = server.Server(
-        app.create(served, access.Access("127.0.0.1")), timeout=float(timeout[:-1]), connections=connections
+        app.create(served, access.Access("127.0.0.1")),
+        timeout=float(timeout[:-1]),
+        connections=connections,
+        metrics=served.metrics,
     )
     thread = threading.Thread(target=running.run, args=(bound,))
     thread.start()
@@ -800,6 +803,9 @@ def test_what_is_no_http_is_refused_as_everything_else(predictor: Predictor, sen
         assert sorted(problem) == ["code", "error", "request_id"] and problem["code"] == "http"
         assert problem["request_id"].encode() in head
         assert b" 200 OK" in exchange(place, whole(png(1), b"Connection: close"))
+        numbers = exchange(place, b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").decode()
+        assert 'bit_refusals_total{reason="http"} 1.0' in numbers
+        assert 'bit_requests_total{route="none",status="400"} 1.0' in numbers
 
 
 def test_a_body_that_breaks_off_is_answered_once(predictor: Predictor, caplog: pytest.LogCaptureFixture) -> None:

@@ -43,7 +43,12 @@ def run(config: ServeConfig) -> int:
         serving = service.Service(config, models)
         door = access.Access(config.host, hosts=config.hosts, origins=config.cors, tokens=tokens)
         application = app.create(serving, door, failed=lambda: running.stop())
-        running = server.Server(application, timeout=seconds(config.timeout), connections=config.max_connections)
+        running = server.Server(
+            application,
+            timeout=seconds(config.timeout),
+            connections=config.max_connections,
+            metrics=serving.metrics,
+        )
         if not tokens and not access.is_local(config.host):
             print(
                 "warning: everybody who reaches this machine can use it; --token-file keeps strangers out.",

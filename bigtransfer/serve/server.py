@@ -21,6 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bigtransfer.errors import ConfigError
 from bigtransfer.serve import log
+from bigtransfer.serve.metrics import Metrics
 from bigtransfer.serve.refusals import Refusal
 
 
@@ -55,14 +56,15 @@ class Server:
     """An application at a socket.
 
     timeout: seconds that a request may take to come and again to be answered; a connection on which none is under way is closed after
-    a sixth of it. connections: more than so many are closed at once.
+    a sixth of it. connections: more than so many are closed at once. metrics: the application's, which count what never reaches it too.
     """
 
-    def __init__(self, app: Any, *, timeout: float, connections: int) -> None:
+    def __init__(self, app: Any, *, timeout: float, connections: int, metrics: Metrics) -> None:
         idle = timeout / 6
 
         class Protocol(_Protocol):
             limits = (idle, 3 * timeout, connections)
+            counted = metrics
 
         self._server = _Server(
             uvicorn.Config(
@@ -118,6 +120,7 @@ class _Protocol(H11Protocol):
 
     limits: tuple[float, float, int]
     """Seconds without a request under way, seconds of one request, connections."""
+    counted: Metrics
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -137,6 +140,8 @@ class _Protocol(H11Protocol):
             return
         refusal, request_id = Refusal(400, "http", f"This is no request of HTTP/1.1: {msg}"), secrets.token_hex(8)
         log.event("request", request_id=request_id, status=refusal.status, refused=refusal.code)
+        self.counted.requests.labels("none", str(refusal.status)).inc()
+        self.counted.refusals.labels(refusal.code).inc()
         body = json.dumps(refusal.problem(request_id)).encode()
         headers = [
             ("Content-Type", "application/json"),
