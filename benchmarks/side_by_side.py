@@ -1,18 +1,22 @@
 """Two networks side by side, one of them, or a mean of their classifiers: on which is one to rely? Many draws, at the price of one look.
 
-    python -m benchmarks.side_by_side SETS WORK --names dtd10 pacs-art [--counts 5 20] [--draws 4]
+    python -m benchmarks.side_by_side SETS WORK --names dtd10 pacs-art [--counts 5 20] [--draws 4] [--sizes]
 
 Features of both networks, of the sizes and with the mirror images that `bit finetune --linear closed` takes where there is time for all
 of them, are computed once for at most `POOL` training images of a class and `TEST` test images of a set, and kept in WORK. Each draw
 takes some of each class (the same ones for all rows) and solves the closed form on either network alone and on both; a row of the tables
 is one of these, or their mean by what leave-one-out says for each, `linear.EVIDENCE` and others in its place. Loss: that of the
-delivered temperature, on the test images. Prints Markdown.
+delivered temperature, on the test images. With --sizes the rows are what either or both look at instead: fewer sizes, each with what a
+plain look costs. Prints Markdown.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import hashlib
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -140,6 +144,69 @@ def measured(seen: Seen, made: dict[str, Side], count: int, draw: int) -> dict[s
     return found
 
 
+def by_sizes(seen: Seen, made: dict[str, Side], count: int, draw: int) -> dict[str, tuple[float, float, float]]:
+    """Row -> top-1, loss, and the cost of a plain look (GFLOP), of classifiers of so many training images of each class; of both networks
+    by the mean of the three, as `closed.fit` delivers it."""
+    generator, classes = np.random.default_rng(draw), int(seen.truth.max()) + 1
+    rows = np.concatenate(
+        [generator.permutation(np.flatnonzero(seen.labels.numpy() == label))[:count] for label in range(classes)]
+    )
+    labels, both = seen.labels[rows], made["both"]
+    assert both.view.readout is not None and both.view.beside is not None
+    sizes = both.view.readout.sizes, both.view.beside.sizes
+    networks = made[FIRST].network, made[SECOND].network
+    starts = made[FIRST].columns.start or 0, made[SECOND].columns.start
+    ends = made[FIRST].columns.stop, seen.train.shape[1]
+    widths = [(end - start) // len(own) for start, end, own in zip(starts, ends, sizes, strict=True)]
+
+    def taken(features: Tensor, counts: tuple[int, int]) -> Tensor:
+        """The features at the smallest sizes, so many of each network."""
+        parts = zip(starts, widths, counts, strict=True)
+        return torch.cat([features[:, start : start + width * number] for start, width, number in parts], dim=1)
+
+    @functools.cache
+    def fitted(counts: tuple[int, int]) -> tuple[linear.Probe, Tensor]:
+        own = [
+            dataclasses.replace(of, sizes=seen_at[:number]) if number else None
+            for of, seen_at, number in zip((both.view.readout, both.view.beside), sizes, counts, strict=True)
+        ]
+        if all(counts):
+            network, view = both.network, View(size=both.view.size, readout=own[0], beside=own[1])
+        else:
+            which = int(not counts[0])
+            network, view = networks[which], View(size=sizes[which][counts[which] - 1], readout=own[which])
+        known = closed.scatter(network, view)
+        probe = linear.fit(taken(seen.train[rows], counts), labels, classes, discriminant=True, scatter=known)
+        with torch.no_grad():
+            return probe, probe.head(taken(seen.test, counts)).double()
+
+    found = {}
+    for counts in itertools.product(*(range(len(own) + 1) for own in sizes)):
+        if not any(counts):
+            continue
+        if all(counts):
+            three = [fitted(one) for one in (counts, (counts[0], 0), (0, counts[1]))]
+            losses = torch.tensor([probe.leave_one_out_loss for probe, _ in three], dtype=torch.float64)
+            shares = (-linear.EVIDENCE * len(rows) * losses).softmax(0)
+            left_out = torch.einsum("k,knc->nc", shares, torch.stack([probe.answers for probe, _ in three]))
+            logits = torch.einsum("k,knc->nc", shares, torch.stack([one for _, one in three]))
+            logits = logits / linear.best_temperature(left_out, three[0][0].answered)[0]
+        else:
+            _, logits = fitted(counts)
+        cost = sum(
+            network.architecture.forward_flops(side, 0)
+            for network, own, number in zip(networks, sizes, counts, strict=True)
+            for side in own[:number]
+        )
+        names = [
+            f"{name} at {number} size{'s' if number > 1 else ''}"
+            for name, number in zip(("ours", "Lite0"), counts, strict=True)
+            if number
+        ]
+        found[", ".join(names)] = (*judged(logits, seen.truth), cost / 1e9)
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="side_by_side.py", description="One network, both, or a mean of their classifiers."
@@ -149,29 +216,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--names", nargs="+", required=True)
     parser.add_argument("--counts", nargs="+", type=int, default=[5, 20])
     parser.add_argument("--draws", type=int, default=4)
+    parser.add_argument("--sizes", action="store_true", help="compare what is looked at instead of means")
     asked = parser.parse_args(arguments)
     asked.work.mkdir(parents=True, exist_ok=True)
     cells: dict[tuple[int, str], dict[str, np.ndarray]] = {}
+    measure, against = (by_sizes, -1) if asked.sizes else (measured, 3)  # the widest; the plain mean
     for name in asked.names:
         seen, made = looked_at(asked.sets / name, asked.work)
         for count in asked.counts:
-            draws = [measured(seen, made, count, draw) for draw in range(asked.draws)]
+            draws = [measure(seen, made, count, draw) for draw in range(asked.draws)]
             cells[count, name] = {row: np.mean([draw[row] for draw in draws], 0) for row in draws[0]}
     for count in asked.counts:
         print(f"\n{count} per class, mean of {asked.draws} draws; top-1 in % / loss\n")
-        titles = ["", *asked.names, "mean", "- plain mean"]
+        rows = list(cells[count, asked.names[0]])
+        titles = ["", *asked.names, "mean", f"- {rows[against]}", *(["GFLOP"] if asked.sizes else [])]
         print(f"| {' | '.join(titles)} |\n{'|---' * len(titles)}|")
-        plain = np.array([cells[count, name][f"mean, evidence {EVIDENCE[0]:g}"] for name in asked.names])
-        for row in cells[count, asked.names[0]]:
+        plain = np.array([cells[count, name][rows[against]] for name in asked.names])
+        for row in rows:
             every = np.array([cells[count, name][row] for name in asked.names])
             apart = (every - plain).T
             error = apart[0].std(ddof=1) / math.sqrt(len(plain)) if len(plain) > 1 else math.nan
-            shown = [f"{top1:.1f} / {loss:.3f}" for top1, loss in (*every, every.mean(0))]
-            print(
-                f"| {row} | "
-                + " | ".join(shown)
-                + f" | {apart[0].mean():+.2f} +- {error:.2f}, {apart[1].mean():+.3f} |"
-            )
+            shown = [f"{top1:.1f} / {loss:.3f}" for top1, loss, *_ in (*every, every.mean(0))]
+            shown.append(f"{apart[0].mean():+.2f} +- {error:.2f}, {apart[1].mean():+.3f}")
+            shown += [f"{every.mean(0)[2]:.1f}"] if asked.sizes else []
+            print(f"| {row} | {' | '.join(shown)} |")
     print(f"\n- commit {commit()}; {machine()}")
 
 

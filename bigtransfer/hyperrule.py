@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from bigtransfer.errors import ConfigError
 from bigtransfer.records import NotNegative, Pixels, Share, Whole
@@ -195,6 +195,34 @@ def looking_sizes(trained_at: int, height: int, width: int) -> tuple[tuple[int, 
     if small < usual:
         found += ((small, 2 * small),)
     return (*(sizes for sizes in found if sizes[-1] <= LARGEST_LOOK), (usual,))
+
+
+class Together(NamedTuple):
+    """How two networks side by side look at images."""
+
+    sizes: tuple[int, ...]
+    """px, of the first."""
+    beside: tuple[int, ...]
+    """px, of the other."""
+    mirrored: bool
+    """Whether at the mirror images too."""
+
+
+def looking_together(
+    looks: Sequence[tuple[int, ...]], beside: Sequence[tuple[int, ...]], *, flip: bool = True
+) -> tuple[Together, ...]:
+    """What two networks side by side are worth looking at together, the most accurate choice first, each costing less than the one before.
+    looks, beside: `looking_sizes` of either. flip: whether mirror images may be looked at.
+
+    Measured with the bundled network and EfficientNet-Lite0: both at the smallest size of each tell images apart as well as the first alone
+    at three, for a fifth of the time. Then the larger images of the other are worth most for what they cost, then a second size of the
+    first, then mirror images, and last its third size. This project's (benchmarks/results/pair-sizes_cpu_2026-11-28.md).
+    """
+    every, other = looks[0], next((sizes for sizes in beside if len(sizes) > 1), beside[-1])
+    one, two, least = every[:1], every[:2], other[:1]
+    found = [Together(every, other, flip), Together(two, other, flip), Together(two, other, False)]
+    found += [Together(one, other, False), Together(two, least, False), Together(one, least, False)]
+    return tuple(dict.fromkeys(found))
 
 
 def _two_thirds(size: int) -> int:

@@ -412,6 +412,16 @@ def test_in_time_it_learns_from_as_many_of_each_class_as_can_be(
 
 
 @pytest.mark.usefixtures("ticking")
+@pytest.mark.parametrize(("solving", "whole"), [(None, False), (5.9, False), (6.1, True)])
+def test_what_is_left_after_looking_is_for_solving(pictures: data.ImageSet, solving: float | None, whole: bool) -> None:
+    """The 15 images take 5 s, the three held out one more."""
+    choices, held_out = closed.views(random_network(), (16, 32))[:1], pictures.subset([0, 7, 14])
+    found = solved(pictures, choices, within=4.9, solving=solving, held_out=held_out)
+    assert found.images == 15 and (found.whole is not None) == whole and (found.answers is not None) == whole
+    assert (found.suspects is not None) == (solving is not None)
+
+
+@pytest.mark.usefixtures("ticking")
 def test_what_looking_cost_is_told(pictures: data.ImageSet) -> None:
     """In plain passes, of all images that were looked at: those held out too, and those for the choice."""
     network = random_network()

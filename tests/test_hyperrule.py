@@ -356,3 +356,57 @@ def test_small_images_are_looked_at_at_less_than_the_network_was_trained_at(
 )
 def test_the_sizes_of_a_look(trained_at: int, native: tuple[int, int], sizes: tuple[tuple[int, ...], ...]) -> None:
     assert hyperrule.looking_sizes(trained_at, *native) == sizes
+
+
+@pytest.mark.parametrize(
+    ("native", "flip", "together"),
+    [
+        (
+            (300, 400),  # photographs
+            True,
+            [
+                ((64, 128, 256), (224, 448), True),
+                ((64, 128), (224, 448), True),
+                ((64, 128), (224, 448), False),
+                ((64,), (224, 448), False),
+                ((64, 128), (224,), False),
+                ((64,), (224,), False),
+            ],
+        ),
+        (
+            (300, 400),
+            False,
+            [
+                ((64, 128, 256), (224, 448), False),
+                ((64, 128), (224, 448), False),
+                ((64,), (224, 448), False),
+                ((64, 128), (224,), False),
+                ((64,), (224,), False),
+            ],
+        ),
+        (
+            (32, 32),  # which show nothing at a third size
+            True,
+            [
+                ((64, 128), (144, 288), True),
+                ((64, 128), (144, 288), False),
+                ((64,), (144, 288), False),
+                ((64, 128), (144,), False),
+                ((64,), (144,), False),
+            ],
+        ),
+    ],
+)
+def test_the_sizes_of_a_look_with_two_networks(
+    native: tuple[int, int], flip: bool, together: list[tuple[tuple[int, ...], tuple[int, ...], bool]]
+) -> None:
+    """Of one trained at 96 px, as the bundled one is, and one at 224."""
+    looks = [hyperrule.looking_sizes(trained_at, *native) for trained_at in (96, 224)]
+    assert [tuple(one) for one in hyperrule.looking_together(*looks, flip=flip)] == together
+
+
+def test_two_networks_that_look_at_one_size_each() -> None:
+    assert [tuple(one) for one in hyperrule.looking_together([(32,)], [(48,)])] == [
+        ((32,), (48,), True),
+        ((32,), (48,), False),
+    ]

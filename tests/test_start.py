@@ -20,7 +20,7 @@ from bigtransfer.config.finetune import AUTO, BUNDLED
 from bigtransfer.data import Splits
 from bigtransfer.evals.candidates import View
 from bigtransfer.jobs import finetune
-from bigtransfer.jobs.finetune import baseline, closed, decision, start
+from bigtransfer.jobs.finetune import baseline, closed, start
 from bigtransfer.model import Joined
 
 from .data_makers import class_folders
@@ -104,52 +104,31 @@ def test_both_are_taken_unless_one_is_far_ahead(
         ({"a": 0.5, "b": 0.5 - 1.1 * closed.TIE}, "b"),
     ],
 )
-@pytest.mark.parametrize(("steps", "share"), [(True, start.TOGETHER), (False, start.TOGETHER_ALONE)])
+@pytest.mark.parametrize(("steps", "share"), [(9, start.TOGETHER_STEPS), (None, start.TOGETHER)])
 def test_without_the_time_for_both_the_surer_one_is_taken_and_the_first_where_nothing_is_between_them(
     parts: Splits,
     monkeypatch: pytest.MonkeyPatch,
     losses: dict[str, float],
     taken: str,
-    steps: bool,
+    steps: int | None,
     share: float,
 ) -> None:
-    """More of the time may be taken where no steps can follow."""
+    """More of the time may be taken where no number of steps is asked for."""
     judge = Judge(**losses)
     judge.seconds = 6.0  # of each: half a second an image for both
     monkeypatch.setattr(start, "_judged", judge)
-    monkeypatch.setattr(start, "_followed_by_steps", lambda *_: steps)
+    config = FinetuneConfig(data="x", budget="9m", steps=steps)
     enough = 0.5 * len(parts.train) / share
-    found = chosen(CONFIG, parts, SimpleNamespace(left=enough - 0.1, seconds=enough + 330))
-    minutes = math.ceil(5.5 + (0.1 + 0.5 * len(parts.train) / start.TOGETHER) / 60)  # for steps may follow in so many
+    found = chosen(config, parts, SimpleNamespace(left=enough - 0.1, seconds=enough + 330))
+    minutes = math.ceil(5.5 + (0.1 + 0.5 * len(parts.train) / share) / 60)
     words = (
         f"By the loss {taken} was taken; within about --budget {minutes}m there would be time for both side by side. "
     )
     assert found.model == taken and found.why.startswith(tried(losses) + words)
-    assert chosen(CONFIG, parts, SimpleNamespace(left=enough + 0.1, seconds=enough + 330)).model == "a+b"
+    assert chosen(config, parts, SimpleNamespace(left=enough + 0.1, seconds=enough + 330)).model == "a+b"
     every = Splits(train=parts.train, val=parts.train, test=parts.train)  # the last is measured as far as the time goes
-    assert chosen(CONFIG, every, SimpleNamespace(left=2 * enough - 0.1, seconds=2 * enough)).model == taken
-    assert chosen(CONFIG, every, SimpleNamespace(left=2 * enough + 0.1, seconds=2 * enough + 1)).model == "a+b"
-
-
-def test_whether_steps_follow(parts: Splits, networks: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fewest that are worth it, of the first network at the smallest size, in a quarter of the time; or as many as are asked for."""
-    first = weights.load(networks[0], num_classes=2)
-    config = FinetuneConfig(data="x", budget="3m")
-    solved = start._judged(config, parts, parts.train, first, CPU, None)
-    solved = dataclasses.replace(solved, look=0.25)
-    facts = decision.find_facts(config, first, first.card, parts, CPU)
-    smallest = min(map(min, facts.looks))
-    step = 2 * 0.25 * 24 * (smallest / facts.trained_at) ** 2
-    enough = step * decision.WORTH * hyperrule.FEWEST_STEPS / start.STEPS
-
-    def followed(left: float, **changes: Any) -> bool:
-        return start._followed_by_steps(dataclasses.replace(config, **changes), parts, first, solved, CPU, left)
-
-    monkeypatch.setattr(hyperrule, "enough_to_tune", lambda images: images == 24)
-    assert followed(1.01 * enough) and not followed(0.99 * enough)
-    assert followed(0.1, steps=3)
-    monkeypatch.setattr(hyperrule, "enough_to_tune", lambda images: images != 24)
-    assert not followed(1e9)
+    assert chosen(config, every, SimpleNamespace(left=2 * enough - 0.1, seconds=2 * enough)).model == taken
+    assert chosen(config, every, SimpleNamespace(left=2 * enough + 0.1, seconds=2 * enough + 1)).model == "a+b"
 
 
 def test_all_are_judged_by_the_images_that_the_first_had_time_for(
@@ -158,7 +137,6 @@ def test_all_are_judged_by_the_images_that_the_first_had_time_for(
     judge = Judge(a=0.5, b=0.4)
     judge.in_time = 10
     monkeypatch.setattr(start, "_judged", judge)
-    monkeypatch.setattr(start, "_followed_by_steps", lambda *_: False)
     assert chosen(CONFIG, parts, SimpleNamespace(left=60.0)).why.startswith("10 images, each")
     assert judge.asked == [("a", 24, 6.0), ("b", 10, None)]
     judge.in_time = 2 * start.FEWEST - 1
@@ -180,7 +158,7 @@ def test_what_cannot_be_told_is_not_tried(parts: Splits, monkeypatch: pytest.Mon
     monkeypatch.setattr(start, "_judged", lambda *_: pytest.fail("tried all the same"))
     few = Splits(train=parts.train.subset(np.arange(2 * start.FEWEST - 1)))
     assert chosen(CONFIG, few) == start.Start(model="a+b", why="")
-    assert chosen(CONFIG, few, SimpleNamespace(left=60.0)) == start.Start(model="a", why="")
+    assert chosen(CONFIG, few, SimpleNamespace(left=60.0)) == start.Start(model="a+b", why="")
     assert start.choose(CONFIG, parts, {"a": "a"}, CPU, None).model == "a"  # type: ignore[dict-item]
 
 
@@ -211,10 +189,11 @@ def test_which_are_at_hand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_views_that_they_are_judged_by(parts: Splits, networks: list[str]) -> None:
-    """All blocks at two sizes, as many pixels as the images have; one where a size is asked for."""
+    """All blocks at the smallest size; at another where that is asked for."""
     network = weights.load(networks[0], num_classes=2)
     solved = start._judged(CONFIG, parts, parts.train, network, CPU, None)
-    assert solved.images == 24 and solved.view.readout is not None and len(solved.view.readout.sizes) == 2
+    assert solved.images == 24 and solved.view.readout is not None and solved.view.sizes == (16,)
+    assert solved.view.readout.blocks == (0, 1, 2, 3)
     config = FinetuneConfig(data="x", linear="closed", crop=24)
     view = start._judged(config, parts, parts.train, network, CPU, None).view
     assert view.size == 24 and view.readout is not None and not view.readout.sizes
@@ -350,28 +329,20 @@ def test_without_a_name_the_folder_bears_the_data_s() -> None:
     assert finetune._folder(FinetuneConfig(data="photos", model=BUNDLED)) == Path("runs/photos-bit-t-r26x1")
 
 
-@pytest.mark.parametrize(
-    ("beside", "seen"),
-    [
-        (((224, 448), (144, 288), (224,)), [(224, 448), (144, 288), (144, 288), (224,)]),
-        (((144, 288), (144,)), [(144, 288), (144, 288), (144, 288), (144,)]),
-        (((96,),), [(96,)] * 4),
-    ],
-)
-def test_the_sizes_of_both_go_together(
-    networks: list[str], beside: tuple[tuple[int, ...], ...], seen: list[tuple[int, ...]]
-) -> None:
-    """Several of one with several of the other, and in the end one of each."""
+def test_the_sizes_of_both_go_together(networks: list[str]) -> None:
+    """As the rule has them, the simplest view of each first."""
     both = weights.load("+".join(networks))
-    facts: Any = SimpleNamespace(looks=((64, 128, 256), (96, 192), (64, 128), (96,)), looks_beside=beside)
-    ways = baseline._ways(FinetuneConfig(data="x"), facts, both)
-    for flipped in (ways[0::2], ways[1::2]):
-        assert [way[-1].beside and way[-1].beside.sizes for way in flipped] == seen
-        assert [way[-1].sizes for way in flipped] == [(64, 128, 256), (96, 192), (64, 128), (96,)]
-    assert [["mirrored too" in str(view) for view in (way[0], way[-1])] for way in ways] == [
-        [True] * 2,
-        [False] * 2,
-    ] * 4
+    looks, beside = ((64, 128, 256), (96, 192), (64, 128), (96,)), ((224, 448), (144, 288), (224,))
+    facts: Any = SimpleNamespace(looks=looks, looks_beside=beside)
+    for flip in (True, False):
+        ways = baseline._ways(FinetuneConfig(data="x", flip=flip), facts, both)
+        found = []
+        for way in ways:
+            one, other = way[-1].readout, way[-1].beside
+            assert one is not None and other is not None and one.mirrored == other.mirrored
+            found.append((one.sizes, other.sizes, one.mirrored))
+            assert way[-1].size == max(*one.sizes, *other.sizes) and len(way) == max(len(one.sizes), len(other.sizes))
+        assert found == [tuple(one) for one in hyperrule.looking_together(looks, beside, flip=flip)]
     (only,) = {way[-1] for way in baseline._ways(FinetuneConfig(data="x", crop=32, flip=False), facts, both)}
     assert only.size == 32 and only.sizes == (32,) and only.beside is not None and only.beside.sizes == (32,)
 

@@ -31,12 +31,13 @@ CLOSED = 0.25
 """Share of the time left when it begins that may go into computing the closed form's features under a budget, and once more into those of
 the fine-tuned network."""
 
-ALONE = 0.5
-"""The same where there is no hope of taking steps afterwards, of the time without what measuring the model takes. The rest is for its
-solutions, which are not in what looking costs."""
+ALONE = 0.6
+"""The same where there is no hope of taking steps afterwards, of the time without what measuring the model takes. All of that is for its
+solutions too, which are not in what looking costs: some 20 s each of a slow core for 2,000 images of two networks."""
 
-WIDE = 2 / 3
-"""Of the images it could learn from, the closed form learns from this share at least, or it sees less of each (docs/lab-notes.md)."""
+WIDE, WIDE_TOGETHER = 2 / 3, 0.9
+"""Of the images it could learn from, the closed form learns from this share at least, or it sees less of each: of one network, and of two
+side by side, of which smaller images tell more (docs/lab-notes.md)."""
 
 TIMED = 0.05
 """Share of a budget that may go into measuring what it costs to look at an image."""
@@ -87,7 +88,9 @@ def solve(
         )
         look = seconds / widest.passes(facts.architecture, facts.trained_at)
     left, slight = (None, 0.0) if clock is None else (clock.left, clock.slight)
-    count, views, room = _seen(config, facts, model, left=left, look=look, slight=slight, held_out=len(lent or ()))
+    count, views, room, solving = _seen(
+        config, facts, model, left=left, look=look, slight=slight, held_out=len(lent or ())
+    )
     delivered = config.linear == "closed" or config.budget is not None
     images = splits.evenly(parts.train, count, config.seed)
     print(f"looks:  at {count:,} images, {views[-1]}", flush=True)
@@ -103,6 +106,7 @@ def solve(
         balanced=config.balance,
         held_out=lent if delivered and count >= len(parts.train) else None,
         within=None if clock is None else room,
+        solving=None if clock is None else solving,
         at_least=min(count, facts.classes),
         progress=True,
     )
@@ -122,17 +126,16 @@ def solve(
 
 
 def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple[View, ...], ...]:
-    """The views that the closed form may choose from, by what there is time for: the most first; at each of the sizes with the mirror
-    images and then without, which is half the time and up to a point less (docs/lab-notes.md)."""
+    """The views that the closed form may choose from, by what there is time for: the most first; of one network at each of the sizes with
+    the mirror images and then without, which is half the time and up to a point less (docs/lab-notes.md), of two as
+    `hyperrule.looking_together` has them."""
     only = network.architecture.fixed_size or config.crop
-    ways, theirs = (((only,),), ((only,),)) if only else (facts.looks, facts.looks_beside)
-    several = [sizes for sizes in theirs if len(sizes) > 1]
-    found = []
-    for i, sizes in enumerate(ways):  # with several sizes of the one several of the other, fewer pixels with fewer
-        beside = several[min(i, len(several) - 1)] if several and len(sizes) > 1 else theirs[-1] if theirs else ()
-        for mirrored in (True, False) if config.flip else (False,):
-            found.append(closed.views(network, sizes, mirrored=mirrored, beside=beside))
-    return tuple(found)
+    looks, beside = (((only,),), ((only,),)) if only else (facts.looks, facts.looks_beside)
+    if network.architecture.beside is not None:
+        together = hyperrule.looking_together(looks, beside, flip=config.flip)
+        return tuple(closed.views(network, one.sizes, mirrored=one.mirrored, beside=one.beside) for one in together)
+    flips = (True, False) if config.flip else (False,)
+    return tuple(closed.views(network, sizes, mirrored=mirrored) for sizes in looks for mirrored in flips)
 
 
 def _seen(
@@ -144,18 +147,20 @@ def _seen(
     look: float = 0.0,
     slight: float = 0.0,
     held_out: int = 0,
-) -> tuple[int, tuple[View, ...], float]:
-    """How many images the closed form learns from, the views it may choose from, the more of them the less they cost, and after how many
-    seconds no more images are looked at (infinity without a budget, with which the clock decides how many they are). left: of a budget, s,
-    if there is one; look: what a plain forward pass takes of that; slight: what is spent even where nothing is left. held_out: images
-    beside them, as `solve`'s `lent`."""
+) -> tuple[int, tuple[View, ...], float, float]:
+    """How many images the closed form learns from, the views it may choose from, the more of them the less they cost, after how many
+    seconds no more images are looked at (infinity without a budget, with which the clock decides how many they are), and after how many
+    nothing more is solved. left: of a budget, s, if there is one; look: what a plain forward pass takes of that; slight: what is spent even
+    where nothing is left. held_out: images beside them, as `solve`'s `lent`."""
     ways = _ways(config, facts, network)
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
-    wanted = most if config.linear == "closed" else max(fewest, math.ceil(WIDE * most))
+    wide = WIDE if network.architecture.beside is None else WIDE_TOGETHER
+    wanted = most if config.linear == "closed" else max(fewest, math.ceil(wide * most))
     found: list[_Way] = []
     for way in ways:
-        passes, room, alone = way[-1].passes(facts.architecture, facts.trained_at), math.inf, True
+        passes, alone = way[-1].passes(facts.architecture, facts.trained_at), True
+        room = solving = math.inf
         rest, hope = -math.inf, hopes(config, facts, look, way[-1])
         if left is None:
             operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
@@ -165,17 +170,18 @@ def _seen(
             learning = min(CLOSED * left, (most + held_out) * passes * look)
             rest = left - 2 * learning - min(AFTERWARDS * left, 2 * measuring)
             alone = config.steps is None and (rest < hope[-1] or not hyperrule.enough_to_tune(facts.images))
-            room = ALONE * (left - min(AFTERWARDS * left, measuring)) if alone else CLOSED * left
-            room = max(slight, room)
+            without = left - min(AFTERWARDS * left, measuring)
+            room = max(slight, ALONE * without if alone else CLOSED * left)
+            solving = max(room, without) if alone else room
             images = int(room / (passes * look) * most / (most + held_out))
-        trains = not alone and _sizes(way[-1]) >= min(2, _sizes(ways[0][-1]))
-        found.append(
-            _Way(images, way, room, [trains and rest >= one for one in hope] if config.steps is None else [trains])
-        )
+        sizes = zip(_sizes(way[-1]), _sizes(ways[0][-1]), strict=True)
+        trains = not alone and all(own >= min(2, widest) for own, widest in sizes)
+        allows = [trains and rest >= one for one in hope] if config.steps is None else [trains]
+        found.append(_Way(images, way, room, solving, allows))
     enough = [one for one in found if one.images >= wanted] or found[-1:]
     # A training is worth more than a third size, not more than a second one, and one of larger images is, too (docs/lab-notes.md).
     best = max(enough, key=lambda one: one.allows)  # of equally good ones the first
-    return most if left is not None else max(fewest, min(most, best.images)), best.views, best.room
+    return most if left is not None else max(fewest, min(most, best.images)), best.views, best.room, best.solving
 
 
 class _Way(NamedTuple):
@@ -186,12 +192,15 @@ class _Way(NamedTuple):
     views: tuple[View, ...]
     room: float
     """Seconds for them."""
+    solving: float
+    """Seconds for them and for the solutions."""
     allows: list[bool]
     """Which of `hopes` there would be time for, the most first, where a training is worth what the closed form goes without for it."""
 
 
-def _sizes(view: View) -> int:
-    return len(view.readout.sizes) if view.readout is not None else 0
+def _sizes(view: View) -> tuple[int, ...]:
+    """How many sizes either network looks at."""
+    return tuple(len(readout.sizes) if readout is not None else 0 for readout in (view.readout, view.beside))
 
 
 def load(folder: Path, found: Closed | None, device: torch.device) -> tuple[Network, Network]:

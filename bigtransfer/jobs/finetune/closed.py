@@ -145,13 +145,15 @@ def solve(
     balanced: bool = False,
     held_out: ImageSet | None = None,
     within: float | None = None,
+    solving: float | None = None,
     at_least: int = 0,
     progress: bool = False,
 ) -> Solved:
     """The classifier of `images` (one label each) on the view of `choice` that leave-one-out finds best; balanced: see `linear.fit`.
     held_out: further images, without which it is solved first, so that they can judge it, and then again with them (`Solved.whole`).
-    within: seconds after which no more images are looked at than these `at_least`; those that were are as many of each class as can be, and
-    nothing is solved with `held_out`. None: however long it takes. progress: show on a terminal how far the looking is.
+    within: seconds after which no more images are looked at than these `at_least`; those that were are as many of each class as can be.
+    None: however long it takes. solving: seconds after which nothing more is solved either, not with `held_out` and not to find suspects;
+    None: as `within`. progress: show on a terminal how far the looking is.
 
     network: on `device`; stays as it is. spec: how images become the input, but for the size. dtype: of the network's computation.
     Leave-one-out cannot judge where no class has two images; the last view, which sees most, is taken then.
@@ -186,9 +188,9 @@ def solve(
         passed += len(some) * view.passes(network.architecture, spec.size)
         return found
 
-    def late(after: float = 0.0) -> bool:
+    def late(after: float = 0.0, until: float | None = within) -> bool:
         """Whether the time will be up in so many seconds."""
-        return within is not None and time.perf_counter() - started + after > within
+        return until is not None and time.perf_counter() - started + after > until
 
     def in_time(some: ImageSet, view: View) -> list[_Part]:
         """In pieces, as far as the time goes."""
@@ -235,15 +237,16 @@ def solve(
     if probe is None or more:  # else it is the one that was judged
         probe = fit(network, view, seen, labels, classes, balanced=balanced)
     suspected = whole = answers = None
-    spent = time.perf_counter() - began
-    if not late(spent) and len(seen) <= SUSPECTED:
-        suspected = _suspected([new for *_, new in (*parts, *more)], seen, labels, classes, probe)
-    if held_out is not None and len(seen) == len(images) and not late(spent):
-        more, their_labels = features_of(held_out, view)
+    spent, solving = time.perf_counter() - began, within if solving is None else solving
+    per_image = looking / passed * view.passes(network.architecture, spec.size)
+    if held_out is not None and len(seen) == len(images) and not late(per_image * len(held_out) + spent, solving):
+        theirs, their_labels = features_of(held_out, view)
         with torch.no_grad():
-            answers = probe.head(more)
-        everything, every_label = torch.cat([seen, more]), torch.cat([labels, their_labels])
+            answers = probe.head(theirs)
+        everything, every_label = torch.cat([seen, theirs]), torch.cat([labels, their_labels])
         whole = fit(network, view, everything, every_label, classes, balanced=balanced)
+    if not late(spent, solving) and len(seen) <= SUSPECTED:
+        suspected = _suspected([new for *_, new in (*parts, *more)], seen, labels, classes, probe)
     return Solved(
         model=classifier(network, view, probe.head),
         view=view,

@@ -30,13 +30,11 @@ ALONE = 0.6
 """What the loss of one may be, as a share of the other's, before that is left out: else they are taken side by side, which tells images
 apart better than either (benchmarks/results/pair_cpu_2026-11-27.md)."""
 
-TOGETHER, TOGETHER_ALONE = 0.25, 0.45
-"""Share of the time left that looking with both at all images that are learnt from may take, at two sizes of each, and where no steps
-follow; else the better one is taken alone, for which there is time at larger sizes: with 3 minutes for 175 paintings it got 2.5 points more
-than both at smaller ones (docs/lab-notes.md). Test images take what is left in the end, and may be fewer."""
-
-STEPS = 0.25
-"""Share of the time left that the fewest steps may seem to take, where some are to follow: what looking twice and testing leave of it."""
+TOGETHER, TOGETHER_STEPS = 0.45, 0.25
+"""Share of the time left that looking with both at all images that are learnt from may take, at the smallest size of each, and where steps
+are asked for by number, after which all is looked at again; else the better one is taken alone. Of no other use is the same time worth as
+much, not of one's larger images nor of steps (benchmarks/results/pair-sizes_cpu_2026-11-28.md). Test images take what is left in the end,
+and may be fewer."""
 
 IMAGES, MOST = 200, 1_000
 """By which they are judged, if that is enough of each class; where it is not, by more."""
@@ -76,12 +74,12 @@ def usual(config: FinetuneConfig) -> FinetuneConfig:
 def choose(
     config: FinetuneConfig, parts: Splits, networks: Mapping[str, Network], device: torch.device, clock: Clock | None
 ) -> Start:
-    """Both networks side by side, or one of them: by a closed form of each on all blocks at two sizes, which tells the same images apart,
-    each judged by the others. clock: of the budget, if there is one; what it does not leave time for is not tried.
+    """Both networks side by side, or one of them: by a closed form of each on all blocks at the smallest of its sizes, which tells the same
+    images apart, each judged by the others. clock: of the budget, if there is one; what it does not leave time for is not tried.
 
-    networks: on `device`, by name, the bundled one first, one or two. That one alone where there is a budget and too few images can be
-    judged, or where an image may have several classes. One alone where the other is much worse (`ALONE`), or where there is no time for
-    both (`TOGETHER`): the bundled one, then, if less than `closed.TIE` nats are between them.
+    networks: on `device`, by name, the bundled one first, one or two. That one alone where there is no time to judge enough images, or
+    where an image may have several classes; both where there are too few to judge. One alone where the other is much worse (`ALONE`), or
+    where there is no time for both (`TOGETHER`): the bundled one, then, if less than `closed.TIE` nats are between them.
     """
     first, *others = networks
     if not others or parts.train.several:
@@ -90,7 +88,7 @@ def choose(
     classes = len(parts.train.class_names)
     images = splits.evenly(parts.train, min(MOST, max(IMAGES, FEWEST * classes)), config.seed)
     if len(images) < FEWEST * classes:
-        return Start(model=both if clock is None else first, why="")
+        return Start(model=both, why="")
     print(f"start:  {' and '.join(networks)} are tried on {len(images):,} of the images at most", flush=True)
     within = None if clock is None else TRIED * clock.left
     found: dict[str, Solved] = {}
@@ -112,9 +110,9 @@ def choose(
             model=best, why=f"{tried} By the loss {best} is far ahead, and was taken alone. --model names one."
         )
     if clock is not None:
-        followed = _followed_by_steps(config, parts, networks[first], found[first], device, clock.left)
-        if needed > clock.left * (TOGETHER if followed else TOGETHER_ALONE):
-            minutes = math.ceil((clock.seconds - clock.left + needed / TOGETHER) / 60)
+        share = TOGETHER if config.steps is None else TOGETHER_STEPS
+        if needed > clock.left * share:
+            minutes = math.ceil((clock.seconds - clock.left + needed / share) / 60)
             return Start(
                 model=best,
                 why=f"{tried} By the loss {best} was taken; within about --budget {minutes}m there would be time for both side by side. "
@@ -136,8 +134,7 @@ def _judged(
 ) -> Solved:
     """Its closed form on these images, or on as many of them as there is time for."""
     facts = decision.find_facts(config, network, network.card, parts, device)
-    sizes = (config.crop,) if config.crop else min(facts.looks, key=lambda sizes: (len(sizes) != 2, sizes))
-    view = closed.views(network, sizes)[-1]
+    view = closed.views(network, (config.crop or facts.looks[0][0],))[-1]
     return closed.solve(
         network,
         images,
@@ -152,17 +149,6 @@ def _judged(
         at_least=min(len(images), FEWEST * facts.classes),
         progress=True,
     )
-
-
-def _followed_by_steps(
-    config: FinetuneConfig, parts: Splits, first: Network, solved: Solved, device: torch.device, left: float
-) -> bool:
-    """Whether the first network is likely to be trained in the seconds left, which both may take together."""
-    if config.steps is not None:
-        return True
-    facts = decision.find_facts(config, first, first.card, parts, device)
-    fewest = decision.hopes(config, facts, solved.look, solved.view)[-1]
-    return hyperrule.enough_to_tune(len(parts.train)) and fewest < STEPS * left
 
 
 def _loss(solved: Solved) -> float:
