@@ -248,6 +248,25 @@ def test_a_discriminant_stays_away_where_it_cannot_be_had_or_harms(monkeypatch: 
     assert kept.leave_one_out_loss == alone.leave_one_out_loss
 
 
+def test_a_discriminant_is_left_out_of_very_many_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = lopsided(12)
+    labels = labels.unique(return_inverse=True)[1]  # class 2 has no image
+    classes = int(labels.max()) + 1
+    assert linear.fit(features, labels, classes, discriminant=True).discriminant_penalty is not None
+    monkeypatch.setattr(linear, "MOST_CLASSES", classes - 1)
+    assert linear.fit(features, labels, classes, discriminant=True).discriminant_penalty is None
+
+
+def test_what_is_of_every_two_classes_is_asked_for_by_the_discriminant_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 21,843 classes it would be 4 GB."""
+    features, labels = lopsided(12)
+    for form in (linear._Decomposed, linear._Factored):
+        monkeypatch.setattr(form, "between", lambda *_: pytest.fail("asked for"))
+    for decomposed in (0, 10**6):
+        monkeypatch.setattr(linear, "_DECOMPOSED", decomposed)
+        assert linear.fit(features, labels, 4, penalty=1.0).discriminant_penalty is None
+
+
 def test_a_discriminant_helps_where_classes_lie_close_together_in_some_directions() -> None:
     """Ten classes along a line, which regression masks (Hastie et al., The Elements of Statistical Learning, 4.2)."""
     generator = torch.Generator().manual_seed(0)

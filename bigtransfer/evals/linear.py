@@ -44,6 +44,9 @@ _FEWSHOT_INTERCEPT = 100.0
 _WORSE = 1.1
 """What the loss of leave-one-out may be multiplied by where the regression is averaged with the discriminant, before it stays alone."""
 
+MOST_CLASSES = 4_000
+"""Of a discriminant, which solves with a number for every two of them."""
+
 EVIDENCE = 0.1
 """What an image judged by the others counts for in the mean of several classifiers: their shares are as exp(EVIDENCE * the sum of their
 log-likelihoods), pseudo-BMA (Geisser and Eddy 1979; Yao et al., arXiv 1704.02030) with a tenth of its trust, as in 20 images of a class
@@ -163,7 +166,7 @@ def fit(
     with its own penalty and temperature, divided by one more temperature. It is as linear as they are. The discriminant knows that classes
     lie closer together in some directions than in others, the regression errs less where its assumptions fail; which is better depends on
     the task (benchmarks/results/discriminant_cpu_2026-11-26.md). With `penalty` both have it. The regression stays alone where a class has
-    no image or no image can be judged, and where leave-one-out finds the mean worse by more than `_WORSE`.
+    no image or no image can be judged, beyond `MOST_CLASSES`, and where leave-one-out finds the mean worse by more than `_WORSE`.
 
     scatter float `(r, d)`: how images of one class differ elsewhere, in directions S of standardized features, which a classifier is to
     heed the less: the penalty is on |w|^2 + |S w|^2, of the discriminant likewise. It is as if images had been seen before that differ so
@@ -178,7 +181,7 @@ def fit(
     labels = labels.to(features.device)
     rows = _Rows(features, labels, num_classes, balanced=balanced, scatter=scatter)
     counts = torch.bincount(labels, minlength=num_classes)
-    discriminant = discriminant and bool(counts.min() > 0)
+    discriminant = discriminant and num_classes <= MOST_CLASSES and bool(counts.min() > 0)
     own_penalty = penalty
     if penalty is None and min(n, d) > _DECOMPOSED:
         part = _spread(labels, _DECOMPOSED)
@@ -205,14 +208,14 @@ def fit(
     if len(judged):
         regression = dataclasses.replace(regression, loss=math.inf)
         for candidate in dict.fromkeys([*candidates, *own_candidates]):
-            predicted, leverage, between = solver.judge(candidate)
+            predicted, leverage = solver.judge(candidate)
             if candidate in candidates:
                 # Leave-one-out: residual / (1 - leverage).
                 rest = (1 - leverage - weights[judged] / n).clamp_min(1e-9)[:, None]
                 scores = own - (own - prior - predicted / roots[judged]) / rest
                 regression = min(regression, _Judged.of(candidate, scores, truth, counted), key=_Judged.by_loss)
             if candidate in own_candidates:
-                form = _Discriminant(totals, between)
+                form = _Discriminant(totals, solver.between(candidate))
                 scores = form.left_out(predicted / roots[judged], leverage / weights[judged], truth, weights[judged])
                 found = _Judged.of(candidate, scores, truth, counted, form.prior(truth, None if balanced else own))
                 fisher = found if fisher is None else min(fisher, found, key=_Judged.by_loss)
@@ -227,7 +230,7 @@ def fit(
         both = _Judged.of(0.0, (regression.answers + fisher.answers) / 2, truth, counted)
         if both.loss <= _WORSE * regression.loss:
             solution = solver.solve(fisher.penalty)
-            form = _Discriminant(totals, solution.T @ solver.cross)
+            form = _Discriminant(totals, solver.between(fisher.penalty))
             own_weight, own_bias = form.classifier(solution, fisher.temperature)
             weight = (weight + own_weight) / (2 * both.temperature)
             bias = (bias + own_bias) / (2 * both.temperature)
@@ -396,23 +399,29 @@ class _Decomposed:
     def __init__(self, rows: _Rows, judged: Tensor) -> None:
         """judged: images that `judge` is about."""
         n, d = rows.shape
-        self.cross, gram = rows.products()
+        cross, gram = rows.products()
         self.squares, v = torch.linalg.eigh(gram)
         kept = self.squares > _RANK * self.squares.max()
         self.squares, v = self.squares[kept], v[:, kept]
         self._basis = v / self.squares.sqrt() if n > d else rows.features().T @ (v / self.squares)
-        self._projected, self._u = self._basis.T @ self.cross, rows.features(judged) @ self._basis  # U^T Y, U
+        self._projected, self._u = self._basis.T @ cross, rows.features(judged) @ self._basis  # U^T Y, U
 
     def solve(self, penalty: float) -> Tensor:
         """W `(d, classes)`."""
-        return self._basis @ ((self.squares / (self.squares + penalty))[:, None] * self._projected)
+        return self._basis @ (self._shrink(penalty)[:, None] * self._projected)
 
-    def judge(self, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+    def judge(self, penalty: float) -> tuple[Tensor, Tensor]:
         """Of each judged image (its row times the root of its weight) its scores X W `(judged, classes)` and its leverage `(judged,)`, both
-        without the intercept; and W^T X^T Y `(classes, classes)`."""
-        shrink = self.squares / (self.squares + penalty)
-        shrunk = shrink[:, None] * self._projected
-        return self._u @ shrunk, self._u.square() @ shrink, shrunk.T @ self._projected
+        without the intercept."""
+        shrink = self._shrink(penalty)
+        return self._u @ (shrink[:, None] * self._projected), self._u.square() @ shrink
+
+    def between(self, penalty: float) -> Tensor:
+        """W^T X^T Y `(classes, classes)`."""
+        return (self._shrink(penalty)[:, None] * self._projected).T @ self._projected
+
+    def _shrink(self, penalty: float) -> Tensor:
+        return self.squares / (self.squares + penalty)
 
 
 class _Factored:
@@ -420,16 +429,19 @@ class _Factored:
 
     def __init__(self, rows: _Rows, judged: Tensor) -> None:
         self._rows, self._judged = rows, judged
-        self.cross, self._gram = rows.products()
+        self._cross, self._gram = rows.products()
         self.squares = self._gram.diagonal()
         self._solved: dict[float, tuple[Tensor, Tensor]] = {}
 
     def solve(self, penalty: float) -> Tensor:
         return self._solve(penalty)[0]
 
-    def judge(self, penalty: float) -> tuple[Tensor, Tensor, Tensor]:
+    def judge(self, penalty: float) -> tuple[Tensor, Tensor]:
         solution, leverage = self._solve(penalty)
-        return self._rows.features(self._judged) @ solution, leverage, solution.T @ self.cross
+        return self._rows.features(self._judged) @ solution, leverage
+
+    def between(self, penalty: float) -> Tensor:
+        return self.solve(penalty).T @ self._cross
 
     def _solve(self, penalty: float) -> tuple[Tensor, Tensor]:
         """The solution and the leverages."""
@@ -440,7 +452,7 @@ class _Factored:
             if n > d:
                 x = self._rows.features(self._judged)
                 leverage = torch.linalg.solve_triangular(factor, x.T, upper=False).square().sum(0)
-                self._solved[penalty] = torch.cholesky_solve(self.cross, factor), leverage
+                self._solved[penalty] = torch.cholesky_solve(self._cross, factor), leverage
             else:
                 inverse = torch.cholesky_inverse(factor)
                 solution = self._rows.features().T @ (inverse @ self._rows.targets())
