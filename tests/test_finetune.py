@@ -1240,8 +1240,8 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
     assert seen(1000, left=400.0, look=100 / (660 * wide), steps=9) == (1000, every)
     # With the mirror images first, which is twice as much, then without.
     both = "all blocks at 32 and 64 px"
-    assert seen(1000, left=400.0, look=100 / (700 * 2 * wide), flip=True, steps=9)[1][-1] == f"{both}, mirrored too"
-    assert seen(1000, left=400.0, look=100 / (660 * 2 * wide), flip=True, steps=9)[1][-1] == both
+    assert seen(1000, left=400.0, look=100 / (910 * 2 * wide), flip=True, steps=9)[1][-1] == f"{both}, mirrored too"
+    assert seen(1000, left=400.0, look=100 / (890 * 2 * wide), flip=True, steps=9)[1][-1] == both
     three = passes(24, 48, 96)
     assert len(seen(1000, left=400.0, look=100 / (700 * three), pyramid=(24, 48, 96), steps=9)[1]) == 5
     assert len(seen(1000, left=400.0, look=100 / (660 * three), pyramid=(24, 48, 96), steps=9)[1]) == 4

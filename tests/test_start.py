@@ -347,6 +347,14 @@ def test_the_sizes_of_both_go_together(networks: list[str]) -> None:
     assert only.size == 32 and only.sizes == (32,) and only.beside is not None and only.beside.sizes == (32,)
 
 
+def test_for_a_further_size_of_one_network_alone_a_third_of_the_images_may_be_left_out(networks: list[str]) -> None:
+    """Not for mirror images, nor for more of two networks."""
+    both, one = weights.load("+".join(networks)), weights.load(networks[0])
+    plain, mirrored = (closed.views(one, (32, 64), mirrored=given)[-1] for given in (False, True))
+    together = closed.views(both, (32, 64), beside=(32, 64))[-1]
+    assert [baseline._wide(view) for view in (plain, mirrored, together)] == [2 / 3, 0.9, 0.9]
+
+
 @pytest.mark.parametrize(("units", "both"), [((1, 1), True), ((1, 1, 1, 1), False)])
 def test_what_was_made_of_two_networks_goes_on_with_both(tmp_path: Path, units: tuple[int, ...], both: bool) -> None:
     """And what is the average of a network fine-tuned and as it was, with the first."""

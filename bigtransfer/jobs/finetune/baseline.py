@@ -35,9 +35,9 @@ ALONE = 0.6
 """The same where there is no hope of taking steps afterwards, of the time without what measuring the model takes. All of that is for its
 solutions too, which are not in what looking costs: some 20 s each of a slow core for 2,000 images of two networks."""
 
-WIDE, WIDE_TOGETHER = 2 / 3, 0.9
+WIDE, NEARLY_ALL = 2 / 3, 0.9
 """Of the images it could learn from, the closed form learns from this share at least, or it sees less of each: of one network, and of two
-side by side, of which smaller images tell more (docs/lab-notes.md)."""
+side by side, of which smaller images tell more, or where only the mirror images are given up (docs/lab-notes.md)."""
 
 TIMED = 0.05
 """Share of a budget that may go into measuring what it costs to look at an image."""
@@ -155,8 +155,6 @@ def _seen(
     ways = _ways(config, facts, network)
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
-    wide = WIDE if network.architecture.beside is None else WIDE_TOGETHER
-    wanted = most if config.linear == "closed" else max(fewest, math.ceil(wide * most))
     found: list[_Way] = []
     for way in ways:
         passes, alone = way[-1].passes(facts.architecture, facts.trained_at), True
@@ -178,7 +176,7 @@ def _seen(
         trains = not alone and all(own >= min(2, widest) for own, widest in sizes)
         allows = [trains and rest >= one for one in hope] if config.steps is None else [trains]
         found.append(_Way(images, way, room, solving, allows))
-    enough = [one for one in found if one.images >= wanted] or found[-1:]
+    enough = [one for one in found if one.images >= max(fewest, math.ceil(_wide(one.views[-1]) * most))] or found[-1:]
     # A training is worth more than a third size, not more than a second one, and one of larger images is, too (docs/lab-notes.md).
     best = max(enough, key=lambda one: one.allows)  # of equally good ones the first
     return most if left is not None else max(fewest, min(most, best.images)), best.views, best.room, best.solving
@@ -196,6 +194,12 @@ class _Way(NamedTuple):
     """Seconds for them and for the solutions."""
     allows: list[bool]
     """Which of `hopes` there would be time for, the most first, where a training is worth what the closed form goes without for it."""
+
+
+def _wide(view: View) -> float:
+    """The share of the images that this view is worth going without the others for."""
+    plain = view.beside is None and not (view.readout is not None and view.readout.mirrored)
+    return WIDE if plain else NEARLY_ALL
 
 
 def _sizes(view: View) -> tuple[int, ...]:
