@@ -1037,7 +1037,9 @@ def test_images_that_are_to_stay_unseen_do(
         splits.save_split(tmp_path / "split.json", splits.Splits(train=train, val=val, test=None))
         closed += ["--split-file", str(tmp_path / "split.json")]
     elif why == "others":
-        monkeypatch.setattr(finetune.baseline, "_seen", lambda *_, **__: (10, (View(size=32, readout=None),), math.inf))
+        monkeypatch.setattr(
+            finetune.baseline, "_seen", lambda *_, **__: (10, (View(size=32, readout=None),), math.inf, math.inf)
+        )
     else:
         closed = [*short, "--steps", "1"]
         closed[1] = str(data / "train")
