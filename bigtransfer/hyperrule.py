@@ -338,7 +338,7 @@ def without_steps(crop: int, *why: str) -> Recipe:
         base_learning_rate=0.0,
         momentum=0.0,
         variant="",
-        notes=(f"No steps: the classifier is solved exactly on features at {crop} px.", *why),
+        notes=("No steps: the classifier is solved exactly.", *why),
     )
 
 

@@ -758,6 +758,7 @@ def test_a_budget_that_is_used_up_says_what_was_not_done(
     )
     shown = capsys.readouterr()
     assert evaluation["notes"][0] == note and note in shown.err and "of 5 of the 12 images" in shown.out
+    assert "for the 7 images held out there was no time: they are not learnt from" in shown.out
     assert {row["true"] for row in evaluation["predictions"]} == {0, 1, 2}
     # Nor is it hidden that the hour was more than the minute asked for, and where it went.
     over = evaluation["notes"][1]
@@ -797,7 +798,7 @@ def test_what_takes_a_moment_is_done_though_the_time_is_up(
     assert json.loads((run / "evaluation.json").read_text())["images"] == 12
     shown = capsys.readouterr()
     assert "29 train, 7 val, 12 test images" in shown.out and " of 29 images, solved" in shown.out
-    assert "with those held out, on all 36: what of it is delivered" in shown.out
+    assert "with those held out, on all 36: what of it is delivered" in shown.out and "no time" not in shown.out
     page = (run / "report.html").read_text()
     assert "<b>36</b><span>images learnt from</span>" in page and "<b>29</b><span>" not in page
 

@@ -160,7 +160,7 @@ def test_a_recipe_without_steps_says_only_what_is_obeyed() -> None:
     assert not any(
         closed.to_dict()[name] for name in ("steps", "batch_size", "warmup", "decays", "base_learning_rate", "momentum")
     )
-    assert closed.notes == ("No steps: the classifier is solved exactly on features at 224 px.",)
+    assert closed.notes == ("No steps: the classifier is solved exactly.",)
     shown = hyperrule.in_effect(
         {"steps": 7, "resize": 9, "decays": (), "mixup_alpha": 0.0, "variant": "", "x": None, "notes": ["n"]}
     )

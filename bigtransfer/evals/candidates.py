@@ -118,6 +118,9 @@ class Closed:
     def __post_init__(self) -> None:
         if any(right > counted for right, counted in zip(self.right, self.counted, strict=False)):
             raise ValueError("of a class more images are right than were counted")
+        counted = sum(self.counted)
+        if self.top1 is not None and self.right and abs(self.top1 * counted - sum(self.right)) > 0.01:
+            raise ValueError(f"top1 is {self.top1}, and {sum(self.right)} of {counted} images are right")
 
     def chance_note(self, class_names: Sequence[str] | None) -> str | None:
         """A sentence if that is not shown to be better than chance. class_names: None if they are not known."""

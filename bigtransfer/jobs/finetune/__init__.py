@@ -18,7 +18,7 @@ from bigtransfer.backends.by_torch import choose_device
 from bigtransfer.catalog import Calibrated, ModelCard
 from bigtransfer.config import FinetuneConfig
 from bigtransfer.config.finetune import AUTO
-from bigtransfer.data import Splits, exclusions, splits
+from bigtransfer.data import ImageSet, Splits, exclusions, splits
 from bigtransfer.data.layout import in_short
 from bigtransfer.errors import DataError
 from bigtransfer.evals.candidates import Choice, Closed, in_words
@@ -123,7 +123,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
             found = baseline.recall(run)
             if dataset.changed(opened, begun.data):
                 print(f"note: the images of {config.data} have changed since this run began with them", file=sys.stderr)
-        _tell_plan(config, card, parts, plan, found, told=begin.why)
+        _tell_plan(config, card, parts, plan, found, lent, told=begin.why)
         work.enter("to fine-tune" if plan.recipe.steps else "to measure it")
         work.track()
         taken, made, steps = plan.recipe, None, 0
@@ -254,9 +254,15 @@ def _tell_data(config: FinetuneConfig, parts: Splits) -> None:
 
 
 def _tell_plan(
-    config: FinetuneConfig, card: ModelCard, parts: Splits, plan: FinetunePlan, found: Closed | None, told: str
+    config: FinetuneConfig,
+    card: ModelCard,
+    parts: Splits,
+    plan: FinetunePlan,
+    found: Closed | None,
+    lent: ImageSet | None,
+    told: str,
 ) -> None:
-    """Print what will be done and why. told: the one of its notes that stands there already."""
+    """Print what will be done and why. lent: as of `baseline.solve`. told: the one of the plan's notes that stands there already."""
     recipe, uneven = plan.recipe, splits.imbalance(parts.train)
     notes = [note for note in recipe.notes if note != told]
     print(f"model:  {card.name}" + ("" if config.pretrained else " from random weights"))
@@ -274,6 +280,8 @@ def _tell_plan(
         print(solved)
         if found.whole is not None:
             print(f"        and once more with those held out, on all {found.whole.images:,}: what of it is delivered")
+        elif lent and config.budget is not None and not recipe.steps:
+            print(f"        for the {len(lent):,} images held out there was no time: they are not learnt from")
         if note := found.chance_note(parts.train.class_names):
             print(f"warning: {note}", file=sys.stderr)
     if not recipe.steps:

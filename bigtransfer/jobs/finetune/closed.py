@@ -281,8 +281,9 @@ def seconds_per_image(
     dtype: torch.dtype,
     batch_size: int,
 ) -> float:
-    """What it costs to look at one of the images so, at this moment, decoding included: of a few of them, twice, because the first time
-    pays for what is done once; of two only, if these take more than `span` seconds. Other arguments as of `solve`."""
+    """What it costs to look at one of the images so, at this moment, decoding included, found out within about `span` seconds: of two of
+    them, of which the first time pays for what is done once, and then of as many as there is time for twice, for the same reason. Other
+    arguments as of `solve`."""
 
     looking = looking_at(network, view, device, dtype)
 
@@ -292,10 +293,14 @@ def seconds_per_image(
         features(network, some, view, spec=spec, device=device, dtype=dtype, batch_size=batch_size, at_hand=looking)
         return time.perf_counter() - began
 
-    few, count = min(2, len(images)), min(_TIMED, len(images))
+    few = min(2, len(images))
     first = taken(few)
     if first > span:
         return first / few
+    each = taken(few) / few
+    count = min(_TIMED, len(images), int(span / (2 * each)))
+    if count <= few:
+        return each
     taken(count)
     return taken(count) / count
 
