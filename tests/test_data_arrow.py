@@ -191,6 +191,8 @@ def test_without_network_the_hub_is_not_tried_for_minutes(tmp_path: Path, monkey
     def getaddrinfo(*arguments: object) -> None:
         raise socket.gaierror(-2, "Name or service not known")
 
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")  # ../x is then no folder that happens to be there
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     monkeypatch.setattr(urllib.request, "getproxies", dict)
