@@ -24,7 +24,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cells import commit, machine
+from benchmarks.cells import Cells, commit, machine
 from bigtransfer import data, weights
 from bigtransfer.config import seconds
 
@@ -61,7 +61,7 @@ def by_timm(script: Path, folder: Path, work: Path, budget: float, rate: float, 
     assert parts.test is not None
     classes, images, tests = len(parts.train.class_names), len(parts.train), len(parts.test)
     epochs = max(1, round(budget * rate / (images + tests / 3)))  # a forward pass is a third of a step
-    name = f"timm-{folder.name}"
+    work.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, str(script), "--data-dir", str(folder), "--train-split", "train", "--val-split", "test"]
     command += ["--model", "tf_efficientnet_lite0", "--num-classes", str(classes)]
     command += ["--initial-checkpoint", str(initial(classes, work))]
@@ -69,17 +69,18 @@ def by_timm(script: Path, folder: Path, work: Path, budget: float, rate: float, 
     command += ["--opt", "adamw", "--lr", "1e-3", "--weight-decay", "0.05", "--clip-grad", "1.0"]
     command += ["--sched", "cosine", "--sched-on-updates", "--warmup-epochs", "1", "--epochs", str(epochs)]
     command += ["--device", "cpu", "--channels-last", "--no-prefetcher", "--workers", "0", "--seed", "0"]
-    command += ["--output", str(work / "timm"), "--experiment", folder.name]
-    took = alone(command, core, work / f"{name}.log")
-    found = re.findall(r"Acc@1:\s*[\d.]+ \(\s*([\d.]+)\)", (work / f"{name}.log").read_text(encoding="utf-8"))
+    command += ["--output", str(work), "--experiment", "timm"]
+    took = alone(command, core, work / "log")
+    found = re.findall(r"Acc@1:\s*[\d.]+ \(\s*([\d.]+)\)", (work / "log").read_text(encoding="utf-8"))
     return {"top1": float(found[-1]), "seconds": took, "epochs": epochs, "images": images, "tests": tests}
 
 
 def by_us(folder: Path, work: Path, budget: str, core: int) -> dict[str, float]:
     """The same of `bit finetune --budget`."""
-    run = work / f"bit-{folder.name}"
+    work.mkdir(parents=True, exist_ok=True)
+    run = work / "run"
     command = [sys.executable, "-m", "bigtransfer", "finetune", str(folder), "--out", str(run), "--budget", budget]
-    took = alone(command, core, work / f"bit-{folder.name}.log")
+    took = alone(command, core, work / "log")
     measured = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     return {"top1": 100 * measured["top1"], "seconds": took, "tests": measured["images"]}
 
@@ -96,19 +97,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=16.0, help="images/s of timm's training on this core")
     parser.add_argument("--core", type=int, default=0)
     asked = parser.parse_args(arguments)
-    asked.work.mkdir(parents=True, exist_ok=True)
-    rows = []
+    kept, rows = Cells(asked.work), []
     for name in asked.names:
-        folder = asked.sets / name
-        kept = asked.work / f"{name}.json"
-        found = json.loads(kept.read_text(encoding="utf-8")) if kept.is_file() else {}
-        if "timm" not in found:
-            found["timm"] = by_timm(asked.script, folder, asked.work, seconds(asked.budget), asked.rate, asked.core)
-            kept.write_text(json.dumps(found), encoding="utf-8")
-        if "bit" not in found:
-            found["bit"] = by_us(folder, asked.work, asked.budget, asked.core)
-            kept.write_text(json.dumps(found), encoding="utf-8")
-        rows.append((name, found["timm"], found["bit"]))
+        folder, told = asked.sets / name, {"set": name, "budget": asked.budget}
+        timm = kept.once(
+            told | {"by": "timm", "rate": asked.rate},
+            lambda work, folder=folder: by_timm(
+                asked.script, folder, work, seconds(asked.budget), asked.rate, asked.core
+            ),
+        )
+        ours = kept.once(
+            told | {"by": "bit"}, lambda work, folder=folder: by_us(folder, work, asked.budget, asked.core)
+        )
+        if timm is not None and ours is not None:
+            rows.append((name, timm, ours))
     print(
         "| set | images to learn from, test images | timm: top-1, seconds, epochs | bit: top-1, seconds, test images seen |"
     )

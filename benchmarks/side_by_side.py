@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import hashlib
 import itertools
 import math
@@ -121,12 +120,20 @@ def judged(logits: Tensor, truth: Tensor) -> tuple[float, float]:
     return 100 * float((logits.argmax(1) == truth).double().mean()), float(loss)
 
 
+def drawn(seen: Seen, count: int, draw: int) -> np.ndarray:
+    """Numbers of so many training images of each class."""
+    generator = np.random.default_rng(draw)
+    return np.concatenate(
+        [
+            generator.permutation(np.flatnonzero(seen.labels.numpy() == label))[:count]
+            for label in range(int(seen.truth.max()) + 1)
+        ]
+    )
+
+
 def measured(seen: Seen, made: dict[str, Side], count: int, draw: int) -> dict[str, tuple[float, float]]:
     """Row -> top-1 and loss on the test images, of classifiers of so many training images of each class."""
-    generator, classes = np.random.default_rng(draw), int(seen.truth.max()) + 1
-    rows = np.concatenate(
-        [generator.permutation(np.flatnonzero(seen.labels.numpy() == label))[:count] for label in range(classes)]
-    )
+    rows, classes = drawn(seen, count, draw), int(seen.truth.max()) + 1
     labels, found, probes, logits = seen.labels[rows], {}, [], []
     for name, (network, view, columns) in made.items():
         known = closed.scatter(network, view)
@@ -145,62 +152,34 @@ def measured(seen: Seen, made: dict[str, Side], count: int, draw: int) -> dict[s
 
 
 def by_sizes(seen: Seen, made: dict[str, Side], count: int, draw: int) -> dict[str, tuple[float, float, float]]:
-    """Row -> top-1, loss, and the cost of a plain look (GFLOP), of classifiers of so many training images of each class; of both networks
-    by the mean of the three, as `closed.fit` delivers it."""
-    generator, classes = np.random.default_rng(draw), int(seen.truth.max()) + 1
-    rows = np.concatenate(
-        [generator.permutation(np.flatnonzero(seen.labels.numpy() == label))[:count] for label in range(classes)]
-    )
-    labels, both = seen.labels[rows], made["both"]
-    assert both.view.readout is not None and both.view.beside is not None
-    sizes = both.view.readout.sizes, both.view.beside.sizes
-    networks = made[FIRST].network, made[SECOND].network
-    starts = made[FIRST].columns.start or 0, made[SECOND].columns.start
-    ends = made[FIRST].columns.stop, seen.train.shape[1]
-    widths = [(end - start) // len(own) for start, end, own in zip(starts, ends, sizes, strict=True)]
-
-    def taken(features: Tensor, counts: tuple[int, int]) -> Tensor:
-        """The features at the smallest sizes, so many of each network."""
-        parts = zip(starts, widths, counts, strict=True)
-        return torch.cat([features[:, start : start + width * number] for start, width, number in parts], dim=1)
-
-    @functools.cache
-    def fitted(counts: tuple[int, int]) -> tuple[linear.Probe, Tensor]:
-        own = [
-            dataclasses.replace(of, sizes=seen_at[:number]) if number else None
-            for of, seen_at, number in zip((both.view.readout, both.view.beside), sizes, counts, strict=True)
-        ]
-        if all(counts):
-            network, view = both.network, View(size=both.view.size, readout=own[0], beside=own[1])
-        else:
-            which = int(not counts[0])
-            network, view = networks[which], View(size=sizes[which][counts[which] - 1], readout=own[which])
-        known = closed.scatter(network, view)
-        probe = linear.fit(taken(seen.train[rows], counts), labels, classes, discriminant=True, scatter=known)
-        with torch.no_grad():
-            return probe, probe.head(taken(seen.test, counts)).double()
-
+    """Row -> top-1, loss, and the cost of a plain look (GFLOP), of the closed form of so many training images of each class."""
+    rows, classes = drawn(seen, count, draw), int(seen.truth.max()) + 1
+    wide = made["both"].view
+    assert wide.readout is not None and wide.beside is not None
     found = {}
-    for counts in itertools.product(*(range(len(own) + 1) for own in sizes)):
-        if not any(counts):
-            continue
-        if all(counts):
-            three = [fitted(one) for one in (counts, (counts[0], 0), (0, counts[1]))]
-            losses = torch.tensor([probe.leave_one_out_loss for probe, _ in three], dtype=torch.float64)
-            shares = (-linear.EVIDENCE * len(rows) * losses).softmax(0)
-            left_out = torch.einsum("k,knc->nc", shares, torch.stack([probe.answers for probe, _ in three]))
-            logits = torch.einsum("k,knc->nc", shares, torch.stack([one for _, one in three]))
-            logits = logits / linear.best_temperature(left_out, three[0][0].answered)[0]
+    for own, other in itertools.product(range(len(wide.readout.sizes) + 1), range(len(wide.beside.sizes) + 1)):
+        first = dataclasses.replace(wide.readout, sizes=wide.readout.sizes[:own])
+        second = dataclasses.replace(wide.beside, sizes=wide.beside.sizes[:other])
+        if own and other:
+            side, view = made["both"], dataclasses.replace(wide, readout=first, beside=second)
+        elif own or other:
+            side, readout = (made[FIRST], first) if own else (made[SECOND], second)
+            view = dataclasses.replace(side.view, readout=readout)
         else:
-            _, logits = fitted(counts)
+            continue
+        kept = closed.columns(side.view, view, side.network.architecture)
+        train, test = (features[:, side.columns][:, kept] for features in (seen.train[rows], seen.test))
+        probe = closed.fit(side.network, view, train, seen.labels[rows], classes)
+        with torch.no_grad():
+            logits = probe.head(test).double()
         cost = sum(
-            network.architecture.forward_flops(side, 0)
-            for network, own, number in zip(networks, sizes, counts, strict=True)
-            for side in own[:number]
+            made[name].network.architecture.forward_flops(size, 0)
+            for name, readout, number in ((FIRST, first, own), (SECOND, second, other))
+            for size in readout.sizes[:number]
         )
         names = [
             f"{name} at {number} size{'s' if number > 1 else ''}"
-            for name, number in zip(("ours", "Lite0"), counts, strict=True)
+            for name, number in (("ours", own), ("Lite0", other))
             if number
         ]
         found[", ".join(names)] = (*judged(logits, seen.truth), cost / 1e9)

@@ -76,9 +76,8 @@ def solve(
     spec, look = input_spec(config, facts, facts.trained_at), 0.0
     if clock is not None:
         ways = _ways(config, facts, model)
-        middle = ways[len(ways) // 2][
-            -1
-        ]  # the widest takes too long for a measurement, the narrowest is decoding above all
+        # The widest takes too long for a measurement, the narrowest is decoding above all.
+        middle = ways[len(ways) // 2][-1]
         seconds = closed.seconds_per_image(
             model,
             parts.train,

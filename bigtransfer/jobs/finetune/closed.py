@@ -159,6 +159,7 @@ def solve(
     Leave-one-out cannot judge where no class has two images; the last view, which sees most, is taken then.
     """
     started = time.perf_counter()
+    solving = within if solving is None else solving
     classes = len(images.class_names)
     looking, passed, seen_so_far = 0.0, 0.0, 0
 
@@ -237,7 +238,7 @@ def solve(
     if probe is None or more:  # else it is the one that was judged
         probe = fit(network, view, seen, labels, classes, balanced=balanced)
     suspected = whole = answers = None
-    spent, solving = time.perf_counter() - began, within if solving is None else solving
+    spent = time.perf_counter() - began
     per_image = looking / passed * view.passes(network.architecture, spec.size)
     if held_out is not None and len(seen) == len(images) and not late(per_image * len(held_out) + spent, solving):
         theirs, their_labels = features_of(held_out, view)
