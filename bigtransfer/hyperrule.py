@@ -342,15 +342,16 @@ def without_steps(crop: int, *why: str) -> Recipe:
     )
 
 
-def without_time(crop: int, budget: str, left: float) -> Recipe:
-    """The same where so many seconds are left for steps of a budget, as it was asked for, which is too little."""
+def without_time(crop: int, budget: str, left: float, enough: float) -> Recipe:
+    """The same where so many seconds are left for steps of a budget, as it was asked for, which is too little. enough: seconds that would
+    do, as it seems."""
     note = f"Nothing is fine-tuned: nothing of the {budget} is left for steps. The closed form is delivered."
     if left >= 0.5:
         note = (
             f"Nothing is fine-tuned: {left:.0f} s of the {budget} are left for steps, too little to find out how long one takes here and "
             f"to take {FEWEST_STEPS}, and fewer would not help. The closed form is delivered, and what is left of the time given back."
         )
-    return without_steps(crop, note)
+    return without_steps(crop, f"{note} About --budget {math.ceil(enough / 60)}m would leave time for steps.")
 
 
 def without_norms(crop: int) -> Recipe:

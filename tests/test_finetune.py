@@ -1039,7 +1039,9 @@ def test_images_that_are_to_stay_unseen_do(
         closed += ["--split-file", str(tmp_path / "split.json")]
     elif why == "others":
         monkeypatch.setattr(
-            finetune.baseline, "_seen", lambda *_, **__: (10, (View(size=32, readout=None),), math.inf, math.inf)
+            finetune.baseline,
+            "_best_way",
+            lambda *_, **__: finetune.baseline._Way(10, (View(size=32, readout=None),), math.inf, math.inf, []),
         )
     else:
         closed = [*short, "--steps", "1"]
@@ -1220,10 +1222,10 @@ def test_what_the_closed_form_costs(tiny: Path) -> None:
         )
         times = {name: asked.pop(name) for name in ("left", "look", "slight") if name in asked}
         config = FinetuneConfig(data="d", **{"flip": False, **asked})
-        count, choice, room, solving = finetune.baseline._seen(config, facts, network, held_out=held_out, **times)
-        rooms.append(room)
-        limits.append(solving)
-        return count, tuple(map(str, choice))
+        way = finetune.baseline._best_way(config, facts, network, held_out=held_out, **times)
+        rooms.append(way.room)
+        limits.append(way.solving)
+        return way.images, tuple(map(str, way.views))
 
     def passes(*sizes: int) -> float:
         """What the images at these sizes cost, in forward passes at the network's own."""
@@ -1360,7 +1362,8 @@ def test_where_there_is_no_time_for_steps_none_are_planned() -> None:
     assert late.recipe.steps == 0 and not late.choose and late.tail == 0.0
     assert late.recipe.notes[-1] == (
         "Nothing is fine-tuned: 19 s of the 60s are left for steps, too little to find out how long one takes here and to take 20, and "
-        "fewer would not help. The closed form is delivered, and what is left of the time given back."
+        "fewer would not help. The closed form is delivered, and what is left of the time given back. About --budget 2m would leave time for "
+        "steps."
     )
     # Two passes of 96 images are 0.192 s: not even 1.5 times twenty steps of these, and no speed is measured.
     said.clear()
@@ -1369,6 +1372,11 @@ def test_where_there_is_no_time_for_steps_none_are_planned() -> None:
     assert planned(1.74 + 30.1 * 0.192, speed=1e9, crop=64).recipe.steps == 0, "of larger images fewer fit"
     gone = planned(-9.0).recipe
     assert gone.steps == 0 and "nothing of the 60s is left" in gone.notes[-1] and "given back" not in gone.notes[-1]
+    # 69 s are gone; 96 looks come before, 1,200 and 15 s after, and 50 steps of two passes of 96 images between.
+    note = planned(-9.0, look=1.0, images=96).recipe.notes[-1]
+    assert note.endswith(f" About --budget {(69 + 96 + 1200 + 15 + 50 * 192) // 60}m would leave time for steps.")
+    slow = planned(1.74 + 19 * 6, speed=16.0).recipe
+    assert slow.steps == 0 and "About --budget 4m would" in slow.notes[-1]
     assert planned(-9.0, steps=5).recipe.steps == 5, "whoever sets the steps gets them"
 
 

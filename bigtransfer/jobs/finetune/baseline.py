@@ -75,9 +75,9 @@ def solve(
     device, dtype = torch.device(facts.device), loop.compute_dtype(config.precision, torch.device(facts.device))
     spec, look = input_spec(config, facts, facts.trained_at), 0.0
     if clock is not None:
-        ways = _ways(config, facts, model)
+        every = _views(config, facts, model)
         # The widest takes too long for a measurement, the narrowest is decoding above all.
-        middle = ways[len(ways) // 2][-1]
+        middle = every[len(every) // 2][-1]
         seconds = closed.seconds_per_image(
             model,
             parts.train,
@@ -90,26 +90,24 @@ def solve(
         )
         look = seconds / middle.passes(facts.architecture, facts.trained_at)
     left, slight = (None, 0.0) if clock is None else (clock.left, clock.slight)
-    count, views, room, solving = _seen(
-        config, facts, model, left=left, look=look, slight=slight, held_out=len(lent or ())
-    )
+    way = _best_way(config, facts, model, left=left, look=look, slight=slight, held_out=len(lent or ()))
     delivered = config.linear == "closed" or config.budget is not None
-    images = splits.evenly(parts.train, count, config.seed)
-    print(f"looks:  at {count:,} images, {views[-1]}", flush=True)
+    images = splits.evenly(parts.train, way.images, config.seed)
+    print(f"looks:  at {way.images:,} images, {way.views[-1]}", flush=True)
     solved = closed.solve(
         model,
         images,
-        views,
+        way.views,
         spec=spec,
         device=device,
         dtype=dtype,
-        batch_size=facts.fitting(views[-1].size, hyperrule.BATCH_SIZE),
+        batch_size=facts.fitting(way.views[-1].size, hyperrule.BATCH_SIZE),
         seed=config.seed,
         balanced=config.balance,
-        held_out=lent if delivered and count >= len(parts.train) else None,
-        within=None if clock is None else room,
-        solving=None if clock is None else solving,
-        at_least=min(count, facts.classes),
+        held_out=lent if delivered and way.images >= len(parts.train) else None,
+        within=None if clock is None else way.room,
+        solving=None if clock is None else way.solving,
+        at_least=min(way.images, facts.classes),
         progress=True,
     )
     network = solved.model
@@ -127,7 +125,7 @@ def solve(
     return found, 0.0 if clock is None else solved.look  # of all images a better estimate than of the first ones
 
 
-def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple[View, ...], ...]:
+def _views(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple[View, ...], ...]:
     """The views that the closed form may choose from, by what there is time for: the most first; of one network at each of the sizes with
     the mirror images and then without, which is half the time and up to a point less (docs/lab-notes.md), of two as
     `hyperrule.looking_together` has them."""
@@ -140,7 +138,22 @@ def _ways(config: FinetuneConfig, facts: Facts, network: Network) -> tuple[tuple
     return tuple(closed.views(network, sizes, mirrored=mirrored) for sizes in looks for mirrored in flips)
 
 
-def _seen(
+class _Way(NamedTuple):
+    """What the closed form could see in the time that there is."""
+
+    images: int
+    """That it learns from."""
+    views: tuple[View, ...]
+    """That it may choose from, the more of them the less they cost."""
+    room: float
+    """Seconds after which no more images are looked at; infinity without a budget."""
+    solving: float
+    """Seconds after which nothing more is solved."""
+    allows: list[bool]
+    """Which of `hopes` there would be time for, the most first, where a training is worth what the closed form goes without for it."""
+
+
+def _best_way(
     config: FinetuneConfig,
     facts: Facts,
     network: Network,
@@ -149,19 +162,20 @@ def _seen(
     look: float = 0.0,
     slight: float = 0.0,
     held_out: int = 0,
-) -> tuple[int, tuple[View, ...], float, float]:
-    """How many images the closed form learns from, the views it may choose from, the more of them the less they cost, after how many
-    seconds no more images are looked at (infinity without a budget, with which the clock decides how many they are), and after how many
-    nothing more is solved. left: of a budget, s, if there is one; look: what a plain forward pass takes of that; slight: what is spent even
-    where nothing is left. held_out: images beside them, as `solve`'s `lent`."""
-    ways = _ways(config, facts, network)
+) -> _Way:
+    """Which of `_views` there is time for, and for how many images; of a budget all, as the clock decides how many they are.
+
+    left: of a budget, s, if there is one; look: what a plain forward pass takes of that; slight: what is spent even where nothing is left.
+    held_out: images beside them, as `solve`'s `lent`.
+    """
+    every = _views(config, facts, network)
     most = facts.images if config.linear == "closed" else min(facts.images, BASELINE)
     fewest = most if config.linear == "closed" else min(most, JUDGING * facts.classes)
     found: list[_Way] = []
-    for way in ways:
-        passes, alone = way[-1].passes(facts.architecture, facts.trained_at), True
+    for views in every:
+        passes, alone = views[-1].passes(facts.architecture, facts.trained_at), True
         room = solving = math.inf
-        rest, hope = -math.inf, hopes(config, facts, look, way[-1])
+        rest, hope = -math.inf, hopes(config, facts, look, views[-1])
         if left is None:
             operations = passes * facts.architecture.forward_flops(facts.trained_at, 0)
             images = int(OPERATIONS * (1 if facts.device == "cpu" else 100) / operations)
@@ -174,28 +188,14 @@ def _seen(
             room = max(slight, ALONE * without if alone else CLOSED * left)
             solving = max(room, without) if alone else room
             images = int(room / (passes * look) * most / (most + held_out))
-        sizes = zip(_sizes(way[-1]), _sizes(ways[0][-1]), strict=True)
+        sizes = zip(_sizes(views[-1]), _sizes(every[0][-1]), strict=True)
         trains = not alone and all(own >= min(2, widest) for own, widest in sizes)
         allows = [trains and rest >= one for one in hope] if config.steps is None else [trains]
-        found.append(_Way(images, way, room, solving, allows))
+        found.append(_Way(images, views, room, solving, allows))
     enough = [one for one in found if one.images >= max(fewest, math.ceil(_wide(one.views[-1]) * most))] or found[-1:]
     # A training is worth more than a third size, not more than a second one, and one of larger images is, too (docs/lab-notes.md).
     best = max(enough, key=lambda one: one.allows)  # of equally good ones the first
-    return most if left is not None else max(fewest, min(most, best.images)), best.views, best.room, best.solving
-
-
-class _Way(NamedTuple):
-    """What the closed form could see in the time that there is."""
-
-    images: int
-    """That there is time for."""
-    views: tuple[View, ...]
-    room: float
-    """Seconds for them."""
-    solving: float
-    """Seconds for them and for the solutions."""
-    allows: list[bool]
-    """Which of `hopes` there would be time for, the most first, where a training is worth what the closed form goes without for it."""
+    return best._replace(images=most if left is not None else max(fewest, min(most, best.images)))
 
 
 def _wide(view: View) -> float:

@@ -398,11 +398,11 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
     if "steps" not in fixed:
         # Asked first, because the speed takes some seconds to be measured.
         step = quickest(config, facts, facts.look)
-        room = _room(config, facts, crop)
+        room, enough_for_each = _room(config, facts, crop), WORTH * step
         fitting = room / step if step else math.inf
         if fitting >= HOPE * hyperrule.FEWEST_STEPS:
             speed = facts.tuning_speed(crop, batch)
-            room = _room(config, facts, crop)
+            room, enough_for_each = _room(config, facts, crop), max(enough_for_each, HOPE * batch / speed)
             fitting = room * speed / batch
             larger = _larger(config, facts, facts.closed.view)
             enough = hyperrule.enough_tuning_steps(facts.images, batch)
@@ -413,7 +413,8 @@ def _tuning(config: FinetuneConfig, facts: Facts) -> Recipe:
         else:
             fitting = 0.0
         if fitting < hyperrule.FEWEST_STEPS:
-            return hyperrule.without_time(facts.closed.view.size, config.budget, room)
+            would_do = seconds(config.budget) - room + hyperrule.FEWEST_STEPS * enough_for_each
+            return hyperrule.without_time(facts.closed.view.size, config.budget, room, would_do)
     left = _room(config, facts, crop)
     recipe = hyperrule.tuning(facts.images, seconds(config.budget), facts.tuning_speed, crop, left=left, fixed=fixed)
     if facts.architecture.beside is None:
