@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import bigtransfer
 from bigtransfer import cli, weights
 from bigtransfer.catalog import InputSpec, ModelCard
 from bigtransfer.data import open_dataset
@@ -369,6 +370,16 @@ def test_as_far_as_the_time_goes_a_fair_sample_is_measured(model, data, tmp_path
     for name in ("true", "predicted", "rank"):
         assert np.array_equal(part.records[name], whole.records[name][kept])
     assert len(evaluate.measure(predictor, images, late=lambda rest: True)[0]) == 3, "a batch at least"
+
+
+def test_the_command_shows_how_far_it_is_and_the_function_does_not(model, data, monkeypatch):
+    asked, measure = [], evaluate.measure
+    monkeypatch.setattr(
+        evaluate, "measure", lambda *args, **options: asked.append(options["progress"]) or measure(*args, **options)
+    )
+    assert bit(model, data) == 0
+    bigtransfer.evaluate(model, data, device="cpu")
+    assert asked == [True, False]
 
 
 def test_unreadable_images_that_were_not_reached_are_not_listed(model, tmp_path, monkeypatch):

@@ -221,6 +221,30 @@ def test_the_slices_are_those_of_the_reference_code() -> None:
             assert task.archive.pools[last.split] - last.start == task.test
 
 
+def test_all_of_what_was_published_is_asked_for() -> None:
+    """Images in all, as their authors count them."""
+    published = {
+        "caltech101": 9_144,
+        "cifar100": 60_000,
+        "dtd": 5_640,
+        "flowers102": 8_189,
+        "pets": 7_349,
+        "sun397": 108_753,
+        "svhn": 99_289,
+        "patch_camelyon": 327_680,
+        "eurosat": 27_000,
+        "resisc45": 31_500,
+        "diabetic_retinopathy": 88_702,
+        "clevr_count": 85_000,
+        "dmlab": 110_913,
+        "dsprites_location": 737_280,
+        "kitti_distance": 7_481,
+        "smallnorb_azimuth": 48_600,
+    }
+    found = {task.name: sum(task.archive.pools.values()) for task in TASKS if task.archive is not None}
+    assert {name: found[name] for name in published} == published
+
+
 def test_means() -> None:
     values = {task.name: 0.5 for task in TASKS} | {"cifar100": 1.0}
     assert vtab.mean_19(values) == pytest.approx((18 * 0.5 + 1) / 19)
