@@ -1362,8 +1362,8 @@ def test_where_there_is_no_time_for_steps_none_are_planned() -> None:
     assert late.recipe.steps == 0 and not late.choose and late.tail == 0.0
     assert late.recipe.notes[-1] == (
         "Nothing is fine-tuned: 19 s of the 60s are left for steps, too little to find out how long one takes here and to take 20, and "
-        "fewer would not help. The closed form is delivered, and what is left of the time given back. About --budget 2m would leave time for "
-        "steps."
+        "fewer would not help. The closed form is delivered, and what is left of the time given back. About --budget 2m would leave time "
+        "for steps."
     )
     # Two passes of 96 images are 0.192 s: not even 1.5 times twenty steps of these, and no speed is measured.
     said.clear()
