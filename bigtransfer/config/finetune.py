@@ -59,8 +59,8 @@ class FinetuneConfig(Config):
     val_fraction: Share | None = None
     """Share of the training images to hold out for validation, class by class; 0 holds out none. Default: 0.1 if the data set has no
     validation part but needs one: to be measured on if there is no test part either, to choose by under a budget (from ten images per
-    class on; 100 images then, if that is no more than a fifth), or to choose the thresholds of several labels by; else 0. Images held out by default are learnt from in the end, by the
-    closed form; those of a given share are not."""
+    class on; 100 images then, if that is no more than a fifth), or to choose the thresholds of several labels by; else 0. Images held
+    out by default are learnt from in the end, by the closed form; those of a given share are not."""
     test_fraction: Share | None = None
     """Share of the training images to hold out, class by class, for nothing but the last measurement, where the data set has no test part.
     The same --seed holds out the same ones, whatever the network. Default: none."""
