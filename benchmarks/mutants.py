@@ -6,7 +6,8 @@
 
 A change is of one of the kinds of `KINDS`, at a place drawn at random, every kind as likely; what only a message, a log line or an
 annotation would show is left alone. It is tried on a copy of the repository, with those tests that run the changed line, quickest first
-(where none does, with those that run the file); the first that fails ends it. A change that no test of these notices is a survivor.
+(where none does, with those that run the file, first those that run little else); the first that fails ends it. A change that no test of
+these notices is a survivor.
 
 The names of changes that make no difference, or only one of speed, are in `HARMLESS` with the reason; they are counted apart.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import functools
 import json
 import os
 import random
@@ -26,6 +28,7 @@ import sys
 import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +40,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / ".mutants"
 """What `map` leaves for `run`; not part of the repository."""
 
-MOST_TESTS, MOST_SECONDS = 400, 240.0
+MOST_TESTS, MOST_SECONDS = 1_000, 240.0
 """Of the tests that run a line: how many, and how long all together by the times of `map`."""
 
 PYTEST = [
@@ -299,7 +302,7 @@ class Tests:
                 self._rows.setdefault(os.path.relpath(path, facts["root"]), []).append((context, numbits))
 
     def of(self, change: Change, most_seconds: float) -> list[str]:
-        """The tests to try on a change, quickest first."""
+        """The tests to try on a change: those that run it, quickest first, then those of which most is of its file."""
         last = change.line + change.old.count("\n")
         text = (ROOT / change.file).read_text(encoding="utf-8")
         first, names = _loaded(text, change.line)
@@ -322,7 +325,10 @@ class Tests:
             tests = dict.fromkeys(self._of_files("", rf"\b{stem}\b"), 1) | tests
             tests = dict.fromkeys(self._running(change.file, None), 1) | tests
         chosen, total = [], 0.0
-        for test in sorted(tests, key=lambda test: (tests[test], self.seconds[test])):
+        shares = self._shares(change.file) if any(tests.values()) else {}
+        for test in sorted(
+            tests, key=lambda test: (tests[test], -tests[test] * shares.get(test, 0.0), self.seconds[test])
+        ):
             if (not chosen or total + self.seconds[test] <= most_seconds) and len(chosen) < MOST_TESTS:
                 total += self.seconds[test]
                 chosen.append(test)
@@ -346,11 +352,32 @@ class Tests:
         found = set()
         for context, numbits in self._rows.get(file, []):
             if lines is None or any(line // 8 < len(numbits) and numbits[line // 8] & 1 << line % 8 for line in lines):
-                if context.startswith("fixture "):
-                    found.update(test for users in self._users for test in users.get(context, ()))
-                else:
-                    found.add(re.sub(r" \((setup|call|teardown)\)$", "", context))
+                found.update(self._tests(context))
         return found & self.seconds.keys()
+
+    def _tests(self, context: str) -> list[str]:
+        """Those of which coverage speaks by this name."""
+        if context.startswith("fixture "):
+            return [test for users in self._users for test in users.get(context, ())]
+        return [re.sub(r" \((setup|call|teardown)\)$", "", context)]
+
+    def _shares(self, file: str) -> dict[str, float]:
+        """Of the lines that a test runs, how many are of this file, for those that run any."""
+        own = self._counts([file])
+        return {test: count / self._of_all[test] for test, count in own.items()}
+
+    @functools.cached_property
+    def _of_all(self) -> Counter[str]:
+        return self._counts(self._rows)
+
+    def _counts(self, files: Iterable[str]) -> Counter[str]:
+        """How many lines of these each test runs."""
+        found: Counter[str] = Counter()
+        for file in files:
+            for context, numbits in self._rows.get(file, []):
+                for test in self._tests(context):
+                    found[test] += int.from_bytes(numbits).bit_count()
+        return found
 
 
 def _loaded(text: str, line: int) -> tuple[list[int] | None, list[str]]:
@@ -407,17 +434,17 @@ class Server:
         self._process.wait()
 
 
-def attempt(number: int, change: Change, tests: list[str], server: Server) -> Outcome:
-    """Make the change in a copy of the repository and run the tests."""
+def attempt(number: int, change: Change, tests: list[str], server: Server, seconds: float) -> Outcome:
+    """Make the change in a copy of the repository and run the tests, which hang if they take longer than that."""
     path = server.copy / change.file
     before = path.read_bytes()
     path.write_bytes(_changed(before, change))
     started = time.monotonic()
     try:
-        printed = server.run(["-x", *tests])
+        printed = server.run(["-x", *tests], seconds)
         # The names of some cases are made from the package's values; where these changed there is no such case.
         if missing := {test for test in tests if f"/{test}\n" in printed and "not found: " in printed}:
-            printed = server.run(["-x", *(test for test in tests if test not in missing)])
+            printed = server.run(["-x", *(test for test in tests if test not in missing)], seconds)
     finally:
         path.write_bytes(before)
     noticed = (_named(printed) or [HANG if printed == HANG or "Timeout" in printed else "no test: it cannot be run"])[0]
@@ -445,7 +472,7 @@ def run(count: int, seed: int, only: list[int], workers: int, seconds: float, ou
         def one(asked: tuple[int, Change, list[str]]) -> Outcome:
             server = free.pop()
             try:
-                outcome = attempt(*asked, server)
+                outcome = attempt(*asked, server, 60 + 6 * sum(tests.seconds[test] for test in asked[2]))
             finally:
                 free.append(server)
             how = f"noticed by {outcome.noticed_by}" if outcome.noticed_by else f"SURVIVED {outcome.tests} tests"
