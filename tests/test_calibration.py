@@ -303,6 +303,14 @@ def test_several_labels_are_given_as_without_it(held_out: Splits) -> None:
     assert sum(one.images for one in record.calibration) == 48
 
 
+def test_images_that_went_away_meanwhile_fit_no_temperature(held_out: Splits, tmp_path: Path) -> None:
+    network, config = overconfident(), FinetuneConfig(data="x", device="cpu", precision="fp32")
+    for name in ("ant/1.png", "bee/2.png", "bee/7.png"):
+        (tmp_path / "data" / "val" / name).unlink()
+    assert measuring.finish(config, network, held_out) == ""
+    assert network.card.calibrated is not None and network.card.calibrated.images == 21
+
+
 def test_why_there_is_no_temperature(held_out: Splits) -> None:
     network, config = overconfident(), FinetuneConfig(data="x", device="cpu", precision="fp32")
     weight = network.head.weight.clone()

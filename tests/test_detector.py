@@ -7,6 +7,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+import types
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -38,6 +39,7 @@ from bigtransfer.feed.augment import normalize
 from bigtransfer.feed.boxes import BoxLoader, ScaleJitter
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import parity
+from bigtransfer.jobs.detect import measuring
 from bigtransfer.train import loop
 from tests import box_makers
 from tests.box_makers import scenes
@@ -67,6 +69,13 @@ def by_torchvision(ours: Detector) -> RetinaNet:
     )
     theirs.load_state_dict(ours.state_dict())
     return theirs.eval()
+
+
+def test_losses_are_not_asked_for_as_torchvision_has_them() -> None:
+    with pytest.raises(AssertionError, match="the losses are those of the outputs"):
+        tiny(2)(
+            torch.zeros(1, 3, SIDE, SIDE), [{"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}]
+        )
 
 
 def test_what_a_training_keeps_is_counted() -> None:
@@ -590,6 +599,22 @@ def test_found_missed_invented_and_taken_for_another() -> None:
     assert result.counts() == (1, 1, 3)
     strict = detection.measured(boxes, [answers], np.array([0.85, 0.85]), model="m", data="d", split="val")
     assert strict.counts() == (1, 1, 0) and strict.ap == result.ap
+
+
+def test_long_names_of_classes_are_seen_in_the_table() -> None:
+    row = detection.ClassRow(
+        name="", objects=3, ap=0.5, ap50=0.5, threshold=0.5, found=1, missed=2, invented=0,
+    )  # fmt: skip
+    names = ("ant", "a" * 12, "b" * 60)
+    result = types.SimpleNamespace(
+        **dict.fromkeys(("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "recall"), 0.5),
+        per_class=tuple(dataclasses.replace(row, name=name) for name in names),
+    )
+    table = measuring.described(result).splitlines()[-4:]  # type: ignore[arg-type]
+    assert [line[:42] for line in table] == [f"{name:<40}  " for name in ("class", *names[:2], "b" * 40)]
+    few = dataclasses.replace(row, name="a" * 12)
+    result.per_class = (few,)
+    assert measuring.described(result).splitlines()[-1].startswith("a" * 12 + "  ")  # type: ignore[arg-type]
 
 
 def reference_seen(truths: BoxSet, i: int, given: Objects) -> list[tuple[str, int, float | None, int | None]]:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 from bigtransfer import cli, dist
 from bigtransfer.config import EvaluateConfig
 from bigtransfer.data import open_dataset
+from bigtransfer.errors import RunError
 from bigtransfer.jobs import evaluate, parts
 from bigtransfer.predictor import Predictor
 
@@ -136,6 +138,22 @@ def test_two_processes_killed_and_gone_on_with_by_one(model: Path, photos: Path,
     assert len(lines) == -(-IMAGES // 8)
     again = {file: file.stat().st_mtime_ns for file in before}
     assert sum(again[file] == before[file] for file in before) >= len(before) - 2, "what was there is not made again"
+
+
+def test_what_stops_one_process_is_told_to_all() -> None:
+    """The others would wait for it."""
+    heard: list[Any] = []
+
+    def broken(_: int) -> list[int]:
+        raise RunError("a part is of another model")
+
+    for size in (1, 2, 3):
+        heard.clear()
+        world: Any = types.SimpleNamespace(size=size, collect=lambda value: heard.append(value) or [[[4], ""], value])
+        with pytest.raises(RunError, match="a part is of another model"):
+            parts.Parts._told(world, broken, [1])
+        assert len(heard) == (size > 1)
+        assert parts.Parts._told(world, lambda one: [one], [1, 2]) == [4, 1, 2]
 
 
 def test_two_processes_evaluate_like_one(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,6 +48,8 @@ def lie_bodies(name: str) -> Iterator[bytes]:
 
 def test_at_most(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     assert web.read(server.address, len(CONTENT)) == CONTENT
+    with web.ask(server.address) as answer:
+        assert answer.read(10) == CONTENT[:10]
     given, read = [], web.Answer.read
     monkeypatch.setattr(web.Answer, "read", lambda self: given.append(read(self)) or given[-1])
     for lie in ("endless body", "same length twice"):  # with and without a length

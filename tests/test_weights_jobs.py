@@ -165,13 +165,15 @@ def test_info(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     for part in (
         "25,549,352",
         "1,000: tench; goldfish",
-        "448 x 448 px, RGB",
+        "448 x 448 px, RGB in [-1, 1]",
         "80.39%",
         "apache-2.0",
         "google/bit-50",
         "on first use",
     ):
         assert part in text
+
+    assert "224 x 224 px, RGB; shorter side" in shown("efficientnet-lite0")  # whose pixels are its own affair
 
     text = shown(str(run))
     for part in (
