@@ -428,6 +428,11 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         ours.head.regression_head.bbox_reg.bias[0] = float("nan")
     with pytest.raises(WeightsError, match="not finite"):
         ObjectFinder(ours, device="cpu").find(pictures(1))
+    other = tiny(2)
+    with torch.no_grad():  # of one class alone
+        other.head.classification_head.cls_logits.bias[0] = float("inf")
+    with pytest.raises(WeightsError, match="not finite"):
+        ObjectFinder(other, device="cpu").find(pictures(1))
     weights.save_detector(tmp_path / "nan.safetensors", ours)
     with pytest.raises(WeightsError, match=r"nan\.safetensors holds numbers that are not finite, in .*bbox_reg\.bias"):
         weights.load_detector(tmp_path / "nan.safetensors")
