@@ -34,11 +34,11 @@ CLASSES, COUNT = 3, 5
 RECIPE = Recipe(steps=3, batch_size=COUNT, resize=32, crop=32, base_learning_rate=0.1, warmup=2, weight_decay=0.01)
 
 
-def network(seed: int = 0, units: tuple[int, ...] = (1, 1)) -> ResNetV2:
+def network(seed: int = 0, units: tuple[int, ...] = (1, 1), width: int = 1) -> ResNetV2:
     """A tiny network with a random head: below one of zeros no gradient would reach the rest."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = ResNetV2(units, 1, CLASSES)
+        model = ResNetV2(units, width, CLASSES)
         torch.nn.init.normal_(model.head.weight, std=0.05)
     return model.to(memory_format=torch.channels_last)
 
@@ -515,9 +515,12 @@ def test_the_micro_batch_is_what_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [128, 128, 64, 32, 1]
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(32, torch.float32), (64, torch.float32), (96, torch.bfloat16)])
-def test_the_estimated_memory_is_what_autograd_keeps_of_an_image(size: int, dtype: torch.dtype) -> None:
-    model = network(units=(1, 1, 1, 1))
+@pytest.mark.parametrize(
+    ("size", "dtype", "width"),
+    [(32, torch.float32, 1), (64, torch.float32, 1), (96, torch.bfloat16, 1), (32, torch.float32, 3)],
+)
+def test_the_estimated_memory_is_what_autograd_keeps_of_an_image(size: int, dtype: torch.dtype, width: int) -> None:
+    model = network(units=(1, 1, 1, 1), width=width)
     own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
 
     def kept(count: int) -> int:
