@@ -106,6 +106,14 @@ def test_a_solved_classifier_s_temperature_is_left_by_many_images_only() -> None
     assert abs(math.log(found[1])) > 0.8 * abs(math.log(alone))
     heavier = calibration.of_solved(torch.from_numpy(scores), torch.from_numpy(labels), torch.full((30,), 7.0))
     assert heavier == pytest.approx(found[0]), "weights are shares"
+    wrong = scores.argmax(1) != labels
+    given = {
+        weight: calibration.of_solved(
+            torch.from_numpy(scores), torch.from_numpy(labels), torch.from_numpy(np.where(wrong, weight, 1.0))
+        )
+        for weight in (0.2, 1.0, 5.0)
+    }
+    assert given[0.2] < given[1.0] == pytest.approx(found[0]) < given[5.0], "what is wrong counts for more or less"
 
 
 def test_what_it_is_worth_is_judged_by_images_that_did_not_choose_it() -> None:

@@ -14,6 +14,7 @@ from bigtransfer import cli
 from bigtransfer.data import exclusions, open_dataset
 from bigtransfer.errors import DataError
 from bigtransfer.evals import linear, quality, shortcuts, suspects
+from bigtransfer.jobs.check import findings
 from tests import html_pages
 from tests.test_check import model, picture  # noqa: F401 (a fixture)
 
@@ -80,6 +81,16 @@ def test_planted_labels_are_found_and_the_likeliest_class_is_named():
     )
     assert [one.image for one in equal] == [2, 5, 7]
     assert len(clean) <= 2
+
+
+def test_of_too_many_images_each_class_is_judged_in_proportion():
+    rows, labels = np.arange(100, 700), np.arange(600) % 30 == 0  # twenty of them
+    some = findings._few(rows, labels, most=60)
+    assert len(set(some)) == 60 and np.array_equal(some, np.sort(some)) and labels[some - 100].sum() == 2
+    assert np.array_equal(some, findings._few(rows, labels, most=60)), "the same ones each time"
+    assert np.array_equal(findings._few(rows, labels, most=600), rows)
+    plain = findings._few(rows, most=60)
+    assert len(set(plain)) == 60 and np.array_equal(plain, np.sort(plain)) and not np.array_equal(plain, some)
 
 
 def test_copies_do_not_vouch_for_each_other():

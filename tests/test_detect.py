@@ -345,6 +345,9 @@ def test_a_budget_s_recipe_takes_the_size_that_leaves_enough_passes() -> None:
     assert detection_within(200, 60, speed, left=60, most_size=100).crop == 128
     assert detection_within(200, 60, speed, left=60, most_size=640, fixed={"size": 320}).crop == 320
     assert detection_within(200, 6e6, speed, left=6e6, most_size=640).steps == 100 * 200 / 8
+    assert detection_within(203, 6e6, speed, left=6e6, most_size=640).steps == 2538, (
+        "100 * 203 / 8, and what is left of an epoch"
+    )
     # Where even the smallest size leaves too few passes, it is said what would be enough: 1,200 images at 64 a second, and 30 s besides.
     poor = detection_within(200, 40, speed, left=10, most_size=640)
     assert poor.crop == 128 and "6 of them would fit into 1 min here" in poor.notes[-1]

@@ -40,6 +40,7 @@ from bigtransfer.feed.boxes import BoxLoader, ScaleJitter
 from bigtransfer.hyperrule import Recipe
 from bigtransfer.jobs import parity
 from bigtransfer.jobs.detect import measuring
+from bigtransfer.report import drawing
 from bigtransfer.train import loop
 from tests import box_makers
 from tests.box_makers import scenes
@@ -438,6 +439,17 @@ def test_weights_that_are_not_finite_are_refused(tmp_path: Path) -> None:
         weights.load_detector(tmp_path / "nan.safetensors")
     with pytest.raises(WeightsError, match="not finite"):
         weights.describe(tmp_path / "nan.safetensors", whole=True)
+
+
+def test_boxes_are_drawn_around_what_is_in_them() -> None:
+    shown = np.asarray(drawing.drawn(np.full((100, 120, 3), 7, np.uint8), np.array([[20.0, 30, 80, 90]]), ["ant"], [1]))
+    assert (shown[32:89, 22:79] == 7).all(), "of a small image the lines are thin"
+    assert (shown[30:91, (20, 80)] == (60, 180, 75)).all() and (shown[(30, 90), 20:81] == (60, 180, 75)).all()
+    assert (shown[:30, :20] == 7).all() and not (shown[15:30, 20:50] == 7).all(), "what it is stands above"
+    large = np.asarray(
+        drawing.drawn(np.zeros((400, 1200, 3), np.uint8), np.array([[20.0, 90, 800, 300]]), ["ant"], [1])
+    )
+    assert large[200, 15:30, 1].astype(bool).sum() == 3, "of large images thicker"
 
 
 def test_thresholds_of_each_class() -> None:

@@ -23,7 +23,7 @@ from bigtransfer import cli, report
 from bigtransfer.config import EvaluateConfig, FinetuneConfig, PredictConfig, PretrainConfig, ReportConfig, command_line
 from bigtransfer.data import open_dataset
 from bigtransfer.errors import ConfigError, DataError, DownloadError, ImageError, RunError
-from bigtransfer.evals import Classification, as_record, describe, write_record
+from bigtransfer.evals import Classification, as_record, describe, record, write_record
 from bigtransfer.hyperrule import recipe
 from bigtransfer.jobs import report as jobs_report
 from bigtransfer.report import pictures
@@ -362,6 +362,14 @@ def changed(record, path, value):
         del inner[last]
     else:
         inner[last] = value
+
+
+@pytest.mark.parametrize("absent", ["confidence", "accuracy"])
+def test_bins_with_images_have_both_of_their_numbers(absent):
+    numbers = {"low": 0.0, "high": 0.1, "confidence": 0.05, "accuracy": 0.5, absent: None}
+    record.Bin(**numbers, images=0)
+    with pytest.raises(ValueError, match="confidence or accuracy is null"):
+        record.Bin(**numbers, images=3)
 
 
 @pytest.mark.parametrize(

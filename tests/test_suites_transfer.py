@@ -198,6 +198,21 @@ def test_pets_whose_class_numbers_do_not_fit_their_breeds_are_refused(tmp_path: 
         _small(transfer.PETS).open(tmp_path)
 
 
+def test_all_of_what_was_published_is_asked_for() -> None:
+    """Images in all, as their authors count them."""
+    published = (
+        (transfer.FLOWERS, 8_189),
+        (transfer.PETS, 7_349),
+        (transfer.CIFAR10, 60_000),
+        (transfer.CIFAR100, 60_000),
+    )
+    for benchmark, count in published:
+        parts = benchmark.parts
+        assert sum(parts[part] for part in parts if "+" not in part) == count, benchmark.name
+        for part in parts:
+            assert parts[part] == sum(parts[one] for one in part.split("+")), benchmark.name
+
+
 def test_flowers_splits_used_the_other_way_round_or_without_their_files(tmp_path: Path) -> None:
     from scipy.io import loadmat, savemat
 
