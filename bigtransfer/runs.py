@@ -6,6 +6,10 @@
   split.json       which images went where
   unreadable.json  images left out, with the reason
   copies.json      images that are there more than once
+  suspects.json    images that are probably under the wrong class, by the closed form
+  closed.json      what the closed form sees, how good it is, and of which images (jobs.finetune.baseline; its weights lie beside it
+                   for as long as the run may need them)
+  choice.json      under a time budget: closed form, fine-tuned network and their average, and which is delivered
   budget.json      under a time budget: the time spent, and every change of the plan on the way
   checkpoints/     what a resume needs (train.checkpoint); of a fine-tuning gone when it is finished
   best.safetensors the weights of the best validation so far (jobs.best); gone when the run is finished
