@@ -4,7 +4,8 @@
 
 Of each network, with random weights whose norms and statistics are not those of a beginning: the library's own logits against ours, from a
 file in the library's form through a model file of ours; the pooled features; and mean and maximum of each stage against the library's maps.
-Differences are relative to the largest number of the library's.
+Then the latter as an ONNX file by onnxruntime, against ours by torch. Differences are relative to the largest number of the library's, or
+of torch's.
 """
 
 from __future__ import annotations
@@ -17,14 +18,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from benchmarks.cells import commit
 from bigtransfer import libraries, model, weights
+from bigtransfer.backends import graph
 from bigtransfer.catalog import Readout
 from bigtransfer.errors import BitError
+from bigtransfer.jobs import parity
 
 _NAMES = """
 timm:resnet18 timm:resnext50_32x4d timm:seresnet50 timm:regnety_004 timm:efficientnet_b0
@@ -72,6 +76,16 @@ def _made(library: str, name: str) -> Any:
     return _randomized(get_model(name, weights=None))
 
 
+def _exported(network: model.Network) -> str:
+    """How far an ONNX file's features are from torch's, or why there is none."""
+    try:
+        content = graph.onnx_model(network, input="uint8")
+    except BitError as error:
+        return f"no: {error}"
+    size = network.card.input.size
+    return f"{parity.compare(content, network, np.random.default_rng(1).integers(0, 256, (2, 3, size, size), dtype=np.uint8)).features:.1e}"
+
+
 @torch.no_grad()
 def compare(spec: str, folder: Path) -> str:
     """A row of the table."""
@@ -82,7 +96,7 @@ def compare(spec: str, folder: Path) -> str:
     try:
         network = weights.load(f"{spec}@{file}")
     except BitError as error:
-        return f"| {spec} | refused: {error} | | | | | |"
+        return f"| {spec} | refused: {error} | | | | | | |"
     weights.save(folder / "ours.safetensors", network)
     network = weights.load(folder / "ours.safetensors")
     arch, size = network.architecture, network.card.input.size
@@ -92,7 +106,8 @@ def compare(spec: str, folder: Path) -> str:
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (backbone.mean, backbone.std))
     x, y = pixels * 2 - 1, (pixels - mean) / std
     logits = "no classes" if not network.num_classes else f"{_error(network(x), theirs(y)):.1e}"
-    seen = model.joined(network, Readout(blocks=tuple(range(len(arch.stages))))).features(x)
+    whole = model.joined(network, Readout(blocks=tuple(range(len(arch.stages))))).eval()
+    seen = whole.features(x)
     if library == "timm":
         last, maps = theirs.forward_intermediates(y)
         pooled = theirs.forward_head(last, pre_logits=True)
@@ -119,7 +134,8 @@ def compare(spec: str, folder: Path) -> str:
     stages = _error(seen, torch.cat(by_hand, dim=1))
     kinds = [word for word, there in (("BatchNorm", backbone.batch_norm), ("patches", backbone.patches)) if there]
     return (
-        f"| {spec} | {logits} | {features:.1e} | {stages:.1e} | {len(arch.stages)} | {'any' if backbone.any_size else size} | "
+        f"| {spec} | {logits} | {features:.1e} | {stages:.1e} | {_exported(whole)} | {len(arch.stages)} | "
+        f"{'any' if backbone.any_size else size} | "
         f"{', '.join(kinds)} |"
     ) + f" <!-- {time.perf_counter() - began:.0f} s -->"
 
@@ -132,7 +148,8 @@ def main() -> None:
     import timm
     import torchvision
 
-    head = "| network | logits | pooled features | stages | number of stages | sizes, px | has |\n|---|---|---|---|--:|--:|---|"
+    head = "| network | logits | pooled features | stages | stages as ONNX | number of stages | sizes, px | has |\n"
+    head += "|---|---|---|---|---|--:|--:|---|"
     rows = []
     for spec in asked.names:
         with tempfile.TemporaryDirectory() as folder:
@@ -141,7 +158,8 @@ def main() -> None:
         asked.out.write_text(
             "# Networks of timm and torchvision as backbones: parity with the libraries' own code\n\n"
             "Largest difference of two random images, relative to the library's largest number; float32, random weights, with norms and "
-            "statistics drawn\naway from where they begin; through a file in the library's form and a model file of ours.\n\n"
+            "statistics drawn\naway from where they begin; through a file in the library's form and a model file of ours. As ONNX: the "
+            "stages by onnxruntime, relative to\nours by torch.\n\n"
             f"{head}\n" + "\n".join(row.split(" <!--")[0] for row in rows) + "\n\n"
             f"- command: `python -m benchmarks.backbones --out {asked.out}`\n"
             f"- {datetime.date.today()}; {platform.machine()}, {torch.get_num_threads()} thread; Python {platform.python_version()}, torch "

@@ -7,6 +7,7 @@ taken off: what is left gives the maps of its stages and the pooled form of the 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -192,12 +193,18 @@ def _before_norms(body: Body, backbone: Backbone) -> list[tuple[str, str]]:
             hooks.append(module.register_forward_hook(convolved))
         elif kind in _NORMS and cast(nn.BatchNorm2d, module).running_mean is not None:
             hooks.append(module.register_forward_pre_hook(normed))
-    side = _SMALL if backbone.any_size else backbone.size
     parameter = next(body.network.parameters())
     try:
-        with Following():
-            image = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
-            body.run(body.network, image, range(catalog.MOST_STAGES))
+        # For a few networks that take any size in principle, the small one is too small.
+        for side in (_SMALL, backbone.size) if backbone.any_size else (backbone.size,):
+            for noted in (given, seen, calls, readers, pairs):
+                noted.clear()
+            with contextlib.suppress(RuntimeError), Following():
+                image = torch.zeros(1, 3, side, side, dtype=parameter.dtype, device=parameter.device)
+                body.run(body.network, image, range(catalog.MOST_STAGES))
+                break
+        else:
+            return []  # who looks at images with it says why
     except (AssertionError, IndexError, KeyError):
         return []  # a card that names stages that are not there: who looks at them says so
     finally:

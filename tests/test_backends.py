@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 
 from bigtransfer import backends, cli, weights
-from bigtransfer.backends import by_openvino, graph, onnx_file
+from bigtransfer.backends import by_onnxruntime, by_openvino, graph, onnx_file
 from bigtransfer.catalog import Architecture, InputSpec, ModelCard, Readout
 from bigtransfer.errors import BitError, ConfigError, WeightsError
 from bigtransfer.jobs import parity
-from bigtransfer.model import ResNetV2, build, joined
+from bigtransfer.model import Network, ResNetV2, build, joined
 from bigtransfer.predictor import Predictor
 
 CLASSES = ("ant", "bee", "größe \U0001f41c")
@@ -143,6 +143,66 @@ def test_efficientnet_lite_answers_as_with_torch(readout: str, side: int) -> Non
     found = parity.compare(content, made, images)
     assert (found.count, found.same) == (4, 4)
     assert max(found.logits, found.probabilities, found.features) < 5e-6, found
+
+
+FOREIGN = {
+    "test_resnet": (64, None),
+    "test_convnext": (64, Readout(blocks=(1, 3), sizes=(48, 64), mirrored=True)),
+    "test_vit": (160, Readout(blocks=(0, 1))),
+    "test_mambaout": (64, Readout(blocks=(0, 1, 2, 3), maxima=False)),
+}
+"""timm's networks of a few layers -> size, px, and readout."""
+
+
+def foreign(name: str) -> Network:
+    """As if trained, with a head for five classes."""
+    pytest.importorskip("timm")
+    torch.manual_seed(0)
+    made = weights.load(f"timm:{name}", pretrained=False, num_classes=0)
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None and module.running_var is not None
+            module.running_mean.normal_(std=0.2)
+            module.running_var.uniform_(0.5, 2)
+    side, readout = FOREIGN[name]
+    made = made if readout is None else joined(made, readout)
+    made.reset_classifier(5)
+    torch.nn.init.normal_(made.head.weight, std=0.05)  # type: ignore[arg-type]
+    made.card = dataclasses.replace(made.card, input=InputSpec(size=side), class_names=tuple("abcde"))
+    return made.eval()
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_networks_of_other_libraries_answer_as_with_torch(name: str) -> None:
+    """Any number of images at a time; from the file as it was read again."""
+    made = foreign(name)
+    content = graph.onnx_model(made, input="uint8")
+    onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
+    images = pictures(size=made.card.input.size)
+    images[0, :, :, : images.shape[-1] // 2] = 0
+    found = parity.compare(content, made, images)
+    assert (found.count, found.same) == (4, 4)
+    assert max(found.logits, found.probabilities, found.features) < 5e-6, found
+    session = by_onnxruntime.OnnxRuntime(onnx_file.parse(content, "it"), "it", None, "fp32")
+    whole, alone = session.run(images), session.run(images[2:3])
+    np.testing.assert_allclose(alone[1][0], whole[1][2], rtol=1e-4, atol=1e-5)
+    half = graph.onnx_model(made, input="uint8", dtype="float16")
+    assert len(half) < 0.75 * len(content)
+    assert 0 < parity.compare(half, made, images).logits < 1e-2
+
+
+def test_layers_that_cannot_be_exported_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = foreign("test_resnet")
+    monkeypatch.setattr(onnx_file, "OPERATIONS", onnx_file.OPERATIONS - {"Relu"})
+    with pytest.raises(WeightsError, match=r"timm:test_resnet cannot be exported to ONNX here: .* does not run Relu\."):
+        graph.onnx_model(made)
+
+    def unknown(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no such operator\nand much more")
+
+    monkeypatch.setattr(torch.onnx, "export", unknown)
+    with pytest.raises(WeightsError, match=r"cannot be exported to ONNX by torch: no such operator$"):
+        graph.onnx_model(made)
 
 
 def test_a_graph_that_answers_otherwise_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

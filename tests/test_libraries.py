@@ -147,11 +147,6 @@ def test_to_timm_and_back(files: dict[str, Path], tmp_path: Path) -> None:
     original = theirs("test_vit").state_dict()
     assert other.state_dict().keys() == original.keys()
     assert all(torch.equal(tensor, original[key]) for key, tensor in other.state_dict().items())
-    from bigtransfer.backends import graph
-
-    pytest.importorskip("onnx")
-    with pytest.raises(WeightsError, match="timm:test_vit cannot be exported to ONNX here"):
-        graph.onnx_model(network)
     for form, path in (("npz", "other.npz"), ("transformers", "folder"), ("torch", "other.pth.tar")):
         with pytest.raises(WeightsError, match="BiT's networks; this is timm:test_vit"):
             weights.export(tmp_path / path, network, cast(Any, form))
@@ -534,3 +529,21 @@ def test_only_maps_that_nothing_else_sees_are_folded() -> None:
     left = {name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)}
     assert left == {"bn2", "bn3", "bn4", "bn5", "bn7"}
     torch.testing.assert_close(network(x), wanted, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_norms_are_folded_of_networks_that_take_no_small_images() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 70), nn.BatchNorm2d(4)).eval()
+    nn.init.uniform_(network[1].running_mean)  # type: ignore[arg-type]
+    x = torch.randn(2, 3, 80, 80)
+    wanted = network(x)
+    lite = weights.load("efficientnet-lite0").architecture.backbone
+    assert lite is not None and lite.any_size and lite.size == 224
+    body = libraries.Body(network, lambda module, images, stages: (module(images), {}))
+    libraries.fold_norms(body, lite)
+    assert not isinstance(network[1], nn.BatchNorm2d)
+    torch.testing.assert_close(network(x), wanted, rtol=1e-4, atol=1e-4)
+    # Of one that takes none at all nothing is folded, and nothing raised: whoever shows it an image hears why.
+    never = nn.Sequential(nn.Conv2d(3, 4, 300), nn.BatchNorm2d(4)).eval()
+    libraries.fold_norms(libraries.Body(never, body.run), lite)
+    assert isinstance(never[1], nn.BatchNorm2d)

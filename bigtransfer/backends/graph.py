@@ -7,6 +7,7 @@ ways (docs/decisions/backends.md).
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bigtransfer import __version__
-from bigtransfer.backends import extra, onnx_file
+from bigtransfer.backends import extra, onnx_file, traced
 from bigtransfer.catalog import ANCHORS, ModelCard, Readout
 from bigtransfer.errors import WeightsError
 from bigtransfer.model import (
@@ -52,17 +53,11 @@ def onnx_model(network: Network, *, input: Input = "float32", dtype: Dtype = "fl
     input size. Outputs, float32: `logits` and `probabilities` `(batch, classes)`, by softmax or, of a multi-label model, by sigmoid
     (neither without classes), and `features` `(batch, features)`. dtype: in which kernels and the head are stored; they compute in float32.
 
-    Raises WeightsError for networks that the form cannot hold: of other layers than ours and EfficientNet-Lite's, other pooling than the
-    average, or more than 2 GiB.
+    Raises WeightsError for networks that the form cannot hold: of other libraries' layers some (`traced`), of ours with other pooling
+    than the average, or more than 2 GiB.
     """
     onnx = extra("onnx", "onnx")
     card = network.card
-    for one in (network, getattr(network, "beside", None)):
-        if isinstance(one, Foreign) and not _known(one):
-            raise WeightsError(
-                f"{one.architecture.name} cannot be exported to ONNX here, where only layers of BiT and EfficientNet-Lite are known. If "
-                "its head sees the last map only, `bit convert --to timm` writes a file for timm, which has an export of its own."
-            )
     if isinstance(network, ResNetV2) and network.global_pool != "avg":
         raise WeightsError(f"Only networks that pool by averaging can be exported, not {network.global_pool!r}.")
     folded = fold(network)
@@ -201,16 +196,8 @@ def _pixels(graph: _Graph, input: Input) -> str:
 def _features(graph: _Graph, network: Network, image: str, prefix: str, card: ModelCard) -> str:
     """What the head sees, `(n, features)`: `Network.features`. prefix: of the names of the network's parameters."""
     readout = network.architecture.readout
-    if readout is None:
-        last = (len(network.architecture.stages) - 1,)
-        (y,) = _maps(graph, network, image, prefix, last, card.input.size)
-        seen = _mean(graph, y)
-    else:
-        seen = (
-            _mirrored(graph, network, image, prefix, card)
-            if readout.mirrored
-            else _seen(graph, network, image, prefix, card)
-        )
+    mirrored = readout is not None and readout.mirrored
+    seen = (_mirrored if mirrored else _seen)(graph, network, image, prefix, card)
     beside = network.beside if isinstance(network, Joined) else None
     if beside is None:
         return seen
@@ -237,15 +224,43 @@ def _width(network: Network) -> int:
 
 
 def _seen(graph: _Graph, network: Network, image: str, prefix: str, card: ModelCard) -> str:
-    readout = cast(Readout, network.architecture.readout)
+    arch = network.architecture
+    readout = arch.readout or Readout(blocks=(len(arch.stages) - 1,), maxima=False)
     pooled: list[str] = []
     for size in readout.sizes or (None,):
         seen = image if size is None else _resized(graph, image, card.input.size, size)
-        for y in _maps(graph, network, seen, prefix, readout.blocks, size or card.input.size):
+        side = size or card.input.size
+        if isinstance(network, Foreign) and not _known(network):
+            pooled.append(_traced(graph, network, seen, prefix, readout, side))
+            continue
+        for y in _maps(graph, network, seen, prefix, readout.blocks, side):
             pooled.append(_mean(graph, y))
             if readout.maxima:
                 pooled.append(graph.add("ReduceMax", [y, _map_axes(graph)], keepdims=0))
     return pooled[0] if len(pooled) == 1 else graph.add("Concat", pooled, axis=1)
+
+
+def _traced(graph: _Graph, network: Foreign, image: str, prefix: str, readout: Readout, side: int) -> str:
+    """The same at one size, of a network whose layers are not written here."""
+    piece = traced.traced(network, readout, side, onnx=graph.onnx, opset=OPSET)
+    own = {piece.image: image, "": ""}  # without a name: left out
+    for name, value in piece.constants.items():
+        # At several sizes the same ones, and many are alike.
+        called = f"{prefix}{hashlib.sha256(f'{value.shape} {value.dtype}'.encode() + value.tobytes()).hexdigest()[:16]}"
+        if value.dtype == np.float32 and value.ndim > 1:
+            own[name] = graph.weight(called, torch.from_numpy(value.copy()))
+        else:
+            own[name] = graph.constant(called, value)
+    for node in piece.nodes:
+        for result in node.output:
+            own[result] = f"{prefix}{side}.{result}" if result else ""
+        taken, given = ([own[name] for name in names] for names in (node.input, node.output))
+        del node.input[:], node.output[:]
+        node.input.extend(taken)
+        node.output.extend(given)
+        node.name = f"{prefix}{side}.{node.name}"
+        graph.nodes.append(node)
+    return own[piece.seen]
 
 
 def _maps(graph: _Graph, network: Network, image: str, prefix: str, blocks: Sequence[int], side: int) -> Iterator[str]:

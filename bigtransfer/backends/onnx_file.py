@@ -23,36 +23,21 @@ from bigtransfer.objects import places
 CARD_KEY = "bigtransfer"
 """Key of the model card among the file's metadata."""
 
-OPERATIONS = frozenset(
-    (
-        "Add",
-        "BatchNormalization",
-        "Cast",
-        "Clip",
-        "Concat",
-        "Conv",
-        "DequantizeLinear",
-        "Div",
-        "Gemm",
-        "Identity",
-        "InstanceNormalization",
-        "MatMul",
-        "MaxPool",
-        "Mul",
-        "Pad",
-        "QuantizeLinear",
-        "ReduceMax",
-        "ReduceMean",
-        "Relu",
-        "Reshape",
-        "Shape",
-        "Sigmoid",
-        "Slice",
-        "Softmax",
-        "Sub",
-    )
-)
-"""The operators that our graphs are made of (`graph.onnx_model`, `int8.quantized`)."""
+_OURS = """
+Add BatchNormalization Cast Clip Concat Conv DequantizeLinear Div Gemm Identity InstanceNormalization MatMul MaxPool Mul Pad
+QuantizeLinear ReduceMax ReduceMean Relu Reshape Shape Sigmoid Slice Softmax Sub
+"""
+"""The operators of the graphs that we write ourselves (`graph`, `int8.quantized`)."""
+
+_OTHERS = """
+AveragePool Ceil ConstantOfShape Cos Einsum Equal Erf Exp Expand Flatten Floor Gather GlobalAveragePool HardSigmoid HardSwish
+LayerNormalization LeakyRelu Mod Neg Not Pow Range Reciprocal ReduceL2 ReduceSum Resize ScatterND Sin Split Sqrt Squeeze Tanh Tile
+Transpose Unsqueeze Where
+"""
+"""Further ones of other libraries' layers (`traced`)."""
+
+OPERATIONS = frozenset((*_OURS.split(), *_OTHERS.split()))
+"""All that are let in: each computes numbers from numbers. None runs a graph inside, or reads a file."""
 
 
 @dataclass(frozen=True, eq=False)
