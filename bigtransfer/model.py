@@ -486,12 +486,22 @@ class Foreign(Network):
         return next(self.body.parameters()).dtype
 
     def _looked(self, x: Tensor, stages: Sequence[int]) -> tuple[Tensor, Mapping[int, Tensor]]:
-        own = self.dtype
+        own, backbone = self.dtype, self.architecture.backbone
         seen = x.to(self.scale.dtype) * self.scale + self.shift
-        if x.dtype == own:
-            return self._run(self.body, seen.to(own), stages)
-        with torch.autocast(x.device.type, x.dtype):
-            return self._run(self.body, seen, stages)
+        try:
+            if x.dtype == own:
+                return self._run(self.body, seen.to(own), stages)
+            with torch.autocast(x.device.type, x.dtype):
+                return self._run(self.body, seen, stages)
+        except RuntimeError as error:
+            assert backbone is not None
+            small = x.ndim == 4 and min(x.shape[-2:]) < backbone.size
+            if not small or isinstance(error, torch.OutOfMemoryError):
+                raise
+            raise ConfigError(
+                f"{self.architecture.name} was made for {backbone.size} px and does not take images of {x.shape[-2]} x {x.shape[-1]}: "
+                f"{libraries.first_line(error)}. Take larger ones (--crop)."
+            ) from error
 
     def forward_features(self, x: Tensor) -> Tensor:
         """What the head sees, `(n, num_features)`."""

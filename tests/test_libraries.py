@@ -547,3 +547,23 @@ def test_norms_are_folded_of_networks_that_take_no_small_images() -> None:
     never = nn.Sequential(nn.Conv2d(3, 4, 300), nn.BatchNorm2d(4)).eval()
     libraries.fold_norms(libraries.Body(never, body.run), lite)
     assert isinstance(never[1], nn.BatchNorm2d)
+
+
+@torch.no_grad()
+def test_images_too_small_for_a_network_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = weights.load("timm:inception_v3", pretrained=False, num_classes=2)
+    assert network(torch.zeros(1, 3, 75, 75)).shape == (1, 2)
+    with pytest.raises(
+        ConfigError, match=r"inception_v3 was made for 299 px and does not take images of 64 x 70: .*Kernel.*--crop"
+    ):
+        network(torch.zeros(1, 3, 64, 70))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(network, "_run", full)
+    with pytest.raises(torch.OutOfMemoryError):  # which is divided into smaller batches where it is caught
+        network(torch.zeros(1, 3, 64, 64))
+    monkeypatch.setattr(network, "_run", lambda *_: (_ for _ in ()).throw(RuntimeError("something else")))
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        network(torch.zeros(1, 3, 299, 299))
