@@ -113,9 +113,14 @@ def build(backbone: Backbone) -> Body:
 
 @functools.lru_cache(maxsize=64)
 def shapes(library: Library, name: str, built: Built | None = None) -> Mapping[str, tuple[int, ...]]:
-    """Names and shapes of the parameters and buffers, without allocating any; raises like `build`."""
-    with _building(f"{library}:{name}"), torch.device("meta"):
-        whole = _registered(library, name, built)()
+    """Names and shapes of the parameters and buffers, without allocating any where the network can be made so; raises like `build`."""
+    made = _registered(library, name, built)
+    with _building(f"{library}:{name}"):
+        try:
+            with torch.device("meta"):
+                whole = made()
+        except RuntimeError:  # a few compute with tensors while they are made, such as torchvision's RegNets
+            whole = made()
         _without_classifier(library, whole)
     return {name: tuple(tensor.shape) for name, tensor in whole.state_dict().items()}
 

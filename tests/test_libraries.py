@@ -425,6 +425,22 @@ def test_what_the_catalogue_says_of_efficientnet_lite() -> None:
 
 
 @torch.no_grad()
+def test_a_network_that_computes_while_it_is_made(tmp_path: Path) -> None:
+    from torchvision.models import regnet_y_400mf
+
+    torch.manual_seed(0)
+    other = regnet_y_400mf(num_classes=4).eval()
+    torch.save(other.state_dict(), tmp_path / "theirs.pth")
+    own = weights.load(f"torchvision:regnet_y_400mf@{tmp_path / 'theirs.pth'}")
+    images = torch.rand(2, 3, 64, 64)
+    assert own.architecture.backbone is not None
+    mean, std = (
+        torch.tensor(one).view(1, 3, 1, 1) for one in (own.architecture.backbone.mean, own.architecture.backbone.std)
+    )
+    torch.testing.assert_close(own(images * 2 - 1), other((images - mean) / std), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_network_of_torchvision(tmp_path: Path) -> None:
     from torchvision.models import shufflenet_v2_x0_5
 
