@@ -423,17 +423,20 @@ def tuning(
     """The project's own recipe for `num_examples` training images, to make a network better under a classifier solved in closed form
     (`train.objective.LeaveOneOut`), to fit into `seconds` of which so many are `left` for its steps (None: all).
 
-    images_per_second: (crop, batch) -> measured speed of training steps, called once. crop: of the images, px. fixed: values that the user
-    chose, of "steps" and "batch_size".
+    images_per_second: (crop, batch) -> measured speed of training steps, called once, unless the steps are fixed. crop: of the images, px.
+    fixed: values that the user chose, of "steps" and "batch_size".
 
     Only the norms' scales and shifts are trained, and no head. Unlike the HyperRule's, the rate does not depend on the steps, and half a
     cosine leads it to 0. Measured on sets of 150 to 2,000 images (docs/lab-notes.md).
     """
     batch = min(num_examples, fixed.get("batch_size", TUNING_BATCH))
     left = seconds if left is None else max(left, 0.0)
-    speed = images_per_second(crop, batch)
-    affordable = max(FEWEST_STEPS, int(left * speed / batch))
-    steps = fixed.get("steps", min(most_tuning_steps(num_examples, batch), affordable))
+    if "steps" in fixed:
+        steps, why = fixed["steps"], "as many steps as were asked for, however long they take."
+    else:
+        speed = images_per_second(crop, batch)
+        steps = min(most_tuning_steps(num_examples, batch), max(FEWEST_STEPS, int(left * speed / batch)))
+        why = f"to fit into {_span(seconds)} at the {speed:.0f} images/s just measured."
     return Recipe(
         steps=steps,
         batch_size=batch,
@@ -444,8 +447,7 @@ def tuning(
         schedule="cosine",
         variant="budget",
         notes=(
-            f"{steps * batch / num_examples:.2g} passes over the {num_examples:,} images, to fit into {_span(seconds)} at the {speed:.0f} "
-            "images/s just measured.",
+            f"{steps * batch / num_examples:.2g} passes over the {num_examples:,} images, {why}",
             "Trained are the scales and shifts of the norms alone, for a classifier solved in closed form to tell what each image "
             "of a batch shows by the others: the project's own recipe. Without --budget the HyperRule is obeyed as published.",
         ),

@@ -758,7 +758,7 @@ def test_a_budget_that_is_used_up_says_what_was_not_done(
     )
     shown = capsys.readouterr()
     assert evaluation["notes"][0] == note and note in shown.err and "of 5 of the 12 images" in shown.out
-    assert "for the 7 images held out there was no time: they are not learnt from" in shown.out
+    assert "for the 7 images held out there was no time: not learnt from" in shown.out
     assert {row["true"] for row in evaluation["predictions"]} == {0, 1, 2}
     # Nor is it hidden that the hour was more than the minute asked for, and where it went.
     over = evaluation["notes"][1]
@@ -850,15 +850,28 @@ def test_what_was_spent_before_the_first_step_counts_when_the_run_goes_on(
 
 
 def test_steps_that_were_asked_for_know_no_clock(
-    short: list[str], enough: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    short: list[str], enough: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(working, "clock", lambda _, folder, *, since, **__: Clock(folder, 60.0, since=since - 3600))
+    """They are taken however late it is, and that it is late is said. No speed is measured for them."""
+    monkeypatch.setattr(
+        working,
+        "clock",
+        lambda _, folder, *, since, always, **__: Clock(folder, 60.0, since=since - 3600, always=always),
+    )
+    monkeypatch.setattr(finetune.decision, "images_per_second", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(evaluate, "_BETWEEN", 5)
     short[1] = str(enough)
     assert in_process([*short, "--budget", "60s", "--steps", "2"]) == 0
     run = tmp_path / "run"
-    assert len([line for line in numbers(run) if "loss" in line]) == 2 and not (run / "budget.json").exists()
-    assert json.loads((run / "evaluation.json").read_text())["images"] == 12
+    assert len([line for line in numbers(run) if "loss" in line]) == 2
+    evaluation, budget = (json.loads((run / name).read_text()) for name in ("evaluation.json", "budget.json"))
+    assert evaluation["images"] == 12 and budget["seconds"] > 3600 and budget["replanned"] == []
+    shown = capsys.readouterr()
+    assert "as many steps as were asked for" in shown.out and re.search(
+        r"budget: 36\d\d\.\d s of 60 s taken", shown.out
+    )
+    for told in (shown.err, " ".join(evaluation["notes"])):
+        assert "The budget of 60 s was not kept" in told and "As many steps as --steps says are taken" in told
 
 
 def test_a_budget_counts_from_the_beginning_of_the_command(
@@ -932,7 +945,7 @@ def test_within_a_budget_the_best_is_delivered(
             "average",
         ]
         assert record["images"] == 3 and not (run / finetune.baseline.MODEL).exists()
-        assert f"chosen: {kind}, by 3 validation images" in capsys.readouterr().out
+        assert f"chosen: {kind}, by the loss on 3 validation images" in capsys.readouterr().out
         assert kind.removesuffix(" form") in (run / "report.html").read_text()
 
 

@@ -317,9 +317,12 @@ def chance_note(right: np.ndarray, images: np.ndarray, class_names: Sequence[str
     total, commonest = int(images.sum()), int(images.argmax())
     name = "the commonest class" if class_names is None else quoted(class_names[commonest])
     low, high = wilson(float(right.sum() / total), total)
+    guessing = images[commonest] / total
+    # Answers that know the mean of the others are wrong where there is nothing to know: without an image of its class that class is rarer.
+    verdict = "is no better than chance, rather worse" if high < guessing else "cannot be told from chance"
     return (
-        f"This cannot be told from chance: {right.sum() / total:.1%} of {total:,} images are right (95% interval {low:.1%} to {high:.1%}), "
-        f"and {images[commonest] / total:.1%} would be if {name} were the answer always. "
+        f"This {verdict}: {right.sum() / total:.1%} of {total:,} images are right (95% interval {low:.1%} to {high:.1%}), "
+        f"and {guessing:.1%} would be if {name} were the answer always. "
         "Are the labels right, and can the classes be told apart in the images?"
     )
 

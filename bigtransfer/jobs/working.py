@@ -113,8 +113,8 @@ class Work:
 
     @property
     def overrun(self) -> str:
-        """A sentence if the budget was not kept (`Clock.overrun`); else empty."""
-        return "" if self.kept is None else self.kept.overrun()
+        """A sentence if the budget was not kept (`Clock.overrun`), whoever decided that; else empty."""
+        return "" if self.clock is None else self.clock.overrun()
 
     def enter(self, stage: str) -> None:
         """What is done from now on, for the account of where a budget's time went."""
@@ -124,8 +124,8 @@ class Work:
     def decided(self, plan: Plan, data: Mapping[str, Any], files: Iterable[str] = ()) -> None:
         """All that comes before the first step is in the folder: write down what was asked and decided, what was found in the data, and
         which `files` of the folder a resume goes on from."""
-        if self.kept is not None:
-            self.kept.note()
+        if self.clock is not None:
+            self.clock.note()
         record(self.run, self.command, self.config, plan, data, files)
 
     def track(self) -> None:
@@ -148,9 +148,9 @@ class Work:
 
     def ended(self, plan: Plan, metrics: dict[str, float]) -> Finetuned:
         """Model and report are written: clear away what a resume would have needed."""
-        if self.kept is not None:
-            self.kept.note()
-            print(f"budget: {self.kept.spent:.1f} s of {self.kept.seconds:g} s taken")
+        if self.clock is not None:
+            self.clock.note()
+            print(f"budget: {self.clock.spent:.1f} s of {self.clock.seconds:g} s taken")
         checkpoint.remove(self.folder)
         best.remove(self.folder)
         return Finetuned(folder=self.folder, recipe=plan.recipe, metrics=metrics)

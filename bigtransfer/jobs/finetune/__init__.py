@@ -34,8 +34,8 @@ COMMAND = "finetune"
 
 FINISHING = 1.0
 """Seconds, on a machine that does nothing else, for what comes after the last image: model, report, the end of the process."""
-ALWAYS = "The closed form and its test are made"
-"""However little is left of a budget."""
+ALWAYS, AS_ASKED = "The closed form and its test are made", "As many steps as --steps says are taken"
+"""However little is left of a budget; the latter where the user set them."""
 
 
 def run(config: FinetuneConfig) -> int:
@@ -88,7 +88,8 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
     names = start.at_hand() if undecided else [config.model]
     networks = {name: _load(config, name, len(parts.train.class_names), channels, device) for name in names}
 
-    with working.at_work(folder, COMMAND, asked, begun, since=since, reserve=FINISHING, always=ALWAYS) as work:
+    always = ALWAYS if asked.steps is None else AS_ASKED
+    with working.at_work(folder, COMMAND, asked, begun, since=since, reserve=FINISHING, always=always) as work:
         run, clock, kept = work.run, work.clock, work.kept
         lent = dataset.lent(config, opened, parts)
         if undecided:
@@ -176,7 +177,7 @@ def finetune(config: FinetuneConfig, images: Splits | None = None, *, since: flo
         # Images that the model has learnt from cannot measure it.
         unseen = model if parts.test is not None else judged
         measured = measuring.evaluate(
-            config, folder, unseen, parts, expected, surpassed=judged is not model, clock=kept, why_not=why_not
+            config, folder, unseen, parts, expected, surpassed=judged is not model, clock=clock, why_not=why_not
         )
         model.card = work.measured(model.card, taken, measured, steps)
         weights.save(work.model, model)
@@ -281,7 +282,8 @@ def _tell_plan(
         if found.whole is not None:
             print(f"        and once more with those held out, on all {found.whole.images:,}: what of it is delivered")
         elif lent and config.budget is not None and not recipe.steps:
-            print(f"        for the {len(lent):,} images held out there was no time: they are not learnt from")
+            held_out = "1 image" if len(lent) == 1 else f"{len(lent):,} images"
+            print(f"        for the {held_out} held out there was no time: not learnt from")
         if note := found.chance_note(parts.train.class_names):
             print(f"warning: {note}", file=sys.stderr)
     if not recipe.steps:

@@ -107,7 +107,8 @@ def deliver(
     shown = ", ".join(
         f"{one.kind} {one.mean_per_class if plan.balance else one.top1:.1%}" for one in made.candidates
     ) + (" mean per class" if plan.balance else "")
-    print(f"chosen: {made.delivered}, by {made.images:,} validation images, of which the loss decides ({shown})")
+    judges = "1 validation image" if made.images == 1 else f"{made.images:,} validation images"
+    print(f"chosen: {made.delivered}, by the loss on {judges} ({shown})")
     judged = chosen.network(solved, tuned)
     unchanged = {"closed form": whole is solved, "fine-tuned": tuned_whole is tuned}
     if unchanged.get(made.delivered, all(unchanged.values())):

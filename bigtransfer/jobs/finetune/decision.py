@@ -47,8 +47,9 @@ WORTH = 2.5
 """Times the fewest steps that there should be time for, as it seems before the closed form, if that is to go without larger sizes or mirror
 images for them: as it takes longer than it seems, what seemed enough for the fewest was often too little in the end, and was given back."""
 
-TIMED = 0.05
-"""Share of a budget that may go into measuring the machine's speed, which is done at most twice."""
+TIMED, LONGEST = 0.05, 10.0
+"""Share of a budget that may go into measuring the machine's speed, which is done at most twice; and seconds of either that are
+enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def find_facts(config: FinetuneConfig, model: Network, card: ModelCard, parts: S
     if arch.fixed_size is not None and config.crop not in (None, arch.fixed_size):
         raise ConfigError(f"{arch.name} takes images of {arch.fixed_size} px only; leave out --crop {config.crop}.")
     dtype = loop.compute_dtype(config.precision, device)
-    timed = TIMED / 2 * seconds(config.budget) if config.budget is not None else 0.0
+    timed = min(LONGEST, TIMED / 2 * seconds(config.budget)) if config.budget is not None else 0.0
 
     @functools.cache
     def speed(crop: int, batch: int) -> float:
@@ -182,7 +183,7 @@ def decide(config: FinetuneConfig, facts: Facts, why: str = "") -> FinetunePlan:
         recipe = dataclasses.replace(recipe, notes=(why, *recipe.notes))
     chooses = _chooses(config, facts) and recipe.steps > 0
     tail = again = 0.0
-    if chooses and facts.look:
+    if chooses and facts.look and config.steps is None:  # of steps that are asked for nothing depends on the time
         pace = facts.tuning_speed(recipe.crop, recipe.batch_size) / recipe.batch_size
         tail, again = _afterwards(facts) * pace, _again(facts) * pace
     return FinetunePlan(

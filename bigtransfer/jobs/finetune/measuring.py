@@ -97,8 +97,8 @@ def evaluate(
 ) -> dict[str, float]:
     """The model as it will be used, on the test part, else the validation part; writes evaluation.json. expected: the closed form, if the
     model is at least as good. surpassed: what is delivered is this model after it has learnt from the validation images as well.
-    clock: of a budget; where it is used up, the images not yet looked at are left out, and that is said. why_not: the model has no
-    temperature."""
+    clock: of a budget; where it is used up, the images not yet looked at are left out, unless the user set the steps, and that is said.
+    why_not: the model has no temperature."""
     split, images = ("test", parts.test) if parts.test is not None else ("val", parts.val)
     if images is None:
         print("test:   not measured, for all images were learnt from: give a test part, or --test-fraction")
@@ -106,7 +106,10 @@ def evaluate(
         return {}
     predictor = Predictor(model, device=config.device, precision=config.precision)
     result, unreadable = measure(
-        predictor, images, progress=True, late=None if clock is None else _late(clock, len(images))
+        predictor,
+        images,
+        progress=True,
+        late=None if clock is None or config.steps is not None else _late(clock, len(images)),
     )
     rest = len(images) - len(result) - len(unreadable)
     over = "" if clock is None else clock.overrun()
