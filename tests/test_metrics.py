@@ -292,7 +292,9 @@ def test_the_sentence_about_chance() -> None:
     )
     assert "if the commonest class were" in str(metrics.chance_note(np.array([4, 5]), np.array([10, 10]), None))
     worse = str(metrics.chance_note(np.array([0, 0]), np.array([10, 10]), None))
-    assert worse.startswith("This is no better than chance, rather worse: 0.0% of 20 images are right (95% interval 0.0% to 16.1%)")
+    assert worse.startswith(
+        "This is no better than chance, rather worse: 0.0% of 20 images are right (95% interval 0.0% to 16.1%)"
+    )
     assert metrics.chance_note(np.array([10, 10]), np.array([10, 10]), ["cat", "dog"]) is None
     result = Classification(3)
     labels = torch.arange(30) % 3
