@@ -285,6 +285,16 @@ def test_guesses_are_seldom_taken_for_knowledge() -> None:
         assert np.mean([told(case.tolist(), images) for case in cases]) < 0.05
 
 
+def test_long_names_of_classes_do_not_widen_the_table() -> None:
+    names = ["a" * 40, "b" * 41]
+    text = describe(state(torch.eye(2)[torch.tensor([0, 0, 1])], torch.tensor([0, 1, 1])), names)
+    rows = text.splitlines()
+    assert max(map(len, rows)) <= 100
+    assert any(row.startswith("a" * 40 + "  ") for row in rows) and any(
+        row.startswith("b" * 37 + "...  ") for row in rows
+    )
+
+
 def test_the_sentence_about_chance() -> None:
     note = metrics.chance_note(np.array([4, 5]), np.array([10, 10]), ["cat", "d\x1bg"])
     assert note is not None and note.startswith(

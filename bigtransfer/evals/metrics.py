@@ -364,10 +364,18 @@ def evaluate(
     return total
 
 
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+
+
+_LONGEST = 40
+"""Letters of a class's name in a table for the terminal; evaluation.json and the report have all of them."""
+
+
 def describe(result: Classification, class_names: Sequence[str], worst: int = 10) -> str:
     """The numbers as text for a terminal: the headline, then a table of all classes if there are at most 30, else of the `worst`
     by F1."""
-    class_names = [line(name) for name in class_names]
+    class_names = [_shortened(line(name)) for name in class_names]
     low, high = result.top1_interval
     lines = [
         f"top-1 accuracy     {result.top1:7.2%}   (95% interval {low:.2%} to {high:.2%}, {len(result)} images)",
