@@ -30,7 +30,8 @@ class PredictConfig(Config):
     top_k: PositiveInt = 5
     """How many classes to give for each image, the most probable first."""
     format: Literal["table", "csv", "jsonl", "parquet"] | None = None
-    """A table to read, comma-separated values, one JSON object a line, or Parquet into a folder. Default: the table, the Parquet."""
+    """A table to read, comma-separated values, one JSON object a line, or Parquet into a folder. Default: the table, the Parquet. In CSV
+    a name that a spreadsheet would take for a formula (=1+1) has an apostrophe before it; JSON lines and Parquet have it as it is."""
     out: str | None = None
     """File to write to instead of the terminal; or a folder: one that is there, or a name that ends with /."""
     probabilities: bool = False
