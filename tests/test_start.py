@@ -335,7 +335,7 @@ def test_the_sizes_of_both_go_together(networks: list[str]) -> None:
     looks, beside = ((64, 128, 256), (96, 192), (64, 128), (96,)), ((224, 448), (144, 288), (224,))
     facts: Any = SimpleNamespace(looks=looks, looks_beside=beside)
     for flip in (True, False):
-        ways = baseline._ways(FinetuneConfig(data="x", flip=flip), facts, both)
+        ways = baseline._views(FinetuneConfig(data="x", flip=flip), facts, both)
         found = []
         for way in ways:
             one, other = way[-1].readout, way[-1].beside
