@@ -870,7 +870,9 @@ def test_steps_that_were_asked_for_know_no_clock(
     assert "as many steps as were asked for" in shown.out and re.search(
         r"budget: 36\d\d\.\d s of 60 s taken", shown.out
     )
-    for told in (shown.err, " ".join(evaluation["notes"])):
+    recipe = card_and_config(run)[0].recipe
+    assert recipe is not None
+    for told in (shown.err, " ".join(evaluation["notes"]), " ".join(recipe["notes"])):
         assert "The budget of 60 s was not kept" in told and "As many steps as --steps says are taken" in told
 
 

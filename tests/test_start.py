@@ -343,7 +343,7 @@ def test_the_sizes_of_both_go_together(networks: list[str]) -> None:
             found.append((one.sizes, other.sizes, one.mirrored))
             assert way[-1].size == max(*one.sizes, *other.sizes) and len(way) == max(len(one.sizes), len(other.sizes))
         assert found == [tuple(one) for one in hyperrule.looking_together(looks, beside, flip=flip)]
-    (only,) = {way[-1] for way in baseline._ways(FinetuneConfig(data="x", crop=32, flip=False), facts, both)}
+    (only,) = {way[-1] for way in baseline._views(FinetuneConfig(data="x", crop=32, flip=False), facts, both)}
     assert only.size == 32 and only.sizes == (32,) and only.beside is not None and only.beside.sizes == (32,)
 
 
