@@ -11,7 +11,7 @@ steps: RetinaNet on R50x1 by this package, in float32 and in bfloat16, and torch
 own preparation of images left out by giving them in the final size), in turn, from random weights, the same made-up images and boxes:
 forward, losses, backward, SGD. Seconds are the processor's, of one thread, which a crowded machine disturbs least.
 
-starts: `bit detect finetune` from the bundled network and from random weights, seed by seed, measured on the test images. by-heart: the
+starts: `bit detect finetune` from the bundled network and from random weights, seed by seed, measured on the test images, or those for validation where there are none. by-heart: the
 first images of the training list of a set in VOC's layout, learnt without mirroring or scaling and measured on themselves. Both are
 resumable: each training is a cell (`benchmarks.cells`), and the same command goes on where it was stopped.
 
@@ -230,7 +230,8 @@ def _listed(cells: Cells, rows: list[tuple[str, dict[str, Any] | None]]) -> None
         if made is None:
             print(f"| {name} | being made | | | | | | | |")
             continue
-        shares = " | ".join(f"{made[f'test_{what}']:.1%}" for what in ("ap", "ap50", "ap75"))
+        part = "test" if "test_ap" in made else "val"  # of a set without a test part
+        shares = " | ".join(f"{made[f'{part}_{what}']:.1%}" for what in ("ap", "ap50", "ap75"))
         kinds = ", ".join(f"{row['name']} {row['ap50']:.1%}" for row in made["per_class"])
         counts = " | ".join(
             f"{sum(row[what] for row in made['per_class']):,}" for what in ("found", "missed", "invented")
