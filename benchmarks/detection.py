@@ -11,9 +11,10 @@ steps: RetinaNet on R50x1 by this package, in float32 and in bfloat16, and torch
 own preparation of images left out by giving them in the final size), in turn, from random weights, the same made-up images and boxes:
 forward, losses, backward, SGD. Seconds are the processor's, of one thread, which a crowded machine disturbs least.
 
-starts: `bit detect finetune` from the bundled network and from random weights, seed by seed, measured on the test images, or those for validation where there are none. by-heart: the
-first images of the training list of a set in VOC's layout, learnt without mirroring or scaling and measured on themselves. Both are
-resumable: each training is a cell (`benchmarks.cells`), and the same command goes on where it was stopped.
+starts: `bit detect finetune` from the bundled network and from random weights, seed by seed, measured on the test images, or where there
+are none on those for validation. by-heart: the first images of the training list of a set in VOC's layout, learnt without mirroring or
+scaling and measured on themselves. Both are resumable: each training is a cell (`benchmarks.cells`), and the same command goes on where it
+was stopped.
 
 reached: what a training that was stopped had learnt by its latest checkpoint, measured on the test images.
 
