@@ -217,6 +217,11 @@ class Architecture:
         return None if self.backbone is None or self.backbone.any_size else self.backbone.size
 
     @property
+    def last_map(self) -> Readout:
+        """What a head sees of the network where no readout is named: the last map, averaged."""
+        return Readout(blocks=(len(self.stages) - 1,), maxima=False)
+
+    @property
     def num_features(self) -> int:
         """Length of the feature vector that the head sees."""
         beside = 0 if self.beside is None else self.beside.num_features

@@ -430,11 +430,10 @@ def tuning(
     cosine leads it to 0. Measured on sets of 150 to 2,000 images (docs/lab-notes.md).
     """
     batch = min(num_examples, fixed.get("batch_size", TUNING_BATCH))
-    left = seconds if left is None else max(left, 0.0)
     if "steps" in fixed:
         steps, why = fixed["steps"], "as many steps as were asked for, however long they take."
     else:
-        speed = images_per_second(crop, batch)
+        left, speed = seconds if left is None else max(left, 0.0), images_per_second(crop, batch)
         steps = min(most_tuning_steps(num_examples, batch), max(FEWEST_STEPS, int(left * speed / batch)))
         why = f"to fit into {_span(seconds)} at the {speed:.0f} images/s just measured."
     return Recipe(

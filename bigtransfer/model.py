@@ -519,8 +519,7 @@ class Foreign(Network):
         return self.forward_head(self.forward_features(x))
 
     def pooled_maps(self, x: Tensor) -> list[PooledMap]:
-        last = Readout(blocks=(len(self.architecture.stages) - 1,), maxima=False)
-        ((one, pooling),) = self.stage_maps(x, last)
+        ((one, pooling),) = self.stage_maps(x, self.architecture.last_map)
         return [PooledMap(one, pooling, 0)]
 
     def stage_maps(self, x: Tensor, readout: Readout) -> list[tuple[Tensor, str]]:
@@ -589,8 +588,7 @@ class Joined(Network):
         readout = self.architecture.readout
         found: list[PooledMap] = []
         if readout is None:
-            last = Readout(blocks=(len(self.architecture.stages) - 1,), maxima=False)
-            found += [PooledMap(one, pooling, 0) for one, pooling in self.stage_maps(x, last)]
+            found += [PooledMap(one, pooling, 0) for one, pooling in self.stage_maps(x, self.architecture.last_map)]
         else:
             share = 0.5 if readout.mirrored else 1.0
             found += self._maps(x, readout, share)

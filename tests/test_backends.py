@@ -119,23 +119,11 @@ LITE_READOUTS = {
 def test_efficientnet_lite_answers_as_with_torch(readout: str, side: int) -> None:
     """At even and odd sizes, for which TensorFlow pads otherwise."""
     pytest.importorskip("timm")
-    torch.manual_seed(0)
-    plain = weights.load("timm:tf_efficientnet_lite0", pretrained=False, num_classes=0)
-    for module in plain.modules():
-        if isinstance(module, torch.nn.BatchNorm2d):  # as if trained
-            assert module.running_mean is not None and module.running_var is not None
-            module.running_mean.normal_(std=0.2)
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, std=0.3)
     how = LITE_READOUTS[readout]
     if how is not None and how.sizes:
         how = dataclasses.replace(how, sizes=(39, side))
-    made = joined(plain, how) if how is not None else plain
-    made.reset_classifier(5)
-    torch.nn.init.normal_(made.head.weight, std=0.05)  # type: ignore[arg-type]
-    made.card = dataclasses.replace(made.card, input=InputSpec(size=side), class_names=tuple("abcde"))
-    content = graph.onnx_model(made.eval(), input="uint8")
+    made = foreign("tf_efficientnet_lite0", side, how)
+    content = graph.onnx_model(made, input="uint8")
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
     onnx_file.parse(content, "it")
     images = pictures(size=side)
@@ -154,7 +142,7 @@ FOREIGN = {
 """timm's networks of a few layers -> size, px, and readout."""
 
 
-def foreign(name: str) -> Network:
+def foreign(name: str, side: int, readout: Readout | None) -> Network:
     """As if trained, with a head for five classes."""
     pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -164,7 +152,8 @@ def foreign(name: str) -> Network:
             assert module.running_mean is not None and module.running_var is not None
             module.running_mean.normal_(std=0.2)
             module.running_var.uniform_(0.5, 2)
-    side, readout = FOREIGN[name]
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+            torch.nn.init.normal_(module.bias, std=0.3)
     made = made if readout is None else joined(made, readout)
     made.reset_classifier(5)
     torch.nn.init.normal_(made.head.weight, std=0.05)  # type: ignore[arg-type]
@@ -175,7 +164,7 @@ def foreign(name: str) -> Network:
 @pytest.mark.parametrize("name", FOREIGN)
 def test_networks_of_other_libraries_answer_as_with_torch(name: str) -> None:
     """Any number of images at a time; from the file as it was read again."""
-    made = foreign(name)
+    made = foreign(name, *FOREIGN[name])
     content = graph.onnx_model(made, input="uint8")
     onnx.checker.check_model(onnx.load_from_string(content), full_check=True)
     images = pictures(size=made.card.input.size)
@@ -192,7 +181,7 @@ def test_networks_of_other_libraries_answer_as_with_torch(name: str) -> None:
 
 
 def test_layers_that_cannot_be_exported_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = foreign("test_resnet")
+    made = foreign("test_resnet", *FOREIGN["test_resnet"])
     monkeypatch.setattr(onnx_file, "OPERATIONS", onnx_file.OPERATIONS - {"Relu"})
     with pytest.raises(WeightsError, match=r"timm:test_resnet cannot be exported to ONNX here: .* does not run Relu\."):
         graph.onnx_model(made)

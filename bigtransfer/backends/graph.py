@@ -224,14 +224,13 @@ def _width(network: Network) -> int:
 
 
 def _seen(graph: _Graph, network: Network, image: str, prefix: str, card: ModelCard) -> str:
-    arch = network.architecture
-    readout = arch.readout or Readout(blocks=(len(arch.stages) - 1,), maxima=False)
+    readout = network.architecture.readout or network.architecture.last_map
+    unknown = isinstance(network, Foreign) and not _known(network)
     pooled: list[str] = []
-    for size in readout.sizes or (None,):
-        seen = image if size is None else _resized(graph, image, card.input.size, size)
-        side = size or card.input.size
-        if isinstance(network, Foreign) and not _known(network):
-            pooled.append(_traced(graph, network, seen, prefix, readout, side))
+    for side in readout.sizes or (card.input.size,):
+        seen = _resized(graph, image, card.input.size, side)
+        if unknown:
+            pooled.append(_traced(graph, cast(Foreign, network), seen, prefix, readout, side))
             continue
         for y in _maps(graph, network, seen, prefix, readout.blocks, side):
             pooled.append(_mean(graph, y))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bigtransfer import libraries
+from bigtransfer import libraries, ops
 from bigtransfer.backends import onnx_file
 from bigtransfer.catalog import Readout
 from bigtransfer.errors import WeightsError
@@ -47,11 +47,7 @@ class _Seen(nn.Module):
         self.network, self.readout = network, readout
 
     def forward(self, images: Tensor) -> Tensor:
-        pooled = []
-        for y, pooling in self.network.stage_maps(images, self.readout):
-            pooled += [] if pooling == "max" else [y.mean((2, 3))]
-            pooled += [] if pooling == "avg" else [y.amax((2, 3))]
-        return torch.cat(pooled, 1)
+        return torch.cat([ops.pool(y, how) for y, how in self.network.stage_maps(images, self.readout)], dim=1)
 
 
 def traced(network: Foreign, readout: Readout, side: int, *, onnx: Any, opset: int) -> Traced:
@@ -92,9 +88,8 @@ def traced(network: Foreign, readout: Readout, side: int, *, onnx: Any, opset: i
 def _quietly() -> Iterator[None]:
     """Without torch's remarks on exporting, and without what it prints where that fails: whole graphs. Attention is computed by layers
     that can be exported, not at one go."""
-    log = getattr(torch._C, "_jit_set_onnx_log_enabled", lambda on: None)
     fast = torch.backends.mha.get_fastpath_enabled()
-    log(False)
+    getattr(torch._C, "_jit_set_onnx_log_enabled", lambda on: None)(False)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():

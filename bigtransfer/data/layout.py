@@ -384,8 +384,13 @@ def listed(names: Iterable[str]) -> str:
 
 def in_short(class_names: Sequence[str]) -> str:
     """The classes of a data set on one line: at most ten of them, and of each at most 40 characters."""
-    shown = [terminal.line(name) for name in class_names]
-    return listed(name if len(name) <= 40 else f"{name[:37]}..." for name in shown)
+    return listed(map(shortened, class_names))
+
+
+def shortened(class_name: str) -> str:
+    """The name of a class as a `terminal.line` of at most 40 characters."""
+    name = terminal.line(class_name)
+    return name if len(name) <= 40 else f"{name[:37]}..."
 
 
 def quoted(value: object, length: int = 60) -> str:

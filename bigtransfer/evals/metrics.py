@@ -10,10 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bigtransfer.data.layout import quoted
+from bigtransfer.data.layout import quoted, shortened
 from bigtransfer.dist import World
 from bigtransfer.errors import DataError, WeightsError
-from bigtransfer.terminal import line
 
 CALIBRATION_BINS = 15
 """Equal-width bins of the calibration error (the number of Guo et al., arXiv 1706.04599)."""
@@ -364,18 +363,10 @@ def evaluate(
     return total
 
 
-def _shortened(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
-
-
-_LONGEST = 40
-"""Letters of a class's name in a table for the terminal; evaluation.json and the report have all of them."""
-
-
 def describe(result: Classification, class_names: Sequence[str], worst: int = 10) -> str:
     """The numbers as text for a terminal: the headline, then a table of all classes if there are at most 30, else of the `worst`
-    by F1."""
-    class_names = [_shortened(line(name)) for name in class_names]
+    by F1. Long names of classes are cut; evaluation.json and the report have them whole."""
+    class_names = [shortened(name) for name in class_names]
     low, high = result.top1_interval
     lines = [
         f"top-1 accuracy     {result.top1:7.2%}   (95% interval {low:.2%} to {high:.2%}, {len(result)} images)",
